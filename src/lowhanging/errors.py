@@ -1,0 +1,143 @@
+"""What does a message of this library look like, and what is raised when a computation did not get there?
+
+Every boundary message has four parts: argument, what was received, what is expected, what to do. They are written here
+and nowhere else, so that `ValueError: k received 0, expected ...` reads the same from every door of the library.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class NotConvergedError(RuntimeError):
+    """A computation missed its tolerance; `result` holds everything that was found so far.
+
+    Attributes:
+        result: the result object that would have been returned, its `is_converged` entries telling which parts hold.
+    """
+
+    def __init__(self, message: str, result: Any = None):
+        super().__init__(message)
+        self.result = result
+
+
+class NotSmoothWarning(UserWarning):
+    """The loss has kinks (ReLU, max-pool ...): its Hessian exists almost everywhere but misses the kinks."""
+
+
+def explain(argument: str, received: str, expected: str, remedy: str) -> str:
+    """The four parts of a message: `argument` `received`, expected `expected`. `remedy`."""
+    return f"{argument} {received}, expected {expected}.\n{remedy}"
+
+
+def check_count(argument: str, value: Any, *, minimum: int = 1, maximum: int | None = None, remedy: str) -> int:
+    """`value` as an int between `minimum` and `maximum`, or an error."""
+    expected = f"an integer of at least {minimum}" if maximum is None else f"an integer from {minimum} to {maximum}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(explain(argument, f"is {value!r}", expected, remedy))
+    if value < minimum or (maximum is not None and value > maximum):
+        raise ValueError(explain(argument, f"is {value}", expected, remedy))
+    return int(value)
+
+
+def check_real(
+    argument: str,
+    value: Any,
+    *,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    exclusive: bool = False,
+    remedy: str,
+) -> float:
+    """`value` as a finite float in [minimum, maximum] (open interval if `exclusive`), or an error."""
+    brackets = "()" if exclusive else "[]"
+    is_bounded = minimum > -math.inf or maximum < math.inf
+    expected = f"a finite number in {brackets[0]}{minimum:g}, {maximum:g}{brackets[1]}" if is_bounded else "a finite number"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(explain(argument, f"is {value!r}", expected, remedy))
+    number = float(value)
+    inside = minimum < number < maximum if exclusive else minimum <= number <= maximum
+    if not (math.isfinite(number) and inside):
+        raise ValueError(explain(argument, f"is {number:g}", expected, remedy))
+    return number
+
+
+def check_choice(argument: str, value: Any, choices: Sequence[str], *, remedy: str = "Name one of them.") -> str:
+    """`value` as one of `choices`, or an error."""
+    if value not in choices:
+        raise ValueError(explain(argument, f"is {value!r}", "one of " + ", ".join(map(repr, choices)), remedy))
+    return str(value)
+
+
+def check_finite(argument: str, tensor: Tensor, *, remedy: str) -> None:
+    """An error if a floating-point or complex tensor holds NaN or inf."""
+    if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
+        bad = (~torch.isfinite(tensor)).sum().item()
+        raise ValueError(explain(argument, f"holds {bad} NaN or infinite entries", "finite numbers", remedy))
+
+
+def check_vector(
+    argument: str, value: Any, size: int, *, owner: str, remedy: str, allow_zero: bool = True, like: Tensor | None = None
+) -> Tensor:
+    """`value` as a finite (size,) floating-point tensor, on the device and in the dtype of `like`, or an error."""
+    expected = f"({size},) = (num_params,) of {owner}"
+    if not isinstance(value, Tensor | np.ndarray):
+        raise TypeError(explain(argument, f"is a {type(value).__name__}", f"a tensor of shape {expected}", remedy))
+    vector = torch.as_tensor(value)
+    if tuple(vector.shape) != (size,):
+        raise ValueError(explain(argument, f"has shape {tuple(vector.shape)}", expected, remedy))
+    if not vector.is_floating_point():
+        raise TypeError(explain(argument, f"has dtype {vector.dtype}", "a floating-point dtype", remedy))
+    check_finite(argument, vector, remedy=remedy)
+    if not allow_zero and not bool(vector.any()):
+        raise ValueError(explain(argument, "is the zero vector", "a vector with a direction", remedy))
+    return vector if like is None else vector.to(device=like.device, dtype=like.dtype)
+
+
+def check_device(device: Any) -> torch.device:
+    """`device` as a torch.device that exists on this machine, or an error."""
+    remedy = 'Pass device="cpu", or leave it out to compute where the model is.'
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(explain("device", f"is {device!r}", "a torch device such as 'cpu' or 'cuda:0'", remedy)) from error
+    try:
+        torch.empty(1, device=wanted)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        found = torch.cuda.device_count()
+        expected = f"a device of this machine ({found} CUDA device{'' if found == 1 else 's'} found)"
+        raise ValueError(explain("device", f"is {str(wanted)!r}", expected, remedy)) from error
+    return wanted
+
+
+def check_names(argument: str, names: Iterable[Any], *, remedy: str) -> list[str]:
+    """Non-empty list of strings, or an error."""
+    found = list(names)
+    if not found or not all(isinstance(name, str) and name for name in found):
+        raise ValueError(explain(argument, f"has the names {found!r}", "at least one name, each a non-empty string", remedy))
+    return found
+
+
+def check_writable_folder(argument: str, folder: str | Path, *, remedy: str) -> Path:
+    """`folder` as a Path that can hold new files (made if missing), or an error; no file is left behind."""
+    path = Path(folder)
+    missing = [parent for parent in (path, *path.parents) if not parent.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".lowhanging-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        for parent in missing:                            # what this call made, deepest first, and only if empty
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+        raise OSError(explain(argument, f"is {str(path)!r} ({error.strerror})", "a folder that can be written to", remedy)) from error
+    return path

@@ -1,0 +1,85 @@
+"""How does a result get to disk and back?
+
+A result is a frozen dataclass of tensors, numbers, strings and mappings of them. It is stored as one npz: every tensor
+an array of that file, everything else in one JSON entry, so that NumPy alone can read it. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowhanging.errors import explain
+
+_T = TypeVar("_T")
+_META = "__lowhanging__"
+_REMEDY = "Load the file with the class that saved it: Class.load(path)."
+
+
+def save_result(result: Any, path: str | Path) -> Path:
+    """Write a result dataclass to `path` as npz; the file appears whole or not at all. Returns the path written."""
+    arrays: dict[str, np.ndarray] = {}
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        if isinstance(value, Tensor):
+            arrays[field.name] = value.detach().cpu().numpy()
+        elif isinstance(value, dict) and value and all(isinstance(item, Tensor) for item in value.values()):
+            plain[field.name] = {"tensors": list(value)}
+            arrays |= {f"{field.name}/{name}": item.detach().cpu().numpy() for name, item in value.items()}
+        else:
+            plain[field.name] = {"value": value}
+    meta = json.dumps({"class": type(result).__name__, "fields": plain})
+    target = Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
+    write_atomically(target, lambda stream: np.savez_compressed(stream, **arrays, **{_META: np.array(meta)}))
+    return target
+
+
+def load_result(cls: type[_T], path: str | Path) -> _T:
+    """Read what `save_result` wrote for the same class."""
+    source = Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
+    expected = f"a file saved by {cls.__name__}.save"
+    try:
+        with np.load(source, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        meta = json.loads(str(arrays.pop(_META)))
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(explain("path", f"is {str(source)!r}, not a result of lowhanging", expected, _REMEDY)) from error
+    if meta["class"] != cls.__name__:
+        raise ValueError(explain("path", f"is {str(source)!r}, a saved {meta['class']}", expected, _REMEDY))
+    values: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items() if "/" not in name}
+    for name, entry in meta["fields"].items():
+        if "tensors" in entry:
+            values[name] = {key: torch.from_numpy(arrays[f"{name}/{key}"]) for key in entry["tensors"]}
+        else:
+            values[name] = entry["value"]
+    return cls(**values)
+
+
+def write_atomically(path: str | Path, write: Any) -> None:
+    """Call write(stream) on a temporary file beside `path` and move it into place; on failure nothing is left."""
+    target = Path(path)
+    descriptor, name = tempfile.mkstemp(dir=target.parent or Path("."), prefix=f".{target.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            write(stream)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
