@@ -60,7 +60,9 @@ def check_real(
     """`value` as a finite float in [minimum, maximum] (open interval if `exclusive`), or an error."""
     brackets = "()" if exclusive else "[]"
     is_bounded = minimum > -math.inf or maximum < math.inf
-    expected = f"a finite number in {brackets[0]}{minimum:g}, {maximum:g}{brackets[1]}" if is_bounded else "a finite number"
+    expected = (
+        f"a finite number in {brackets[0]}{minimum:g}, {maximum:g}{brackets[1]}" if is_bounded else "a finite number"
+    )
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(explain(argument, f"is {value!r}", expected, remedy))
     number = float(value)
@@ -85,7 +87,14 @@ def check_finite(argument: str, tensor: Tensor, *, remedy: str) -> None:
 
 
 def check_vector(
-    argument: str, value: Any, size: int, *, owner: str, remedy: str, allow_zero: bool = True, like: Tensor | None = None
+    argument: str,
+    value: Any,
+    size: int,
+    *,
+    owner: str,
+    remedy: str,
+    allow_zero: bool = True,
+    like: Tensor | None = None,
 ) -> Tensor:
     """`value` as a finite (size,) floating-point tensor, on the device and in the dtype of `like`, or an error."""
     expected = f"({size},) = (num_params,) of {owner}"
@@ -108,7 +117,9 @@ def check_device(device: Any) -> torch.device:
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(explain("device", f"is {device!r}", "a torch device such as 'cpu' or 'cuda:0'", remedy)) from error
+        raise ValueError(
+            explain("device", f"is {device!r}", "a torch device such as 'cpu' or 'cuda:0'", remedy)
+        ) from error
     try:
         torch.empty(1, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -122,7 +133,9 @@ def check_names(argument: str, names: Iterable[Any], *, remedy: str) -> list[str
     """Non-empty list of strings, or an error."""
     found = list(names)
     if not found or not all(isinstance(name, str) and name for name in found):
-        raise ValueError(explain(argument, f"has the names {found!r}", "at least one name, each a non-empty string", remedy))
+        raise ValueError(
+            explain(argument, f"has the names {found!r}", "at least one name, each a non-empty string", remedy)
+        )
     return found
 
 
@@ -136,8 +149,10 @@ def check_writable_folder(argument: str, folder: str | Path, *, remedy: str) -> 
         probe.touch()
         probe.unlink()
     except OSError as error:
-        for parent in missing:                            # what this call made, deepest first, and only if empty
+        for parent in missing:  # what this call made, deepest first, and only if empty
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
-        raise OSError(explain(argument, f"is {str(path)!r} ({error.strerror})", "a folder that can be written to", remedy)) from error
+        raise OSError(
+            explain(argument, f"is {str(path)!r} ({error.strerror})", "a folder that can be written to", remedy)
+        ) from error
     return path

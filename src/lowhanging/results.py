@@ -53,7 +53,9 @@ def load_result(cls: type[_T], path: str | Path) -> _T:
             arrays = {name: stored[name] for name in stored.files}
         meta = json.loads(str(arrays.pop(_META)))
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(explain("path", f"is {str(source)!r}, not a result of lowhanging", expected, _REMEDY)) from error
+        raise ValueError(
+            explain("path", f"is {str(source)!r}, not a result of lowhanging", expected, _REMEDY)
+        ) from error
     if meta["class"] != cls.__name__:
         raise ValueError(explain("path", f"is {str(source)!r}, a saved {meta['class']}", expected, _REMEDY))
     values: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items() if "/" not in name}

@@ -1,0 +1,62 @@
+"""How does anything that has `@` become a map whose products can be counted and trusted?
+
+Torch and NumPy maps, ours and other people's, differ in what vectors they take, whether they alias or overwrite them,
+and what they return. All of that ends here: beyond this file a map takes and returns (p,) tensors of one dtype on one
+device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowhanging.basin.lanczos import ASYMMETRY, not_symmetric
+from lowhanging.errors import explain
+
+
+class CountedMap:
+    """A symmetric (p, p) map as torch products: counts them, checks them, and feeds NumPy maps with NumPy vectors."""
+
+    def __init__(self, operator: Any):
+        remedy = "Pass lh.hessian(objective), a square matrix or a SciPy LinearOperator; for a model use top_hessian_eigs."
+        shape = tuple(getattr(operator, "shape", ()))
+        if not hasattr(operator, "__matmul__") or len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
+            received = f"is a {type(operator).__name__} of shape {shape}" if shape else f"is a {type(operator).__name__}"
+            raise ValueError(explain("H", received, "a symmetric map with H @ v and the shape (p, p)", remedy))
+        kind = getattr(operator, "dtype", torch.float64)
+        self.takes_numpy = not isinstance(kind, torch.dtype)
+        if self.takes_numpy and kind is not None and np.dtype(kind).kind != "c":
+            kind = torch.float32 if np.dtype(kind) == np.float32 else torch.float64
+        if kind not in ASYMMETRY:
+            raise ValueError(explain("H", f"has dtype {kind}", "float32 or float64", "Convert it, e.g. H.double()."))
+        self.operator = operator
+        self.size: int = int(shape[0])
+        self.dtype: torch.dtype = kind
+        self.device = torch.device("cpu") if self.takes_numpy else torch.device(getattr(operator, "device", "cpu"))
+        self.num_products = 0
+        if isinstance(operator, np.ndarray | Tensor) and (self.takes_numpy or operator.layout == torch.strided):
+            _check_symmetric(torch.as_tensor(operator), ASYMMETRY[kind])
+
+    @torch.no_grad()
+    def product(self, vector: Tensor) -> Tensor:
+        """H v, (p,) -> (p,); the map gets a copy, so that it may keep, return or overwrite what it was given."""
+        self.num_products += 1
+        argument = vector.cpu().numpy().copy() if self.takes_numpy else vector.clone()
+        with torch.enable_grad():
+            image = torch.as_tensor(self.operator @ argument).detach()
+        if tuple(image.shape) != (self.size,):
+            expected = f"({self.size},) = (p,)"
+            raise ValueError(explain("H @ v", f"has shape {tuple(image.shape)}", expected, "Return one flat vector."))
+        return image.to(device=self.device, dtype=self.dtype)
+
+
+def _check_symmetric(matrix: Tensor, limit: float) -> None:
+    """Refuse a dense matrix with non-finite entries or with an antisymmetric part."""
+    if not bool(torch.isfinite(matrix).all()):
+        raise ValueError(explain("H", "holds NaN or infinite entries", "finite numbers", "Find where they come from."))
+    gap, largest = (float(entries.abs().max()) for entries in (matrix - matrix.mT, matrix))
+    if gap > limit * largest:
+        raise not_symmetric(f"differs from its transpose by {gap / largest:.1e} of its largest entry")

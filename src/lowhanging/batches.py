@@ -1,0 +1,242 @@
+"""How does whatever the user calls "the data" become a fixed list of micro-batches?
+
+A Hessian is only defined for a fixed data set, so the loader is read once and its batches are kept: random shuffling
+and augmentation are then harmless. Batches whose tensors share a first dimension are joined and re-cut to micro-batches
+that fit a processor's cache, which matters as much for speed as the algorithm (200 to 500 small images); the loss is
+a sum over examples, so the cut changes nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from lowhanging.errors import check_count, check_finite, explain
+
+_MICRO_BATCH_BYTES = 2**20  # of inputs: 334 images of 28 x 28 in float32
+_KINDS = "a DataLoader, an iterable of batches, a map-style Dataset or a tuple (inputs, targets) of tensors"
+
+
+class Batches:
+    """The micro-batches of a data set: the same ones, in the same order, on every pass.
+
+    Args:
+        data: a DataLoader, an iterable of batches, a map-style Dataset, or one data set as a tuple of tensors.
+        device: where the batches are kept.
+        dtype: half-precision floating-point tensors are widened to this (the weights' dtype).
+        micro_batch: examples per micro-batch; None chooses by the size of an example. With a loader whose batches
+            can't be joined (no common first dimension, or shapes that differ), its own batches are used.
+        cache: False re-reads `data` on every pass and checks that the passes agree.
+
+    Raises:
+        ValueError, TypeError: no batch in it, not a data set, NaN or inf, an iterator with cache=False.
+        RuntimeError: with cache=False, two passes differed.
+    """
+
+    def __init__(self, data: Any, *, device: torch.device, dtype: torch.dtype, micro_batch: int | None, cache: bool):
+        if micro_batch is not None:
+            check_count("micro_batch", micro_batch, remedy="Leave it out: the engine chooses one that fits the cache.")
+        self._source = _as_batches(data, micro_batch or 256)
+        self._device, self._dtype, self._wanted = device, dtype, micro_batch
+        self._fingerprint: tuple[float, ...] | None = None
+        self._kept: list[Any] | None = None
+        self._num_passes = 0
+        if cache:
+            self._kept = self._recut(list(self._read()))
+        elif iter(self._source) is self._source:
+            remedy = "Pass a DataLoader, or leave cache=True."
+            raise ValueError(
+                explain("data", "is an iterator, readable once", "data to read on each pass (cache=False)", remedy)
+            )
+        self.num_batches = self.num_examples = 0
+        for batch in self:
+            self._check(batch)
+            self.num_batches += 1
+            self.num_examples += num_examples(batch)
+        if cache is False:
+            for _ in self:  # the second pass, compared with the first
+                pass
+        if self.num_batches == 0:
+            raise ValueError(
+                explain("data", "holds no batch", "at least one example", "Check the loader's data set and drop_last.")
+            )
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        seen: list[float] = []
+        for batch in self._read():
+            seen.append(_fingerprint(batch))
+            yield batch
+        if self._fingerprint is None:
+            self._fingerprint = tuple(seen)
+        elif self._fingerprint != tuple(seen):
+            message = explain(
+                "data", "gave other batches on a second pass", "the same batches on every pass (cache=False)",
+                "Switch shuffling and random augmentation off, or use cache=True, which reads once.",
+            )  # fmt: skip
+            raise RuntimeError(message)
+
+    def _read(self) -> Iterator[Any]:
+        """One pass over the source; between any two batches the global random states are the user's."""
+        self._num_passes += 1
+        with untouched_random_state():
+            if self._kept is None and self._num_passes > 1:
+                torch.manual_seed(self._num_passes)  # so that a shuffled loader can't agree by chance (cache=False)
+            iterator = iter(self._source)
+            inner = _random_states()
+        while True:
+            with untouched_random_state():
+                _restore(inner)
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+                inner = _random_states()
+            yield self._move(batch)
+
+    def _move(self, batch: Any) -> Any:
+        leaves, spec = tree_flatten(_plain(batch))
+        moved = []
+        for leaf in leaves:
+            if isinstance(leaf, np.ndarray):
+                leaf = torch.from_numpy(leaf)
+            if isinstance(leaf, Tensor):
+                leaf = leaf.detach().to(self._device)
+                if leaf.dtype in (torch.float16, torch.bfloat16):
+                    leaf = leaf.to(self._dtype)
+            moved.append(leaf)
+        return tree_unflatten(moved, spec)
+
+    def _check(self, batch: Any) -> None:
+        leaves = tree_flatten(batch)[0]
+        if not any(isinstance(leaf, Tensor) for leaf in leaves):
+            kind = type(batch).__name__
+            raise TypeError(
+                explain("data", f"has a batch of type {kind} without a tensor", _KINDS, "Yield (inputs, targets).")
+            )
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                check_finite("data", leaf, remedy="Drop or repair those examples before building the loader.")
+
+    def _recut(self, batches: list[Any]) -> list[Any]:
+        joined = _join(batches)
+        if joined is None:
+            return [
+                tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch) for batch in batches
+            ]
+        leaves, spec = tree_flatten(joined)
+        total = leaves[0].shape[0]
+        size = self._wanted or _micro_batch_size(leaves, total)
+        # clone: a micro-batch must not be a view into the user's own tensors, which may change later.
+        cuts = [leaf.split(size) if total > size else (leaf,) for leaf in leaves]
+        return [tree_unflatten([part.clone() for part in parts], spec) for parts in zip(*cuts, strict=True)]
+
+
+def num_examples(batch: Any) -> int:
+    """Length of the first dimension of the first tensor of a batch."""
+    for leaf in tree_flatten(batch)[0]:
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            return int(leaf.shape[0])
+    return 1
+
+
+@contextlib.contextmanager
+def untouched_random_state() -> Iterator[None]:
+    """Save and restore the global random states of torch (every device in use), numpy and `random`."""
+    states = _random_states()
+    try:
+        yield
+    finally:
+        _restore(states)
+
+
+def _random_states() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002
+
+
+def _restore(states: tuple[Any, ...]) -> None:
+    python_state, numpy_state, torch_state, cuda_states = states
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)  # noqa: NPY002
+    torch.set_rng_state(torch_state)
+    if cuda_states is not None:
+        torch.cuda.set_rng_state_all(cuda_states)
+
+
+def _as_batches(data: Any, size: int) -> Iterable[Any]:
+    """Any of the accepted kinds as an iterable of batches."""
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    if isinstance(data, Dataset) and isinstance(getattr(data, "inputs", None), Tensor):
+        data = (data.inputs, data.targets)  # type: ignore[attr-defined]
+    if isinstance(data, tuple) and data and all(isinstance(item, Tensor | np.ndarray) for item in data):
+        lengths = {len(item) for item in data if item.ndim}
+        if len(lengths) != 1 or any(item.ndim == 0 for item in data):
+            shapes = [tuple(item.shape) for item in data]
+            raise ValueError(
+                explain("data", f"is a tuple of shapes {shapes}", "one common first dimension", "Align the tensors.")
+            )
+        return [] if lengths == {0} else [data]
+    is_map_style = isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__")
+    if is_map_style and not isinstance(data, DataLoader):
+        return DataLoader(data, batch_size=size) if len(data) else []
+    if isinstance(data, Tensor | np.ndarray | str | Mapping) or not isinstance(data, Iterable):
+        remedy = "Wrap one batch in a list, a data set of tensors in a tuple: (inputs, targets)."
+        raise TypeError(explain("data", f"is a {type(data).__name__}", _KINDS, remedy))
+    return data
+
+
+def _plain(batch: Any) -> Any:
+    """Mappings that pytrees don't know (HuggingFace's BatchEncoding) as dicts; everything else as it is."""
+    return dict(batch) if isinstance(batch, Mapping) and type(batch) is not dict else batch
+
+
+def _join(batches: list[Any]) -> Any | None:
+    """All batches as one, or None where they have no common first dimension."""
+    flattened = [tree_flatten(batch) for batch in batches]
+    if not flattened or any(spec != flattened[0][1] for _, spec in flattened):
+        return None
+    for leaves, _ in flattened:
+        if not leaves or not all(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves):
+            return None
+        if len({leaf.shape[0] for leaf in leaves}) != 1:
+            return None
+    columns = list(zip(*(leaves for leaves, _ in flattened), strict=True))
+    if any(len({(leaf.shape[1:], leaf.dtype) for leaf in column}) != 1 for column in columns):
+        return None
+    joined = [column[0] if len(column) == 1 else torch.cat(column) for column in columns]
+    return tree_unflatten(joined, flattened[0][1])
+
+
+def _micro_batch_size(leaves: list[Tensor], total: int) -> int:
+    """Examples that fit `_MICRO_BATCH_BYTES`; a divisor of `total` near it where there is one (one shape to record)."""
+    per_example = max(leaf[0].numel() * leaf.element_size() for leaf in leaves)
+    size = max(8, min(1024, _MICRO_BATCH_BYTES // max(1, per_example)))
+    if leaves[0].device.type != "cpu":
+        size *= 16
+    if total <= size:
+        return total
+    divisors = [n for n in range(size, size // 2, -1) if total % n == 0]
+    return divisors[0] if divisors else size
+
+
+def _fingerprint(batch: Any) -> float:
+    """A number that differs between batches that differ, order of examples included."""
+    value = 0.0
+    for position, leaf in enumerate(tree_flatten(batch)[0]):
+        if isinstance(leaf, Tensor) and leaf.numel():
+            flat = leaf.detach().to(torch.float64).reshape(-1)
+            weights = torch.arange(1, flat.numel() + 1, device=flat.device, dtype=torch.float64).sin()
+            value += (position + 1) * float(flat @ weights) + flat.numel()
+    return value

@@ -1,0 +1,97 @@
+"""How do a model's named tensors and the flat vector theta (p,) map onto each other?
+
+This is the only place that flattens. Theta holds the *trainable* parameters in `named_parameters()` order, a shared
+one once; frozen ones are constants of the loss. Everything else in the library knows theta only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lowhanging.errors import check_finite, explain
+
+
+class ParameterSpace:
+    """The trainable parameters of a model as one flat vector.
+
+    theta = (vec(W_1), vec(W_2), ...), each tensor in row-major order, in `named_parameters()` order. A shared parameter
+    appears once, under its first name; frozen parameters do not appear.
+
+    Attributes:
+        names: names of the trainable parameters, in order.
+        shapes: their shapes.
+        num_params: p, the length of theta.
+        dtype: the widest dtype among them, at least float32 (a bfloat16 model is studied in float32).
+        device: where they live; all on one device.
+
+    Raises:
+        ValueError: nothing is trainable, parameters lie on several devices, are complex, or hold NaN or inf.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.owner = type(model).__name__
+        trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        if not trainable:
+            received = f"({self.owner}) has no trainable parameter"
+            remedy = "Unfreeze what you want to study: parameter.requires_grad_(True)."
+            raise ValueError(explain("model", received, "at least one parameter with requires_grad=True", remedy))
+        self.names = tuple(trainable)
+        self.shapes = tuple(weight.shape for weight in trainable.values())
+        self.sizes = [weight.numel() for weight in trainable.values()]
+        self.num_params = sum(self.sizes)
+        self._check(trainable)
+        self.dtype = torch.float32
+        for weight in trainable.values():
+            self.dtype = torch.promote_types(self.dtype, weight.dtype)
+        self.device = next(iter(trainable.values())).device
+
+    def __repr__(self) -> str:
+        return (
+            f"ParameterSpace({self.owner}, {self.num_params:,} parameters in {len(self.names)} tensors, {self.dtype})"
+        )
+
+    def flatten(self, tensors: nn.Module | Mapping[str, Tensor]) -> Tensor:
+        """Theta (p,) of a model, or of a mapping name -> tensor with exactly the names and shapes of this space.
+
+        Raises:
+            ValueError: a name is missing or unknown, or a shape differs.
+        """
+        named = dict(tensors.named_parameters()) if isinstance(tensors, nn.Module) else dict(tensors)
+        if isinstance(tensors, nn.Module):
+            named = {name: weight for name, weight in named.items() if name in self.names}
+        missing, unknown = set(self.names) - set(named), set(named) - set(self.names)
+        if missing or unknown:
+            received = f"lack {sorted(missing)} and add {sorted(unknown)}"
+            expected = f"exactly the {len(self.names)} trainable parameters of {self.owner}"
+            raise ValueError(explain("tensors", received, expected, "See space.names; fill absent ones with zeros."))
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            if named[name].shape != shape:
+                received = f"has shape {tuple(named[name].shape)}"
+                raise ValueError(
+                    explain(name, received, f"{tuple(shape)} as in {self.owner}", "Reshape or transpose it.")
+                )
+        # A fresh tensor, never a view of the user's weights, even for a single parameter.
+        parts = [named[name].detach().to(self.device, self.dtype).reshape(-1) for name in self.names]
+        return torch.cat(parts).clone() if len(parts) == 1 else torch.cat(parts)
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """Mapping name -> view into theta (p,), differentiable."""
+        parts = theta.split(self.sizes)
+        return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+
+    def _check(self, trainable: Mapping[str, Tensor]) -> None:
+        devices = {str(weight.device) for weight in trainable.values()}
+        if len(devices) > 1:
+            received = f"({self.owner}) has parameters on {sorted(devices)}"
+            raise ValueError(explain("model", received, "one device", "Move it with model.to(device)."))
+        for name, weight in trainable.items():
+            if not weight.is_floating_point():
+                received = f"has dtype {weight.dtype}"
+                remedy = "Store real and imaginary parts as two real parameters."
+                raise ValueError(explain(f"parameter {name!r}", received, "a real floating-point dtype", remedy))
+            check_finite(
+                f"parameter {name!r} of {self.owner}", weight.detach(), remedy="Train with a smaller step, or reload."
+            )

@@ -1,0 +1,226 @@
+"""How are a loss, its gradient and its Hessian products summed over batches?
+
+This file knows a function (theta, batch) -> (sum, count) and a list of batches; no model and no loader. Every total is
+accumulated in float64 and divided by the count once, so any partition of the examples gives the same mean.
+
+Three engines compute the same product; the fastest that is right on *these* batches runs:
+
+* "split graph": the part that does not depend on the vector is computed once (`split_graph.py`);
+* "kept graph": the graph of the gradient is kept, one backward pass per product;
+* "double backward": gradient and backward pass anew for every product; keeps nothing.
+
+A recording can be silently wrong where a model branches on its data, so before the split graph is used, its product
+with a random vector is compared with a double backward on every batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lowhanging.split_graph import CannotSplitError, SplitGraph, shape_key
+
+LossSum = Callable[[Tensor, Any], tuple[Tensor, Any]]
+Engine = Literal["auto", "split graph", "kept graph", "double backward"]
+ENGINES = ("auto", "split graph", "kept graph", "double backward")
+DEFAULT_KEEP_BYTES = 2 * 2**30
+
+# Two right routes differ by rounding only; a recording of the wrong branch differs by percents.
+_SELF_TEST_RTOL = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+
+class Products:
+    """Mean loss over batches, its gradient and its Hessian products, as functions of theta (p,).
+
+    Args:
+        loss_sum: (theta, batch) -> (scalar sum of the loss over the batch, number of loss terms in it).
+        batches: re-iterable; every pass yields the same batches in the same order.
+        engine: "auto" takes the first of the three that is right here.
+        keep_bytes: budget for what is kept between products at one theta; batches beyond it are recomputed.
+        context: a context manager factory around every evaluation (switches off kernels that can't be differentiated).
+    """
+
+    def __init__(
+        self,
+        loss_sum: LossSum,
+        batches: Iterable[Any],
+        *,
+        engine: Engine = "auto",
+        keep_bytes: int = DEFAULT_KEEP_BYTES,
+        context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ):
+        self._loss_sum = loss_sum
+        self._batches = batches
+        self._wanted = engine
+        self._keep_bytes = keep_bytes
+        self._context = context
+        self._engine: _SplitEngine | _GraphEngine | None = None
+        self._theta: Tensor | None = None  # where the last product was taken, and so what `_kept` belongs to
+        self._kept: dict[int, tuple[Any, int]] = {}
+        self._count: float | None = None  # of the data alone, so one pass finds it once
+        self.fallback_reason: str | None = None
+
+    @property
+    def engine(self) -> str:
+        """The engine that runs; "not chosen yet" before the first product."""
+        return "not chosen yet" if self._engine is None else self._engine.name
+
+    def value(self, theta: Tensor) -> Tensor:
+        """Mean loss, a float64 scalar."""
+        total, count = _zero(theta), 0.0
+        with self._context(), torch.no_grad():
+            for batch in self._batches:
+                part, terms = self._loss_sum(theta, batch)
+                total += part
+                count += float(terms)
+        self._count = count
+        return total / count
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss (float64 scalar) and its gradient (p,), in theta's dtype."""
+        total, gradient, count = _zero(theta), _zero(theta, theta.numel()), 0.0
+        with self._context(), torch.enable_grad():
+            for batch in self._batches:
+                point = theta.detach().requires_grad_()
+                part, terms = self._loss_sum(point, batch)
+                total += part.detach()
+                gradient += _gradient(part, point)
+                count += float(terms)
+        return total / count, (gradient / count).to(theta.dtype)
+
+    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Hessian of the mean loss at theta times v, (p,); one product."""
+        with self._context():
+            if self._engine is None:
+                self._engine = self._choose(theta)
+            is_second = self._theta is not None and torch.equal(theta, self._theta)
+            if not is_second:
+                self.release()
+                self._theta = theta.detach().clone()
+            return self._product(self._engine, theta, v, keep=is_second)
+
+    def release(self) -> None:
+        """Forget what is kept between products."""
+        self._kept, self._theta = {}, None
+
+    def _product(self, engine: _SplitEngine | _GraphEngine, theta: Tensor, v: Tensor, *, keep: bool) -> Tensor:
+        if self._count is None:
+            self.value(theta)
+        total = _zero(theta, theta.numel())
+        used = sum(size for _, size in self._kept.values())
+        is_full = not (keep and engine.keeps)
+        for index, batch in enumerate(self._batches):
+            if index in self._kept:
+                prepared = self._kept[index][0]
+            else:
+                prepared, size = engine.prepare(theta, batch)
+                is_full = is_full or used + size > self._keep_bytes
+                if not is_full:
+                    self._kept[index] = (prepared, size)
+                    used += size
+            total += engine.product(prepared, v)
+        return (total / self._count).to(theta.dtype)
+
+    def _choose(self, theta: Tensor) -> _SplitEngine | _GraphEngine:
+        if self._wanted in ("auto", "split graph"):
+            try:
+                return self._tested_split(theta)
+            except CannotSplitError as error:
+                if self._wanted == "split graph":
+                    raise
+                self.fallback_reason = str(error)
+        if self._wanted == "double backward":
+            return _GraphEngine(self._loss_sum, keeps=False)
+        # Keeping graphs pays only if what they hold fits; otherwise each product is a double backward in fact and name.
+        kept = _GraphEngine(self._loss_sum, keeps=True)
+        first = next(iter(self._batches))
+        fits = kept.prepare(theta, first)[1] <= self._keep_bytes
+        return kept if fits or self._wanted == "kept graph" else _GraphEngine(self._loss_sum, keeps=False)
+
+    def _tested_split(self, theta: Tensor) -> _SplitEngine:
+        """The split engine, after its product agreed with a double backward on every batch."""
+        split, reference = _SplitEngine(self._loss_sum), _GraphEngine(self._loss_sum, keeps=False)
+        generator = torch.Generator().manual_seed(0)
+        v = torch.randn(theta.numel(), generator=generator, dtype=torch.float64).to(theta)
+        rtol = _SELF_TEST_RTOL.get(theta.dtype, 1e-3)
+        for index, batch in enumerate(self._batches):
+            ours = split.product(split.prepare(theta, batch)[0], v)
+            prepared, _ = reference.prepare(theta, batch)
+            theirs = reference.product(prepared, v)
+            # Where H v nearly vanishes, both are rounding of the gradient's size.
+            floor = 1e3 * torch.finfo(theta.dtype).eps * prepared[1].detach().norm() * v.norm()
+            error = (ours - theirs).norm()
+            if not bool(error <= rtol * theirs.norm() + floor) and bool(torch.isfinite(theirs).all()):
+                message = f"the recorded product is off by {float(error / theirs.norm()):.1e} on batch {index}"
+                raise CannotSplitError(message + ": the loss branches on its data")
+        return split
+
+
+class _SplitEngine:
+    """One recording per shape of batch."""
+
+    name, keeps = "split graph", True
+
+    def __init__(self, loss_sum: LossSum):
+        self._loss_sum = loss_sum
+        self._graphs: dict[Any, SplitGraph] = {}
+
+    def prepare(self, theta: Tensor, batch: Any) -> tuple[Any, int]:
+        key = shape_key(batch)
+        if key not in self._graphs:
+            # The sum is recorded, never the count: that may depend on the data (padding).
+            self._graphs[key] = SplitGraph(lambda point, data: self._loss_sum(point, data)[0], theta, batch)
+        graph = self._graphs[key]
+        kept = graph.prepare(theta, batch)
+        return (graph, kept), sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
+    def product(self, prepared: Any, v: Tensor) -> Tensor:
+        graph, kept = prepared
+        result: Tensor = graph.product(kept, v)
+        return result
+
+
+class _GraphEngine:
+    """The gradient's autograd graph, kept between products or rebuilt for each."""
+
+    def __init__(self, loss_sum: LossSum, *, keeps: bool):
+        self._loss_sum = loss_sum
+        self.keeps = keeps
+        self.name = "kept graph" if keeps else "double backward"
+
+    def prepare(self, theta: Tensor, batch: Any) -> tuple[Any, int]:
+        sizes: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            point = theta.detach().requires_grad_()
+            part, _ = self._loss_sum(point, batch)
+            gradient = _gradient(part, point, create_graph=True)
+        return (point, gradient), sum(sizes.values())
+
+    def product(self, prepared: Any, v: Tensor) -> Tensor:
+        point, gradient = prepared
+        if not gradient.requires_grad:  # a loss linear in theta
+            return torch.zeros_like(point)
+        with torch.enable_grad():
+            (result,) = torch.autograd.grad(gradient, point, v, retain_graph=self.keeps, allow_unused=True)
+        return torch.zeros_like(point) if result is None else result
+
+
+def _gradient(part: Tensor, point: Tensor, *, create_graph: bool = False) -> Tensor:
+    if not part.requires_grad:  # nothing of theta was used
+        return torch.zeros_like(point)
+    (gradient,) = torch.autograd.grad(part, point, create_graph=create_graph, allow_unused=True)
+    return torch.zeros_like(point) if gradient is None else gradient
+
+
+def _zero(theta: Tensor, *shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64, device=theta.device)

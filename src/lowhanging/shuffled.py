@@ -1,0 +1,93 @@
+"""How is a data set read in a new order on every epoch, and the user's random state left alone?
+
+Tensors are indexed directly: a DataLoader would fetch the examples one by one and collate them, which for small images
+costs more than the training step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
+
+from lowhanging.batches import untouched_random_state
+from lowhanging.errors import check_finite, explain
+
+
+class ShuffledBatches:
+    """The batches of a data set in a new order on each epoch; tensors are indexed, not collated one by one."""
+
+    def __init__(self, data: Any, size: int):
+        self.data, self.size = data, size
+        self.tensors = _tensors_of(data)
+        is_map_style = isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__")
+        self.length = len(self.tensors[0]) if self.tensors is not None else len(data) if is_map_style else None
+        if self.length is not None:
+            self.num_batches = math.ceil(self.length / size)
+            return
+        self.num_batches = len(data) if hasattr(data, "__len__") else 0  # 0: only reading tells
+        expected = "a DataLoader, an iterable of batches, a map-style Dataset or a tuple (inputs, targets) of tensors"
+        if isinstance(data, IterableDataset | Tensor | Mapping | str) or not isinstance(data, Iterable):
+            remedy = "Wrap one batch in a list, a data set of tensors in a tuple, an IterableDataset in a DataLoader."
+            raise TypeError(explain("data", f"is a {type(data).__name__}", expected, remedy))
+        if isinstance(data, Iterator):
+            remedy = "It is used up after one epoch: pass list(...) of it, or a DataLoader."
+            raise TypeError(explain("data", f"is a {type(data).__name__}, readable once", expected, remedy))
+
+    def epoch(self, generator: torch.Generator, device: torch.device, *, check: bool) -> Iterator[Any]:
+        """One pass, on the device; `check` refuses NaN."""
+        for batch in self.data if self.length is None else self._cut(generator):
+            plain = dict(batch) if isinstance(batch, Mapping) else batch  # a HuggingFace BatchEncoding is no pytree
+            for leaf in tree_leaves(plain) if check else ():
+                if isinstance(leaf, Tensor):
+                    check_finite("data", leaf, remedy="Drop or repair those examples.")
+            yield tree_map_only(Tensor, lambda leaf: leaf.to(device), plain)
+
+    def _cut(self, generator: torch.Generator) -> Iterator[Any]:
+        order = torch.randperm(self.length or 0, generator=generator)
+        for index in torch.split(order, self.size) if self.length else ():
+            if self.tensors is not None:
+                yield tuple(tensor[index] for tensor in self.tensors)
+            else:
+                yield default_collate([self.data[i] for i in index.tolist()])
+
+
+@contextlib.contextmanager
+def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Random states of torch, numpy and `random` set from `seed` inside; the states as they were afterwards."""
+    with untouched_random_state():
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU too
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - data sets that augment draw from this global state
+        yield
+
+
+def _tensors_of(data: Any) -> tuple[Tensor, ...] | None:
+    """The tensors behind a data set, where indexing them is the same as reading it."""
+    if isinstance(data, TensorDataset):
+        return tuple(data.tensors)
+    if isinstance(data, tuple) and data and all(isinstance(item, Tensor | np.ndarray) for item in data):
+        if len({len(item) if item.ndim else -1 for item in data}) != 1:
+            received = f"is a tuple of shapes {[tuple(item.shape) for item in data]}"
+            raise ValueError(explain("data", received, "one common first dimension", "Align the tensors."))
+        return tuple(torch.as_tensor(item) for item in data)
+    inputs, targets = getattr(data, "inputs", None), getattr(data, "targets", None)
+    if not (isinstance(data, Dataset) and isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
+        return None
+    is_stored = len(data) == len(inputs) == len(targets)  # type: ignore[arg-type]
+    for i in {0, len(inputs) - 1} if is_stored and len(inputs) else ():
+        item = data[i]  # a data set that transforms what it stores is read item by item
+        is_pair = isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, Tensor) for part in item)
+        is_stored = is_stored and is_pair and torch.equal(item[0], inputs[i]) and torch.equal(item[1], targets[i])
+    return (inputs, targets) if is_stored else None

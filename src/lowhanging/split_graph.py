@@ -1,0 +1,215 @@
+"""Which part of a Hessian product does not depend on the vector, and how is it computed once?
+
+H v = jvp(grad L)(theta; v). Traced to a graph of tensor operations, the nodes that v does not reach (activations, the
+whole backward pass, the derivatives of the activations) are a function of (theta, batch) alone. `SplitGraph` cuts the
+graph there: `first` (theta, batch) -> kept tensors, run once per micro-batch and theta; `second` (v, kept) -> H v, run
+per product. A traced graph is a recording: it is only right where the recorded operations do not depend on the values
+seen, so whoever uses one compares it with another route of differentiation on every batch (`products.py` does).
+
+Differentiating forward over reverse costs less than reverse over reverse, and the recording is made once per shape of
+batch, where `torch.func.linearize` would trace every micro-batch anew.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.func import grad, jvp
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+aten = torch.ops.aten
+
+# f(0, ...) = 0 in the first argument, whatever the others are.
+_KEEPS_ZERO = {
+    aten.alias.default, aten.expand.default, aten.view.default, aten._unsafe_view.default, aten.t.default,
+    aten.transpose.int, aten.permute.default, aten.mul.Tensor, aten.mul.Scalar, aten.mm.default, aten.bmm.default,
+    aten.clone.default, aten._to_copy.default, aten.unsqueeze.default, aten.detach.default,
+}  # fmt: skip
+_ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default, aten._efficientzerotensor.default}
+
+
+class CannotSplitError(RuntimeError):
+    """The loss can't be traced into a graph that is safe to cut; another engine must compute the product."""
+
+
+class SplitGraph:
+    """H v of one shape of batch, cut into what v does not reach and what it does.
+
+    Args:
+        loss_sum: (theta, batch) -> scalar sum of the loss over the batch's examples.
+        theta: (p,) any point; only its shape, dtype and device count.
+        batch: a pytree of tensors; other batches must have the same structure, shapes and dtypes.
+
+    Raises:
+        CannotSplitError: tracing failed, or an in-place operation writes v-dependent numbers into a kept tensor.
+
+    Cost:
+        tracing takes about as long as a few hundred operations of the model, once.
+    """
+
+    def __init__(self, loss_sum: Callable[[Tensor, Any], Tensor], theta: Tensor, batch: Any):
+        leaves, spec = tree_flatten(batch)
+        is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
+        constants = [None if flag else leaf for flag, leaf in zip(is_tensor, leaves, strict=True)]
+
+        def product(theta: Tensor, v: Tensor, *tensors: Tensor) -> Tensor:
+            values = iter(tensors)
+            filled = [next(values) if flag else item for flag, item in zip(is_tensor, constants, strict=True)]
+            rebuilt = tree_unflatten(filled, spec)
+            return jvp(grad(lambda point: loss_sum(point, rebuilt)), (theta,), (v,))[1]
+
+        graph = _trace(product, theta, torch.ones_like(theta), *_tensors(leaves))
+        self._first, self._second = _cut(graph)
+
+    def prepare(self, theta: Tensor, batch: Any) -> tuple[Tensor, ...]:
+        """The kept tensors of one batch at theta (p,)."""
+        with torch.no_grad():
+            return tuple(self._first(theta.detach(), *_tensors(tree_flatten(batch)[0])))
+
+    def product(self, kept: tuple[Tensor, ...], v: Tensor) -> Tensor:
+        """H v (p,), the Hessian of the batch's *sum*."""
+        with torch.no_grad():
+            result: Tensor = self._second(v.detach(), *kept)
+        return result
+
+
+def shape_key(batch: Any) -> tuple[Any, ...]:
+    """What two batches must share to be served by one recording."""
+    leaves, spec = tree_flatten(batch)
+    described = tuple(
+        (tuple(leaf.shape), leaf.dtype, str(leaf.device)) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
+    )
+    return (str(spec), *described)
+
+
+def _tensors(leaves: list[Any]) -> list[Tensor]:
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _trace(function: Callable[..., Tensor], *inputs: Tensor) -> fx.GraphModule:
+    try:
+        # Not a public module, so its absence must only cost speed.
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        function(*inputs)  # what torch can't differentiate forwards raises here, where it can be caught
+        traced = make_fx(function)(*inputs)
+    except Exception as error:  # whatever a model does that a tracer can't follow
+        raise CannotSplitError(f"{type(error).__name__}: {error}") from error
+    _drop_noops(traced.graph)
+    traced.graph.eliminate_dead_code()
+    return traced
+
+
+def _drop_noops(graph: fx.Graph) -> None:
+    """Remove aliases, and additions of tensors that are zero by construction (tangents of the data)."""
+    zero: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        first = node.args[0] if node.args else None
+        if node.target is aten.alias.default:
+            node.replace_all_uses_with(first)
+            continue
+        if (
+            node.target in _ZEROS
+            or (node.target in _KEEPS_ZERO and first in zero)
+            or (node.target is aten.convolution.default and first in zero and node.args[2] is None)
+        ):
+            zero.add(node)
+        elif node.target is aten.add.Tensor and not node.kwargs:
+            is_overwritten = any(node in _written_arguments(user) for user in node.users)
+            for term, other in (node.args, node.args[::-1]):
+                if is_overwritten or not (isinstance(term, fx.Node) and isinstance(other, fx.Node)):
+                    continue
+                if term in zero and _same_kind(other, node):
+                    node.replace_all_uses_with(other)
+                    break
+        elif node.target is operator.getitem and first.target is aten.convolution_backward.default:
+            is_weight_gradient = node.args[1] == 1
+            if is_weight_gradient and first.args[1] in zero:
+                zero.add(node)
+        if zero.intersection(_written_arguments(node)):
+            zero.clear()  # views of what was written to are zero no more
+
+
+def _same_kind(a: fx.Node, b: fx.Node) -> bool:
+    x, y = a.meta.get("val"), b.meta.get("val")
+    return isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape and x.dtype == y.dtype
+
+
+def _written_arguments(node: fx.Node) -> list[fx.Node]:
+    """Arguments that the operation of `node` writes to in place."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    found = []
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            found += [
+                item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, fx.Node)
+            ]
+    return found
+
+
+def _cut(traced: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """(theta, *batch) -> kept and (v, *kept) -> H v, of a graph with the inputs (theta, v, *batch)."""
+    graph = traced.graph
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    vector = inputs[1]
+    reached = {vector}
+    for node in graph.nodes:
+        if any(argument in reached for argument in node.all_input_nodes):
+            reached.add(node)
+            for written in _written_arguments(node):
+                if written not in reached:
+                    raise CannotSplitError(f"{node.target} writes into a tensor that does not depend on the vector")
+    _merge_constant_factors(graph, reached)
+    graph.eliminate_dead_code()
+    output = next(node for node in graph.nodes if node.op == "output")
+    if output.args[0] not in reached:  # a linear loss: H = 0, and v never entered
+        raise CannotSplitError("the product does not depend on the vector")
+
+    kept: dict[fx.Node, None] = {}  # an ordered set
+    for node in graph.nodes:
+        if node in reached and node is not vector:
+            kept |= {a: None for a in node.all_input_nodes if a not in reached and a.op != "get_attr"}
+
+    first, copies = fx.Graph(), {}
+    for node in graph.nodes:
+        if node not in reached and node.op != "output":
+            copies[node] = first.node_copy(node, lambda n: copies[n])
+    first.output(tuple(copies[node] for node in kept))
+    second, copies = fx.Graph(), {}
+    copies[vector] = second.placeholder("v")
+    for number, node in enumerate(kept):
+        copies[node] = second.placeholder(f"kept_{number}")
+    for node in graph.nodes:
+        if node.op == "get_attr" or (node in reached and node is not vector):
+            copies[node] = second.node_copy(node, lambda n: copies[n])
+    first.eliminate_dead_code()
+    second.eliminate_dead_code()
+    return fx.GraphModule(traced, first), fx.GraphModule(traced, second)
+
+
+def _merge_constant_factors(graph: fx.Graph, reached: set[fx.Node]) -> None:
+    """(x * a) * b -> x * (a * b) where a and b don't depend on v: one pass over the largest tensors instead of two."""
+    for node in list(graph.nodes):
+        if node not in reached or node.target is not aten.mul.Tensor:
+            continue
+        inner, b = node.args
+        if not (isinstance(b, fx.Node) and b not in reached and isinstance(inner, fx.Node) and inner in reached):
+            continue
+        if inner.target is not aten.mul.Tensor or len(inner.users) > 1 or not _same_kind(inner, node):
+            continue
+        x, a = inner.args
+        if not (isinstance(a, fx.Node) and a not in reached and _same_kind(a, node) and _same_kind(b, node)):
+            continue
+        with graph.inserting_before(node):
+            product = graph.call_function(aten.mul.Tensor, (a, b))
+            product.meta["val"] = node.meta["val"]
+        node.args = (x, product)
