@@ -37,6 +37,7 @@ ORDER = (
     "basin.operators",
     "basin.lanczos",
     "basin.counted_map",
+    "basin.eigensearch",
     "basin.directions",
     "basin.eigenpairs",
     "basin.minimum",

@@ -535,3 +535,40 @@ def test_bad_models() -> None:
         broken[0].weight[0, 0] = math.nan
     with pytest.raises(ValueError, match="holds 1 NaN"):
         quiet(broken, (X, Y))
+
+
+# The picture ----------------------------------------------------------------------------------------------------------
+
+
+def test_plot(points: tuple[Tensor, Tensor]) -> None:
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    from lowhanging.plots import training_run
+
+    run = quiet(network(), points, epochs=3, evaluate={"all": points})
+    style, (figure, ax) = dict(mpl.rcParams), plt.subplots()
+    assert training_run(run, ax) is ax
+    assert plt.get_fignums() == [figure.number]
+    assert {line.get_label().split(" (")[0] for line in ax.lines} == {"train", "all"}
+    curve = next(line for line in ax.lines if line.get_label().startswith("all"))
+    np.testing.assert_array_equal(curve.get_xdata(), [0, 1, 2, 3])
+    np.testing.assert_allclose(curve.get_ydata(), 100 * run.accuracies["all"].numpy())
+    assert ax.get_xlabel().startswith("epoch")
+    assert ax.get_ylabel() == "accuracy (%)"
+    loss = training_run(run, quantity="loss")
+    assert loss.figure is not figure
+    assert loss.get_ylabel() == "mean loss"
+    loss.figure.canvas.draw()
+    assert dict(mpl.rcParams) == style
+    plt.close("all")
+
+
+def test_plot_of_a_run_without_accuracies(points: tuple[Tensor, Tensor]) -> None:
+    from lowhanging.plots import training_run
+
+    run = quiet(nn.Linear(2, 1), (points[0], points[0][:, :1]), epochs=1, loss_fn=F.mse_loss)
+    with pytest.raises(ValueError, match=r"quantity is 'accuracy' for a run without class targets.*\n.*loss"):
+        training_run(run)
+    with pytest.raises(ValueError, match="quantity is 'error'"):
+        training_run(run, quantity="error")  # type: ignore[arg-type]

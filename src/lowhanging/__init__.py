@@ -1,6 +1,70 @@
-"""lowhanging: the microscope for the low-hanging fruit prior."""
+"""lowhanging: the microscope for the low-hanging fruit prior.
 
+Data (`mnist`, `paired_mnist`), a small smooth network (`SigmoidCNN`), training to a minimum (`train`, `polish`), losses
+as functions of the weights (`Objective`, `FunctionObjective`), curvature (`hessian`, `top_eigs`, `top_hessian_eigs`),
+steering between circuits (`steering_direction`, `steering_subspace`, `steering_report`, `Subspace`) and slices of the
+loss (`line_slice`). `plots` draws results, `testing` checks a model and holds the oracles, `toys` has losses with
+answers on paper.
+"""
+
+from lowhanging import plots, testing, toys
 from lowhanging._version import __version__
-from lowhanging.errors import NotConvergedError
+from lowhanging.basin.directions import Subspace
+from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs, top_hessian_eigs
+from lowhanging.basin.minimum import Minimum, polish
+from lowhanging.basin.operators import Hessian, hessian
+from lowhanging.basin.slices import LineSlice, line_slice
+from lowhanging.basin.steering import SteeringReport, steering_direction, steering_report, steering_subspace
+from lowhanging.datasets import (
+    MNIST,
+    ConflictImages,
+    DigitImages,
+    PairedImages,
+    PairedMNIST,
+    PairedView,
+    mnist,
+    paired_mnist,
+)
+from lowhanging.errors import NotConvergedError, NotSmoothWarning
+from lowhanging.models import SigmoidCNN
+from lowhanging.objective import AnchoredObjective, FunctionObjective, Objective
+from lowhanging.parameters import ParameterSpace
+from lowhanging.training import TrainingRun, train
 
-__all__ = ["NotConvergedError", "__version__"]
+__all__ = [
+    "MNIST",
+    "AnchoredObjective",
+    "ConflictImages",
+    "DigitImages",
+    "Eigenpairs",
+    "FunctionObjective",
+    "Hessian",
+    "LineSlice",
+    "Minimum",
+    "NotConvergedError",
+    "NotSmoothWarning",
+    "Objective",
+    "PairedImages",
+    "PairedMNIST",
+    "PairedView",
+    "ParameterSpace",
+    "SigmoidCNN",
+    "SteeringReport",
+    "Subspace",
+    "TrainingRun",
+    "__version__",
+    "hessian",
+    "line_slice",
+    "mnist",
+    "paired_mnist",
+    "plots",
+    "polish",
+    "steering_direction",
+    "steering_report",
+    "steering_subspace",
+    "testing",
+    "top_eigs",
+    "top_hessian_eigs",
+    "toys",
+    "train",
+]

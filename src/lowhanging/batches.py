@@ -9,6 +9,7 @@ a sum over examples, so the cut changes nothing but rounding.
 from __future__ import annotations
 
 import contextlib
+import pickle
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -91,7 +92,7 @@ class Batches:
         self._num_passes += 1
         with untouched_random_state():
             if self._kept is None and self._num_passes > 1:
-                torch.manual_seed(self._num_passes)  # so that a shuffled loader can't agree by chance (cache=False)
+                _seed(self._num_passes)  # so that shuffling or augmentation can't agree by chance (cache=False)
             iterator = iter(self._source)
             inner = _random_states()
         while True:
@@ -102,16 +103,19 @@ class Batches:
                 except StopIteration:
                     return
                 inner = _random_states()
-            yield self._move(batch)
+            batch = self._move(batch)
+            if num_examples(batch):
+                yield batch
 
     def _move(self, batch: Any) -> Any:
-        leaves, spec = tree_flatten(_plain(batch))
+        leaves, spec = tree_flatten(tree_map(_plain, batch))
         moved = []
         for leaf in leaves:
-            if isinstance(leaf, np.ndarray):
-                leaf = torch.from_numpy(leaf)
+            if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
+                leaf = torch.from_numpy(leaf.copy())  # torch takes no read-only array
             if isinstance(leaf, Tensor):
                 leaf = leaf.detach().to(self._device)
+                leaf = leaf.clone() if leaf.is_inference() else leaf  # could not enter a gradient
                 if leaf.dtype in (torch.float16, torch.bfloat16):
                     leaf = leaf.to(self._dtype)
             moved.append(leaf)
@@ -161,8 +165,20 @@ def untouched_random_state() -> Iterator[None]:
 
 
 def _random_states() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002
+
+
+def draws_so_far() -> bytes:
+    """Changes when anyone draws from the global states of numpy or `random` (torch's draws are seen as operations)."""
+    return pickle.dumps((random.getstate(), np.random.get_state()))  # noqa: NPY002
+
+
+def _seed(seed: int) -> None:
+    """Seed the CPU's global random states, from which loaders draw."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
 
 
 def _restore(states: tuple[Any, ...]) -> None:
@@ -176,10 +192,7 @@ def _restore(states: tuple[Any, ...]) -> None:
 
 def _as_batches(data: Any, size: int) -> Iterable[Any]:
     """Any of the accepted kinds as an iterable of batches."""
-    if isinstance(data, TensorDataset):
-        data = data.tensors
-    if isinstance(data, Dataset) and isinstance(getattr(data, "inputs", None), Tensor):
-        data = (data.inputs, data.targets)  # type: ignore[attr-defined]
+    data = _stored_tensors(data) or data
     if isinstance(data, tuple) and data and all(isinstance(item, Tensor | np.ndarray) for item in data):
         lengths = {len(item) for item in data if item.ndim}
         if len(lengths) != 1 or any(item.ndim == 0 for item in data):
@@ -197,9 +210,24 @@ def _as_batches(data: Any, size: int) -> Iterable[Any]:
     return data
 
 
-def _plain(batch: Any) -> Any:
+def _stored_tensors(data: Any) -> tuple[Tensor, ...] | None:
+    """The tensors behind a data set, where they are what reading it gives; None where it must be read."""
+    if type(data) is TensorDataset:
+        return tuple(data.tensors)
+    inputs, targets = getattr(data, "inputs", None), getattr(data, "targets", None)
+    if not (isinstance(data, Dataset) and isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
+        return None
+    is_stored = len(data) == len(inputs) == len(targets)  # type: ignore[arg-type]
+    for i in {0, len(inputs) - 1} if is_stored and len(inputs) else ():
+        item = data[i]  # a data set that transforms what it stores is read item by item
+        is_pair = isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, Tensor) for part in item)
+        is_stored = is_stored and is_pair and torch.equal(item[0], inputs[i]) and torch.equal(item[1], targets[i])
+    return (inputs, targets) if is_stored else None
+
+
+def _plain(leaf: Any) -> Any:
     """Mappings that pytrees don't know (HuggingFace's BatchEncoding) as dicts; everything else as it is."""
-    return dict(batch) if isinstance(batch, Mapping) and type(batch) is not dict else batch
+    return dict(leaf) if isinstance(leaf, Mapping) else leaf
 
 
 def _join(batches: list[Any]) -> Any | None:

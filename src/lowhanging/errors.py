@@ -43,9 +43,10 @@ def check_count(argument: str, value: Any, *, minimum: int = 1, maximum: int | N
     expected = f"an integer of at least {minimum}" if maximum is None else f"an integer from {minimum} to {maximum}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(explain(argument, f"is {value!r}", expected, remedy))
-    if value < minimum or (maximum is not None and value > maximum):
-        raise ValueError(explain(argument, f"is {value}", expected, remedy))
-    return int(value)
+    count = int(value)
+    if count < minimum or (maximum is not None and count > maximum):
+        raise ValueError(explain(argument, f"is {count}", expected, remedy))
+    return count
 
 
 def check_real(
@@ -100,7 +101,8 @@ def check_vector(
     expected = f"({size},) = (num_params,) of {owner}"
     if not isinstance(value, Tensor | np.ndarray):
         raise TypeError(explain(argument, f"is a {type(value).__name__}", f"a tensor of shape {expected}", remedy))
-    vector = torch.as_tensor(value)
+    # NumPy's are copied: torch takes no read-only array.
+    vector = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     if tuple(vector.shape) != (size,):
         raise ValueError(explain(argument, f"has shape {tuple(vector.shape)}", expected, remedy))
     if not vector.is_floating_point():

@@ -23,17 +23,6 @@ _KINKED = {
     "fractional_max_pool3d",
     "abs", "sign", "round", "floor", "ceil", "maximum", "minimum", "huber_loss", "smooth_l1_loss",
 }  # fmt: skip
-_RANDOM = {
-    "bernoulli",
-    "native_dropout",
-    "_fused_dropout",
-    "rand_like",
-    "randn_like",
-    "rand",
-    "randn",
-    "normal",
-    "multinomial",
-}
 _NORMS = {
     "native_batch_norm",
     "_native_batch_norm_legit",
@@ -65,15 +54,17 @@ def findings(model: nn.Module, forward: Callable[[], Any]) -> list[Finding]:
     return list(found)
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, stack: list[tuple[str, str]], found: dict[Finding, None]):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._stack, self._found = stack, found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = _kind(func, args, kwargs or {})
-        if kind is not None:
-            layer, class_name = self._stack[-1] if self._stack else ("", "the loss function")
+        layer, class_name = self._stack[-1] if self._stack else ("", "the loss function")
+        # An instance norm is computed as the batch norm of one example with (examples x channels) channels.
+        is_instance_norm = kind == "batch" and args[0].shape[0] == 1 and "BatchNorm" not in class_name
+        if kind is not None and not is_instance_norm:
             name = func.overloadpacket.__name__.rstrip("_")
             self._found[Finding(kind, layer, class_name, name)] = None
         return func(*args, **(kwargs or {}))
@@ -81,13 +72,15 @@ class _Watch(TorchDispatchMode):
 
 def _kind(func: Any, args: Any, kwargs: Any) -> Literal["kinked", "random", "batch"] | None:
     name = func.overloadpacket.__name__.rstrip("_")
-    if name in _RANDOM:
+    if torch.Tag.nondeterministic_seeded in func.tags or name == "random":
         return "random"
     if name in _NORMS:
         names = [argument.name for argument in func._schema.arguments]
         position = names.index("training") if "training" in names else None
         if position is None or (args[position] if position < len(args) else kwargs.get("training", True)):
             return "batch"
+    if not (args and isinstance(args[0], torch.Tensor) and args[0].is_floating_point()):
+        return None  # abs() of positions in a sequence is no kink in the weights
     # clamp(min=0) is a ReLU; clamp(min=1e-12) only guards a division.
     is_relu = name in ("clamp", "clamp_min") and len(args) > 1 and isinstance(args[1], int | float) and args[1] == 0
     return "kinked" if name in _KINKED or is_relu else None
@@ -114,14 +107,14 @@ def _drop(stack: list[tuple[str, str]]) -> None:
 
 
 @contextlib.contextmanager
-def differentiable_kernels(model: nn.Module) -> Iterator[None]:
+def differentiable_kernels(model: nn.Module | None) -> Iterator[None]:
     """Switch off, for this block, the kernels without second derivatives; every flag is put back, also after an error.
 
     Fused attention lacks a double backward, MKL-DNN's and cuDNN's recurrent layers lack forward differentiation, the
     fast path of nn.TransformerEncoder would make value and gradient two different computations, and autocast would
-    round inside the loss.
+    round inside the loss. Without a model (any function of theta), a recurrent layer is assumed.
     """
-    is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    is_recurrent = model is None or any(isinstance(module, nn.RNNBase) for module in model.modules())
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -129,7 +122,8 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             stack.enter_context(torch.autocast(device, enabled=False))
         if is_recurrent:
-            for backend in (torch.backends.mkldnn, torch.backends.cudnn):
+            backends: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+            for backend in backends:
                 stack.callback(setattr, backend, "enabled", backend.enabled)
                 backend.enabled = False
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)

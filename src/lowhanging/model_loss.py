@@ -8,18 +8,21 @@ over the batch, no buffer that moves) and a sum over examples; each refusal name
 from __future__ import annotations
 
 import copy
+import functools
+import math
+import numbers
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from lowhanging.batches import Batches, num_examples, untouched_random_state
+from lowhanging.batches import Batches, draws_so_far, num_examples, untouched_random_state
 from lowhanging.errors import NotSmoothWarning, check_device, check_finite, explain
 from lowhanging.layers import Finding, differentiable_kernels, findings
 from lowhanging.parameters import ParameterSpace
@@ -54,28 +57,30 @@ class ModelLoss:
         self._model = _private_copy(model, mode, device)
         self.space = ParameterSpace(self._model)
         self.theta0 = self.space.flatten(self._model)
-        self.mode, self._loss_fn, self._batch_loss = mode, loss_fn or F.cross_entropy, batch_loss
-        self.name = getattr(batch_loss or self._loss_fn, "__name__", "loss")
-        self.batches = Batches(
+        self.mode = mode
+        self._loss_fn = _own_function("loss_fn", loss_fn, self.space.device) or F.cross_entropy
+        self._batch_loss = _own_function("batch_loss", batch_loss, self.space.device)
+        function = self._loss_fn if batch_loss is None else batch_loss
+        self.name = getattr(function, "__name__", type(function).__name__)
+        batches = Batches(
             data, device=self.space.device, dtype=self.space.dtype, micro_batch=micro_batch, cache=cache
         )  # fmt: skip
-        if loss_fn is None and batch_loss is None:
-            self._check_classes()
-        self._check_loss()
+        self.batches: Iterable[Any] = batches
+        self.num_examples = batches.num_examples
+        with untouched_random_state():
+            if loss_fn is None and batch_loss is None:
+                self._check_classes()
+            self._check_loss(may_weigh=loss_fn is not None)
 
-    def __call__(self, theta: Tensor, batch: Any, tally: _Tally | None = None) -> tuple[Tensor, Any]:
+    def __call__(self, theta: Tensor, batch: Any, tally: Tally | None = None) -> tuple[Tensor, Any]:
         """The batch's sum (scalar, differentiable in theta) and count; outputs are counted in `tally` if given."""
         weights = self.space.unflatten(theta)
         if self._batch_loss is not None:
-            return self._batch_loss(_Bound(self._model, weights), batch)
-        args, kwargs, targets = _parted(batch)
-        outputs = _logits(functional_call(self._model, weights, args, kwargs))
+            return cast(tuple[Tensor, Any], self._batch_loss(_Bound(self._model, weights), batch))
+        args, kwargs, targets = parted(batch)
+        outputs = logits_of(functional_call(self._model, weights, args, kwargs))
         if tally is not None:
             tally.add(outputs, targets)
-        if isinstance(targets, Tensor) and targets.is_floating_point():
-            # Adds nothing, but gives the targets a tangent. Without one, torch (2.13) fails to differentiate mse_loss
-            # forward over reverse (a symbolic zero is written to in place), and crashes the process while tracing it.
-            targets = targets + 0 * theta[0]
         terms = targets.numel() if isinstance(targets, Tensor) and targets.ndim else num_examples(batch)
         return self._loss_fn(outputs, targets) * terms, terms
 
@@ -85,98 +90,140 @@ class ModelLoss:
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
         """Mean loss (float64 scalar, summed as in `Products.value`) and accuracy."""
-        tally = _Tally()
-        total, count = torch.zeros((), dtype=torch.float64, device=theta.device), 0.0
+        tally = Tally()
         with self.context(), torch.no_grad():
+            total, count = torch.zeros((), dtype=torch.float64, device=theta.device), 0.0
             for batch in self.batches:
                 part, terms = self(theta, batch, tally)
                 total += part
                 count += float(terms)
-        return total / count, tally.accuracy
+            return total / count, tally.accuracy
+
+    def mean(self, theta: Tensor) -> Tensor:
+        """Mean loss (scalar), differentiable in theta: all batches in one graph."""
+        with self.context():
+            parts, counts = zip(*(self(theta, batch) for batch in self.batches), strict=True)
+            return torch.stack(parts).sum() / sum(float(count) for count in counts)
+
+    def in_double(self) -> ModelLoss:
+        """The same loss in float64: weights, buffers, floating-point data, and a loss function that is a module."""
+        other = copy.copy(self)
+        other._model = _widened(_copied(self._model), torch.float64)
+        other.space, other.theta0 = ParameterSpace(other._model), self.theta0.double()
+        if isinstance(self._loss_fn, nn.Module):
+            other._loss_fn = _widened(copy.deepcopy(self._loss_fn), torch.float64)
+        other.batches = [tree_map(lambda leaf: leaf.double() if _is_real(leaf) else leaf, b) for b in self.batches]
+        return other
 
     def model_at(self, theta: Tensor) -> nn.Module:
         """A copy of the private copy, with the weights theta (p,)."""
-        model = copy.deepcopy(self._model)
-        weights = self.space.unflatten(theta)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
+            model = _copied(self._model)
+            weights = self.space.unflatten(theta)
             for name, parameter in model.named_parameters():
                 if name in weights:
                     parameter.copy_(weights[name])
         return model
 
     def _check_classes(self) -> None:
-        """Targets of the default cross-entropy: integers in the range of the outputs ."""
+        """Targets of the default cross-entropy: one integer per output, in the range of the outputs."""
         batches = iter(self.batches)
         batch = next(batches)
-        args, kwargs, targets = _parted(batch)
+        args, kwargs, targets = parted(batch)
         if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
             received = f"have dtype {getattr(targets, 'dtype', type(targets).__name__)}"
             remedy = "Pass loss_fn=F.mse_loss (or another); class targets must be integers: targets.long()."
             raise ValueError(explain("targets", received, "integer classes, the loss_fn being cross-entropy", remedy))
         with self.context(), torch.no_grad():
             weights = self.space.unflatten(self.theta0)
-            outputs = _attempt(lambda: _logits(functional_call(self._model, weights, args, kwargs)), batch)
+            outputs = attempt(lambda: logits_of(functional_call(self._model, weights, args, kwargs)), batch)
         if not isinstance(outputs, Tensor) or outputs.ndim < 2:
             received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))}"
             raise ValueError(
                 explain("model", received, "(n, classes) for cross-entropy", "Pass loss_fn= or batch_loss=.")
             )
+        if outputs.shape[:1] + outputs.shape[2:] != targets.shape:
+            received = f"have shape {tuple(targets.shape)}, the outputs {tuple(outputs.shape)}"
+            expected = "targets (n, ...) for outputs (n, classes, ...)"
+            remedy = "Reshape the targets; outputs (n, length, classes) need loss_fn= or batch_loss=."
+            raise ValueError(explain("targets", received, expected, remedy))
         for batch in self.batches:
-            targets = _parted(batch)[2]
+            targets = parted(batch)[2]
             low, high = int(targets.min()), int(targets.max())
             if low < 0 or high >= outputs.shape[1]:
                 remedy = "Check the labels; ignored ones (-100) need batch_loss=, which returns (sum, count)."
                 expected = f"0 to {outputs.shape[1] - 1}, the model's {outputs.shape[1]} outputs"
                 raise ValueError(explain("targets", f"range from {low} to {high}", expected, remedy))
 
-    def _check_loss(self) -> None:
+    def _check_loss(self, *, may_weigh: bool) -> None:
         """One watched evaluation of the first micro-batch: is the loss a finite function of the weights, and a mean?"""
         batch = next(iter(self.batches))
+        before = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
         buffers = {name: tensor.clone() for name, tensor in self._model.named_buffers()}
-        results: list[tuple[Tensor, Any]] = []
-        with self.context(), untouched_random_state(), torch.enable_grad():
+        results: list[Any] = []
+        with self.context(), torch.enable_grad():
             point = self.theta0.clone().requires_grad_()
-            found = findings(self._model, lambda: results.append(_attempt(lambda: self(point, batch), batch)))
-            _refuse_impure(found)
-        total, terms = results[0] if isinstance(results[0], tuple) and len(results[0]) == 2 else (None, None)
-        if not isinstance(total, Tensor) or total.ndim or isinstance(terms, bool) or not float(terms) > 0:
-            received = "returned " + (
-                "no pair (sum, count)" if total is None else f"shape {tuple(total.shape)}, count {terms}"
-            )
-            name = "batch_loss" if self._batch_loss is not None else "loss_fn"
-            expected = "a scalar tensor" + (" and a positive count" if self._batch_loss is not None else ", the mean")
-            raise ValueError(explain(name, received, expected, "Sum over the batch, and count the terms of that sum."))
-        check_finite(
-            "the loss at theta0", total.detach(), remedy="Check the weights and loss_fn for overflow or log(0)."
-        )
-        changed = [
-            n for n, b in self._model.named_buffers() if b.shape != buffers[n].shape or not torch.equal(b, buffers[n])
-        ]
+            draws = draws_so_far()
+            found = findings(self._model, lambda: results.append(attempt(lambda: self(point, batch), batch)))
+            if draws_so_far() != draws:
+                found.append(Finding("random", "", self.space.owner, "numpy.random or random"))
+            _refuse_impure(found, self.mode)
+        total = self._checked_sum(results[0])
+        check_finite("the loss at theta0", total, remedy="Check the weights and loss_fn for overflow or log(0).")
+        changed = [name for name, buffer in self._model.named_buffers() if not _same(buffer, buffers[name])]
         if changed:
             remedy = 'Use mode="eval", or make the forward pass leave its buffers alone.'
             raise ValueError(
                 explain("model", f"changes its buffers {changed} when run", "a function of the weights", remedy)
             )
+        if not _same(point, self.theta0) or not all(map(_same, tree_leaves(batch), tree_leaves(before))):
+            received = "writes into its weights or its inputs when run"
+            remedy = "Make that operation out of place, or start with inputs.clone()."
+            raise ValueError(explain("model", received, "a function of the weights", remedy))
         if self._batch_loss is None:
-            self._check_mean(batch, total.detach())
+            # A loss that weighs or ignores some classes shows only on batches that hold them.
+            may_weigh = may_weigh and not any(map(_is_real, tree_leaves(parted(batch)[2])))
+            for part in self.batches if may_weigh else [batch]:
+                self._check_mean(part)
         kinks = [str(finding) for finding in found if finding.kind == "kinked"]
         if kinks:
             message = (
                 f"the loss is not smooth: {'; '.join(kinks)}. Its Hessian ignores the kinks; use sigmoid, SiLU or GELU."
             )
-            warnings.warn(NotSmoothWarning(message), stacklevel=3)
+            warnings.warn(NotSmoothWarning(message), stacklevel=4)  # at the line that makes the Objective
 
-    def _check_mean(self, batch: Any, total: Tensor) -> None:
+    def _checked_sum(self, result: Any) -> Tensor:
+        """The sum that the loss returned for one batch, if it returned (sum, count) and used the weights."""
+        is_batch_loss = self._batch_loss is not None
+        name = "batch_loss" if is_batch_loss else "loss_fn"
+        is_pair = isinstance(result, tuple) and len(result) == 2
+        total: Any
+        count: Any
+        total, count = result if is_pair else (None, None)
+        if isinstance(count, Tensor) and count.numel() == 1:
+            count = count.item()
+        is_count = isinstance(count, numbers.Real) and not isinstance(count, bool) and 0 < float(count) < math.inf
+        if not (is_count and _is_real(total) and total.ndim == 0):
+            kind = f"shape {tuple(total.shape)}" if isinstance(total, Tensor) else f"a {type(total).__name__}"
+            received = f"returned {kind if is_pair else 'no pair (sum, count)'}" + f", count {count!r}" * is_pair
+            expected = "a scalar tensor" + (" and a positive count" if is_batch_loss else ", the mean")
+            raise ValueError(explain(name, received, expected, "Sum over the batch, and count the terms of that sum."))
+        if not total.requires_grad:
+            received = "returned a value that does not depend on the weights"
+            remedy = "Use the model that batch_loss is given, not one from outside; no torch.no_grad(), no detach()."
+            raise ValueError(explain(name, received, "a differentiable function of the weights", remedy))
+        return cast(Tensor, total.detach())
+
+    def _check_mean(self, batch: Any) -> None:
         """loss_fn must be the mean over the targets: 1 + (n - 1) examples must add up to n."""
         n = num_examples(batch)
-        if n < 2:
-            return
-        parts = [_slice(batch, slice(0, 1)), _slice(batch, slice(1, n))]
-        with self.context(), torch.no_grad():
-            pieces = [self(self.theta0, part)[0] for part in parts if part is not None]
-        if len(pieces) == 2:
-            error = float((sum(pieces) - total).abs())
-            if error > 1e-3 * float(sum(piece.abs() for piece in pieces)) + 1e-6 * n:
+        parts = [_slice(batch, slice(0, 1)), _slice(batch, slice(1, n)), batch]
+        if n >= 2 and parts[0] is not None:
+            with self.context(), torch.no_grad():
+                evaluate = functools.partial(self, self.theta0)
+                first, rest, total = (attempt(functools.partial(evaluate, part), part)[0] for part in parts)
+                error = float((first + rest - total).abs())
+            if not error <= 1e-3 * float(first.abs() + rest.abs()) + 1e-6 * n:  # NaN: all of one part is ignored
                 received = (
                     f"is not the mean over the targets (1 + {n - 1} examples differ from {n} together by {error:.3g})"
                 )
@@ -200,7 +247,7 @@ class _Bound:
         return getattr(self._model, name)
 
 
-class _Tally:
+class Tally:
     """Counts right answers where outputs (n, classes, ...) and integer targets (n, ...) allow it."""
 
     def __init__(self) -> None:
@@ -224,16 +271,51 @@ def _private_copy(model: nn.Module, mode: str, device: torch.device | str | None
         raise TypeError(explain("model", f"is a {type(model).__name__}", "a torch.nn.Module", remedy))
     wanted = None if device is None else check_device(device)
     ParameterSpace(model)  # nothing trainable, NaN weights ...: said before anything is copied
-    private = copy.deepcopy(model)
+    private = _copied(model)
     private.zero_grad(set_to_none=True)
+    for module in private.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None  # it hides a row from the gradient, and the Hessian would not be symmetric
     if mode == "eval":
         private.eval()
     # bfloat16 and float16 weights are studied in float32; float64 stays.
-    dtype = ParameterSpace(private).dtype
-    return private.to(wanted, dtype) if wanted is not None else private.to(dtype)
+    return _widened(private if wanted is None else private.to(wanted), ParameterSpace(private).dtype)
 
 
-def _parted(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy; what a forward pass has left on a module (a stored activation) is copied without its graph."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for leaf in tree_leaves(vars(module)):
+            if isinstance(leaf, Tensor) and not leaf.is_leaf:
+                memo[id(leaf)] = leaf.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        received = f"({type(model).__name__}) can't be copied ({type(error).__name__}: {error})"
+        remedy = "Take off it what can't: open files, locks, stored activations."
+        raise ValueError(explain("model", received, "a model that copy.deepcopy can copy", remedy)) from error
+
+
+def _widened(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module itself, its narrower real tensors in `dtype`; wider, complex and integer ones stay."""
+
+    def widen(tensor: Tensor) -> Tensor:
+        is_narrower = tensor.is_floating_point() and torch.promote_types(tensor.dtype, dtype) == dtype
+        return tensor.to(dtype) if is_narrower else tensor
+
+    return cast(nn.Module, module._apply(widen))  # type: ignore[no-untyped-call]
+
+
+def _own_function(name: str, function: Any, device: torch.device) -> Any:
+    """A loss function that nobody else can change: a module is copied, to where the model is."""
+    if isinstance(function, type) or not (function is None or callable(function)):
+        received = f"is the class {function.__name__}" if isinstance(function, type) else f"is {function!r}"
+        raise TypeError(explain(name, received, "a function or an instance", "Pass F.mse_loss or nn.MSELoss()."))
+    return copy.deepcopy(function).to(device) if isinstance(function, nn.Module) else function
+
+
+def parted(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """A batch as (positional inputs, keyword inputs, targets)."""
     if isinstance(batch, Mapping):
         key = next((name for name in _TARGET_KEYS if name in batch), None)
@@ -253,7 +335,7 @@ def _parted(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     )
 
 
-def _logits(outputs: Any) -> Any:
+def logits_of(outputs: Any) -> Any:
     return outputs.logits if hasattr(outputs, "logits") else outputs
 
 
@@ -264,7 +346,7 @@ def _slice(batch: Any, where: slice) -> Any | None:
     return None if len(lengths) != 1 or None in lengths else tree_unflatten([leaf[where] for leaf in leaves], spec)
 
 
-def _attempt(call: Callable[[], Any], batch: Any) -> Any:
+def attempt(call: Callable[[], Any], batch: Any) -> Any:
     """call(), torch's complaint about shapes or dtypes turned into ours."""
     try:
         return call()
@@ -277,14 +359,25 @@ def _attempt(call: Callable[[], Any], batch: Any) -> Any:
         raise ValueError(explain("data", received, "batches that the model and its loss accept", remedy)) from error
 
 
-def _refuse_impure(found: list[Finding]) -> None:
+def _is_real(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _same(a: Any, b: Any) -> bool:
+    return not isinstance(a, Tensor) or (a.shape == b.shape and torch.equal(a, b))
+
+
+def _refuse_impure(found: list[Finding], mode: str) -> None:
+    """An error for what is random or mixes examples, with the way out of this mode."""
+    eval_instead = 'Use mode="eval", or put that layer into eval mode'
     for finding in found:
         if finding.kind == "random":
-            remedy = 'Use mode="eval", or put that layer into eval mode.'
+            remedy = f"{eval_instead}." if mode == "as_is" else "Draw its numbers once, outside the loss."
             raise ValueError(
                 explain("model", f"is random: {finding}", "a loss that is a function of the weights", remedy)
             )
         if finding.kind == "batch":
-            remedy = 'Use mode="eval", or put that layer into eval mode: its statistics mix the examples of a batch.'
+            way_out = eval_instead if mode == "as_is" else "Give it running statistics"
+            remedy = f"{way_out}: its statistics mix the examples of a batch."
             expected = "a loss that is a sum over examples"
             raise ValueError(explain("model", f"depends on the batch: {finding}", expected, remedy))

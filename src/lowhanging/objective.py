@@ -9,13 +9,15 @@ objective is made. Every tool of the library takes any of the three.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lowhanging.errors import check_choice, check_finite, check_real, check_vector, explain
+from lowhanging.errors import check_choice, check_finite, check_names, check_real, check_vector, explain
+from lowhanging.layers import differentiable_kernels
 from lowhanging.model_loss import BatchLoss, LossFn, ModelLoss
 from lowhanging.products import DEFAULT_KEEP_BYTES, ENGINES, Engine, Products
 
@@ -35,6 +37,7 @@ class Loss(Protocol):
     def hvp(self, theta: Tensor, v: Tensor) -> Tensor: ...
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]: ...
     def at(self, theta: Tensor) -> Loss: ...
+    def in_double(self) -> Callable[[Tensor], Tensor]: ...
 
 
 class Objective:
@@ -63,6 +66,7 @@ class Objective:
     Attributes:
         theta0: (p,) the weights when the objective was made.
         space: the ParameterSpace, theta <-> named tensors.
+        batches: the micro-batches, the same on every pass.
         num_examples: examples in the data set.
 
     Raises:
@@ -73,7 +77,8 @@ class Objective:
         NotSmoothWarning: once per objective, naming the layers with kinks (ReLU, max-pool).
 
     Cost:
-        two forward passes over the first micro-batch, one read of the data. Products: see `hvp`.
+        one read of the data and three forward passes over the first micro-batch, or over all of them where a `loss_fn`
+        of your own meets integer targets, which it may ignore or weight. Products: see `hvp`.
 
     Source:
         Pearlmutter (1994), "Fast exact multiplication by the Hessian".
@@ -95,21 +100,20 @@ class Objective:
     ):
         check_choice("mode", mode, ("eval", "as_is"))
         check_choice("engine", engine, ENGINES)
-        self._terms = ModelLoss(
-            model,
-            data,
-            loss_fn=loss_fn,
-            batch_loss=batch_loss,
-            mode=mode,
-            device=device,
-            cache=cache,
-            micro_batch=micro_batch,
-        )
-        self.space, self.theta0, self.num_examples = (
-            self._terms.space,
-            self._terms.theta0,
-            self._terms.batches.num_examples,
-        )
+        check_real("keep_bytes", keep_bytes, minimum=0, remedy="Pass bytes: 2 * 2**30 is the default.")
+        with torch.inference_mode(False):  # tensors made in it could enter no gradient
+            self._terms = ModelLoss(
+                model,
+                data,
+                loss_fn=loss_fn,
+                batch_loss=batch_loss,
+                mode=mode,
+                device=device,
+                cache=cache,
+                micro_batch=micro_batch,
+            )
+        self.space, self.theta0 = self._terms.space, self._terms.theta0
+        self.batches, self.num_examples = self._terms.batches, self._terms.num_examples
         self._products = Products(
             self._terms, self._terms.batches, engine=engine, keep_bytes=keep_bytes, context=self._terms.context
         )  # fmt: skip
@@ -128,6 +132,11 @@ class Objective:
     def engine(self) -> str:
         """How products are computed; chosen, and tested on every micro-batch, at the first product."""
         return self._products.engine
+
+    @property
+    def fallback_reason(self) -> str | None:
+        """Why `engine` is not the fastest one; None where it is, or before the first product."""
+        return self._products.fallback_reason
 
     def __call__(self, theta: Tensor) -> Tensor:
         """L(theta), a float64 scalar; theta (p,)."""
@@ -159,17 +168,21 @@ class Objective:
     def at(self, theta: Tensor) -> Objective:
         """The same loss around another point: a cheap copy whose `theta0` is theta (p,)."""
         other = copy.copy(self)
-        other.theta0 = self._checked(theta).clone()
+        other.theta0 = self._checked(theta)
         return other
 
     def model_at(self, theta: Tensor) -> nn.Module:
         """A copy of the model, on its device and with the train/eval flags used here, with the weights theta (p,)."""
         return self._terms.model_at(self._checked(theta))
 
+    def in_double(self) -> Callable[[Tensor], Tensor]:
+        """L as a float64 torch function of theta (p,), differentiable by autograd: for the oracles of `testing`."""
+        with torch.inference_mode(False):
+            return self._terms.in_double().mean
+
     def _checked(self, theta: Tensor, name: str = "theta") -> Tensor:
         remedy = "Build vectors from named tensors with objective.space.flatten({...})."
-        vector = check_vector(name, theta, self.num_params, owner=self.space.owner, remedy=remedy, like=self.theta0)
-        return vector.detach()
+        return _own(check_vector(name, theta, self.num_params, owner=self.space.owner, remedy=remedy, like=self.theta0))
 
 
 class FunctionObjective:
@@ -197,11 +210,16 @@ class FunctionObjective:
                 explain("theta0", received, "a floating-point tensor of shape (p,)", "Use tensor.reshape(-1).")
             )
         check_finite("theta0", theta0, remedy="Start from a finite point.")
-        self.theta0 = theta0.detach().clone()
+        self.theta0 = _own(theta0)
         self._function = function
-        self._products = Products(lambda theta, _: (function(theta), 1), [()], engine=engine)
-        with torch.no_grad():
-            value = function(self.theta0)
+        kernels = functools.partial(differentiable_kernels, None)
+        self._products = Products(lambda theta, _: (function(theta), 1), [()], engine=engine, context=kernels)
+        point = _own(theta0)
+        with kernels(), torch.no_grad():
+            value = function(point)
+        if not torch.equal(point, self.theta0):
+            remedy = "Start it with theta = theta.clone()."
+            raise ValueError(explain("function", "writes into theta", "a pure function of theta", remedy))
         if not isinstance(value, Tensor) or value.ndim:
             received = f"returned {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
             raise ValueError(explain("function", received, "a scalar tensor, shape ()", "Sum or average its terms."))
@@ -244,12 +262,16 @@ class FunctionObjective:
     def at(self, theta: Tensor) -> FunctionObjective:
         """The same function around another point."""
         other = copy.copy(self)
-        other.theta0 = self._checked(theta).clone()
+        other.theta0 = self._checked(theta)
         return other
+
+    def in_double(self) -> Callable[[Tensor], Tensor]:
+        """The function itself, for float64 vectors."""
+        return self._function
 
     def _checked(self, theta: Tensor, name: str = "theta") -> Tensor:
         remedy = "Pass vectors as long as theta0."
-        return check_vector(name, theta, self.num_params, owner="theta0", remedy=remedy, like=self.theta0).detach()
+        return _own(check_vector(name, theta, self.num_params, owner="theta0", remedy=remedy, like=self.theta0))
 
 
 class AnchoredObjective:
@@ -269,14 +291,7 @@ class AnchoredObjective:
         self.epsilon = check_real("epsilon", epsilon, minimum=0.0, remedy=remedy)
         self.unanchored = loss
         self.theta0 = loss.theta0
-        self.anchor = check_vector(
-            "anchor",
-            anchor,
-            loss.num_params,
-            owner=str(loss),
-            remedy="Pass loss.theta0 or another theta.",
-            like=loss.theta0,
-        ).clone()
+        self.anchor = self._checked(anchor, "anchor")
 
     def __repr__(self) -> str:
         return f"AnchoredObjective({self.unanchored!r}, epsilon={self.epsilon:g})"
@@ -293,6 +308,7 @@ class AnchoredObjective:
 
     def __call__(self, theta: Tensor) -> Tensor:
         """L(theta) + epsilon/2 |theta - anchor|^2, a float64 scalar."""
+        theta = self._checked(theta)
         return self.unanchored(theta) + self._penalty(theta)
 
     def gradient(self, theta: Tensor) -> Tensor:
@@ -301,15 +317,18 @@ class AnchoredObjective:
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Value (float64 scalar) and gradient (p,), the anchor's included."""
+        theta = self._checked(theta)
         value, gradient = self.unanchored.value_and_gradient(theta)
         return value + self._penalty(theta), gradient + self.epsilon * (theta - self.anchor)
 
     def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
         """(H + epsilon I) v, (p,): one product."""
+        v = self._checked(v, "v")
         return self.unanchored.hvp(theta, v) + self.epsilon * v
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
         """Value, the anchor's included, and accuracy."""
+        theta = self._checked(theta)
         value, accuracy = self.unanchored.evaluate(theta)
         return value + self._penalty(theta), accuracy
 
@@ -317,5 +336,41 @@ class AnchoredObjective:
         """The same loss, with the same anchor, around another point."""
         return AnchoredObjective(self.unanchored.at(theta), self.anchor, self.epsilon)
 
+    def in_double(self) -> Callable[[Tensor], Tensor]:
+        """The loss, the anchor's included, as a float64 torch function of theta (p,)."""
+        function = self.unanchored.in_double()
+        return lambda theta: function(theta) + self._penalty(theta)
+
     def _penalty(self, theta: Tensor) -> Tensor:
         return 0.5 * self.epsilon * (theta - self.anchor).double().square().sum()
+
+    def _checked(self, theta: Tensor, name: str = "theta") -> Tensor:
+        loss, remedy = self.unanchored, "Pass loss.theta0 or another theta."
+        return _own(check_vector(name, theta, loss.num_params, owner=str(loss), remedy=remedy, like=loss.theta0))
+
+
+def _own(vector: Tensor) -> Tensor:
+    """A private copy: nothing that a loss does can reach the caller's vector, not even under inference_mode."""
+    with torch.inference_mode(False):
+        return vector.detach().clone()
+
+
+def common_center(losses: Mapping[str, Loss], center: Tensor | None = None) -> Tensor:
+    """The theta0 that all losses share, or `center` (p,) checked against their length."""
+    remedy = 'Pass a mapping such as {"mixed": objective}.'
+    if not isinstance(losses, Mapping):
+        raise TypeError(explain("losses", f"is a {type(losses).__name__}", "a mapping name -> objective", remedy))
+    names = check_names("losses", losses, remedy=remedy)
+    first = losses[names[0]]
+    for name in names[1:]:
+        if losses[name].num_params != first.num_params:
+            received = f"have {first.num_params} ({names[0]}) and {losses[name].num_params} ({name}) parameters"
+            raise ValueError(explain("losses", received, "one model's losses", "Build them from the same model."))
+        if center is None and not torch.equal(losses[name].theta0, first.theta0):
+            received = f"{names[0]!r} and {name!r} are around different points"
+            remedy = "Put them around one point, objective.at(theta), or pass center=."
+            raise ValueError(explain("losses", received, "one common theta0", remedy))
+    if center is None:
+        return first.theta0
+    remedy = "Pass a theta of the model."
+    return check_vector("center", center, first.num_params, owner=str(first), remedy=remedy, like=first.theta0)

@@ -79,7 +79,7 @@ class ParameterSpace:
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """Mapping name -> view into theta (p,), differentiable."""
-        parts = theta.split(self.sizes)
+        parts = torch.split(theta, self.sizes)
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
     def _check(self, trainable: Mapping[str, Tensor]) -> None:

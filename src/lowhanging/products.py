@@ -16,12 +16,13 @@ with a random vector is compared with a double backward on every batch.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from lowhanging.errors import explain
 from lowhanging.split_graph import CannotSplitError, SplitGraph, shape_key
 
 LossSum = Callable[[Tensor, Any], tuple[Tensor, Any]]
@@ -31,6 +32,7 @@ DEFAULT_KEEP_BYTES = 2 * 2**30
 
 # Two right routes differ by rounding only; a recording of the wrong branch differs by percents.
 _SELF_TEST_RTOL = {torch.float64: 1e-9, torch.float32: 1e-3}
+_MAX_RECORDINGS = 16  # shapes of batches: each recording costs as much as many products
 
 
 class Products:
@@ -71,26 +73,26 @@ class Products:
 
     def value(self, theta: Tensor) -> Tensor:
         """Mean loss, a float64 scalar."""
-        total, count = _zero(theta), 0.0
         with self._context(), torch.no_grad():
+            total, count = _zero(theta), 0.0
             for batch in self._batches:
                 part, terms = self._loss_sum(theta, batch)
                 total += part
                 count += float(terms)
-        self._count = count
-        return total / count
+            self._count = count
+            return total / count
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss (float64 scalar) and its gradient (p,), in theta's dtype."""
-        total, gradient, count = _zero(theta), _zero(theta, theta.numel()), 0.0
         with self._context(), torch.enable_grad():
+            total, gradient, count = _zero(theta), _zero(theta, theta.numel()), 0.0
             for batch in self._batches:
                 point = theta.detach().requires_grad_()
                 part, terms = self._loss_sum(point, batch)
                 total += part.detach()
                 gradient += _gradient(part, point)
                 count += float(terms)
-        return total / count, (gradient / count).to(theta.dtype)
+            return total / count, (gradient / count).to(theta.dtype)
 
     def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
         """Hessian of the mean loss at theta times v, (p,); one product."""
@@ -110,6 +112,7 @@ class Products:
     def _product(self, engine: _SplitEngine | _GraphEngine, theta: Tensor, v: Tensor, *, keep: bool) -> Tensor:
         if self._count is None:
             self.value(theta)
+        count = cast(float, self._count)
         total = _zero(theta, theta.numel())
         used = sum(size for _, size in self._kept.values())
         is_full = not (keep and engine.keeps)
@@ -123,7 +126,7 @@ class Products:
                     self._kept[index] = (prepared, size)
                     used += size
             total += engine.product(prepared, v)
-        return (total / self._count).to(theta.dtype)
+        return (total / count).to(theta.dtype)
 
     def _choose(self, theta: Tensor) -> _SplitEngine | _GraphEngine:
         if self._wanted in ("auto", "split graph"):
@@ -131,7 +134,9 @@ class Products:
                 return self._tested_split(theta)
             except CannotSplitError as error:
                 if self._wanted == "split graph":
-                    raise
+                    received = f"is 'split graph', which fails on this loss ({error})"
+                    message = explain("engine", received, "an engine that can follow it", 'Use engine="auto".')
+                    raise ValueError(message) from error
                 self.fallback_reason = str(error)
         if self._wanted == "double backward":
             return _GraphEngine(self._loss_sum, keeps=False)
@@ -143,12 +148,18 @@ class Products:
 
     def _tested_split(self, theta: Tensor) -> _SplitEngine:
         """The split engine, after its product agreed with a double backward on every batch."""
-        split, reference = _SplitEngine(self._loss_sum), _GraphEngine(self._loss_sum, keeps=False)
+        limit = _MAX_RECORDINGS if self._wanted == "auto" else None
+        split, reference = _SplitEngine(self._loss_sum, limit), _GraphEngine(self._loss_sum, keeps=False)
         generator = torch.Generator().manual_seed(0)
         v = torch.randn(theta.numel(), generator=generator, dtype=torch.float64).to(theta)
         rtol = _SELF_TEST_RTOL.get(theta.dtype, 1e-3)
         for index, batch in enumerate(self._batches):
-            ours = split.product(split.prepare(theta, batch)[0], v)
+            try:
+                ours = split.product(split.prepare(theta, batch)[0], v)
+            except CannotSplitError:
+                raise
+            except (RuntimeError, IndexError) as failure:  # sizes of another batch, written into the recording
+                raise CannotSplitError(f"the recording fails on batch {index}: {failure}") from failure
             prepared, _ = reference.prepare(theta, batch)
             theirs = reference.product(prepared, v)
             # Where H v nearly vanishes, both are rounding of the gradient's size.
@@ -161,17 +172,19 @@ class Products:
 
 
 class _SplitEngine:
-    """One recording per shape of batch."""
+    """One recording per shape of batch, at most `limit` of them."""
 
     name, keeps = "split graph", True
 
-    def __init__(self, loss_sum: LossSum):
-        self._loss_sum = loss_sum
+    def __init__(self, loss_sum: LossSum, limit: int | None):
+        self._loss_sum, self._limit = loss_sum, limit
         self._graphs: dict[Any, SplitGraph] = {}
 
     def prepare(self, theta: Tensor, batch: Any) -> tuple[Any, int]:
         key = shape_key(batch)
         if key not in self._graphs:
+            if len(self._graphs) == self._limit:
+                raise CannotSplitError(f"the batches have more than {self._limit} shapes, each to be recorded")
             # The sum is recorded, never the count: that may depend on the data (padding).
             self._graphs[key] = SplitGraph(lambda point, data: self._loss_sum(point, data)[0], theta, batch)
         graph = self._graphs[key]
@@ -200,7 +213,8 @@ class _GraphEngine:
             sizes[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with torch.enable_grad(), _second_derivative(), hooks:
             point = theta.detach().requires_grad_()
             part, _ = self._loss_sum(point, batch)
             gradient = _gradient(part, point, create_graph=True)
@@ -210,9 +224,22 @@ class _GraphEngine:
         point, gradient = prepared
         if not gradient.requires_grad:  # a loss linear in theta
             return torch.zeros_like(point)
-        with torch.enable_grad():
+        with torch.enable_grad(), _second_derivative():
             (result,) = torch.autograd.grad(gradient, point, v, retain_graph=self.keeps, allow_unused=True)
         return torch.zeros_like(point) if result is None else result
+
+
+@contextlib.contextmanager
+def _second_derivative() -> Iterator[None]:
+    """Torch's complaint about an operation that it can't differentiate twice, turned into ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "derivative" not in str(error) and "differentiate twice" not in str(error):
+            raise
+        received = f"can't be differentiated twice ({(str(error).splitlines() or [''])[0]})"
+        remedy = "Write that operation with others, such as exp, log and sums."
+        raise ValueError(explain("the loss", received, "one with a second derivative", remedy)) from error
 
 
 def _gradient(part: Tensor, point: Tensor, *, create_graph: bool = False) -> Tensor:

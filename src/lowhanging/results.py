@@ -40,7 +40,8 @@ def save_result(result: Any, path: str | Path) -> Path:
             plain[field.name] = {"value": value}
     meta = json.dumps({"class": type(result).__name__, "fields": plain})
     target = Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
-    write_atomically(target, lambda stream: np.savez_compressed(stream, **arrays, **{_META: np.array(meta)}))
+    entries: dict[str, Any] = {**arrays, _META: np.array(meta)}
+    write_atomically(target, lambda stream: np.savez_compressed(stream, **entries))
     return target
 
 

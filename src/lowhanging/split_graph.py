@@ -29,7 +29,7 @@ _KEEPS_ZERO = {
     aten.transpose.int, aten.permute.default, aten.mul.Tensor, aten.mul.Scalar, aten.mm.default, aten.bmm.default,
     aten.clone.default, aten._to_copy.default, aten.unsqueeze.default, aten.detach.default,
 }  # fmt: skip
-_ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default, aten._efficientzerotensor.default}
+_ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
 
 
 class CannotSplitError(RuntimeError):
@@ -60,7 +60,12 @@ class SplitGraph:
             values = iter(tensors)
             filled = [next(values) if flag else item for flag, item in zip(is_tensor, constants, strict=True)]
             rebuilt = tree_unflatten(filled, spec)
-            return jvp(grad(lambda point: loss_sum(point, rebuilt)), (theta,), (v,))[1]
+
+            def loss(point: Tensor) -> Tensor:
+                return loss_sum(point, rebuilt)
+
+            tangent: Tensor = jvp(grad(loss), (theta,), (v,))[1]
+            return tangent
 
         graph = _trace(product, theta, torch.ones_like(theta), *_tensors(leaves))
         self._first, self._second = _cut(graph)
@@ -95,10 +100,16 @@ def _trace(function: Callable[..., Tensor], *inputs: Tensor) -> fx.GraphModule:
         # Not a public module, so its absence must only cost speed.
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        function(*inputs)  # what torch can't differentiate forwards raises here, where it can be caught
-        traced = make_fx(function)(*inputs)
+        # On fake tensors: no kernel runs, so none can be handed the storage-less zero that stands for an absent tangent
+        # (torch 2.13 then crashes the process, in mse_loss for one), and a branch on a value raises instead of being
+        # recorded.
+        traced = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:  # whatever a model does that a tracer can't follow
-        raise CannotSplitError(f"{type(error).__name__}: {error}") from error
+        first_line = (str(error).splitlines() or [""])[0]
+        raise CannotSplitError(f"{type(error).__name__}: {first_line}") from error
+    for node in traced.graph.nodes:
+        if node.target is aten._efficientzerotensor.default:
+            node.target = aten.zeros.default  # one that may be read and written
     _drop_noops(traced.graph)
     traced.graph.eliminate_dead_code()
     return traced
@@ -128,7 +139,11 @@ def _drop_noops(graph: fx.Graph) -> None:
                 if term in zero and _same_kind(other, node):
                     node.replace_all_uses_with(other)
                     break
-        elif node.target is operator.getitem and first.target is aten.convolution_backward.default:
+        elif (
+            node.target is operator.getitem
+            and isinstance(first, fx.Node)
+            and first.target is aten.convolution_backward.default
+        ):
             is_weight_gradient = node.args[1] == 1
             if is_weight_gradient and first.args[1] in zero:
                 zero.add(node)
@@ -179,7 +194,8 @@ def _cut(traced: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
         if node in reached and node is not vector:
             kept |= {a: None for a in node.all_input_nodes if a not in reached and a.op != "get_attr"}
 
-    first, copies = fx.Graph(), {}
+    copies: dict[fx.Node, fx.Node] = {}
+    first = fx.Graph()
     for node in graph.nodes:
         if node not in reached and node.op != "output":
             copies[node] = first.node_copy(node, lambda n: copies[n])

@@ -32,7 +32,7 @@ from lowhanging.errors import (
     check_real,
     explain,
 )
-from lowhanging.model_loss import BatchLoss, LossFn, _attempt, _logits, _parted, _Tally
+from lowhanging.model_loss import BatchLoss, LossFn, attempt, logits_of, parted, Tally
 from lowhanging.objective import Loss, Objective
 from lowhanging.parameters import ParameterSpace
 from lowhanging.results import load_result, save_result
@@ -82,7 +82,7 @@ def train(
     model: nn.Module,
     data: Any,
     *,
-    epochs: int = 30,
+    epochs: int = 60,
     lr: float | None = None,
     batch_size: int = 64,
     optimizer: Literal["adam", "sgd"] | torch.optim.Optimizer | MakeOptimizer = "adam",
@@ -135,7 +135,7 @@ def train(
     loss = _BatchMean(loss_fn, batch_loss)
     batch_size = check_count("batch_size", batch_size, remedy="Pass the examples per step, such as 64.")
     batches = ShuffledBatches(data, batch_size)
-    epochs = check_count("epochs", epochs, minimum=0, remedy="Pass the number of passes over the data, such as 30.")
+    epochs = check_count("epochs", epochs, minimum=0, remedy="Pass the number of passes over the data, such as 60.")
     seed = check_count("seed", seed, minimum=0, remedy="Pass an integer; the same one gives the same run.")
     wanted = _checkpoint_epochs(checkpoints, epochs)
     factor = _schedule(schedule)
@@ -207,7 +207,7 @@ class _Loop:
         """Train for one epoch, add its row to the history, and return a copy of the weights."""
         self.model.train()
         total = torch.zeros((), dtype=torch.float64, device=self.space.device)
-        count, tally, rate = 0.0, _Tally(), 0.0
+        count, tally, rate = 0.0, Tally(), 0.0
         for step, batch in enumerate(batches.epoch(shuffle, self.space.device, check=epoch == 1)):
             share = min(step / batches.num_batches, 1.0) if batches.num_batches else 0.0
             self._set_rates(self.factor((epoch - 1 + share) / epochs))
@@ -227,7 +227,7 @@ class _Loop:
         self._record(loss, tally.accuracy, rate=rate)
         return self._copy()
 
-    def _step(self, batch: Any, tally: _Tally, *, check: bool) -> tuple[Tensor, float]:
+    def _step(self, batch: Any, tally: Tally, *, check: bool) -> tuple[Tensor, float]:
         """One optimizer step; the batch's mean loss before it, and the number of terms."""
         first: list[tuple[Tensor, float]] = []
 
@@ -312,10 +312,10 @@ class _BatchMean:
             raise ValueError(explain("loss_fn", "and batch_loss are both given", "one of the two", remedy))
         self.loss_fn, self.batch_loss = loss_fn, batch_loss
 
-    def __call__(self, model: nn.Module, batch: Any, tally: _Tally | None, *, check: bool) -> tuple[Tensor, float]:
+    def __call__(self, model: nn.Module, batch: Any, tally: Tally | None, *, check: bool) -> tuple[Tensor, float]:
         if not check:
             return self._evaluate(model, batch, tally, check=False)
-        mean, terms = _attempt(lambda: self._evaluate(model, batch, tally, check=True), batch)
+        mean, terms = attempt(lambda: self._evaluate(model, batch, tally, check=True), batch)
         if not isinstance(mean, Tensor) or mean.numel() != 1 or not terms > 0:
             kind = f"shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
             received = f"gave {kind} over {terms:g} terms"
@@ -323,12 +323,12 @@ class _BatchMean:
             raise ValueError(explain(name, received, "one number over at least one term", remedy))
         return mean, terms
 
-    def _evaluate(self, model: nn.Module, batch: Any, tally: _Tally | None, *, check: bool) -> tuple[Tensor, float]:
+    def _evaluate(self, model: nn.Module, batch: Any, tally: Tally | None, *, check: bool) -> tuple[Tensor, float]:
         if self.batch_loss is not None:
             total, count = self.batch_loss(model, batch)
             return total / count, float(count)
-        args, kwargs, targets = _parted(batch)
-        outputs = _logits(model(*args, **kwargs))
+        args, kwargs, targets = parted(batch)
+        outputs = logits_of(model(*args, **kwargs))
         if check and self.loss_fn is None:
             _check_classes(outputs, targets)
         if tally is not None:

@@ -21,32 +21,36 @@ class CountedMap:
     """A symmetric (p, p) map as torch products: counts them, checks them, and feeds NumPy maps with NumPy vectors."""
 
     def __init__(self, operator: Any):
-        remedy = "Pass lh.hessian(objective), a square matrix or a SciPy LinearOperator; for a model use top_hessian_eigs."
         shape = tuple(getattr(operator, "shape", ()))
         if not hasattr(operator, "__matmul__") or len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
-            received = f"is a {type(operator).__name__} of shape {shape}" if shape else f"is a {type(operator).__name__}"
+            received = f"is a {type(operator).__name__}" + (f" of shape {shape}" if shape else "")
+            remedy = "Pass lh.hessian(objective), a matrix or a SciPy LinearOperator; for a model use top_hessian_eigs."
             raise ValueError(explain("H", received, "a symmetric map with H @ v and the shape (p, p)", remedy))
-        kind = getattr(operator, "dtype", torch.float64)
+        kind: Any = getattr(operator, "dtype", torch.float64)
         self.takes_numpy = not isinstance(kind, torch.dtype)
-        if self.takes_numpy and kind is not None and np.dtype(kind).kind != "c":
+        if self.takes_numpy and np.dtype(kind).kind != "c":
             kind = torch.float32 if np.dtype(kind) == np.float32 else torch.float64
         if kind not in ASYMMETRY:
-            raise ValueError(explain("H", f"has dtype {kind}", "float32 or float64", "Convert it, e.g. H.double()."))
+            raise ValueError(explain("H", f"has dtype {kind}", "float32 or float64", "Convert it, as in H.double()."))
         self.operator = operator
         self.size: int = int(shape[0])
         self.dtype: torch.dtype = kind
         self.device = torch.device("cpu") if self.takes_numpy else torch.device(getattr(operator, "device", "cpu"))
         self.num_products = 0
-        if isinstance(operator, np.ndarray | Tensor) and (self.takes_numpy or operator.layout == torch.strided):
-            _check_symmetric(torch.as_tensor(operator), ASYMMETRY[kind])
+        if isinstance(operator, np.ndarray):
+            _check_symmetric(torch.from_numpy(operator.astype(np.float64)), ASYMMETRY[kind])
+        elif isinstance(operator, Tensor) and operator.layout == torch.strided:
+            _check_symmetric(operator.detach(), ASYMMETRY[kind])
 
     @torch.no_grad()
     def product(self, vector: Tensor) -> Tensor:
         """H v, (p,) -> (p,); the map gets a copy, so that it may keep, return or overwrite what it was given."""
         self.num_products += 1
-        argument = vector.cpu().numpy().copy() if self.takes_numpy else vector.clone()
-        with torch.enable_grad():
-            image = torch.as_tensor(self.operator @ argument).detach()
+        if self.takes_numpy:
+            image = torch.from_numpy(np.array(self.operator @ vector.numpy().copy()))
+        else:
+            with torch.enable_grad():
+                image = torch.as_tensor(self.operator @ vector.clone()).detach()
         if tuple(image.shape) != (self.size,):
             expected = f"({self.size},) = (p,)"
             raise ValueError(explain("H @ v", f"has shape {tuple(image.shape)}", expected, "Return one flat vector."))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from lowhanging.errors import check_choice, explain
+from lowhanging.plots.style import axes, color_of
 from lowhanging.training import TrainingRun
 
 if TYPE_CHECKING:
@@ -32,19 +33,25 @@ def training_run(
     if not rows:
         received = "is 'accuracy' for a run without class targets"
         raise ValueError(explain("quantity", received, "'loss'", 'Pass quantity="loss".'))
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        _, ax = plt.subplots(layout="constrained")
-    for name, row in rows.items():
+    ax = axes(ax)
+    for position, (name, row) in enumerate(rows.items()):
         last = f"{float(row[-1]):.1f} %" if quantity == "accuracy" else f"{float(row[-1]):.3g}"
-        style = {"color": "0.45", "linestyle": "--", "linewidth": 1.2} if name == "train" else {"linewidth": 1.8}
+        color, width = ("0.45", 1.2) if name == "train" else (color_of(name, position), 1.8)
+        dashes = "--" if name == "train" else "-"
         # A run of few epochs would otherwise be an empty picture: a line through one point is nothing.
         marker = "o" if len(row) < 4 else None
-        ax.plot(run.epochs.numpy(), row.numpy(), label=f"{name} ({last})", marker=marker, markersize=4, **style)
+        ax.plot(
+            run.epochs.numpy(), row.numpy(), label=f"{name} ({last})", color=color, linestyle=dashes, linewidth=width,
+            marker=marker, markersize=4,
+        )  # fmt: skip
     ax.set_xlabel("epoch (0 = before training)")
     if quantity == "loss":
+        from matplotlib.ticker import LogLocator, NullFormatter
+
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # half a decade would otherwise have one label
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
         ax.set_ylabel("mean loss")
     else:
         ax.set_ylabel("accuracy (%)")

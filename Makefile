@@ -1,0 +1,46 @@
+# make demo   the whole library on bundled digits: writes report/ and prints the table of claims
+# make test   the test suite, in the same environment
+# make lint   ruff and mypy
+# make clean  removes the environment, the report and the caches
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+# The install is editable: tests and the demo then always run the sources as they are, and an install is stale only if
+# what it reads has changed, which is these files.
+INSTALL := pyproject.toml constraints.txt src/lowhanging/_version.py
+PIP     := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/lowhanging reproduce --out report
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) report .pytest_cache .mypy_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Each extra holds what the ones before it hold, so that one install is enough.
+$(VENV)/.installed: $(INSTALL) | $(BIN)/python
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.installed-test: $(INSTALL) | $(BIN)/python
+	$(PIP) -e '.[test]'
+	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-dev: $(INSTALL) | $(BIN)/python
+	$(PIP) -e '.[dev]'
+	touch $(VENV)/.installed $(VENV)/.installed-test $@

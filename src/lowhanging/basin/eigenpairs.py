@@ -1,0 +1,279 @@
+"""What are the top eigenvalues and eigenvectors of this loss, and how far can they be trusted?
+
+`top_hessian_eigs(model, data)` is the call; `top_eigs(H)` the same for any symmetric map. What comes back holds to its
+tolerance by residuals of actual products, or an error is raised that carries what was found: eigenvalues that have not
+converged look exactly like ones that have, and a field that says so is not read.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from lowhanging.basin.counted_map import CountedMap
+from lowhanging.basin.directions import Subspace
+from lowhanging.basin.eigensearch import search, search_dense
+from lowhanging.basin.operators import hessian
+from lowhanging.errors import NotConvergedError, check_choice, check_count, check_real, explain
+from lowhanging.objective import Loss, Objective
+from lowhanging.results import load_result, save_result
+
+Which = Literal["LA", "SA", "LM"]
+Method = Literal["lanczos", "dense"]
+OnFailure = Literal["raise", "warn"]
+
+DEFAULT_MEMORY = 4 * 2**30
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Eigenpairs:
+    """Eigenpairs at one end of the spectrum of a symmetric (p, p) map H, from that end inwards.
+
+    Tensors are on the CPU; numbers in float64, vectors in the map's dtype. The first entry of a vector that comes
+    within 1 % of its largest magnitude is positive.
+    """
+
+    values: Tensor         # (k,) LA: descending, SA: ascending, LM: by falling magnitude
+    vectors: Tensor        # (k, p) rows are unit eigenvectors
+    residuals: Tensor      # (k,) |H v - value v|, of actual products
+    is_converged: Tensor   # (k,) bool, residual + noise <= tol * scale
+    other_end: float       # extreme Ritz value of the end that wasn't asked for: comes free, but only to ...
+    other_end_residual: float  # ... this: an eigenvalue lies within it
+    scale: float           # largest |Ritz value|: an estimate of |H| from below
+    noise: float           # largest |fresh product - what the kept ones say| of the unit vectors checked
+    tol: float
+    which: str
+    method: str
+    num_products: int      # everything: steps, probe, fresh products; a block of b vectors counts b
+    num_steps: int         # without probe and fresh products
+    num_probe_steps: int   # the search for missed copies of multiple eigenvalues
+    seconds: float
+    seed: int
+    operator: str          # the map, in words
+    engine: str            # how its products are computed, "" where it doesn't say
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(value, vector) pairs: scalar and (p,)."""
+        return zip(self.values, self.vectors, strict=True)
+
+    def __repr__(self) -> str:
+        values = f"{self.values[0]:.4g}" + (f" ... {self.values[-1]:.4g}" if len(self) > 1 else "")
+        found = int(self.is_converged.sum())
+        state = "" if found == len(self) else f", only {found} of {len(self)} CONVERGED"
+        worst = float(self.residuals.max()) / (self.scale or 1.0)
+        cost = f"{self.num_products} products, {self.seconds:.1f} s"
+        return f"Eigenpairs({len(self)} {self.which}: {values}{state}; residuals <= {worst:.1e} of |H|; {cost})"
+
+    def subspace(self, k: int | None = None) -> Subspace:
+        """The span of the first k vectors, by default of all; basis row j is vector j."""
+        remedy = "Ask top_eigs for more pairs."
+        num = len(self) if k is None else check_count("k", k, maximum=len(self), remedy=remedy)
+        return Subspace(self.vectors[:num])
+
+    def save(self, path: str | Path) -> Path:
+        """Write to `path` (npz)."""
+        return save_result(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Eigenpairs:
+        """Read what `save` wrote."""
+        return load_result(cls, path)
+
+
+class SearchOptions(TypedDict, total=False):
+    """Keywords that `top_hessian_eigs` hands on to `top_eigs`."""
+
+    which: Which
+    tol: float
+    max_products: int | None
+    seed: int
+    method: Method
+    on_failure: OnFailure
+    memory: float
+    progress: bool | None
+
+
+def top_eigs(
+    H: Any,
+    k: int = 10,
+    which: Which = "LA",
+    tol: float = 1e-4,
+    max_products: int | None = None,
+    seed: int = 0,
+    *,
+    method: Method = "lanczos",
+    on_failure: OnFailure = "raise",
+    memory: float = DEFAULT_MEMORY,
+    progress: bool | None = None,
+) -> Eigenpairs:
+    r"""The k eigenpairs H v = lambda v at one end of the spectrum of any symmetric map.
+
+    Lanczos with full reorthogonalization, until every residual |H v - lambda v| of actual products is at most `tol`
+    times the largest |Ritz value|. Then an eigenvalue of H lies within the residual of each value (and within about
+    residual^2 / gap). A second chain from a random start looks for missed copies of multiple eigenvalues, and pairs
+    outside the k are followed while their error bars reach into the k.
+
+    Args:
+        H: symmetric map with `H @ v` for v (p,) and `H.shape == (p, p)`: `hessian(objective)`, a dense or sparse
+            matrix, a SciPy LinearOperator. Torch maps get torch vectors, NumPy ones NumPy vectors; float32 or float64.
+        k: number of pairs, 1 <= k <= p.
+        which: "LA" largest, "SA" smallest, "LM" largest by magnitude.
+        tol: relative to the largest |Ritz value|. In float32 not much below 1e-6.
+        max_products: limit on products of every kind; by default what the problem can need.
+        seed: of the random starts. The global random state is not touched.
+        method: "lanczos", or "dense": p products and a float64 eigendecomposition, for p up to 5,000.
+        on_failure: "raise", or "warn" to get what was found, with a RuntimeWarning.
+        memory: bytes for the basis and its products, 2 p numbers per step (p when that is too much).
+        progress: True or False; by default a bar appears after two seconds.
+
+    Returns:
+        Eigenpairs, from the wanted end inwards, on the CPU.
+
+    Raises:
+        NotConvergedError: `max_products` or `memory` ran out, or `tol` is below the rounding of H's products; `.result`
+            has all k pairs as they are, `.is_converged` telling which hold.
+        ValueError: an argument is out of range, or H is not symmetric.
+        FloatingPointError: a product has NaN or infinite entries.
+
+    Cost:
+        about 2 k + 15 products for a network's Hessian, 8 of them for the second chain and 2 to check; O(m^2 p) for m
+        steps. An end without outliers, such as the smallest eigenvalues, takes several times as many.
+
+    Source:
+        Lanczos (1950); Parlett (1998), "The Symmetric Eigenvalue Problem", chapter 13.
+    """
+    started = time.perf_counter()
+    counted = CountedMap(H)
+    p = counted.size
+    k = check_count("k", k, maximum=p, remedy=f"The map has {p} eigenpairs.")
+    check_choice("which", which, ("LA", "SA", "LM"))
+    tol = check_real("tol", tol, minimum=0.0, maximum=1.0, exclusive=True, remedy="1e-4 is a good start.")
+    seed = check_count("seed", seed, minimum=0, maximum=2**63 - 1, remedy="Any other number is as good.")
+    check_choice("method", method, ("lanczos", "dense"))
+    check_choice("on_failure", on_failure, ("raise", "warn"))
+    if method == "dense":
+        outcome = search_dense(counted, k, which, tol, max_products, progress)
+    else:
+        limit = _max_products(p, k, max_products)
+        _check_memory(counted, k, memory)
+        outcome = search(
+            counted, k, which=which, tol=tol, max_products=limit, seed=seed, memory=memory, progress=progress
+        )
+    engine = str(getattr(H, "engine", ""))
+    pairs = Eigenpairs(
+        values=torch.tensor(outcome.values),
+        vectors=_with_canonical_signs(outcome.vectors.cpu()),
+        residuals=torch.tensor(outcome.residuals),
+        is_converged=torch.tensor(outcome.is_converged),
+        other_end=outcome.other_end,
+        other_end_residual=outcome.other_end_residual,
+        scale=outcome.scale,
+        noise=outcome.noise,
+        tol=tol,
+        which=which,
+        method=method,
+        num_products=counted.num_products,
+        num_steps=outcome.num_steps,
+        num_probe_steps=outcome.num_probe_steps,
+        seconds=time.perf_counter() - started,
+        seed=seed,
+        operator=repr(H) if engine else f"{type(H).__name__} ({p}, {p})",
+        engine=engine,
+    )
+    if outcome.failure is not None and on_failure == "raise":
+        raise NotConvergedError(outcome.failure, pairs)
+    if outcome.failure is not None:
+        warnings.warn(outcome.failure, RuntimeWarning, stacklevel=2)
+    return pairs
+
+
+def top_hessian_eigs(
+    model: nn.Module | Loss,
+    data: Any = None,
+    *,
+    k: int = 10,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    batch_loss: Callable[[Any, Any], tuple[Tensor, Any]] | None = None,
+    mode: Literal["eval", "as_is"] = "eval",
+    device: torch.device | str | None = None,
+    cache: bool = True,
+    **options: Unpack[SearchOptions],
+) -> Eigenpairs:
+    """The k top eigenpairs of the Hessian of a model's mean loss over a data set.
+
+    Args:
+        model: any nn.Module, which is not changed; or a ready objective, then without `data` and its keywords.
+        data: DataLoader, iterable of batches, Dataset, or one data set as a tuple (inputs, targets).
+        k: number of pairs, 1 <= k <= num_params.
+        loss_fn: (outputs, targets) -> mean loss, as in `Objective`; by default cross-entropy.
+        batch_loss: (model, batch) -> (sum, count) instead, as in `Objective`.
+        mode: "eval" or "as_is", as in `Objective`.
+        device: where to compute; by default where the model is.
+        cache: False re-reads the data on each product.
+        **options: which, tol, max_products, seed, method, on_failure, memory, progress, as in `top_eigs`.
+
+    Returns:
+        Eigenpairs in weight space: vectors (k, num_params), parameters in `named_parameters()` order.
+
+    Raises:
+        NotConvergedError, ValueError, TypeError: as `Objective` and `top_eigs`.
+
+    Cost:
+        about 2 k + 15 products, each 1.3 to 1.8 gradients.
+
+    Example:
+        >>> inputs, targets = torch.randn(20, 4), torch.arange(20) % 3
+        >>> top_hessian_eigs(nn.Linear(4, 3), (inputs, targets), k=2).vectors.shape
+        torch.Size([2, 15])
+    """
+    if isinstance(model, nn.Module):
+        objective: Loss = Objective(
+            model, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, device=device, cache=cache
+        )
+        return top_eigs(hessian(objective), k, **options)
+    if not hasattr(model, "hvp") or not hasattr(model, "theta0"):
+        remedy = "For a matrix or another symmetric map use top_eigs(H)."
+        raise TypeError(explain("model", f"is a {type(model).__name__}", "an nn.Module or an objective", remedy))
+    given = {"data": data, "loss_fn": loss_fn, "batch_loss": batch_loss, "device": device}
+    given |= {"mode": None if mode == "eval" else mode, "cache": None if cache else cache}
+    for name in [name for name, value in given.items() if value is not None]:
+        remedy = "The objective has its own: leave it out, or pass the model."
+        raise ValueError(explain(name, "is given with a ready objective", "nothing", remedy))
+    return top_eigs(hessian(model), k, **options)
+
+
+def _max_products(p: int, k: int, given: int | None) -> int:
+    """The limit: what was given if it can yield k checked pairs, else what the problem can need."""
+    if given is not None:
+        remedy = "k pairs need k steps and two fresh products at least; leave it out for a safe limit."
+        return check_count("max_products", given, minimum=k + min(k, 2), remedy=remedy)
+    # After p steps the space is full. Outliers take about 2 k steps; an eigenvalue whose relative gap to the rest of
+    # the spectrum is g takes log(1 / tol) / (2 sqrt(g)): 1,000 steps reach down to gaps of 1e-5.
+    return min(p, 20 * k + 1000) + k + 2
+
+
+def _check_memory(operator: CountedMap, k: int, memory: float) -> None:
+    """Refuse a budget in which not even k pairs fit."""
+    remedy = "Memory is in bytes: 4 * 2**30 is 4 GiB. Ask for fewer pairs, or for more memory."
+    check_real("memory", memory, minimum=0.0, exclusive=True, remedy=remedy)
+    needed = min(k + 2, operator.size) * operator.size * operator.dtype.itemsize
+    if memory < needed:
+        expected = f"at least {needed:,} bytes for {k} pairs of {operator.size:,} entries"
+        raise ValueError(explain("memory", f"is {memory:,.0f} bytes", expected, remedy))
+
+
+def _with_canonical_signs(rows: Tensor) -> Tensor:
+    """Rows with the first entry within 1 % of the largest magnitude positive: "the largest" may be a rounding tie."""
+    magnitudes = rows.abs()
+    first = (magnitudes >= 0.99 * magnitudes.amax(dim=1, keepdim=True)).int().argmax(dim=1, keepdim=True)
+    return rows * rows.gather(1, first).sign()

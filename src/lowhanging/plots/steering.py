@@ -1,0 +1,38 @@
+"""Is a steering direction an eigenvector of any loss?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowhanging.basin.steering import SteeringReport
+from lowhanging.plots.style import axes, color_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def overlaps(report: SteeringReport, ax: Axes | None = None) -> Axes:
+    """Share of the direction within each loss's top j eigenvectors, against j.
+
+    A step of height 1 would be an eigenvector; the height at the right is the share within all known ones.
+
+    Args:
+        report: what `steering_report` returned.
+        ax: where to draw; None makes a figure.
+
+    Returns:
+        The Axes. It is neither shown nor saved.
+    """
+    ax = axes(ax)
+    for position, (name, squares) in enumerate(report.overlaps.items()):
+        total = squares.cumsum(0).numpy()
+        label = f"{name} (largest {float(squares.max()):.2f})"
+        ax.step(
+            range(1, len(total) + 1), total, where="mid", color=color_of(name, position), label=label, linewidth=1.8
+        )
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_xlabel("j")
+    ax.set_ylabel("squared overlap with the top j eigenvectors")
+    ax.grid(alpha=0.3)
+    ax.legend(title="loss (largest single overlap²)", loc="best")
+    return ax

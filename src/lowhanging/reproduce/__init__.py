@@ -1,0 +1,1 @@
+"""The command `lowhanging reproduce`: every claim of the post, measured; one file per theme."""

@@ -1,0 +1,61 @@
+"""Theme 2: how many directions of weight space does each task notice?"""
+
+from __future__ import annotations
+
+from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
+from lowhanging.basin.operators import hessian
+from lowhanging.objective import Objective
+from lowhanging.reproduce.claims import Claim, judged
+
+THRESHOLDS = (0.1, 1.0, 10.0)
+NUM_PAIRS = 50
+
+
+def measure(losses: dict[str, Objective]) -> dict[str, Eigenpairs]:
+    """The top eigenpairs of each loss's Hessian."""
+    return {name: top_eigs(hessian(loss), k=NUM_PAIRS) for name, loss in losses.items()}
+
+
+def counts(pairs: Eigenpairs) -> dict[float, int]:
+    """Effective dimension: eigenvalues above each threshold; a count of all k is a lower bound."""
+    return {level: int((pairs.values > level).sum()) for level in THRESHOLDS}
+
+
+def _text(pairs: Eigenpairs) -> str:
+    found = counts(pairs)
+    return " / ".join(f"{'at least ' if count == len(pairs.values) else ''}{count}" for count in found.values())
+
+
+def claims(pairs: dict[str, Eigenpairs]) -> list[Claim]:
+    """Effective dimension of each task."""
+    table = "; ".join(f"{name} {_text(found)}" for name, found in pairs.items())
+    top = ", ".join(f"{name} {float(found.values[0]):.3g}" for name, found in pairs.items())
+    size = pairs["mixed"].vectors.shape[1]
+    above = {name: counts(found) for name, found in pairs.items()}
+    return [
+        Claim(
+            "few directions matter, fewer to the joint task",
+            "each task's Hessian has few large eigenvalues; having two ways to answer, the mixed task is the flattest",
+            f"eigenvalues above 0.1 / 1 / 10, of {size:,}: {table}. Largest: {top}",
+            "at most 1 % of the eigenvalues of every task exceed 1; and the mixed task has no more eigenvalues above 0.1 "
+            "and above 1, and a smaller largest one, than either single task",
+            judged(
+                all(count[1.0] <= 0.01 * size for count in above.values()),
+                all(above["mixed"][level] <= above[cue][level] for level in (0.1, 1.0) for cue in ("number", "pattern"))
+                and all(pairs["mixed"].values[0] < pairs[cue].values[0] for cue in ("number", "pattern")),
+            ),
+        )
+    ]
+
+
+def numbers(pairs: dict[str, Eigenpairs]) -> dict[str, object]:
+    """What goes into results.json."""
+    return {
+        name: {
+            "eigenvalues": found.values.tolist(),
+            "largest_residual": float(found.residuals.max()),
+            "num_products": found.num_products,
+            "above": {str(level): count for level, count in counts(found).items()},
+        }
+        for name, found in pairs.items()
+    }

@@ -1,0 +1,37 @@
+"""Which pictures does the report hold? Each is drawn from results by `lowhanging.plots`; nothing is computed here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowhanging import plots
+from lowhanging.basin.eigenpairs import Eigenpairs
+from lowhanging.reproduce.learning import Learning
+from lowhanging.reproduce.steering import Steered
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def figures(learning: Learning, pairs: dict[str, Eigenpairs], steered: list[Steered]) -> dict[str, bytes]:
+    """File name -> PNG."""
+    run = learning.run
+    return {
+        "images.png": plots.panels([[lambda ax: plots.paired_images(learning.views, ax)]], width=9, height=3.6),
+        "training.png": plots.panels(
+            [[lambda ax: plots.training_run(run, ax), lambda ax: plots.training_run(run, ax, quantity="loss")]]
+        ),
+        "spectra.png": plots.panels([[lambda ax: plots.spectra(pairs, ax)]], width=7, height=4.5),
+        "steering.png": plots.panels(
+            [
+                [lambda ax, s=s: _titled(s, plots.line_slice(s.scan, ax)) for s in steered],
+                [lambda ax, s=s: plots.line_slice(s.scan, ax, quantity="accuracy") for s in steered],
+            ],
+            height=7.5,
+        ),
+        "overlaps.png": plots.panels([[lambda ax, s=s: _titled(s, plots.overlaps(s.report, ax)) for s in steered]]),
+    }
+
+
+def _titled(steered: Steered, ax: Axes) -> None:
+    ax.set_title(f"preserve {steered.preserved}, ablate {steered.ablated}")

@@ -1,0 +1,421 @@
+"""Is a number right, and is a model one that can be studied at all?
+
+Two oracles that share nothing with the products they judge, and `check_model`, which asks of your own model and data
+what the library takes for granted: that the loss is a smooth function of the weights alone, and a sum over examples.
+The dense Hessian differentiates twice in reverse, in float64, where the products go forward over reverse from a
+recorded graph; finite differences use gradients only, and come with an estimate of their own error, so that a test can
+demand agreement to what was predicted and not to what happened to pass.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lowhanging.batches import num_examples, untouched_random_state
+from lowhanging.errors import NotSmoothWarning, check_count, check_real, check_vector, explain
+from lowhanging.layers import differentiable_kernels
+from lowhanging.model_loss import BatchLoss, LossFn
+from lowhanging.objective import FunctionObjective, Loss, Objective
+
+_ROWS_AT_ONCE = 16
+_ROUNDING = {torch.float64: 1e-8, torch.float32: 2e-3}  # of a product, relative
+_FEW = 64  # examples that check_model differentiates; the whole data set is read and validated
+_RANDOM_LAYERS = (nn.modules.dropout._DropoutNd, nn.RNNBase, nn.MultiheadAttention)
+_NORM_LAYERS = (nn.modules.batchnorm._BatchNorm,)
+_REFUSALS = (ValueError, TypeError, RuntimeError)
+
+
+def dense_hessian(
+    loss: Loss | nn.Module,
+    data: Any = None,
+    *,
+    theta: Tensor | None = None,
+    loss_fn: LossFn | None = None,
+    batch_loss: BatchLoss | None = None,
+    mode: Literal["eval", "as_is"] = "eval",
+) -> Tensor:
+    """The whole Hessian in float64, by differentiating the gradient in reverse, row by row; an oracle for small p.
+
+    Nothing is shared with `objective.hvp`: neither the direction of differentiation, nor the precision, nor the sum
+    over batches. It is not symmetrised: its asymmetry shows rounding, or a gradient that is not one.
+
+    Args:
+        loss: any objective, or a model; the objective's own data and settings are used.
+        data: with a model only: its data, as in `Objective`.
+        theta: (p,) where; by default at `theta0`.
+        loss_fn: with a model only, as in `Objective`.
+        batch_loss: with a model only, as in `Objective`.
+        mode: with a model only, as in `Objective`.
+
+    Returns:
+        (p, p), float64.
+
+    Raises:
+        ValueError, TypeError: theta has the wrong length, data are given beside an objective; see also `Objective`.
+
+    Cost:
+        p backward passes through the gradient of all data at once; memory 8 p^2 bytes and all activations.
+    """
+    if isinstance(loss, nn.Module):
+        loss = Objective(loss, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode)
+    elif data is not None or loss_fn is not None or batch_loss is not None:
+        remedy = "Pass a model with its data, or an objective alone."
+        raise ValueError(explain("data", f"are given beside {loss!r}", "an objective's own data", remedy))
+    function, start = loss.in_double(), loss.theta0 if theta is None else theta
+    size, owner, remedy = loss.num_params, str(loss), "Pass objective.theta0 or another theta."
+    with torch.enable_grad(), differentiable_kernels(None), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vmap's note where an operation is batched by a loop
+        point = check_vector("theta", start, size, owner=owner, remedy=remedy, like=loss.theta0).double().clone()
+        point.requires_grad_()
+        (gradient,) = torch.autograd.grad(function(point), point, create_graph=True, allow_unused=True)
+        rows = torch.zeros(size, size, dtype=torch.float64, device=point.device)
+        if gradient is None or not gradient.requires_grad:  # a loss that is constant or linear
+            return rows
+        for start_row in range(0, size, _ROWS_AT_ONCE):
+            wanted = torch.eye(size, dtype=torch.float64, device=point.device)[start_row : start_row + _ROWS_AT_ONCE]
+            rows[start_row : start_row + len(wanted)] = _rows(gradient, point, wanted)
+    return rows
+
+
+def _rows(gradient: Tensor, point: Tensor, wanted: Tensor) -> Tensor:
+    """(b, p) rows of the Hessian, those that `wanted` (b, p) picks."""
+    options: dict[str, Any] = {"retain_graph": True, "allow_unused": True}
+    try:
+        (rows,) = torch.autograd.grad(gradient, point, wanted, is_grads_batched=True, **options)
+    except RuntimeError:  # an operation that can't be batched
+        parts = [torch.autograd.grad(gradient, point, row, **options)[0] for row in wanted]
+        rows = None if parts[0] is None else torch.stack(parts)
+    return torch.zeros_like(wanted) if rows is None else rows
+
+
+@dataclass(frozen=True)
+class FiniteDifference:
+    """A product by finite differences and how far it may be off."""
+
+    product: Tensor  # (p,), H v
+    error: float  # predicted |product - H v|: what is left of the truncation, and the rounding of the gradients
+    step: float  # distance in weight space between the gradients nearest to each other, halved
+
+    def __repr__(self) -> str:
+        return f"FiniteDifference(|Hv| {float(self.product.norm()):.4g} +- {self.error:.1g}, step {self.step:.1g})"
+
+
+def finite_difference_hvp(objective: Loss, theta: Tensor, v: Tensor, step: float | None = None) -> FiniteDifference:
+    r"""H v from gradients alone, with a prediction of its error.
+
+    Central differences D(h) = (g(theta + h u) - g(theta - h u)) |v| / 2h, u = v / |v|, at h, 2h and 4h are
+    extrapolated in pairs, R(h) = (4 D(h) - D(2h)) / 3, which leaves a truncation of order h^4. R(h) - R(2h) shows both
+    the truncation (15 times that of R(h)) and the rounding of the gradients (about as large as that of R(h)).
+
+    Args:
+        objective: any objective; its precision is used.
+        theta: (p,) where.
+        v: (p,), not zero.
+        step: h in units of weight space; by default eps^(1/5) max(1, |theta|), where the two errors balance.
+
+    Returns:
+        FiniteDifference with `.product` (p,) and `.error`, predicted |product - H v|. A loss with kinks closer than 4h
+        has a large error.
+
+    Raises:
+        ValueError, TypeError: v is zero or of the wrong length, step is not positive.
+
+    Cost:
+        six gradients.
+    """
+    remedy = "Pass vectors as long as theta0."
+    theta, v = (
+        check_vector(
+            name, vector, objective.num_params, owner=str(objective), remedy=remedy, allow_zero=name == "theta"
+        )
+        for name, vector in (("theta", theta), ("v", v))
+    )
+    theta, v = theta.to(objective.theta0), v.to(objective.theta0)
+    eps = torch.finfo(theta.dtype).eps
+    if step is None:
+        step = eps**0.2 * max(1.0, float(theta.norm()))
+    step = check_real("step", step, minimum=0.0, exclusive=True, remedy="Leave it out: it is chosen for the precision.")
+    length = v.double().norm()
+    unit = v.double() / length
+    differences, largest = [], 0.0
+    for multiple in (1, 2, 4):
+        ends = [(theta.double() + sign * multiple * step * unit).to(theta.dtype) for sign in (1, -1)]
+        ahead, behind = (objective.gradient(end).double() for end in ends)
+        # The distance that was really walked: rounding theta + h u in float32 moves the ends.
+        distance = (ends[0].double() - ends[1].double()) @ unit
+        differences.append((ahead - behind) / distance * length)
+        largest = max(largest, float(ahead.norm()), float(behind.norm()))
+    near, far = ((4 * a - b) / 3 for a, b in itertools.pairwise(differences))
+    error = 2 * float((near - far).norm()) + 4 * eps * largest / step * float(length)
+    return FiniteDifference(near.to(theta.dtype), error, step)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question that `check_model` asked, and its answer in one line."""
+
+    name: str
+    is_passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """What `check_model` found; `print(check)` is the report.
+
+    Attributes:
+        model: class of the model.
+        checks: every question that was asked, in order.
+        notes: what is worth knowing and no problem (layers that differ between training and evaluation, the engine).
+    """
+
+    model: str
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Nothing stands in the way of studying this model on these data."""
+        return not self.problems
+
+    @property
+    def problems(self) -> list[str]:
+        """One line per failed question."""
+        return [f"{check.name}: {check.detail}" for check in self.checks if not check.is_passed]
+
+    def __repr__(self) -> str:
+        found = "ok" if self.ok else f"{len(self.problems)} problem{'s' * (len(self.problems) > 1)}"
+        return f"ModelCheck({self.model}: {found}, {len(self.checks)} checks; print it for the report)"
+
+    def __str__(self) -> str:
+        lines = [f"{self.model}: {'ok' if self.ok else 'not ready to be studied'}"]
+        lines += [f"  {'ok     ' if c.is_passed else 'PROBLEM'}  {c.name}: {c.detail}" for c in self.checks]
+        return "\n".join(lines + [f"  note     {note}" for note in self.notes])
+
+
+def check_model(
+    model: nn.Module,
+    data: Any,
+    *,
+    loss_fn: LossFn | None = None,
+    batch_loss: BatchLoss | None = None,
+    mode: Literal["eval", "as_is"] = "eval",
+    device: torch.device | str | None = None,
+    seed: int = 0,
+) -> ModelCheck:
+    """Can this model be studied on these data? Reports, layer by layer, what stands in the way, instead of raising.
+
+    Asked in this order: is the loss accepted by `Objective` (a function of the weights, a sum over examples, finite);
+    is it deterministic; independent of how the examples are batched; smooth (gradients along a line converge to a
+    derivative as fast as those of a smooth function do); are products right by finite differences, and symmetric; is
+    your model bit-identical afterwards. The derivatives are taken on at most 64 examples.
+
+    Args:
+        model: any nn.Module.
+        data: as in `Objective`; an iterator is used up.
+        loss_fn: as in `Objective`.
+        batch_loss: as in `Objective`.
+        mode: as in `Objective`.
+        device: as in `Objective`.
+        seed: of the random directions.
+
+    Returns:
+        ModelCheck with `.ok`, `.problems` and a report, `print(check)`.
+
+    Raises:
+        TypeError: model is no nn.Module.
+
+    Example:
+        >>> x = torch.linspace(-1, 1, 16).reshape(8, 2)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
+        >>> check_model(net, (x, torch.arange(8) % 2)).ok
+        True
+
+    Cost:
+        some forty gradients on 64 examples, and what `Objective` costs on the whole data set.
+    """
+    if not isinstance(model, nn.Module):
+        remedy = "Wrap a function of theta in FunctionObjective(function, theta0)."
+        raise TypeError(explain("model", f"is a {type(model).__name__}", "a torch.nn.Module", remedy))
+    check_count("seed", seed, minimum=0, remedy="Any integer will do.")
+    settings: dict[str, Any] = {"loss_fn": loss_fn, "batch_loss": batch_loss, "device": device}
+    before = _state(model)
+    if isinstance(data, Iterator):
+        with untouched_random_state():
+            data = list(data)  # it may have to be read twice
+    checks, notes = _layers(model, mode)
+    stage = "accepted"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            whole = Objective(model, data, mode=mode, **settings)
+            few = _few(whole)
+            small = Objective(model, [few], mode=mode, **settings)
+            size = f"{whole.num_examples:,} examples, {whole.num_params:,} weights"
+            checks.append(Check(stage, True, f"{size}; derivatives on {small.num_examples} of the examples"))
+            stage = "twice differentiable"
+            checks.append(_deterministic(small))
+            checks.append(
+                _independent_of_batching(
+                    small, few, lambda batch, size: Objective(model, [batch], mode=mode, micro_batch=size, **settings)
+                )
+            )
+            kinks = [_line(warning.message) for warning in caught if warning.category is NotSmoothWarning]
+            checks += [_smooth(small, kinks[0] if kinks else None, seed), *_products(small, seed)]
+            notes.append(f"products by {small.engine}" + (f" ({why})" if (why := small.fallback_reason) else ""))
+        except _REFUSALS as error:
+            checks.append(Check(stage, False, _line(error)))
+            notes += [] if mode == "eval" else [_in_eval_mode(model, data, settings)]
+    after = _state(model)
+    changed = [name for name, value in before.items() if not _is_same(value, after.get(name))]
+    detail = f"changed: {', '.join(changed)}" if changed else "the model and the global random states are as they were"
+    checks.append(Check("left alone", not changed, detail))
+    return ModelCheck(type(model).__name__, tuple(checks), tuple(notes))
+
+
+def _layers(model: nn.Module, mode: str) -> tuple[list[Check], list[str]]:
+    """What dropout and batch norm do in this mode: problems and notes, each naming its layer."""
+    checks, notes = [], []
+    for name, layer in model.named_modules():
+        is_norm = isinstance(layer, _NORM_LAYERS)
+        rates = [getattr(layer, rate, 0.0) for rate in ("p", "dropout")]
+        if not is_norm and not (isinstance(layer, _RANDOM_LAYERS) and any(rates)):
+            continue
+        behaviour = "mixes the examples of a batch" if is_norm else "is random"
+        line = f"layer {name!r} ({type(layer).__name__}) {behaviour} in training mode"
+        if mode == "as_is" and layer.training:
+            checks.append(Check("a function of the weights", False, f'{line}; use mode="eval", the default'))
+        else:
+            notes.append(f"{line}, and is evaluated in eval mode")
+    return checks, notes
+
+
+def _in_eval_mode(model: nn.Module, data: Any, settings: dict[str, Any]) -> str:
+    try:
+        Objective(model, data, mode="eval", **settings)
+    except _REFUSALS as error:
+        return f'mode="eval" is refused too: {_line(error)}'
+    return 'mode="eval", the default, accepts this model'
+
+
+def _few(objective: Objective) -> Any:
+    """At most 64 examples of the first micro-batch, all of it where it can't be cut."""
+    batch = next(iter(objective.batches))
+    return tree_map(lambda leaf: leaf[:_FEW], batch) if _can_be_cut(batch) else batch
+
+
+def _can_be_cut(batch: Any) -> bool:
+    size = num_examples(batch)
+    return size > 1 and all(isinstance(x, Tensor) and x.ndim and len(x) == size for x in tree_leaves(batch))
+
+
+def _deterministic(small: Objective) -> Check:
+    (value, gradient), (again, other) = (small.value_and_gradient(small.theta0) for _ in range(2))
+    off = max(_off(again, value), _off(other, gradient))
+    is_passed = off <= 1e3 * torch.finfo(gradient.dtype).eps
+    return Check("deterministic", is_passed, f"two evaluations differ by {off:.1e} of the gradient")
+
+
+def _independent_of_batching(small: Objective, few: Any, make: Callable[[Any, int | None], Objective]) -> Check:
+    """Whole against re-cut to a ragged pair, and against the examples in reverse."""
+    name, size = "independent of batching", small.num_examples
+    if not _can_be_cut(few):
+        return Check(name, True, "not asked: the batches can't be cut")
+    gradient, off = small.gradient(small.theta0), 0.0
+    try:
+        for batch, cut in ((few, size // 2 + 1), (tree_map(lambda leaf: leaf.flip(0), few), None)):
+            off = max(off, _off(make(batch, cut).gradient(small.theta0), gradient))
+    except _REFUSALS as error:
+        return Check(name, False, _line(error))
+    detail = f"re-cut or in reverse, the examples give gradients that differ by {off:.1e}"
+    return Check(name, off <= _ROUNDING[gradient.dtype], detail)
+
+
+def _smooth(small: Objective, kinks: str | None, seed: int) -> Check:
+    """Do central differences at steps h, h/2, h/4 ... approach each other by 4 per halving, as of a smooth function?
+
+    Kinks inside the step make them differ by an amount that does not shrink, and by none once the last is passed.
+    """
+    loss = _precise(small)
+    theta, unit = loss.theta0, _random_rows(loss, 1, seed)[0]
+    unit, eps = unit / unit.norm(), torch.finfo(loss.theta0.dtype).eps
+    steps = [0.1 * max(1.0, float(theta.norm())) / 2**k for k in range(9)]
+    noise = 1e2 * eps * float(loss.gradient(theta).norm())
+    slopes = [(loss.gradient(theta + h * unit) - loss.gradient(theta - h * unit)) / (2 * h) for h in steps]
+    changes = [float((a - b).norm()) for a, b in itertools.pairwise(slopes)]
+    floors = [noise / h + 1e2 * eps * float(slope.norm()) for h, slope in zip(steps[1:], slopes[1:], strict=True)]
+    # The first two halvings may still be too coarse for any law.
+    orders = [math.log2(a / b) for a, b, floor in zip(changes[2:-1], changes[3:], floors[3:], strict=True) if b > floor]
+    worst = max(orders, key=lambda order: abs(order - 2), default=2.0)
+    law = f"differences of gradients shrink as step^{worst:.1f} (2 for a smooth loss)"
+    return Check("smooth", kinks is None and 1.3 <= worst <= 3.0, f"{kinks} Measured: {law}" if kinks else law)
+
+
+def _products(small: Objective, seed: int) -> Iterator[Check]:
+    u, v = _random_rows(small, 2, seed + 1)
+    theta, rounding = small.theta0, _ROUNDING[small.theta0.dtype]
+    image, other = small.hvp(theta, v), small.hvp(theta, u)
+    precise = _precise(small)
+    expected = finite_difference_hvp(precise, precise.theta0, v.to(precise.theta0))
+    # Where H v nearly vanishes, what is left is the rounding of the gradient.
+    scale = float(image.norm()) + float(small.gradient(theta).norm() * v.norm())
+    off = float((image.to(expected.product) - expected.product).norm())
+    detail = (
+        f"off by {off:.1e}, |Hv| = {float(image.norm()):.2e}, predicted error of the differences {expected.error:.1e}"
+    )
+    yield Check("products right by finite differences", off <= expected.error + rounding * scale, detail)
+    gap = abs(float(u.double() @ image.double() - v.double() @ other.double()))
+    detail = f"u.Hv and v.Hu differ by {gap:.1e}"
+    yield Check("products symmetric", gap <= rounding * scale * float(u.norm()), detail)
+
+
+def _precise(small: Objective) -> Loss:
+    """The loss in float64, or as it is where something in it insists on another precision."""
+    try:
+        return FunctionObjective(small.in_double(), small.theta0.double(), engine="double backward")
+    except _REFUSALS:
+        return small
+
+
+def _random_rows(loss: Loss, num: int, seed: int) -> Tensor:
+    """(num, p), independent normal entries."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num, loss.num_params, generator=generator, dtype=torch.float64).to(loss.theta0)
+
+
+def _off(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp_min(torch.finfo(b.dtype).tiny))
+
+
+def _line(message: Any) -> str:
+    return " ".join(str(message).split())
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    """All of the user's that an objective might have touched."""
+    state: dict[str, Any] = {f"{name} (mode)": layer.training for name, layer in model.named_modules()}
+    for name, parameter in model.named_parameters():
+        state[name] = parameter.detach().clone()
+        state[f"{name} (gradient)"] = None if parameter.grad is None else parameter.grad.detach().clone()
+        state[f"{name} (requires_grad)"] = parameter.requires_grad
+    state |= {f"{name} (buffer)": buffer.detach().clone() for name, buffer in model.named_buffers()}
+    kind, keys, *position = cast(tuple[Any, ...], np.random.get_state())  # noqa: NPY002
+    state["torch's random state"], state["random's state"] = torch.get_rng_state(), random.getstate()
+    return state | {"numpy's random state": (kind, keys.tolist(), *position)}
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
+    return bool(a == b)
