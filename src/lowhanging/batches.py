@@ -52,7 +52,7 @@ class Batches:
         self._num_passes = 0
         if cache:
             self._kept = self._recut(list(self._read()))
-        elif iter(self._source) is self._source:
+        elif isinstance(self._source, Iterator):
             remedy = "Pass a DataLoader, or leave cache=True."
             raise ValueError(
                 explain("data", "is an iterator, readable once", "data to read on each pass (cache=False)", remedy)

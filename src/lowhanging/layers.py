@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # Operations by the name in torch.ops.aten, without overload and in-place underscore.
 _KINKED = {
-    "relu", "relu6", "leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise", "threshold", "elu", "hardtanh",
+    "relu", "relu6", "leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise", "threshold", "elu", "celu", "hardtanh",
     "hardswish", "hardsigmoid", "hardshrink", "softshrink", "max_pool1d_with_indices", "max_pool2d_with_indices",
     "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d",
     "fractional_max_pool3d",
@@ -72,13 +72,15 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _kind(func: Any, args: Any, kwargs: Any) -> Literal["kinked", "random", "batch"] | None:
     name = func.overloadpacket.__name__.rstrip("_")
-    if torch.Tag.nondeterministic_seeded in func.tags or name == "random":
+    is_training = True  # operations without that argument are only called then
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.name == "training":
+            given = args[position] if position < len(args) else kwargs.get("training")
+            is_training = argument.default_value if given is None else given
+    if is_training and (torch.Tag.nondeterministic_seeded in func.tags or name == "random"):
         return "random"
-    if name in _NORMS:
-        names = [argument.name for argument in func._schema.arguments]
-        position = names.index("training") if "training" in names else None
-        if position is None or (args[position] if position < len(args) else kwargs.get("training", True)):
-            return "batch"
+    if is_training and name in _NORMS:
+        return "batch"
     if not (args and isinstance(args[0], torch.Tensor) and args[0].is_floating_point()):
         return None  # abs() of positions in a sequence is no kink in the weights
     # clamp(min=0) is a ReLU; clamp(min=1e-12) only guards a division.

@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,10 +51,10 @@ def load_result(cls: type[_T], path: str | Path) -> _T:
     source = Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
     expected = f"a file saved by {cls.__name__}.save"
     try:
-        with np.load(source, allow_pickle=False) as stored:
+        with open(source, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         meta = json.loads(str(arrays.pop(_META)))
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             explain("path", f"is {str(source)!r}, not a result of lowhanging", expected, _REMEDY)
         ) from error

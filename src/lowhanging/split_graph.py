@@ -13,6 +13,7 @@ batch, where `torch.func.linearize` would trace every micro-batch anew.
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -103,7 +104,9 @@ def _trace(function: Callable[..., Tensor], *inputs: Tensor) -> fx.GraphModule:
         # On fake tensors: no kernel runs, so none can be handed the storage-less zero that stands for an absent tangent
         # (torch 2.13 then crashes the process, in mse_loss for one), and a branch on a value raises instead of being
         # recorded.
-        traced = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about its own internals; the user's were seen without tracing
+            traced = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:  # whatever a model does that a tracer can't follow
         first_line = (str(error).splitlines() or [""])[0]
         raise CannotSplitError(f"{type(error).__name__}: {first_line}") from error

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +18,16 @@ from pathlib import Path
 import numpy as np
 import scipy.optimize
 import torch
-from lowhanging.basin.eigenpairs import top_eigs
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lowhanging.basin.eigenpairs import top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.errors import NotConvergedError, check_count, check_real
 from lowhanging.objective import AnchoredObjective, Loss
 from lowhanging.results import load_result, save_result
 
-_PATIENCE = 10  # evaluations in which L-BFGS must lower the gradient norm by a tenth
+_PATIENCE = 10  # evaluations in which L-BFGS must lower the loss beyond rounding, or its gradient norm by a tenth
 _REMEDY_DRIFT = (
     "There is no minimum near here, as for plain cross-entropy on separable data: raise anchor= "
     "(a hundredth of the largest eigenvalue is usual), or allow more with max_drift=."
@@ -170,24 +169,35 @@ class _Descent:
         if float(self.gradient.norm()) <= self.gtol or self.num_gradients >= self.max_gradients:
             return
 
+        trial, since = (self.theta, self.value, self.gradient), 0
+        rounding = 10 * torch.finfo(self.start.dtype).eps
+
         def function(x: np.ndarray) -> tuple[float, np.ndarray]:
+            nonlocal trial, since
             theta = torch.from_numpy(x).to(self.start)
             value, gradient = self._evaluate(theta)
-            norm = float(gradient.norm())
-            best.append(min(norm, best[-1]))
-            if norm < float(self.gradient.norm()) or value < self.value:
-                self.theta, self.value, self.gradient = theta, value, gradient
-            # Rounding of the loss ends a line search long before it ends Newton steps, which look at gradients only.
-            is_stalled = len(best) > _PATIENCE and best[-1] > 0.9 * best[-1 - _PATIENCE]
-            if norm <= self.gtol or is_stalled:
+            trial, since = (theta, value, gradient), since + 1
+            is_lower = value <= self.value + rounding * abs(self.value)
+            if is_lower and float(gradient.norm()) <= self.gtol:
+                self.theta, self.value, self.gradient = trial
+                raise _StopDescentError
+            # Rounding of the loss ends line searches long before it ends Newton steps, which look at gradients only.
+            if since > _PATIENCE:
                 raise _StopDescentError
             return value, gradient.cpu().double().numpy()
 
-        def accepted(x: np.ndarray) -> None:  # not every trial point: the first line search looks far
-            if self._drifted(torch.from_numpy(x)):
+        def accepted(x: np.ndarray) -> None:  # an iterate, not a trial point: the first line search looks far
+            nonlocal since
+            theta, value, gradient = trial
+            if not np.allclose(x, theta.cpu().double().numpy(), rtol=rounding, atol=0.0):
+                return  # the line search went back to an earlier trial point
+            is_progress = value < self.value - rounding * abs(self.value)
+            is_progress = is_progress or float(gradient.norm()) < 0.9 * float(self.gradient.norm())
+            since = 0 if is_progress else since
+            self.theta, self.value, self.gradient = trial
+            if self._drifted(self.theta):
                 raise _StopDescentError
 
-        best = [math.inf]
         left = self.max_gradients - self.num_gradients
         options = {"maxcor": 20, "maxfun": left, "maxiter": left, "ftol": 0.0, "gtol": 0.0}
         with contextlib.suppress(_StopDescentError):
@@ -214,11 +224,11 @@ class _Descent:
             norm = float(self.gradient.norm())
             for _ in range(6):
                 theta = (self.theta.double() + step).to(self.start)
-                if self._drifted(theta):
-                    return
                 value, gradient = self._evaluate(theta)
                 if float(gradient.norm()) < 0.9 * norm:
                     self.theta, self.value, self.gradient = theta, value, gradient
+                    if self._drifted(theta):
+                        return
                     break
                 step = step / 2
             else:

@@ -1,0 +1,25 @@
+"""What several test modules share: the reference network, trained once and polished."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib
+
+import pytest
+import torch
+
+from lowhanging.reproduce.learning import Learning, learn
+
+
+@pytest.fixture(scope="session")
+def reference() -> Learning:
+    """Seed 0 of `lowhanging reproduce` with its defaults: nothing shrunk."""
+    return learn(source="bundled", seed=0, epochs=60)
+
+
+@pytest.fixture(autouse=True)
+def same_random_state_and_threads():
+    """Each test begins from the same global random state; and none may leave a changed number of threads behind."""
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    yield
+    assert torch.get_num_threads() == threads

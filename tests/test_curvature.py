@@ -1,0 +1,123 @@
+"""`top_hessian_eigs` on networks, against dense float64 eigenvalues found by another route, and its budget at real size.
+
+Oracles: the softmax-regression Hessian on paper; `testing.dense_hessian`, decomposed by NumPy.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lowhanging as lh
+
+
+def batches(inputs: torch.Tensor, targets: torch.Tensor, *sizes: int) -> list:
+    """The data as ragged batches."""
+    return list(zip(inputs.split(list(sizes)), targets.split(list(sizes)), strict=True))
+
+
+def softmax_hessian(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> np.ndarray:
+    """(1/n) sum_i (diag(q_i) - q_i q_i^T) kron (x_i x_i^T), x extended by 1, reordered to (weight, bias)."""
+    n, d = inputs.shape
+    classes = len(bias)
+    extended = np.hstack([inputs.numpy(), np.ones((n, 1))])
+    logits = (inputs @ weight.T + bias).numpy()
+    q = np.exp(logits - logits.max(1, keepdims=True))
+    q /= q.sum(1, keepdims=True)
+    H = sum(np.kron(np.diag(p) - np.outer(p, p), np.outer(x, x)) for p, x in zip(q, extended, strict=True)) / n
+    order = [c * (d + 1) + i for c in range(classes) for i in range(d)] + [c * (d + 1) + d for c in range(classes)]
+    return H[np.ix_(order, order)]
+
+
+@pytest.mark.parametrize("k", [1, 10, 20])
+def test_softmax_regression_equals_the_hessian_on_paper(k):
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 4
+    model = nn.Linear(4, 4).double()
+    H = softmax_hessian(inputs, model.weight.detach(), model.bias.detach())
+    pairs = lh.top_hessian_eigs(model, batches(inputs, targets, 5, 3), k=k, tol=1e-11)
+    assert np.allclose(pairs.values, np.linalg.eigvalsh(H)[::-1][:k], atol=1e-10)
+    V = pairs.vectors.numpy()
+    assert np.abs(H @ V.T - V.T * pairs.values.numpy()).max() < 1e-9
+
+
+def mlp(dtype: torch.dtype) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """200 parameters."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(7, 16), nn.Sigmoid(), nn.Linear(16, 4, bias=True), nn.Linear(4, 1, bias=False))
+    return model.to(dtype), torch.randn(8, 7, dtype=dtype), torch.randn(8, 1, dtype=dtype)
+
+
+@pytest.mark.parametrize("k", [1, 10, 200])
+def test_a_sigmoid_mlp_equals_the_dense_eigendecomposition_in_float64(k):
+    model, inputs, targets = mlp(torch.float64)
+    assert sum(weight.numel() for weight in model.parameters()) == 200
+    loss = lh.Objective(model, batches(inputs, targets, 5, 3), loss_fn=nn.functional.mse_loss)
+    dense = np.linalg.eigvalsh(lh.testing.dense_hessian(loss).numpy())[::-1]
+    pairs = lh.top_hessian_eigs(loss, k=k, tol=1e-10)
+    assert np.abs(pairs.values.numpy() - dense[:k]).max() <= 1e-9 * np.abs(dense).max()
+    assert float(pairs.residuals.max()) <= 1e-10 * pairs.scale
+
+
+def test_a_sigmoid_mlp_in_float32_is_right_to_its_floor():
+    model, inputs, targets = mlp(torch.float32)
+    loss = lh.Objective(model, batches(inputs, targets, 5, 3), loss_fn=nn.functional.mse_loss)
+    dense = np.linalg.eigvalsh(lh.testing.dense_hessian(loss).numpy())[::-1]
+    pairs = lh.top_hessian_eigs(loss, k=10, tol=1e-5)
+    assert np.abs(pairs.values.numpy() - dense[:10]).max() <= 1e-5 * np.abs(dense).max()
+
+
+@pytest.fixture(scope="module")
+def cnn_on_64_images(reference):
+    view = reference.views.mixed.test
+    model = reference.losses["mixed"].model_at(reference.minimum.theta).double()
+    loss = lh.Objective(model, batches(view.inputs[:64].double(), view.targets[:64], 40, 24))
+    return loss, np.linalg.eigvalsh(lh.testing.dense_hessian(loss).numpy())[::-1]
+
+
+@pytest.mark.parametrize("k", [1, 10])
+def test_the_cnn_equals_the_dense_eigendecomposition_in_float64(cnn_on_64_images, k):
+    loss, dense = cnn_on_64_images
+    assert dense.shape == (3340,)
+    pairs = lh.top_hessian_eigs(loss, k=k, tol=1e-10)
+    assert np.abs(pairs.values.numpy() - dense[:k]).max() <= 1e-9 * dense[0]
+
+
+def test_the_cnn_in_float32_is_right_to_its_floor(cnn_on_64_images):
+    loss, dense = cnn_on_64_images
+    view = loss.model_at(loss.theta0).float()
+    inputs, targets = (torch.cat(parts) for parts in zip(*_batches_of(loss), strict=True))
+    pairs = lh.top_hessian_eigs(view, batches(inputs.float(), targets, 40, 24), k=10, tol=1e-5)
+    assert np.abs(pairs.values.numpy() - dense[:10]).max() <= 2e-5 * dense[0]
+
+
+def _batches_of(loss: lh.Objective) -> list:
+    return list(loss._terms.batches)
+
+
+class Counted:
+    """A Hessian that counts its products by itself."""
+
+    def __init__(self, loss: lh.Objective):
+        self.H, self.num_products = lh.hessian(loss), 0
+        self.shape, self.dtype, self.device = self.H.shape, self.H.dtype, self.H.device
+
+    def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
+        self.num_products += 1 if v.ndim == 1 else v.shape[1]
+        return self.H @ v
+
+
+@pytest.mark.parametrize(("k", "max_steps", "max_products"), [(10, 28, 40), (50, 115, 130)])
+def test_the_budget_on_3200_paired_images(reference, k, max_steps, max_products):
+    train = reference.views.mixed.train
+    H = Counted(lh.Objective(reference.model, (train.inputs[:3200], train.targets[:3200])))
+    pairs = lh.top_eigs(H, k=k)
+    assert H.H.engine == "split graph"
+    assert pairs.num_products == H.num_products <= max_products
+    assert pairs.num_steps <= max_steps
+    assert float(pairs.residuals.max()) <= 1e-4 * float(pairs.values[0])
+    # One of the residuals again, by a double backward.
+    other = lh.Objective(reference.model, (train.inputs[:3200], train.targets[:3200]), engine="double backward")
+    v = pairs.vectors[k - 1]
+    residual = other.hvp(other.theta0, v) - pairs.values[k - 1] * v
+    assert float(residual.norm()) <= 1.2e-4 * float(pairs.values[0])

@@ -1,0 +1,143 @@
+"""The report, made from the reference network by the command itself; verdicts against their own rules.
+
+Nothing is asserted about which claims hold: only that each is measured, and that its verdict follows from the numbers.
+"""
+
+import json
+import math
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+import lowhanging as lh
+from lowhanging.reproduce import cli, learning
+from lowhanging.reproduce.claims import Claim, judged, markdown
+
+FIGURES = {"images.png", "training.png", "spectra.png", "steering.png", "overlaps.png"}
+
+
+@pytest.fixture(scope="module")
+def report(reference, tmp_path_factory):
+    """The folder that `lowhanging reproduce` writes; training is not repeated, everything after it is."""
+    out = tmp_path_factory.mktemp("run") / "report"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learning, "learn", lambda **_: reference)
+        assert cli.main(["reproduce", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def results(report):
+    return json.loads((report / "results.json").read_text())
+
+
+def test_the_network_reaches_what_is_promised(reference):
+    final = {name: float(rows[-1]) for name, rows in reference.run.accuracies.items()}
+    assert final["mixed"] >= 0.96
+    assert final["number"] >= 0.82
+    assert final["pattern"] >= 0.82
+
+
+def test_the_minimum_is_one_and_keeps_the_solution(reference):
+    minimum = reference.minimum
+    assert reference.is_minimum
+    assert minimum.gradient_norm <= 1e-6 < minimum.gradient_norm_before
+    assert minimum.smallest > minimum.smallest_residual
+    assert minimum.distance <= 0.2 * float(minimum.start.norm())
+    for name, floor in {"mixed": 0.96, "number": 0.82, "pattern": 0.82}.items():
+        assert reference.losses[name].evaluate(minimum.theta)[1] >= floor
+    # Independent of the descent: finite differences of the anchored loss in float64 directions.
+    direction = torch.randn(minimum.theta.numel(), generator=torch.Generator().manual_seed(0))
+    direction /= direction.norm()
+    difference = lh.testing.finite_difference_hvp(minimum.objective, minimum.theta, direction)
+    product = minimum.objective.hvp(minimum.theta, direction)
+    assert float((product - difference.product).norm()) <= 3 * difference.error
+
+
+def test_the_report_is_complete(report, results):
+    assert {path.name for path in report.iterdir()} == FIGURES | {"claims.md", "results.json"}
+    for name in FIGURES:
+        pixels = imread(report / name)
+        assert min(pixels.shape[:2]) > 300
+        assert pixels[..., :3].std() > 0.02
+    assert len(results["claims"]) == 9
+    assert {claim["verdict"] for claim in results["claims"]} <= {"holds", "holds in part", "does not hold"}
+    page = (report / "claims.md").read_text()
+    for claim in results["claims"]:
+        assert f"| {claim['name']} | {claim['post']} | {claim['measured']} | **{claim['verdict']}** |" in page
+
+
+def test_eigenpairs_are_to_tolerance(results):
+    for found in results["curvature"].values():
+        assert len(found["eigenvalues"]) == 50
+        assert found["largest_residual"] <= 1e-4 * found["eigenvalues"][0]
+
+
+def test_verdicts_follow_from_the_numbers(results):
+    verdict = {claim["name"]: claim["verdict"] for claim in results["claims"]}
+    kept, ranks, ratios, below = [], [], [], []
+    for found in results["steering"]["directions"]:
+        zero, two = found["alphas"].index(0.0), found["alphas"].index(2.0)
+        rise = {name: row[two] - row[zero] for name, row in found["losses"].items()}
+        kept.append(rise[found["ablate"]] >= 0.5 and rise[found["preserve"]] <= 0.2 * rise[found["ablate"]])
+        ranks.append(not found["ranks"]["mixed"].startswith(">") and int(found["ranks"]["mixed"]) <= 10)
+        steps = [found["alphas"].index(step) for step in (1.0, 2.0, 3.0, 4.0)]
+        ratios += [found["losses"][found["ablate"]][i] / found["losses"]["mixed"][i] for i in steps]
+        below.append(min(ratios[-4:]) > 1)
+    assert verdict["steering keeps one circuit and ablates the other"] == judged(*kept)
+    assert verdict["steering curvature lies within the top of the mixed spectrum"] == judged(*ranks)
+    expected = judged(True, max(ratios) >= 10) if all(below) else "does not hold"
+    assert verdict["the joint loss lies below the ablated one"] == expected
+    assert verdict["two circuits together beat one by a factor of ten (toy sum)"] == "holds"
+
+
+def test_the_center_of_each_scan_is_the_loss_at_the_minimum(results):
+    for found in results["steering"]["directions"]:
+        zero = found["alphas"].index(0.0)
+        for name, at_minimum in results["learning"]["at_minimum"].items():
+            assert found["losses"][name][zero] == at_minimum["loss"]
+
+
+def test_shares_of_conflict_images_add_up(results):
+    for shares in [results["steering"]["conflict_at_minimum"]] + [
+        d["conflict"] for d in results["steering"]["directions"]
+    ]:
+        assert math.isclose(sum(shares.values()), 1.0)
+        assert min(shares.values()) >= -1e-12
+
+
+def test_epochs_to_half_interpolates():
+    assert learning.epochs_to_half(torch.tensor([0.1, 0.3, 0.5, 0.8])) == pytest.approx(1.5)
+    assert learning.epochs_to_half(torch.tensor([0.5, 0.5])) == 0.0
+
+
+def test_judged_and_markdown():
+    assert judged(True, True) == "holds"
+    assert judged(True, False) == "holds in part"
+    assert judged(False, False) == "does not hold"
+    page = markdown([Claim("a", "b", "c", "d", "holds")], ["heading"])
+    assert "| a | b | c | **holds** |" in page
+    assert "* *a*: d." in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs is 0, expected an integer of at least 1"),
+        (["--seed", "-1"], "--seed is -1, expected an integer of at least 0"),
+        (["--data", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_bad_arguments_end_with_status_2_and_leave_nothing(arguments, message, tmp_path, capsys):
+    out = tmp_path / "report"
+    assert cli.main(["reproduce", "--out", str(out), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists() or not any(out.iterdir())
+
+
+def test_an_unwritable_folder_is_refused_before_anything_runs(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert cli.main(["reproduce", "--out", str(tmp_path / "file")]) == 2
+    assert "--out is" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "in the way"
