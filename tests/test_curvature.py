@@ -1,4 +1,4 @@
-"""`top_hessian_eigs` on networks, against dense float64 eigenvalues found by another route, and its budget at real size.
+"""`top_hessian_eigs` on networks, against dense float64 eigenvalues by another route, and its budget at real size.
 
 Oracles: the softmax-regression Hessian on paper; `testing.dense_hessian`, decomposed by NumPy.
 """

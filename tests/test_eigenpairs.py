@@ -94,11 +94,11 @@ def test_zoo_equals_the_dense_eigendecomposition(name: str, which: str) -> None:
     for k in {1, min(6, p), p}:
         counted = Counted(lambda v: H @ v, p)
         pairs = top_eigs(counted, k=k, which=which, tol=1e-11, progress=False)
-        key = np.abs if which == "LM" else np.asarray    # +-x tie under LM
+        key = np.abs if which == "LM" else np.asarray  # +-x tie under LM
         assert np.abs(key(pairs.values.numpy()) - key(exact[:k])).max() <= 1e-10 * size
         check_pairs(pairs, H)
         assert pairs.num_products == counted.count
-        assert pairs.num_products <= p + 2    # what finds its space full needs no probe
+        assert pairs.num_products <= p + 2  # what finds its space full needs no probe
 
 
 def check_pairs(pairs: Eigenpairs, H: Tensor) -> None:
@@ -191,10 +191,10 @@ def test_canonical_sign_is_of_the_first_entry_near_the_largest() -> None:
 
 
 def test_global_random_states_are_untouched() -> None:
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()    # noqa: NPY002
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     top_eigs(symmetric(np.arange(1.0, 31.0)), k=3)
     assert torch.equal(torch_state, torch.get_rng_state())
-    assert np.array_equal(numpy_state, np.random.get_state()[1])    # noqa: NPY002
+    assert np.array_equal(numpy_state, np.random.get_state()[1])  # noqa: NPY002
 
 
 # ---- what did not get there ---------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def test_float32_floor_is_named_with_a_reachable_tolerance() -> None:
     with pytest.raises(NotConvergedError, match=r"tol is 1e-09, below the float32 floor of .*e-0[678]") as caught:
         top_eigs(H.float(), k=10, tol=1e-9)
     assert "use float64 (model.double()" in str(caught.value)
-    assert caught.value.result.num_products < 100    # stopped by the floor, not by the limit
+    assert caught.value.result.num_products < 100  # stopped by the floor, not by the limit
     reachable = float(str(caught.value).split("at least ")[1].split(".\n")[0])
     pairs = top_eigs(H.float(), k=10, tol=reachable)
     assert np.abs(pairs.values.numpy() - 5 * np.arange(1, 11) ** -1.3).max() < 5e-6
@@ -337,12 +337,12 @@ def test_result_saves_loads_iterates_and_prints_one_line(tmp_path: object) -> No
     with pytest.raises(ValueError, match="k is 4, expected an integer from 1 to 3"):
         pairs.subspace(4)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        pairs.tol = 1.0    # type: ignore[misc]
+        pairs.tol = 1.0  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("method", ["lanczos", "dense"])
 def test_progress_bar_shows_on_request_only(method: str, capsys: pytest.CaptureFixture[str]) -> None:
-    top_eigs(SMALL, 2, method=method)    # short: no bar
+    top_eigs(SMALL, 2, method=method)  # short: no bar
     top_eigs(SMALL, 2, method=method, progress=False)
     assert capsys.readouterr().err == ""
     top_eigs(SMALL, 2, method=method, progress=True)

@@ -67,7 +67,7 @@ def separable() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
 def test_separable_data_without_anchor_have_no_minimum_and_an_anchor_makes_one():
     model, data = separable()
     loss = lh.Objective(model, data)
-    with pytest.raises(lh.NotConvergedError, match="drifted: it moved by .*\n.*raise anchor=") as caught:
+    with pytest.raises(lh.NotConvergedError, match=r"drifted: it moved by .*\n.*raise anchor=") as caught:
         lh.polish(loss, anchor=0.0)
     assert caught.value.result.distance > 0.2 * float(loss.theta0.norm())
     found = lh.polish(loss, anchor=0.5, max_drift=2.0)
@@ -79,7 +79,7 @@ def test_the_floor_of_float32_is_named():
     torch.manual_seed(0)
     inputs = torch.randn(30, 4)
     loss = lh.Objective(nn.Sequential(nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, 3)), (inputs, torch.arange(30) % 3))
-    with pytest.raises(lh.NotConvergedError, match="floor of float32 here; use gtol=.*float64") as caught:
+    with pytest.raises(lh.NotConvergedError, match=r"floor of float32 here; use gtol=.*float64") as caught:
         lh.polish(loss, anchor=0.1, gtol=1e-13, max_drift=1.0)
     assert caught.value.result.gradient_norm < 1e-5
 

@@ -72,18 +72,18 @@ def test_bundled_is_stratified_and_scaled(bundled):
         assert split.targets.dtype == torch.int64
         assert split.inputs.min() == 0
         assert split.inputs.max() == 1
-        assert split.inputs.mean().item() == pytest.approx(0.1307, abs=0.004)     # the full set's published mean and
-        assert split.inputs.std().item() == pytest.approx(0.3081, abs=0.004)      # standard deviation
-        assert torch.equal(split.inputs, (split.inputs * 255).round() / 255)      # grey values k / 255
+        assert split.inputs.mean().item() == pytest.approx(0.1307, abs=0.004)  # the full set's published mean and
+        assert split.inputs.std().item() == pytest.approx(0.3081, abs=0.004)  # standard deviation
+        assert torch.equal(split.inputs, (split.inputs * 255).round() / 255)  # grey values k / 255
 
 
 def test_bundled_splits_are_disjoint_and_mixed(bundled):
     images = torch.cat([bundled.train.inputs, bundled.test.inputs]).flatten(1)
     assert len(images.unique(dim=0)) == 5000
-    for split in (bundled.train, bundled.test):                                   # no class gathers anywhere
+    for split in (bundled.train, bundled.test):  # no class gathers anywhere
         for part in split.targets.chunk(10):
             shares = torch.bincount(part, minlength=10) / len(part)
-            assert (shares - 0.1).abs().max() < 4 * (0.09 / len(part)) ** 0.5     # four binomial standard deviations
+            assert (shares - 0.1).abs().max() < 4 * (0.09 / len(part)) ** 0.5  # four binomial standard deviations
 
 
 def test_bundled_file_is_the_recorded_one():
@@ -96,7 +96,7 @@ def test_bundled_file_is_the_recorded_one():
 
 
 def test_damaged_bundle_is_refused(monkeypatch):
-    module = importlib.import_module("lowhanging.datasets.mnist")         # the name is also the function's
+    module = importlib.import_module("lowhanging.datasets.mnist")  # the name is also the function's
     monkeypatch.setattr(module, "BUNDLED_SHA256", "0" * 64)
     message = r"bundled mnist_5k\.npz has SHA-256 [0-9a-f]{64}, expected 0{64}\.\nReinstall"
     with pytest.raises(ValueError, match=message):
@@ -146,7 +146,7 @@ def test_reprs_are_one_line(bundled):
 
 @needs_real
 def test_published_test_split():
-    published = (                                                 # of the unzipped files: gzip headers hold a date
+    published = (  # of the unzipped files: gzip headers hold a date
         "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
         "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     )
@@ -299,7 +299,7 @@ class Server:
                 self.end_headers()
                 half = content[: len(content) // 2]
                 sent = {"good": content, "corrupt": content[:-1] + b"?", "interrupted": half}
-                self.wfile.write(sent[mood])              # after which the connection is closed, HTTP/1.0
+                self.wfile.write(sent[mood])  # after which the connection is closed, HTTP/1.0
 
             def log_message(self, *arguments):
                 pass
@@ -350,7 +350,7 @@ def test_download_draws_a_bar(tmp_path, server, capsys):
     full(tmp_path, server["missing"], server["good"], progress=True)
     shown = capsys.readouterr().err
     assert all(f"{name}: 100%" in shown for name in FILES)
-    assert "Downloading data" not in shown                        # pooch's own log
+    assert "Downloading data" not in shown  # pooch's own log
     full(tmp_path, server["good"], progress=True)
     assert capsys.readouterr().err == ""
 
@@ -362,9 +362,14 @@ def test_second_mirror_is_tried(tmp_path, server, mood):
     assert [path.split("/")[1] for path in server.requests] == [mood, "good"] * 4
 
 
-@pytest.mark.parametrize(("mood", "reason"), [
-    ("corrupt", "a file with another SHA-256"), ("missing", "HTTP status 404"), ("interrupted", "interrupted"),
-])
+@pytest.mark.parametrize(
+    ("mood", "reason"),
+    [
+        ("corrupt", "a file with another SHA-256"),
+        ("missing", "HTTP status 404"),
+        ("interrupted", "interrupted"),
+    ],
+)
 def test_no_mirror_delivers(tmp_path, server, mood, reason):
     message = (
         r"source is 'full', but train-images-idx3-ubyte\.gz could not be downloaded \(http://127\.0\.0\.1:\d+/"
@@ -379,13 +384,13 @@ def test_no_mirror_delivers(tmp_path, server, mood, reason):
 def test_no_network(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setenv("no_proxy", "*")
-    with socket.socket() as closed:                               # a port that nobody listens to
+    with socket.socket() as closed:  # a port that nobody listens to
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}/"
         message = r'(?s)the connection failed; .*the connection failed\), .*source="bundled".*lh\.mnist\("path/to'
         with pytest.raises(OSError, match=message) as caught:
             full(tmp_path, address, address)
-    assert caught.value.__cause__ is None                         # one error, not a chain of urllib3's
+    assert caught.value.__cause__ is None  # one error, not a chain of urllib3's
     assert caught.value.__context__ is None
     assert names_in(tmp_path) == []
 
@@ -427,5 +432,5 @@ def test_unwritable_cache_and_bad_arguments(tmp_path):
 def test_default_cache_and_digests(tmp_path, monkeypatch, server):
     assert {name.removesuffix(".gz") for name in SHA256} == set(NAMES)
     monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / project)
-    mnist("full", mirrors=server["good"], sha256=DIGESTS, progress=False)         # one address needs no list
+    mnist("full", mirrors=server["good"], sha256=DIGESTS, progress=False)  # one address needs no list
     assert names_in(tmp_path / "lowhanging") == sorted(FILES)

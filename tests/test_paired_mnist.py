@@ -94,16 +94,23 @@ def test_shares_of_single_cues(views):
     assert (train.has_number | train.has_pattern).all()
     assert test.has_number.all()
     assert test.has_pattern.all()
-    for lacking, share in ((~train.has_pattern, 0.2), (~train.has_number, 0.05)):     # spread over classes and places
+    for lacking, share in ((~train.has_pattern, 0.2), (~train.has_number, 0.05)):  # spread over classes and places
         counts = torch.bincount(train.targets[lacking], minlength=10).double()
         assert (counts - 400 * share).abs().max() < 4 * (400 * share) ** 0.5
         assert abs(lacking[:2000].double().mean().item() - share) < 4 * (share / 2000) ** 0.5
 
 
-@pytest.mark.parametrize(("number_only", "pattern_only", "expected"), [
-    (0, 0, (0, 0)), (1, 0, (300, 0)), (0, 1, (0, 300)), (0.5, 0.5, (150, 150)), (0.995, 0.005, (298, 2)),
-    (0.29, 0.1, (87, 30)),
-])
+@pytest.mark.parametrize(
+    ("number_only", "pattern_only", "expected"),
+    [
+        (0, 0, (0, 0)),
+        (1, 0, (300, 0)),
+        (0, 1, (0, 300)),
+        (0.5, 0.5, (150, 150)),
+        (0.995, 0.005, (298, 2)),
+        (0.29, 0.1, (87, 30)),
+    ],
+)
 def test_shares_at_their_ends(few, number_only, pattern_only, expected):
     train = paired_mnist(few, number_only=number_only, pattern_only=pattern_only).mixed.train
     assert (int((~train.has_pattern).sum()), int((~train.has_number).sum())) == expected
@@ -116,7 +123,7 @@ def test_patterns_are_distinct_and_used_evenly(views):
     assert views.patterns.mean().item() == pytest.approx(0.5, abs=4 * 0.5 / 1600**0.5)
     for images in (views.mixed.train, views.mixed.test):
         counts = torch.bincount(images.targets * 10 + images.pattern_index, minlength=100).double()
-        expected = len(images) / 100                                  # 40 and 10 uses of each pattern
+        expected = len(images) / 100  # 40 and 10 uses of each pattern
         assert counts.min() > 0
         assert (counts - expected).abs().max() < 5 * expected**0.5
 
@@ -124,7 +131,7 @@ def test_patterns_are_distinct_and_used_evenly(views):
 def test_every_pattern_there_is(few):
     patterns = paired_mnist(few, patterns_per_class=6553).patterns.reshape(-1, 16)
     assert len(patterns.unique(dim=0)) == 65_530
-    assert patterns.any(dim=1).all()                                  # the all-black one is no cue
+    assert patterns.any(dim=1).all()  # the all-black one is no cue
     assert paired_mnist(few, patterns_per_class=1).patterns.shape == (10, 1, 4, 4)
 
 
@@ -140,7 +147,7 @@ def test_conflict_images_disagree(digits, views):
     assert conflict.inputs.max() <= 1
     shift = (conflict.pattern_targets - conflict.number_targets) % 10
     counts = torch.bincount(shift, minlength=10)[1:].double()
-    assert (counts - 1000 / 9).abs().max() < 4 * (1000 / 9) ** 0.5    # the nine others equally often
+    assert (counts - 1000 / 9).abs().max() < 4 * (1000 / 9) ** 0.5  # the nine others equally often
     image, number, pattern = conflict[5]
     assert torch.equal(image, conflict.inputs[5])
     assert (number, pattern) == (conflict.number_targets[5], conflict.pattern_targets[5])
@@ -153,7 +160,7 @@ def test_views_are_map_style_datasets(views):
     image, target = train[11]
     assert torch.equal(image, train.inputs[11])
     assert target == train.targets[11]
-    assert torch.equal(image, train[11][0])                           # reading twice
+    assert torch.equal(image, train[11][0])  # reading twice
     with pytest.raises(IndexError):
         train[4000]
     images, targets = next(iter(DataLoader(train, batch_size=8)))
@@ -170,8 +177,15 @@ def test_the_same_seed_gives_the_same_everything(few):
 
 def test_the_seed_moves_every_draw_and_nothing_else(few):
     call = {"noise": 0.2, "flip": 0.05}
-    drawn = {"patterns", "conflict.inputs", "conflict.pattern_targets", "conflict.pattern_index",
-             "mixed.train.has_number", "mixed.train.has_pattern", "number.train.inputs"}
+    drawn = {
+        "patterns",
+        "conflict.inputs",
+        "conflict.pattern_targets",
+        "conflict.pattern_index",
+        "mixed.train.has_number",
+        "mixed.train.has_pattern",
+        "number.train.inputs",
+    }
     drawn |= {f"{view}.{split}.pattern_index" for view in ("mixed", "number", "pattern") for split in ("train", "test")}
     drawn |= {f"{view}.{split}.inputs" for view in ("mixed", "pattern") for split in ("train", "test")}
     assert differing(paired_mnist(few, seed=5, **call), paired_mnist(few, seed=6, **call)) == drawn
@@ -195,10 +209,10 @@ def test_another_training_split_moves_no_pattern_and_no_test_image(few):
 def test_noise_is_gaussian_clipped_and_shared_by_the_views(few):
     noisy = paired_mnist(few, opacity=0.25, noise=0.2)
     number = noisy.number.train.inputs / 0.75
-    ink = (number - few.train.inputs)[(few.train.inputs > 0.4) & (few.train.inputs < 0.6)]   # 2 deviations from a clip
+    ink = (number - few.train.inputs)[(few.train.inputs > 0.4) & (few.train.inputs < 0.6)]  # 2 deviations from a clip
     assert ink.mean().abs().item() < 0.01
     assert ink.std().item() == pytest.approx(0.2, rel=0.06)
-    paper = number[few.train.inputs == 0]                             # half of the noise is clipped away at 0
+    paper = number[few.train.inputs == 0]  # half of the noise is clipped away at 0
     assert (paper == 0).double().mean().item() == pytest.approx(0.5, abs=0.01)
     assert paper.mean().item() == pytest.approx(0.2 / (2 * np.pi) ** 0.5, rel=0.02)
     assert number.max().item() == pytest.approx(1)
@@ -212,7 +226,7 @@ def test_flip_inverts_squares(few):
     plain = paired_mnist(few).pattern.train.inputs
     flipped = paired_mnist(few, flip=0.05).pattern.train.inputs
     blocks = (plain != flipped).reshape(300, 4, 7, 4, 7).transpose(2, 3).reshape(300 * 16, 49)
-    assert (blocks.all(dim=1) == blocks.any(dim=1)).all()             # whole squares
+    assert (blocks.all(dim=1) == blocks.any(dim=1)).all()  # whole squares
     assert blocks.any(dim=1).double().mean().item() == pytest.approx(0.05, abs=4 * (0.05 * 0.95 / 4800) ** 0.5)
     assert torch.equal(paired_mnist(few, flip=1).pattern.train.inputs, 0.5 - plain)
 
@@ -233,7 +247,7 @@ def test_blend_never_exceeds_white(opacity):
 
 
 def random_states():
-    name, *numbers = np.random.get_state()                            # noqa: NPY002
+    name, *numbers = np.random.get_state()  # noqa: NPY002
     legacy = [name, *(np.asarray(part).tolist() for part in numbers)]
     return torch.random.get_rng_state().tolist(), legacy, random.getstate()
 

@@ -76,19 +76,19 @@ def test_eigenpairs_are_to_tolerance(results):
 
 def test_verdicts_follow_from_the_numbers(results):
     verdict = {claim["name"]: claim["verdict"] for claim in results["claims"]}
-    kept, ranks, ratios, below = [], [], [], []
+    kept, ranks, large, below = [], [], [], []
     for found in results["steering"]["directions"]:
         zero, two = found["alphas"].index(0.0), found["alphas"].index(2.0)
         rise = {name: row[two] - row[zero] for name, row in found["losses"].items()}
         kept.append(rise[found["ablate"]] >= 0.5 and rise[found["preserve"]] <= 0.2 * rise[found["ablate"]])
         ranks.append(not found["ranks"]["mixed"].startswith(">") and int(found["ranks"]["mixed"]) <= 10)
         steps = [found["alphas"].index(step) for step in (1.0, 2.0, 3.0, 4.0)]
-        ratios += [found["losses"][found["ablate"]][i] / found["losses"]["mixed"][i] for i in steps]
-        below.append(min(ratios[-4:]) > 1)
+        ratios = [found["losses"][found["ablate"]][i] / found["losses"]["mixed"][i] for i in steps]
+        below.append(min(ratios) > 1)
+        large.append(math.exp(sum(map(math.log, ratios)) / 4) >= 5)
     assert verdict["steering keeps one circuit and ablates the other"] == judged(*kept)
     assert verdict["steering curvature lies within the top of the mixed spectrum"] == judged(*ranks)
-    expected = judged(True, max(ratios) >= 10) if all(below) else "does not hold"
-    assert verdict["the joint loss lies below the ablated one"] == expected
+    assert verdict["the joint loss lies below the ablated one"] == judged(all(below), *large)
     assert verdict["two circuits together beat one by a factor of ten (toy sum)"] == "holds"
 
 

@@ -61,7 +61,9 @@ def test_the_center_is_the_objectives_value_bit_for_bit_and_accuracy_is_the_shar
         moved = whole.model_at(whole.theta0 + float(alpha) * direction)
         with torch.no_grad():
             right = (moved(inputs).argmax(1) == targets).double()
-            assert float(scan.losses["whole"][i]) == pytest.approx(float(F.cross_entropy(moved(inputs), targets)), rel=1e-5)
+            assert float(scan.losses["whole"][i]) == pytest.approx(
+                float(F.cross_entropy(moved(inputs), targets)), rel=1e-5
+            )
         assert float(scan.accuracies["whole"][i]) == float(right.mean())
         assert float(scan.accuracies["part"][i]) == float(right[:20].mean())
 

@@ -76,7 +76,7 @@ def test_a_report_can_be_saved(tmp_path):
 
 def test_bad_input():
     preserve, ablate = quadratic(KEPT), quadratic(ABLATED)
-    with pytest.raises(ValueError, match="preserve leaves .* of eigenvector 0 of the ablated Hessian"):
+    with pytest.raises(ValueError, match=r"preserve leaves .* of eigenvector 0 of the ablated Hessian"):
         lh.steering_direction(preserve=preserve, ablate=preserve, k=2)
     with pytest.raises(ValueError, match="k is 8, expected an integer from 1 to 7"):
         lh.steering_direction(preserve=preserve, ablate=ablate, k=8)

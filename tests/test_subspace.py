@@ -30,7 +30,7 @@ def test_span_is_orthonormal_in_order_and_holds_every_row() -> None:
     space = Subspace.span(given)
     assert (space.dim, len(space), space.num_params, space.num_dropped) == (5, 5, 30, 0)
     assert float((space.basis @ space.basis.T - torch.eye(5)).abs().max()) < 1e-14
-    for j in range(5):    # the first j + 1 rows span what the first j + 1 basis rows span
+    for j in range(5):  # the first j + 1 rows span what the first j + 1 basis rows span
         unit = given[j] / given[j].abs().max()
         unit = unit / unit.norm()
         assert float(Subspace(space.basis[: j + 1]).reject(unit).norm()) < 1e-14
@@ -50,14 +50,14 @@ def test_span_drops_dependent_rows_and_says_so() -> None:
     assert (space.dim, space.num_dropped) == (3, 1)
     assert repr(space) == "Subspace(3 of 10 dimensions, 1 rows dropped)"
     assert float((space.basis - Subspace.span(independent).basis).abs().max()) < 1e-12
-    assert Subspace.span(rows(9, 4)).dim == 4    # more rows than dimensions
+    assert Subspace.span(rows(9, 4)).dim == 4  # more rows than dimensions
 
 
 @pytest.mark.parametrize(("tol", "dim"), [(None, 2), (1e-7, 2), (1e-5, 1)])
 def test_span_tolerance_is_the_sine_of_an_angle(tol: float | None, dim: int) -> None:
     x, y = torch.eye(8, dtype=torch.float64)[:2]
     assert Subspace.span([3 * x, 5 * (x + 1e-6 * y)], tol=tol).dim == dim
-    assert Subspace.span([3 * x.float(), 5 * (x + 1e-6 * y).float()]).dim == 1    # below what float32 rows can say
+    assert Subspace.span([3 * x.float(), 5 * (x + 1e-6 * y).float()]).dim == 1  # below what float32 rows can say
 
 
 def test_projection_equals_the_dense_matrix() -> None:
@@ -134,7 +134,7 @@ def test_union_counts_shared_dimensions_once() -> None:
     assert torch.equal(both.basis[:2], axes(0, 1).basis)
     assert both.overlap(axes(0, 1, 2)) == pytest.approx(1)
     wide = Subspace.span(rows(3, 10)).union(Subspace.span(rows(3, 10, dtype=torch.float32)))
-    assert wide.dim == 3    # the same rows, rounded
+    assert wide.dim == 3  # the same rows, rounded
 
 
 def test_save_and_load(tmp_path: object) -> None:

@@ -76,7 +76,9 @@ class ModelLoss:
         """The batch's sum (scalar, differentiable in theta) and count; outputs are counted in `tally` if given."""
         weights = self.space.unflatten(theta)
         if self._batch_loss is not None:
-            return cast(tuple[Tensor, Any], self._batch_loss(_Bound(self._model, weights), batch))
+            named = {f"model.{name}": weight for name, weight in weights.items()}
+            applied = _Applied(self._model, self._batch_loss)
+            return cast(tuple[Tensor, Any], functional_call(applied, named, (batch,)))
         args, kwargs, targets = parted(batch)
         outputs = logits_of(functional_call(self._model, weights, args, kwargs))
         if tally is not None:
@@ -135,7 +137,7 @@ class ModelLoss:
             remedy = "Pass loss_fn=F.mse_loss (or another); class targets must be integers: targets.long()."
             raise ValueError(explain("targets", received, "integer classes, the loss_fn being cross-entropy", remedy))
         with self.context(), torch.no_grad():
-            weights = self.space.unflatten(self.theta0)
+            weights = self.space.unflatten(self.theta0.clone())
             outputs = attempt(lambda: logits_of(functional_call(self._model, weights, args, kwargs)), batch)
         if not isinstance(outputs, Tensor) or outputs.ndim < 2:
             received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))}"
@@ -168,7 +170,7 @@ class ModelLoss:
             if draws_so_far() != draws:
                 found.append(Finding("random", "", self.space.owner, "numpy.random or random"))
             _refuse_impure(found, self.mode)
-        total = self._checked_sum(results[0])
+            total = self._checked_sum(results[0], point)
         check_finite("the loss at theta0", total, remedy="Check the weights and loss_fn for overflow or log(0).")
         changed = [name for name, buffer in self._model.named_buffers() if not _same(buffer, buffers[name])]
         if changed:
@@ -192,8 +194,8 @@ class ModelLoss:
             )
             warnings.warn(NotSmoothWarning(message), stacklevel=4)  # at the line that makes the Objective
 
-    def _checked_sum(self, result: Any) -> Tensor:
-        """The sum that the loss returned for one batch, if it returned (sum, count) and used the weights."""
+    def _checked_sum(self, result: Any, point: Tensor) -> Tensor:
+        """The sum that the loss returned for one batch, if it returned (sum, count) and used the weights, `point`."""
         is_batch_loss = self._batch_loss is not None
         name = "batch_loss" if is_batch_loss else "loss_fn"
         is_pair = isinstance(result, tuple) and len(result) == 2
@@ -208,7 +210,8 @@ class ModelLoss:
             received = f"returned {kind if is_pair else 'no pair (sum, count)'}" + f", count {count!r}" * is_pair
             expected = "a scalar tensor" + (" and a positive count" if is_batch_loss else ", the mean")
             raise ValueError(explain(name, received, expected, "Sum over the batch, and count the terms of that sum."))
-        if not total.requires_grad:
+        gradient = torch.autograd.grad(total, point, allow_unused=True)[0] if total.requires_grad else None
+        if gradient is None:
             received = "returned a value that does not depend on the weights"
             remedy = "Use the model that batch_loss is given, not one from outside; no torch.no_grad(), no detach()."
             raise ValueError(explain(name, received, "a differentiable function of the weights", remedy))
@@ -234,17 +237,15 @@ class ModelLoss:
                 raise ValueError(explain("loss_fn", received, "the mean loss over the targets", remedy))
 
 
-class _Bound:
-    """The model with given weights, as `batch_loss` sees it: called like the model, its attributes the model's."""
+class _Applied(nn.Module):
+    """`batch_loss` as a module, so that theta reaches every part of the model, however `batch_loss` calls it."""
 
-    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]):
-        self._model, self._weights = model, weights
+    def __init__(self, model: nn.Module, batch_loss: BatchLoss):
+        super().__init__()
+        self.model, self.batch_loss = model, batch_loss
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self._model, dict(self._weights), args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+    def forward(self, batch: Any) -> Any:
+        return self.batch_loss(self.model, batch)
 
 
 class Tally:

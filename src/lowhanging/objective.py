@@ -77,8 +77,8 @@ class Objective:
         NotSmoothWarning: once per objective, naming the layers with kinks (ReLU, max-pool).
 
     Cost:
-        one read of the data and three forward passes over the first micro-batch, or over all of them where a `loss_fn`
-        of your own meets integer targets, which it may ignore or weight. Products: see `hvp`.
+        one read of the data, a gradient and four values on the first micro-batch; three values on every other one where
+        a `loss_fn` of your own meets integer targets, which it may ignore or weigh. Products: see `hvp`.
 
     Source:
         Pearlmutter (1994), "Fast exact multiplication by the Hessian".

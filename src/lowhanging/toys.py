@@ -29,7 +29,7 @@ class RedundantSum:
 def redundant_sum(known: float = 0.9, num_classes: int = 10, num_circuits: int = 2) -> RedundantSum:
     r"""The post's toy sum: circuits that each know a share of the answers and guess uniformly on the rest.
 
-    A circuit that is certain on a share `known` and uniform over C classes elsewhere has cross-entropy (1 - known) ln C.
+    A circuit that is certain on a share `known`, uniform over C classes elsewhere, has cross-entropy (1 - known) ln C.
     Where n circuits know *independent* shares and their logits add, only what none of them knows is guessed:
     (1 - known)^n ln C. With 0.9, C = 10, n = 2: 0.1 ln 10 alone, 0.01 ln 10 together, a factor of ten.
 

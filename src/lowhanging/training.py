@@ -32,7 +32,7 @@ from lowhanging.errors import (
     check_real,
     explain,
 )
-from lowhanging.model_loss import BatchLoss, LossFn, attempt, logits_of, parted, Tally
+from lowhanging.model_loss import BatchLoss, LossFn, Tally, attempt, logits_of, parted
 from lowhanging.objective import Loss, Objective
 from lowhanging.parameters import ParameterSpace
 from lowhanging.results import load_result, save_result

@@ -76,7 +76,7 @@ class Subspace:
         check_finite("rows", given, remedy=remedy)
         exact = given.double()
         exact = exact / exact.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        lengths = exact.norm(dim=1)    # after a division that keeps their squares from under- or overflowing
+        lengths = exact.norm(dim=1)  # after a division that keeps their squares from under- or overflowing
         if bool((lengths == 0).any()):
             where = [int(i) for i in (lengths == 0).nonzero()[:, 0]]
             raise ValueError(explain("rows", f"{where} are zero", "rows with a direction", remedy))
@@ -85,7 +85,7 @@ class Subspace:
         for row in exact / lengths[:, None]:
             found = basis[:dim]
             remainder = row - found.T @ (found @ row)
-            remainder -= found.T @ (found @ remainder)    # twice: once leaves eps / sine of what was removed
+            remainder -= found.T @ (found @ remainder)  # twice: once leaves eps / sine of what was removed
             sine = remainder.norm()
             if dim < len(basis) and float(sine) > tol:
                 basis[dim] = remainder / sine
@@ -127,7 +127,7 @@ class Subspace:
     def reject(self, v: Tensor) -> Tensor:
         """The part of v outside, v - B^T B v; v (p,) or (b, p), in its dtype and on its device. O(k p)."""
         outside = v - self.project(v)
-        return outside - self.project(outside)    # twice: where little is left, once leaves eps of what was removed
+        return outside - self.project(outside)  # twice: where little is left, once leaves eps of what was removed
 
     def overlap(self, other: Tensor | Subspace) -> float:
         r"""How much of `other` lies in this subspace, from 0 (orthogonal) to 1 (contained).

@@ -40,24 +40,24 @@ class Eigenpairs:
     within 1 % of its largest magnitude is positive.
     """
 
-    values: Tensor         # (k,) LA: descending, SA: ascending, LM: by falling magnitude
-    vectors: Tensor        # (k, p) rows are unit eigenvectors
-    residuals: Tensor      # (k,) |H v - value v|, of actual products
-    is_converged: Tensor   # (k,) bool, residual + noise <= tol * scale
-    other_end: float       # extreme Ritz value of the end that wasn't asked for: comes free, but only to ...
+    values: Tensor  # (k,) LA: descending, SA: ascending, LM: by falling magnitude
+    vectors: Tensor  # (k, p) rows are unit eigenvectors
+    residuals: Tensor  # (k,) |H v - value v|, of actual products
+    is_converged: Tensor  # (k,) bool, residual + noise <= tol * scale
+    other_end: float  # extreme Ritz value of the end that wasn't asked for: comes free, but only to ...
     other_end_residual: float  # ... this: an eigenvalue lies within it
-    scale: float           # largest |Ritz value|: an estimate of |H| from below
-    noise: float           # largest |fresh product - what the kept ones say| of the unit vectors checked
+    scale: float  # largest |Ritz value|: an estimate of |H| from below
+    noise: float  # largest |fresh product - what the kept ones say| of the unit vectors checked
     tol: float
     which: str
     method: str
-    num_products: int      # everything: steps, probe, fresh products; a block of b vectors counts b
-    num_steps: int         # without probe and fresh products
-    num_probe_steps: int   # the search for missed copies of multiple eigenvalues
+    num_products: int  # everything: steps, probe, fresh products; a block of b vectors counts b
+    num_steps: int  # without the next, and without fresh products
+    num_probe_steps: int  # in search of missed pairs, such as copies of a multiple eigenvalue
     seconds: float
     seed: int
-    operator: str          # the map, in words
-    engine: str            # how its products are computed, "" where it doesn't say
+    operator: str  # the map, in words
+    engine: str  # how its products are computed, "" where it doesn't say
 
     def __len__(self) -> int:
         return len(self.values)
@@ -146,7 +146,7 @@ def top_eigs(
         FloatingPointError: a product has NaN or infinite entries.
 
     Cost:
-        about 2 k + 15 products for a network's Hessian, 8 of them for the second chain and 2 to check; O(m^2 p) for m
+        about 2 k + 20 products for a network's Hessian, 10 of them for the second chain and 2 to check; O(m^2 p) for m
         steps. An end without outliers, such as the smallest eigenvalues, takes several times as many.
 
     Source:
@@ -229,7 +229,7 @@ def top_hessian_eigs(
         NotConvergedError, ValueError, TypeError: as `Objective` and `top_eigs`.
 
     Cost:
-        about 2 k + 15 products, each 1.3 to 1.8 gradients.
+        about 2 k + 20 products, each 1.3 to 1.8 gradients.
 
     Example:
         >>> inputs, targets = torch.randn(20, 4), torch.arange(20) % 3

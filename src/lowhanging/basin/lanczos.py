@@ -30,7 +30,7 @@ from lowhanging.errors import explain
 
 Array = NDArray[np.float64]
 
-ASYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-7}    # antisymmetric share of a map that is not merely rounded
+ASYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-7}  # antisymmetric share of a map that is not merely rounded
 
 
 class SymmetricMap(Protocol):
@@ -60,10 +60,10 @@ def rank_by(values: Array, which: str) -> Array:
 class Ritz:
     """All m Ritz pairs of a space, the wanted end first."""
 
-    values: Array     # (m,)
-    weights: Array    # (m, m), column j gives Ritz vector j = Q^T weights[:, j]
+    values: Array  # (m,)
+    weights: Array  # (m, m), column j gives Ritz vector j = Q^T weights[:, j]
     couplings: Array  # (b, m) = C weights; column norms are the residuals in exact arithmetic
-    scale: float      # largest |Ritz value|
+    scale: float  # largest |Ritz value|
 
     @property
     def estimates(self) -> Array:
@@ -82,14 +82,14 @@ class KrylovSpace:
         self.operator = operator
         self.memory = memory
         self.max_rows = int(memory // (operator.size * operator.dtype.itemsize))
-        self.generator = torch.Generator().manual_seed(seed)       # on the CPU: the same start on every device
-        self.size = 0                                              # m, rows of the basis
-        self.num_open = 0                                          # b, rows after them
+        self.generator = torch.Generator().manual_seed(seed)  # on the CPU: the same start on every device
+        self.size = 0  # m, rows of the basis
+        self.num_open = 0  # b, rows after them
         self.rows = torch.empty((0, operator.size), dtype=operator.dtype, device=operator.device)  # V
-        self.products: Tensor | None = self.rows.clone()           # H Q, while memory allows
-        self.coefficients = np.zeros((0, 0))                       # K, with room to spare
-        self.largest_image = 0.0                                   # largest |H q| so far, the scale of rounding
-        self.has_chains = False                                    # whether a step has had several open rows
+        self.products: Tensor | None = self.rows.clone()  # H Q, while memory allows
+        self.coefficients = np.zeros((0, 0))  # K, with room to spare
+        self.largest_image = 0.0  # largest |H q| so far, the scale of rounding
+        self.has_chains = False  # whether a step has had several open rows
 
     @property
     def is_full(self) -> bool:
@@ -103,7 +103,7 @@ class KrylovSpace:
 
     def has_room(self) -> bool:
         """Make room for the rows of one more step; False when `memory` forbids it."""
-        needed = min(self.size + self.num_open + 2, self.operator.size)    # a random row, a remainder
+        needed = min(self.size + self.num_open + 2, self.operator.size)  # a random row, a remainder
         capacity = len(self.rows)
         if needed <= capacity:
             return True
@@ -127,7 +127,7 @@ class KrylovSpace:
             return
         noise = torch.randn(self.operator.size, generator=self.generator, dtype=torch.float64)
         row = (noise / noise.norm()).to(self.rows)
-        for _ in range(3):                                # close to a full space almost all of it is projected away
+        for _ in range(3):  # close to a full space almost all of it is projected away
             row -= self.rows[:end].T @ (self.rows[:end] @ row)
             row /= row.norm()
         self.rows[end] = row
@@ -147,14 +147,14 @@ class KrylovSpace:
         if self.products is not None:
             self.products[new] = image
         self.size, self.num_open = self.size + 1, self.num_open - 1
-        rows = self.rows[: self.size + self.num_open]     # (m + b, p)
+        rows = self.rows[: self.size + self.num_open]  # (m + b, p)
         first = rows @ image
         remainder = image - rows.T @ first
         # Twice: one pass leaves an error of order eps * |image| / |remainder|, and the remainder becomes small.
         second = rows @ remainder
         remainder -= rows.T @ second
         column = torch.cat([first.double() + second.double(), remainder.double().norm()[None]]).cpu().numpy()
-        if not np.isfinite(column).all():                 # the step's one wait for the device was the line above
+        if not np.isfinite(column).all():  # the step's one wait for the device was the line above
             received = f"has NaN or infinite entries at product {self.operator.num_products}"
             remedy = "Look for overflow in the loss and its derivatives here; float64 reaches further than float32."
             raise FloatingPointError(explain("H @ v", received, "finite numbers", remedy))
@@ -164,7 +164,7 @@ class KrylovSpace:
         is_breakdown = column[-1] <= 32 * torch.finfo(rows.dtype).eps * self.largest_image
         if len(rows) < self.operator.size and not is_breakdown:
             self.rows[len(rows)] = remainder / float(column[-1])
-            self.coefficients[len(rows), : new] = 0.0
+            self.coefficients[len(rows), :new] = 0.0
             self.coefficients[len(rows), new] = column[-1]
             self.num_open += 1
 
@@ -174,7 +174,7 @@ class KrylovSpace:
             return
         self.has_chains = True
         mix = np.eye(self.num_open)[-1] if direction is None else direction
-        rotation = np.linalg.qr(mix[:, None], mode="complete")[0].T             # (b, b) orthogonal, first row +-mix
+        rotation = np.linalg.qr(mix[:, None], mode="complete")[0].T  # (b, b) orthogonal, first row +-mix
         opened = slice(self.size, self.size + self.num_open)
         self.rows[opened] = torch.as_tensor(rotation).to(self.rows) @ self.rows[opened]
         self.coefficients[opened, : self.size] = rotation @ self.coefficients[opened, : self.size]
@@ -212,8 +212,8 @@ class KrylovSpace:
             images = self.coefficients[: self.size + self.num_open, : self.size] @ weights
             images[: self.size] -= weights * values
             return _column_norms(images)
-        mix = torch.as_tensor(weights.T.copy(), device=self.rows.device)                # (k, m)
-        shift = torch.as_tensor((weights * values).T.copy(), device=self.rows.device)   # (k, m)
+        mix = torch.as_tensor(weights.T.copy(), device=self.rows.device)  # (k, m)
+        shift = torch.as_tensor((weights * values).T.copy(), device=self.rows.device)  # (k, m)
         total = torch.zeros(len(values), dtype=torch.float64, device=self.rows.device)
         for columns in self._slabs():
             products, rows = self.products[: self.size, columns], self.rows[: self.size, columns]

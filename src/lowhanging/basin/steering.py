@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lowhanging.basin.directions import Subspace
-from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from torch import Tensor
 
+from lowhanging.basin.directions import Subspace
+from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.errors import check_count, check_vector, explain
 from lowhanging.objective import Loss, common_center
@@ -158,8 +158,8 @@ class SteeringReport:
         lines = [f"{'loss':>12} {'curvature':>10} {'rank':>6} {'largest overlap^2':>18} {'within top k':>13}"]
         for name, quotient in self.quotients.items():
             overlap = self.overlaps[name]
-            row = f"{quotient:>10.3g} {self.rank_text(name):>6} {float(overlap.max()):>18.3f} {float(overlap.sum()):>13.3f}"
-            lines.append(f"{name:>12} {row}")
+            squares = f"{float(overlap.max()):>18.3f} {float(overlap.sum()):>13.3f}"
+            lines.append(f"{name:>12} {quotient:>10.3g} {self.rank_text(name):>6} {squares}")
         return "\n".join(lines)
 
     def rank_text(self, name: str) -> str:

@@ -39,7 +39,7 @@ def read_idx(path: Path, num_axes: int) -> np.ndarray:
         raise ValueError(explain(argument, f"starts with the magic number 0x{magic:08x}", expected, _REMEDY))
     size = 1
     for axis in shape:
-        size *= axis                                      # Python integers: a damaged header can't overflow
+        size *= axis  # Python integers: a damaged header can't overflow
     found = len(content) - header
     if found != size:
         received = f"{'is truncated' if found < size else 'is too long'}: {found} bytes follow its header"
@@ -91,7 +91,7 @@ def _both(split: str, paths: list[Path | None], folder: Path) -> tuple[Path, Pat
 
 
 def _unzipped(content: bytes, argument: str) -> bytes:
-    if content[:2] != b"\x1f\x8b":                        # gzip's magic; an IDX file starts with two zero bytes
+    if content[:2] != b"\x1f\x8b":  # gzip's magic; an IDX file starts with two zero bytes
         return content
     try:
         return gzip.decompress(content)

@@ -49,8 +49,8 @@ class DigitImages(Dataset[tuple[Tensor, Tensor]]):
         targets: the digit, 0 to 9.
     """
 
-    inputs: Tensor                                        # (n, 1, 28, 28) float32
-    targets: Tensor                                       # (n,) int64
+    inputs: Tensor  # (n, 1, 28, 28) float32
+    targets: Tensor  # (n,) int64
 
     def __post_init__(self) -> None:
         remedy = "Build it as DigitImages(inputs=images.float()[:, None] / 255, targets=labels.long())."
@@ -196,7 +196,7 @@ def _from_files(splits: Mapping[str, tuple[Path, Path]], source: str) -> MNIST:
 
 
 def _digits(images: np.ndarray, labels: np.ndarray) -> DigitImages:
-    inputs = torch.from_numpy(images.astype(np.float32)).div_(255).unsqueeze(1)   # (n, 28, 28) -> (n, 1, 28, 28)
+    inputs = torch.from_numpy(images.astype(np.float32)).div_(255).unsqueeze(1)  # (n, 28, 28) -> (n, 1, 28, 28)
     return DigitImages(inputs, torch.from_numpy(labels.astype(np.int64)))
 
 
@@ -217,7 +217,7 @@ def _download(
         if path.is_file() and pooch.file_hash(str(path)) == sha256[name].lower():
             continue
         check_writable_folder("cache", folder, remedy="Pass cache= a folder of yours; " + _OFFLINE)
-        path.unlink(missing_ok=True)                      # damaged: it must not outlive a failed download
+        path.unlink(missing_ok=True)  # damaged: it must not outlive a failed download
         _fetch(path, sha256[name], addresses, progress)
     return paths
 
@@ -229,18 +229,18 @@ def _fetch(path: Path, digest: str, addresses: Sequence[str], progress: bool) ->
 
     logger = pooch.get_logger()
     level = logger.level
-    logger.setLevel("WARNING")                            # the bar says what is fetched
+    logger.setLevel("WARNING")  # the bar says what is fetched
     reasons = []
     try:
         for address in addresses:
             url = f"{address.rstrip('/')}/{path.name}"
             # total=1 until the server has told: pooch asks the bar for its truth value, which needs a total.
             with tqdm(total=1, desc=path.name, unit="B", unit_scale=True, disable=not progress) as bar:
-                load = pooch.HTTPDownloader(progressbar=bar, timeout=(10, 30))   # seconds to connect, between bytes
+                load = pooch.HTTPDownloader(progressbar=bar, timeout=(10, 30))  # seconds to connect, between bytes
                 try:
                     pooch.retrieve(url, f"sha256:{digest}", fname=path.name, path=path.parent, downloader=load)
                     return
-                except (OSError, ValueError) as error:    # all of requests' are OSErrors, a wrong digest a ValueError
+                except (OSError, ValueError) as error:  # all of requests' are OSErrors, a wrong digest a ValueError
                     reasons.append(f"{address}: {_reason(error)}")
                     bar.leave = False
     finally:
@@ -254,7 +254,7 @@ def _reason(error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return f"HTTP status {status}"
-    kind = type(error).__name__                           # requests is pooch's dependency, so its classes go by name
+    kind = type(error).__name__  # requests is pooch's dependency, so its classes go by name
     if kind == "ValueError":
         return "a file with another SHA-256"
     known = {

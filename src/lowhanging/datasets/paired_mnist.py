@@ -21,9 +21,9 @@ from torch.utils.data import Dataset
 from lowhanging.datasets.mnist import MNIST, DigitImages, mnist
 from lowhanging.errors import check_count, check_real, explain
 
-_SQUARES = 4                                              # squares per side of a pattern
-_ENLARGE = 7                                              # pixels per side of a square: 4 * 7 = 28
-_NUM_CODES = 2 ** (_SQUARES * _SQUARES) - 1               # patterns but the all-black one, which is no cue at all
+_SQUARES = 4  # squares per side of a pattern
+_ENLARGE = 7  # pixels per side of a square: 4 * 7 = 28
+_NUM_CODES = 2 ** (_SQUARES * _SQUARES) - 1  # patterns but the all-black one, which is no cue at all
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -38,11 +38,11 @@ class PairedImages(Dataset[tuple[Tensor, Tensor]]):
         has_pattern: whether the image shows the pattern.
     """
 
-    inputs: Tensor                                        # (n, 1, 28, 28) float32
-    targets: Tensor                                       # (n,) int64
-    pattern_index: Tensor                                 # (n,) int64
-    has_number: Tensor                                    # (n,) bool
-    has_pattern: Tensor                                   # (n,) bool
+    inputs: Tensor  # (n, 1, 28, 28) float32
+    targets: Tensor  # (n,) int64
+    pattern_index: Tensor  # (n,) int64
+    has_number: Tensor  # (n,) bool
+    has_pattern: Tensor  # (n,) bool
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -78,10 +78,10 @@ class ConflictImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         pattern_index: example i's pattern is `patterns[pattern_targets[i], pattern_index[i]]`.
     """
 
-    inputs: Tensor                                        # (n, 1, 28, 28) float32
-    number_targets: Tensor                                # (n,) int64
-    pattern_targets: Tensor                               # (n,) int64
-    pattern_index: Tensor                                 # (n,) int64
+    inputs: Tensor  # (n, 1, 28, 28) float32
+    number_targets: Tensor  # (n,) int64
+    pattern_targets: Tensor  # (n,) int64
+    pattern_index: Tensor  # (n,) int64
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -115,7 +115,7 @@ class PairedMNIST:
     number: PairedView
     pattern: PairedView
     conflict: ConflictImages
-    patterns: Tensor                                      # (10, patterns_per_class, 4, 4) float32
+    patterns: Tensor  # (10, patterns_per_class, 4, 4) float32
     opacity: float
     number_only: float
     pattern_only: float
@@ -194,13 +194,13 @@ def paired_mnist(
     digits = source if isinstance(source, MNIST) else mnist(source)
     draws = _Draws.of(seed)
 
-    patterns = _draw_patterns(draws.patterns, patterns_per_class)                 # (10, m, 4, 4)
+    patterns = _draw_patterns(draws.patterns, patterns_per_class)  # (10, m, 4, 4)
     train = _cues(digits.train, patterns, _integers(draws.train, patterns_per_class, len(digits.train)))
     test = _cues(digits.test, patterns, _integers(draws.test, patterns_per_class, len(digits.test)))
     train = _disturb(train, noise, flip, draws)
     order = torch.from_numpy(draws.shares.permutation(len(digits.train)))
     num_number, num_pattern = round(number_only * len(order)), round(pattern_only * len(order))
-    lacks_pattern, lacks_number = order[:num_number], order[num_number:num_number + num_pattern]
+    lacks_pattern, lacks_number = order[:num_number], order[num_number : num_number + num_pattern]
 
     train_views = _views(train, opacity, lacks_number, lacks_pattern)
     nobody = torch.empty(0, dtype=torch.int64)
@@ -241,16 +241,16 @@ class _Draws(NamedTuple):
 class _Cues(NamedTuple):
     """Examples before they are blended."""
 
-    numbers: Tensor                                       # (n, 1, 28, 28) in [0, 1]
-    squares: Tensor                                       # (n, 4, 4), 0 or 1
-    targets: Tensor                                       # (n,)
-    pattern_index: Tensor                                 # (n,)
+    numbers: Tensor  # (n, 1, 28, 28) in [0, 1]
+    squares: Tensor  # (n, 4, 4), 0 or 1
+    targets: Tensor  # (n,)
+    pattern_index: Tensor  # (n,)
 
 
 def _draw_patterns(generator: np.random.Generator, patterns_per_class: int) -> Tensor:
     """Distinct patterns (10, patterns_per_class, 4, 4): distinct 16-bit codes, never 0, one bit per square."""
     codes = 1 + generator.choice(_NUM_CODES, size=10 * patterns_per_class, replace=False)
-    bits = codes[:, None] >> np.arange(_SQUARES * _SQUARES) & 1                   # (10 m, 16)
+    bits = codes[:, None] >> np.arange(_SQUARES * _SQUARES) & 1  # (10 m, 16)
     return torch.from_numpy(bits.astype(np.float32)).reshape(10, patterns_per_class, _SQUARES, _SQUARES)
 
 
@@ -284,7 +284,7 @@ def _views(
     """Views mixed, number and pattern; in the mixed one the rows `lacks_*` show one cue."""
     number = cues.numbers * (1 - opacity)
     pattern = _enlarge(cues.squares).mul_(opacity)
-    mixed = number + pattern                              # at most 1: the two weights round to a sum of exactly 1
+    mixed = number + pattern  # at most 1: the two weights round to a sum of exactly 1
     mixed[lacks_number] = pattern[lacks_number]
     mixed[lacks_pattern] = number[lacks_pattern]
     always, never = torch.ones(len(number), dtype=torch.bool), torch.zeros(len(number), dtype=torch.bool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,7 +25,7 @@ def paired_images(views: PairedMNIST, ax: Axes | None = None, *, num: int = 10) 
         The Axes. It is neither shown nor saved.
     """
     ax = axes(ax)
-    sources = {
+    sources: dict[str, Any] = {
         "mixed": views.mixed.test,
         "number": views.number.test,
         "pattern": views.pattern.test,

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import platform
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from lowhanging._version import __version__
 from lowhanging.errors import NotConvergedError, check_count, check_writable_folder
 from lowhanging.reproduce import curvature, figures, learning, redundancy, report, steering
+from lowhanging.reproduce.claims import Claim
 
 DEFAULT_EPOCHS = 60
 
@@ -88,12 +90,13 @@ def reproduce(options: argparse.Namespace) -> int:
 def _heading(options: argparse.Namespace, trained: learning.Learning) -> list[str]:
     minimum = trained.minimum
     lines = [
-        f"Seed {options.seed}, {options.epochs} epochs, {options.data} digits; one network, so no intervals.",
+        f"Seed {options.seed}, {options.epochs} epochs, {options.data} digits; one network, so no intervals. Another",
+        "processor or number of threads rounds differently and so trains another network.",
         f"Repeat it with `lowhanging reproduce --seed {options.seed} --epochs {options.epochs} --data {options.data}`.",
         "",
         f"The minimum: gradient norm {minimum.gradient_norm_before:.2g} → {minimum.gradient_norm:.2g}",
-        f"in {minimum.num_gradients} gradients and {minimum.num_products} products, anchor {minimum.anchor:g}, moved by",
-        f"{minimum.distance:.3g} (the weights' norm is {float(minimum.start.norm()):.3g}), eigenvalues from",
+        f"in {minimum.num_gradients} gradients and {minimum.num_products} products, anchor {minimum.anchor:g},",
+        f"moved by {minimum.distance:.3g} (the weights' norm is {float(minimum.start.norm()):.3g}), eigenvalues from",
         f"{minimum.smallest:.3g} to {minimum.largest:.3g}.",
     ]
     return lines if trained.is_minimum else [*lines, "", f"**Not a minimum:** {trained.note}"]
@@ -108,9 +111,10 @@ def _timed(name: str, seconds: dict[str, float], work: Callable[[], Any]) -> Any
     return result
 
 
-def _print(claims: list[Any], out: Path) -> None:
-    width = max(len(claim.name) for claim in claims)
-    print()
+def _print(claims: Sequence[Claim], out: Path) -> None:
+    """The table of claims, as wide as a terminal usually is."""
     for claim in claims:
-        print(f"{claim.name:<{width}}  {claim.verdict}")
-    print(f"\n{out / 'claims.md'} has what was measured, {out / 'results.json'} every number.")
+        print(f"\n{claim.verdict.upper():<14} {claim.name}")
+        for label, text in (("post", claim.post), ("measured", claim.measured)):
+            print(textwrap.fill(text, 110, initial_indent=f"{'':<15}{label}: ", subsequent_indent=" " * 17))
+    print(f"\n{out / 'claims.md'} says how each verdict was reached, {out / 'results.json'} has every number.")

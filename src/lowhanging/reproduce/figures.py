@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lowhanging import plots
@@ -16,20 +17,24 @@ if TYPE_CHECKING:
 def figures(learning: Learning, pairs: dict[str, Eigenpairs], steered: list[Steered]) -> dict[str, bytes]:
     """File name -> PNG."""
     run = learning.run
+
+    def losses(s: Steered) -> Callable[[Axes], object]:
+        return lambda ax: _titled(s, plots.line_slice(s.scan, ax))
+
+    def accuracies(s: Steered) -> Callable[[Axes], object]:
+        return lambda ax: plots.line_slice(s.scan, ax, quantity="accuracy")
+
+    def overlaps(s: Steered) -> Callable[[Axes], object]:
+        return lambda ax: _titled(s, plots.overlaps(s.report, ax))
+
     return {
         "images.png": plots.panels([[lambda ax: plots.paired_images(learning.views, ax)]], width=9, height=3.6),
         "training.png": plots.panels(
             [[lambda ax: plots.training_run(run, ax), lambda ax: plots.training_run(run, ax, quantity="loss")]]
         ),
         "spectra.png": plots.panels([[lambda ax: plots.spectra(pairs, ax)]], width=7, height=4.5),
-        "steering.png": plots.panels(
-            [
-                [lambda ax, s=s: _titled(s, plots.line_slice(s.scan, ax)) for s in steered],
-                [lambda ax, s=s: plots.line_slice(s.scan, ax, quantity="accuracy") for s in steered],
-            ],
-            height=7.5,
-        ),
-        "overlaps.png": plots.panels([[lambda ax, s=s: _titled(s, plots.overlaps(s.report, ax)) for s in steered]]),
+        "steering.png": plots.panels([list(map(losses, steered)), list(map(accuracies, steered))], height=7.5),
+        "overlaps.png": plots.panels([list(map(overlaps, steered))]),
     }
 
 

@@ -72,8 +72,8 @@ def claims(learning: Learning) -> list[Claim]:
         Claim(
             "at comparable rates",
             "the two circuits form at similar speed",
-            f"half of the final accuracy after {half['number']:.2f} (number) and {half['pattern']:.2f} (pattern) epochs, "
-            f"a factor of {slow / fast:.1f}",
+            f"half of the final accuracy after {half['number']:.2f} (number) and {half['pattern']:.2f} (pattern) "
+            f"epochs, a factor of {slow / fast:.1f}",
             "the slower cue takes at most twice as long as the faster one to half of its final accuracy (one seed)",
             judged(slow <= 2 * fast),
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +14,12 @@ from lowhanging.basin.steering import SteeringReport, steering_direction, steeri
 from lowhanging.datasets import ConflictImages
 from lowhanging.objective import Objective
 from lowhanging.reproduce.claims import Claim, judged, percent
+from lowhanging.reproduce.curvature import NUM_PAIRS
 from lowhanging.reproduce.learning import CUES, Learning
 
 REMOVED = 50  # eigenvectors of the preserved loss, the post's k
 EXTENT, NUM_STEPS = 4.0, 33
+RATIO_STEPS = (1.0, 2.0, 3.0, 4.0)
 STEP = 2.0  # where losses, accuracies and answers are compared
 
 
@@ -102,29 +105,31 @@ def _keeps_one(steered: list[Steered]) -> Claim:
         "steering keeps one circuit and ablates the other",
         "directions from single-task Hessians ablate one task and keep the other",
         f"losses (and accuracies) from the minimum to step {STEP:g}: " + "; ".join(texts),
-        f"at step {STEP:g} the ablated loss has risen by at least 0.5 nats, and the preserved one by at most a fifth of that; "
-        "each of the two directions is a part",
+        f"at step {STEP:g} the ablated loss has risen by at least 0.5 nats, and the preserved one by at most a fifth "
+        "of that; each of the two directions is a part",
         judged(*kept),
     )
 
 
 def _joint(steered: list[Steered]) -> Claim:
-    steps = (1.0, 2.0, 3.0, 4.0)
-    texts, ratios, lies_below = [], [], []
+    texts, is_below, is_half_of_ten = [], [], []
     for s in steered:
-        found = [s.ratio(step) for step in steps]
-        ratios += found
-        lies_below.append(min(found) > 1.0)
-        listed = " / ".join(f"{ratio:.1f}" for ratio in found)
+        ratios = [s.ratio(step) for step in RATIO_STEPS]
+        mean = math.prod(ratios) ** (1 / len(ratios))
+        is_below.append(min(ratios) > 1.0)
+        is_half_of_ten.append(mean >= 5.0)
+        listed = " / ".join(f"{ratio:.1f}" for ratio in ratios)
         texts.append(
-            f"ablating {s.ablated}: loss ratio {listed} at steps 1 / 2 / 3 / 4, curvature ratio {s.curvature_ratio:.1f}"
+            f"ablating {s.ablated}: loss ratio {listed} at steps 1 / 2 / 3 / 4 (geometric mean {mean:.1f}), "
+            f"curvature ratio {s.curvature_ratio:.1f}"
         )
     return Claim(
         "the joint loss lies below the ablated one",
         "by a factor of about ten (the authors' own files give 4 to 6)",
         "; ".join(texts),
-        "part one: the mixed loss is the lower one at all steps of both directions; part two: the factor reaches 10 somewhere",
-        judged(all(lies_below), max(ratios) >= 10.0) if all(lies_below) else "does not hold",
+        "three parts: the mixed loss is the lower one at all four steps of both directions; the geometric mean of the "
+        "factor is at least 5, half of what is claimed, for the one direction; and for the other",
+        judged(all(is_below), *is_half_of_ten),
     )
 
 
@@ -152,8 +157,7 @@ def _no_eigenvector(steered: list[Steered]) -> Claim:
     return Claim(
         "steering directions are not eigenvectors",
         "they are no eigenvectors of the mixed Hessian",
-        f"largest squared overlap with one of the top {len(steered[0].report.overlaps['mixed'])} eigenvectors of each loss, "
-        + "; ".join(texts),
+        f"largest squared overlap with one of the top {NUM_PAIRS} eigenvectors of each loss, " + "; ".join(texts),
         "no eigenvector of the mixed Hessian holds half of the direction; each of the two directions is a part",
         judged(*(float(s.report.overlaps["mixed"].max()) < 0.5 for s in steered)),
     )
@@ -176,8 +180,8 @@ def _conflict(before: dict[str, float], steered: list[Steered]) -> Claim:
         f"conflict images answered after number / pattern / neither: at the minimum {text(before)}; at step {STEP:g} "
         + "; ".join(texts)
         + f": {meaning}",
-        f"at step {STEP:g} at most half as many conflict images as at the minimum are answered after the ablated cue; each of the "
-        "two directions is a part",
+        f"at step {STEP:g} at most half as many conflict images as at the minimum are answered after the ablated cue; "
+        "each of the two directions is a part",
         judged(*drops),
     )
 
