@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	$(BIN)/lowhanging reproduce --out report
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -177,11 +177,16 @@ def test_probe_sees_what_hides_in_an_open_row() -> None:
         assert np.abs(found.values - values[:10]).max() < 1e-4
 
 
-def test_pairs_that_reach_into_the_wanted_ones_are_followed() -> None:
-    """Dense double spectrum: eight steps of a second chain only hint at the missed copies."""
-    values = np.repeat(np.cos(np.linspace(0, np.pi, 81)), 2)
-    found = find(Diagonal(values), 4, tol=1e-4)
-    assert np.abs(found.values - values[:4]).max() < 1e-4
+@pytest.mark.parametrize("seed", range(5))
+def test_pairs_that_reach_into_the_wanted_ones_are_followed(seed: int) -> None:
+    """A dense double spectrum (semicircle): eight steps of a second chain only hint at the missed copies."""
+    angles = np.linspace(0, np.pi, 20_001)
+    quantiles = np.interp((np.arange(200) + 0.5) / 200, (angles - np.sin(2 * angles) / 2) / np.pi, angles)
+    values = np.repeat(np.cos(quantiles), 2)
+    operator = CountedMap(Diagonal(values))
+    found = search(operator, 2, which="LA", tol=1e-4, max_products=999, seed=seed, memory=2**30, progress=False)
+    assert np.abs(found.values - values[:2]).max() < 1e-4
+    assert found.num_probe_steps > 2 * eigensearch.PROBE_STEPS
 
 
 def test_without_kept_products_every_pair_gets_a_fresh_one() -> None:

@@ -74,13 +74,16 @@ def test_functional_calls_are_found_and_named_after_their_module() -> None:
     loss = [str(finding) for finding in findings(model[0], lambda: F.relu(model[0](x)))]
     assert loss == ["the loss function itself calls relu"]
     alone = Calls(F.relu)
-    assert [str(f) for f in findings(alone, lambda: alone(torch.ones(1)))] == ["Calls itself calls relu"]
+    point = torch.ones(1, requires_grad=True)
+    assert [str(f) for f in findings(alone, lambda: alone(point))] == ["Calls itself calls relu"]
 
 
-def test_guards_and_integers_are_no_kinks() -> None:
-    """A clamp that keeps a division from zero, and the distance of two positions in a sequence."""
+def test_guards_and_data_are_no_kinks() -> None:
+    """A clamp that keeps a division from zero, the distance of two positions, and what is done to the data alone."""
     assert found(Calls(lambda x: F.normalize(x)), torch.randn(3, 6)) == []
     assert found(Calls(lambda x: x * torch.arange(-3, 3).abs()), torch.randn(3, 6)) == []
+    assert found(nn.MaxPool2d(2), torch.randn(2, 1, 4, 4)) == []
+    assert found(Calls(lambda x: x + x.detach().abs()), torch.randn(3, 6)) == []
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ import lowhanging as lh
 from lowhanging.reproduce import cli, learning
 from lowhanging.reproduce.claims import Claim, judged, markdown
 
+pytestmark = pytest.mark.xdist_group("reference")  # trained once, by one worker
+
 FIGURES = {"images.png", "training.png", "spectra.png", "steering.png", "overlaps.png"}
 
 

@@ -81,8 +81,8 @@ def _kind(func: Any, args: Any, kwargs: Any) -> Literal["kinked", "random", "bat
         return "random"
     if is_training and name in _NORMS:
         return "batch"
-    if not (args and isinstance(args[0], torch.Tensor) and args[0].is_floating_point()):
-        return None  # abs() of positions in a sequence is no kink in the weights
+    if not any(isinstance(item, torch.Tensor) and item.requires_grad for item in args):
+        return None  # abs() of the data is no kink in the weights
     # clamp(min=0) is a ReLU; clamp(min=1e-12) only guards a division.
     is_relu = name in ("clamp", "clamp_min") and len(args) > 1 and isinstance(args[1], int | float) and args[1] == 0
     return "kinked" if name in _KINKED or is_relu else None

@@ -35,7 +35,8 @@ class Hessian:
             raise ValueError(explain("v", received, expected, "Vectors are columns here: H @ subspace.basis.T"))
         if v.ndim == 1:
             return self.loss.hvp(self.theta, v)
-        return torch.stack([self.loss.hvp(self.theta, column) for column in v.T], dim=1)
+        columns = [self.loss.hvp(self.theta, column) for column in v.T]
+        return torch.stack(columns, dim=1) if columns else torch.zeros_like(v)
 
     @property
     def engine(self) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Drawing: TypeAlias = "Callable[[Axes], object]"
 
-def panels(
-    drawings: Sequence[Sequence[Callable[[Axes], object]]], *, width: float = 11.0, height: float = 4.0
-) -> bytes:
+
+def panels(drawings: Sequence[Sequence[Drawing]], *, width: float = 11.0, height: float = 4.0) -> bytes:
     """Several drawings in rows and columns as one PNG; works without a display, and touches no global figure or style.
 
     Args:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lowhanging import plots
 from lowhanging.basin.eigenpairs import Eigenpairs
+from lowhanging.plots.panels import Drawing
 from lowhanging.reproduce.learning import Learning
 from lowhanging.reproduce.steering import Steered
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 def figures(learning: Learning, pairs: dict[str, Eigenpairs], steered: list[Steered]) -> dict[str, bytes]:
     """File name -> PNG."""
     run = learning.run
 
-    def losses(s: Steered) -> Callable[[Axes], object]:
+    def losses(s: Steered) -> Drawing:
         return lambda ax: _titled(s, plots.line_slice(s.scan, ax))
 
-    def accuracies(s: Steered) -> Callable[[Axes], object]:
+    def accuracies(s: Steered) -> Drawing:
         return lambda ax: plots.line_slice(s.scan, ax, quantity="accuracy")
 
-    def overlaps(s: Steered) -> Callable[[Axes], object]:
+    def overlaps(s: Steered) -> Drawing:
         return lambda ax: _titled(s, plots.overlaps(s.report, ax))
 
     return {
@@ -38,5 +35,5 @@ def figures(learning: Learning, pairs: dict[str, Eigenpairs], steered: list[Stee
     }
 
 
-def _titled(steered: Steered, ax: Axes) -> None:
+def _titled(steered: Steered, ax: Any) -> None:
     ax.set_title(f"preserve {steered.preserved}, ablate {steered.ablated}")
