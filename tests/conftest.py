@@ -10,6 +10,14 @@ import torch
 from lowhanging.reproduce.learning import Learning, learn
 
 
+LONGEST = ("test_reproduce.py", "test_examples.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that two workers end together (`--dist loadfile --no-loadscope-reorder`)."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def reference() -> Learning:
     """Seed 0 of `lowhanging reproduce` with its defaults: nothing shrunk."""

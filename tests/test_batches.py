@@ -207,8 +207,14 @@ def test_reading_touches_no_random_state(cache: bool) -> None:
 
 
 def test_random_data_are_drawn_once_and_the_states_put_back() -> None:
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    expected = torch.cat([x for x, _ in DataLoader(Augmented(), batch_size=3, shuffle=True)])
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    torch.set_rng_state(states[2])
     with untouched():
         batches = make(DataLoader(Augmented(), batch_size=3, shuffle=True))
+    assert torch.equal(torch.cat([batch[0] for batch in batches]), expected)  # as a plain loop would have drawn them
     first, second = ([leaf for batch in batches for leaf in batch] for _ in range(2))
     assert all(map(torch.equal, first, second))
 

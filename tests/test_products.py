@@ -410,17 +410,13 @@ CASES = {
     "mse inside": (lambda o, t: F.mse_loss(o.softmax(1), F.one_hot(t, 3).to(o)), classes),
     "mse of a constant": (lambda o, t: F.mse_loss(o, torch.zeros_like(o)) + 0 * t.sum(), real),
     "huber": (F.huber_loss, real),
-    "smooth l1": (F.smooth_l1_loss, real),
     "bce logits": (F.binary_cross_entropy_with_logits, shares),
-    "bce": (lambda o, t: F.binary_cross_entropy(o.sigmoid(), t), shares),
     "nll": (lambda o, t: F.nll_loss(o.log_softmax(1), t), classes),
     "gaussian nll": (lambda o, t: F.gaussian_nll_loss(o, t, o.exp()), real),
-    "poisson nll": (F.poisson_nll_loss, shares),
     "kl": (lambda o, t: F.kl_div(o.log_softmax(1), t, reduction="batchmean"), shares),
     "smoothing": (lambda o, t: F.cross_entropy(o, t, label_smoothing=0.1), classes),
     "probabilities": (F.cross_entropy, shares),
     "soft margin": (F.soft_margin_loss, signs),
-    "cosine": (lambda o, t: 1 - F.cosine_similarity(o, t).mean(), real),
 }
 network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 3)).double()
 
@@ -452,7 +448,7 @@ def test_torchs_losses_are_right_and_none_ends_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(SCRIPT)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"after {done.stdout}\n{done.stderr}"
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == 18
+    assert len(lines) == 14
     for name, engine, (first, third, reference) in lines:
         assert engine == ("kept graph" if name in FALLS_BACK else "split graph"), name
         assert first < 1e-12, name
@@ -471,9 +467,20 @@ def test_without_a_second_derivative_the_message_is_ours() -> None:
         assert str(error.value) == (
             "the loss can't be differentiated twice (derivative for aten::multi_margin_loss_backward is not "
             "implemented), expected one with a second derivative.\n"
-            "Write that operation with others, such as exp, log and sums."
+            "Write that operation with others, such as exp, log and sums, and none in place."
         )
     Products(margin, BATCHES).value_and_gradient(THETA)  # the first one exists
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_a_result_that_is_overwritten_before_it_is_needed_is_refused(engine: Any) -> None:
+    """Torch's own check is off where saved tensors are noted: without one of ours, the product is silently wrong."""
+
+    def overwrites(theta: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+        return (batch[0] * theta).sigmoid().mul_(2).square().sum(), len(batch[0])
+
+    with pytest.raises(ValueError, match="inplace operation"):
+        Products(overwrites, BATCHES, engine=engine).hvp(THETA, V)
 
 
 def test_another_failure_of_the_loss_is_not_renamed() -> None:

@@ -1,4 +1,6 @@
-"""The report, made from the reference network by the command itself; verdicts against their own rules.
+"""The reference network: its report, made by the command itself, and the solver's budget at real size.
+
+All of its tests are in this file, so that it is trained once, by one worker. Verdicts are held against their rules.
 
 Nothing is asserted about which claims hold: only that each is measured, and that its verdict follows from the numbers.
 """
@@ -13,8 +15,6 @@ from matplotlib.image import imread
 import lowhanging as lh
 from lowhanging.reproduce import cli, learning
 from lowhanging.reproduce.claims import Claim, judged, markdown
-
-pytestmark = pytest.mark.xdist_group("reference")  # trained once, by one worker
 
 FIGURES = {"images.png", "training.png", "spectra.png", "steering.png", "overlaps.png"}
 
@@ -107,6 +107,34 @@ def test_shares_of_conflict_images_add_up(results):
     ]:
         assert math.isclose(sum(shares.values()), 1.0)
         assert min(shares.values()) >= -1e-12
+
+
+class Counted:
+    """A Hessian that counts its products by itself."""
+
+    def __init__(self, loss: lh.Objective):
+        self.H, self.num_products = lh.hessian(loss), 0
+        self.shape, self.dtype, self.device = self.H.shape, self.H.dtype, self.H.device
+
+    def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
+        self.num_products += 1 if v.ndim == 1 else v.shape[1]
+        return self.H @ v
+
+
+@pytest.mark.parametrize(("k", "max_steps", "max_products"), [(10, 28, 40), (50, 115, 130)])
+def test_the_budget_on_3200_paired_images(reference, k, max_steps, max_products):
+    train = reference.views.mixed.train
+    H = Counted(lh.Objective(reference.model, (train.inputs[:3200], train.targets[:3200])))
+    pairs = lh.top_eigs(H, k=k)
+    assert H.H.engine == "split graph"
+    assert pairs.num_products == H.num_products <= max_products
+    assert pairs.num_steps <= max_steps
+    assert float(pairs.residuals.max()) <= 1e-4 * float(pairs.values[0])
+    # One of the residuals again, by a double backward.
+    other = lh.Objective(reference.model, (train.inputs[:3200], train.targets[:3200]), engine="double backward")
+    v = pairs.vectors[k - 1]
+    residual = other.hvp(other.theta0, v) - pairs.values[k - 1] * v
+    assert float(residual.norm()) <= 1.2e-4 * float(pairs.values[0])
 
 
 def test_epochs_to_half_interpolates():

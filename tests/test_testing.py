@@ -71,10 +71,9 @@ def test_dense_hessian_without_curvature() -> None:
     "make",
     [
         lambda: mlp(nn.GELU()),
-        lambda: mlp(nn.Tanh(), nn.LayerNorm(6)),
         lambda: nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(4, 4)),
     ],
-    ids=["mlp", "norm", "conv"],
+    ids=["mlp", "conv"],
 )
 def test_dense_hessian_is_that_of_torch_func_in_float64(make: Any) -> None:
     """From float32 weights and data: the oracle is exact to float64, not to the model's precision."""
@@ -90,6 +89,17 @@ def test_dense_hessian_is_that_of_torch_func_in_float64(make: Any) -> None:
     torch.testing.assert_close(dense_hessian(objective), expected, rtol=1e-9, atol=1e-13)
     torch.testing.assert_close(dense_hessian(model, (X, Y)), expected, rtol=1e-9, atol=1e-13)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_dense_hessian_through_a_layer_norm() -> None:
+    """Where torch.func.hessian is wrong by a tenth (torch 2.13); second differences of values need no derivative."""
+    model = mlp(nn.Tanh(), nn.LayerNorm(6)).double()
+    objective = Objective(model, (X.double(), Y), engine="kept graph")
+    theta, h = objective.theta0, 1e-3
+    for direction in torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).double():
+        values = [float(objective(theta + k * h * direction)) for k in (-2, -1, 0, 1, 2)]
+        curvature = (-values[0] + 16 * values[1] - 30 * values[2] + 16 * values[3] - values[4]) / (12 * h**2)
+        assert float(direction @ dense_hessian(objective) @ direction) == pytest.approx(curvature, rel=1e-6)
 
 
 def test_dense_hessian_takes_the_settings_of_a_model() -> None:
@@ -329,12 +339,8 @@ def test_recurrent_and_attention_dropout_is_named() -> None:
             self.attend = nn.MultiheadAttention(4, 2, dropout=0.1, batch_first=True)
             self.plain = nn.GRU(4, 4, batch_first=True)
 
-        def forward(self, x: Tensor) -> Tensor:
-            hidden = self.rnn(x[:, None] * torch.arange(1, 3)[:, None])[0]
-            return self.plain(self.attend(hidden, hidden, hidden)[0])[0][:, -1]
-
-    notes = checked(Both()).notes
-    assert [note.split(" is random")[0] for note in notes[:-1]] == [
+    notes = lowhanging.testing._layers(Both(), "eval")[1]
+    assert [note.split(" is random")[0] for note in notes] == [
         "layer 'rnn' (LSTM)",
         "layer 'attend' (MultiheadAttention)",
     ]

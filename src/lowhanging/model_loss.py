@@ -170,7 +170,7 @@ class ModelLoss:
             if draws_so_far() != draws:
                 found.append(Finding("random", "", self.space.owner, "numpy.random or random"))
             _refuse_impure(found, self.mode)
-            total = self._checked_sum(results[0], point)
+            total = attempt(lambda: self._checked_sum(results[0], point), batch)
         check_finite("the loss at theta0", total, remedy="Check the weights and loss_fn for overflow or log(0).")
         changed = [name for name, buffer in self._model.named_buffers() if not _same(buffer, buffers[name])]
         if changed:

@@ -208,12 +208,12 @@ class _GraphEngine:
     def prepare(self, theta: Tensor, batch: Any) -> tuple[Any, int]:
         sizes: dict[int, int] = {}
 
-        def note(tensor: Tensor) -> Tensor:
+        def note(tensor: Tensor) -> tuple[Tensor, int]:
             storage = tensor.untyped_storage()
             sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
+            return tensor, tensor._version
 
-        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, _unchanged)
         with torch.enable_grad(), _second_derivative(), hooks:
             point = theta.detach().requires_grad_()
             part, _ = self._loss_sum(point, batch)
@@ -229,16 +229,24 @@ class _GraphEngine:
         return torch.zeros_like(point) if result is None else result
 
 
+def _unchanged(noted: tuple[Tensor, int]) -> Tensor:
+    """A saved tensor, if no in-place operation has changed it since; torch does not check that under its hooks."""
+    tensor, version = noted
+    if tensor._version != version:
+        raise RuntimeError("a tensor needed for the derivative was modified by an inplace operation")
+    return tensor
+
+
 @contextlib.contextmanager
 def _second_derivative() -> Iterator[None]:
     """Torch's complaint about an operation that it can't differentiate twice, turned into ours."""
     try:
         yield
     except RuntimeError as error:
-        if "derivative" not in str(error) and "differentiate twice" not in str(error):
+        if not any(words in str(error) for words in ("derivative", "differentiate twice", "inplace operation")):
             raise
         received = f"can't be differentiated twice ({(str(error).splitlines() or [''])[0]})"
-        remedy = "Write that operation with others, such as exp, log and sums."
+        remedy = "Write that operation with others, such as exp, log and sums, and none in place."
         raise ValueError(explain("the loss", received, "one with a second derivative", remedy)) from error
 
 
