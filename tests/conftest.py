@@ -9,7 +9,6 @@ import torch
 
 from lowhanging.reproduce.learning import Learning, learn
 
-
 LONGEST = ("test_reproduce.py", "test_examples.py")
 
 

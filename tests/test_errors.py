@@ -168,7 +168,7 @@ def test_check_device() -> None:
     with pytest.raises(ValueError) as error:
         check_device("gpu7")
     says(error, f"device is 'gpu7', expected a torch device such as 'cpu' or 'cuda:0'.\n{remedy}")
-    with pytest.raises(ValueError, match="device is 3.5, expected a torch device such as"):
+    with pytest.raises(ValueError, match=r"device is 3.5, expected a torch device such as"):
         check_device(3.5)
     count = torch.cuda.device_count()
     found = f"{count} CUDA device{'' if count == 1 else 's'} found"

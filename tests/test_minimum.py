@@ -58,6 +58,31 @@ def test_a_saddle_is_left():
     assert found.largest == pytest.approx(2.0, abs=1e-6)
 
 
+@pytest.mark.parametrize(("largest", "smallest"), [(1000.0, -0.3), (50.0, -0.02)])
+def test_a_saddle_that_is_small_against_the_largest_eigenvalue_is_no_minimum(largest, smallest):
+    # 3,000 curvatures: one large, one slightly negative, the rest in between; a coarse search calls the negative one 0.
+    curvatures = torch.linspace(0.0, 1.0, 3000, dtype=torch.float64)
+    curvatures[0], curvatures[-1] = smallest, largest
+    saddle = lh.FunctionObjective(lambda theta: 0.5 * (curvatures * theta**2).sum(), torch.zeros_like(curvatures))
+    with pytest.raises(
+        lh.NotConvergedError, match=r"curvature along the Newton step is negative.\nRaise anchor="
+    ) as caught:
+        lh.polish(saddle, anchor=0.0, progress=False)
+    assert not caught.value.result.is_minimum
+
+
+@pytest.mark.parametrize("distance", [3.0, 9.0, 20.0])
+def test_drift_is_refused_however_the_minimum_was_reached(distance):
+    start = torch.zeros(4, dtype=torch.float64)
+    start[0] = 10.0
+    center = start.clone()
+    center[1] = distance
+    loss = lh.FunctionObjective(lambda theta: 0.5 * (theta - center).square().sum(), start)
+    with pytest.raises(lh.NotConvergedError, match="drifted: it moved by"):
+        lh.polish(loss, anchor=0.0)
+    assert lh.polish(loss, anchor=0.0, max_drift=3.0).distance == pytest.approx(distance)
+
+
 def separable() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
     torch.manual_seed(0)
     inputs = torch.randn(40, 3, dtype=torch.float64)

@@ -1300,3 +1300,57 @@ def test_a_common_center() -> None:
         common_center([f])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"center has shape \(2,\)"):
         common_center({"f": f}, torch.ones(2))
+
+
+# What a review found -------------------------------------------------------------------------------------------------
+
+
+def test_a_penalty_on_the_users_own_model_is_refused() -> None:
+    """Its gradient would be lost: value and gradient would be two different functions."""
+    net = torch.nn.Linear(3, 4)
+
+    def penalised(model: Any, batch: Any) -> Any:
+        total = F.cross_entropy(model(batch[0]), batch[1], reduction="sum")
+        return total + len(batch[0]) * 0.1 * sum(weight.square().sum() for weight in net.parameters()), len(batch[0])
+
+    with pytest.raises(ValueError, match=r"batch_loss uses trainable tensors that are not the given model's"):
+        Objective(net, (X.float(), CLASSES), batch_loss=penalised)
+
+
+def test_a_weighted_loss_is_refused_even_if_each_batch_holds_one_class() -> None:
+    targets = torch.arange(40) // 20
+    weighted = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 9.0]))
+    with pytest.raises(ValueError, match="loss_fn is not the mean over the targets"):
+        Objective(torch.nn.Linear(3, 2), (torch.randn(40, 3), targets), loss_fn=weighted, micro_batch=20)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda t: (t * torch.randn(3)).square().sum(), "function gives another value at the same theta"),
+        (lambda t: torch.tensor(float(t.detach().square().sum())), "function returned a value that does not depend on theta"),
+    ],
+    ids=["random", "constant"],
+)
+def test_a_function_must_be_one_of_theta(function: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FunctionObjective(function, torch.ones(3))
+    with pytest.raises(TypeError, match="function is a Tensor, expected a function theta"):
+        FunctionObjective(torch.ones(3), torch.ones(3))  # type: ignore[arg-type]
+
+
+def test_theta0_can_be_written_to_without_moving_the_loss() -> None:
+    for loss in (
+        Objective(torch.nn.Linear(3, 4), (X.float(), CLASSES)),
+        FunctionObjective(lambda t: t.square().sum(), torch.ones(3)),
+    ):
+        before, theta = loss.theta0.clone(), loss.theta0
+        theta += 1
+        assert torch.equal(loss.theta0, before)
+
+
+def test_a_frozen_weight_that_is_not_finite_is_named() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 4))
+    model[0].weight.requires_grad_(False).fill_(float("inf"))
+    with pytest.raises(ValueError, match=r"parameter '0.weight' holds 12 NaN or infinite entries"):
+        Objective(model, (X.float(), CLASSES))

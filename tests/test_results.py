@@ -107,7 +107,7 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
     files = broken_files(tmp_path)
     assert len(files) == 6
     for path in files.values():
-        with pytest.raises(ValueError, match="not a result of lowhanging, expected a file saved by Pairs.save"):
+        with pytest.raises(ValueError, match=r"not a result of lowhanging, expected a file saved by Pairs.save"):
             load_result(Pairs, path)
     with pytest.raises(FileNotFoundError):
         load_result(Pairs, tmp_path / "absent")

@@ -126,6 +126,11 @@ def test_save_and_load(tmp_path):
         (torch.ones(P), {"extent": (0.0, float("inf"))}, "extent is inf, expected a finite number"),
         (torch.ones(P), {"extent": (1.0, 1.0)}, r"extent is \(1, 1\), expected first < last"),
         (torch.ones(P), {"extent": (1.0, 2.0, 3.0)}, r"extent is \(1.0, 2.0, 3.0\), expected \(first, last\)"),
+        (
+            torch.ones(P),
+            {"extent": (0.0, 1e308), "num": 2, "center": torch.full((P,), 1e308, dtype=torch.float64)},
+            "extent reaches",
+        ),
         (torch.ones(P), {"num": 1}, "num is 1, expected an integer of at least 2"),
     ],
 )

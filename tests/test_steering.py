@@ -87,6 +87,19 @@ def test_bad_input():
     few = lh.top_hessian_eigs(preserve, k=1)
     with pytest.raises(ValueError, match=r"preserve_pairs holds 1 pairs \(LA\) of length 8, expected at least 2 pairs"):
         lh.steering_direction(preserve=preserve, ablate=ablate, k=2, preserve_pairs=few)
+    elsewhere = lh.top_hessian_eigs(ablate, k=2, tol=1e-8)
+    with pytest.raises(ValueError, match="preserve_pairs holds pairs of another loss or another theta0"):
+        lh.steering_direction(preserve=preserve, ablate=ablate, k=2, preserve_pairs=elsewhere)
+    with pytest.warns(RuntimeWarning):
+        unfinished = lh.top_hessian_eigs(preserve, k=4, tol=1e-12, max_products=6, on_failure="warn")
+    with pytest.raises(ValueError, match=r"preserve_pairs holds . pairs among the first 4 that have not converged"):
+        lh.steering_direction(preserve=preserve, ablate=ablate, k=4, preserve_pairs=unfinished)
+    with pytest.raises(ValueError, match=r"pairs has the names \['typo'\], expected names of losses: \['kept'\]"):
+        lh.steering_report(EYE[1], {"kept": preserve}, pairs={"typo": few})
+    with pytest.raises(
+        TypeError, match=r"losses\['preserve'\] is a Linear, expected an objective.\nWrap it: lh.Objective"
+    ):
+        lh.steering_direction(preserve=nn.Linear(1, 1), ablate=ablate)
     with pytest.raises(ValueError, match="preserve leaves fewer than 2 independent directions"):
         lh.steering_subspace(preserve=preserve, ablate=preserve, k=2, num=2)
     with pytest.raises(ValueError, match=r"direction has shape \(3,\)"):

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+import lowhanging as lh
 from lowhanging.errors import NotConvergedError
 from lowhanging.models import SigmoidCNN
 from lowhanging.objective import Objective
@@ -572,3 +573,18 @@ def test_plot_of_a_run_without_accuracies(points: tuple[Tensor, Tensor]) -> None
         training_run(run)
     with pytest.raises(ValueError, match="quantity is 'error'"):
         training_run(run, quantity="error")  # type: ignore[arg-type]
+
+
+def test_a_tensor_data_set_that_transforms_is_read_item_by_item() -> None:
+    """As `Objective` reads it: both see what `__getitem__` returns."""
+
+    class Fives(torch.utils.data.TensorDataset):
+        def __getitem__(self, index):  # type: ignore[no-untyped-def]
+            inputs, targets = super().__getitem__(index)
+            return torch.full_like(inputs, 5.0), targets
+
+    seen = []
+    model = torch.nn.Linear(3, 2)
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    lh.train(model, Fives(torch.zeros(10, 3), torch.arange(10) % 2), epochs=1, batch_size=5, progress=False)
+    assert all(bool((inputs == 5.0).all()) for inputs in seen)

@@ -133,12 +133,12 @@ class Batches:
                 check_finite("data", leaf, remedy="Drop or repair those examples before building the loader.")
 
     def _recut(self, batches: list[Any]) -> list[Any]:
-        joined = _join(batches)
-        if joined is None:
+        whole = joined(batches)
+        if whole is None:
             return [
                 tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch) for batch in batches
             ]
-        leaves, spec = tree_flatten(joined)
+        leaves, spec = tree_flatten(whole)
         total = leaves[0].shape[0]
         size = self._wanted or _micro_batch_size(leaves, total)
         # clone: a micro-batch must not be a view into the user's own tensors, which may change later.
@@ -192,7 +192,7 @@ def _restore(states: tuple[Any, ...]) -> None:
 
 def _as_batches(data: Any, size: int) -> Iterable[Any]:
     """Any of the accepted kinds as an iterable of batches."""
-    data = _stored_tensors(data) or data
+    data = stored_tensors(data) or data
     if isinstance(data, tuple) and data and all(isinstance(item, Tensor | np.ndarray) for item in data):
         lengths = {len(item) for item in data if item.ndim}
         if len(lengths) != 1 or any(item.ndim == 0 for item in data):
@@ -210,7 +210,7 @@ def _as_batches(data: Any, size: int) -> Iterable[Any]:
     return data
 
 
-def _stored_tensors(data: Any) -> tuple[Tensor, ...] | None:
+def stored_tensors(data: Any) -> tuple[Tensor, ...] | None:
     """The tensors behind a data set, where they are what reading it gives; None where it must be read."""
     if type(data) is TensorDataset:
         return tuple(data.tensors)
@@ -230,7 +230,7 @@ def _plain(leaf: Any) -> Any:
     return dict(leaf) if isinstance(leaf, Mapping) else leaf
 
 
-def _join(batches: list[Any]) -> Any | None:
+def joined(batches: list[Any]) -> Any | None:
     """All batches as one, or None where they have no common first dimension."""
     flattened = [tree_flatten(batch) for batch in batches]
     if not flattened or any(spec != flattened[0][1] for _, spec in flattened):
@@ -243,8 +243,8 @@ def _join(batches: list[Any]) -> Any | None:
     columns = list(zip(*(leaves for leaves, _ in flattened), strict=True))
     if any(len({(leaf.shape[1:], leaf.dtype) for leaf in column}) != 1 for column in columns):
         return None
-    joined = [column[0] if len(column) == 1 else torch.cat(column) for column in columns]
-    return tree_unflatten(joined, flattened[0][1])
+    whole = [column[0] if len(column) == 1 else torch.cat(column) for column in columns]
+    return tree_unflatten(whole, flattened[0][1])
 
 
 def _micro_batch_size(leaves: list[Tensor], total: int) -> int:

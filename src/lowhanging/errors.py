@@ -143,6 +143,8 @@ def check_names(argument: str, names: Iterable[Any], *, remedy: str) -> list[str
 
 def check_writable_folder(argument: str, folder: str | Path, *, remedy: str) -> Path:
     """`folder` as a Path that can hold new files (made if missing), or an error; no file is left behind."""
+    if not str(folder):
+        raise ValueError(explain(argument, "is empty", "the name of a folder", remedy))
     path = Path(folder)
     missing = [parent for parent in (path, *path.parents) if not parent.exists()]
     try:

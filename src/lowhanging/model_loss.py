@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 import numbers
 import warnings
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from lowhanging.batches import Batches, draws_so_far, num_examples, untouched_random_state
+from lowhanging.batches import Batches, draws_so_far, joined, num_examples, untouched_random_state
 from lowhanging.errors import NotSmoothWarning, check_device, check_finite, explain
 from lowhanging.layers import Finding, differentiable_kernels, findings
 from lowhanging.parameters import ParameterSpace
@@ -187,6 +188,9 @@ class ModelLoss:
             may_weigh = may_weigh and not any(map(_is_real, tree_leaves(parted(batch)[2])))
             for part in self.batches if may_weigh else [batch]:
                 self._check_mean(part)
+            probe = _one_of_each(self.batches) if may_weigh else None  # sorted data: each batch holds one class
+            if probe is not None:
+                self._check_mean(probe)
         kinks = [str(finding) for finding in found if finding.kind == "kinked"]
         if kinks:
             message = (
@@ -215,6 +219,10 @@ class ModelLoss:
             received = "returned a value that does not depend on the weights"
             remedy = "Use the model that batch_loss is given, not one from outside; no torch.no_grad(), no detach()."
             raise ValueError(explain(name, received, "a differentiable function of the weights", remedy))
+        if _reaches_others(total, point):
+            received = "uses trainable tensors that are not the given model's (their gradient would be lost)"
+            remedy = "Use the model that batch_loss is given; freeze other parameters: requires_grad_(False)."
+            raise ValueError(explain(name, received, "a function of this model's weights alone", remedy))
         return cast(Tensor, total.detach())
 
     def _check_mean(self, batch: Any) -> None:
@@ -235,6 +243,27 @@ class ModelLoss:
                     "a function (model, batch) -> (sum, count)."
                 )
                 raise ValueError(explain("loss_fn", received, "the mean loss over the targets", remedy))
+
+
+def _reaches_others(total: Tensor, point: Tensor) -> bool:
+    """Whether the autograd graph of `total` ends in trainable tensors other than `point`."""
+    seen, stack = set(), [total.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and variable is not point:
+            return True
+        stack += [following for following, _ in node.next_functions]
+    return False
+
+
+def _one_of_each(batches: Iterable[Any]) -> Any | None:
+    """A batch of the first example of each of the first 64 batches; None where they can't be joined."""
+    firsts = [_slice(batch, slice(0, 1)) for batch in itertools.islice(batches, 64)]
+    return None if len(firsts) < 2 or any(first is None for first in firsts) else joined(firsts)
 
 
 class _Applied(nn.Module):
@@ -272,6 +301,8 @@ def _private_copy(model: nn.Module, mode: str, device: torch.device | str | None
         raise TypeError(explain("model", f"is a {type(model).__name__}", "a torch.nn.Module", remedy))
     wanted = None if device is None else check_device(device)
     ParameterSpace(model)  # nothing trainable, NaN weights ...: said before anything is copied
+    for name, weight in model.named_parameters():  # frozen ones count too; a buffer may be a mask of -inf
+        check_finite(f"parameter {name!r}", weight.detach(), remedy="Train with a smaller step, or reload.")
     private = _copied(model)
     private.zero_grad(set_to_none=True)
     for module in private.modules():

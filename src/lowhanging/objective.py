@@ -11,11 +11,12 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from lowhanging.batches import draws_so_far, untouched_random_state
 from lowhanging.errors import check_choice, check_finite, check_names, check_real, check_vector, explain
 from lowhanging.layers import differentiable_kernels
 from lowhanging.model_loss import BatchLoss, LossFn, ModelLoss
@@ -25,8 +26,8 @@ from lowhanging.products import DEFAULT_KEEP_BYTES, ENGINES, Engine, Products
 class Loss(Protocol):
     """What every tool of the library asks of a loss: pure functions of theta (p,) around the point `theta0`."""
 
-    theta0: Tensor
-
+    @property
+    def theta0(self) -> Tensor: ...
     @property
     def num_params(self) -> int: ...
     @property
@@ -112,7 +113,7 @@ class Objective:
                 cache=cache,
                 micro_batch=micro_batch,
             )
-        self.space, self.theta0 = self._terms.space, self._terms.theta0
+        self.space, self._theta0 = self._terms.space, self._terms.theta0
         self.batches, self.num_examples = self._terms.batches, self._terms.num_examples
         self._products = Products(
             self._terms, self._terms.batches, engine=engine, keep_bytes=keep_bytes, context=self._terms.context
@@ -124,8 +125,13 @@ class Objective:
         return f"Objective({self.space.owner}, {size}, {how})"
 
     @property
+    def theta0(self) -> Tensor:
+        """The point around which the loss is studied, (p,); a copy of its own each time."""
+        return _own(self._theta0)
+
+    @property
     def num_params(self) -> int:
-        """P."""
+        """The length of theta, p."""
         return self.space.num_params
 
     @property
@@ -143,7 +149,7 @@ class Objective:
         return self._products.value(self._checked(theta))
 
     def gradient(self, theta: Tensor) -> Tensor:
-        """Grad L(theta), (p,)."""
+        """Gradient of L at theta, (p,)."""
         return self.value_and_gradient(theta)[1]
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +174,7 @@ class Objective:
     def at(self, theta: Tensor) -> Objective:
         """The same loss around another point: a cheap copy whose `theta0` is theta (p,)."""
         other = copy.copy(self)
-        other.theta0 = self._checked(theta)
+        other._theta0 = self._checked(theta)
         return other
 
     def model_at(self, theta: Tensor) -> nn.Module:
@@ -210,28 +216,49 @@ class FunctionObjective:
                 explain("theta0", received, "a floating-point tensor of shape (p,)", "Use tensor.reshape(-1).")
             )
         check_finite("theta0", theta0, remedy="Start from a finite point.")
-        self.theta0 = _own(theta0)
+        self._theta0 = _own(theta0)
         self._function = function
         kernels = functools.partial(differentiable_kernels, None)
         self._products = Products(lambda theta, _: (function(theta), 1), [()], engine=engine, context=kernels)
+        if not callable(function):
+            received = f"is a {type(function).__name__}"
+            raise TypeError(explain("function", received, "a function theta (p,) -> scalar", "Pass lambda theta: ..."))
         point = _own(theta0)
-        with kernels(), torch.no_grad():
+        with kernels(), torch.enable_grad(), untouched_random_state():
+            draws = draws_so_far()
+            point = point.requires_grad_().clone()  # no leaf: writing into it is found below, in our words
             value = function(point)
+            is_random = draws_so_far() != draws or not _is_same(value, function(_own(theta0).requires_grad_().clone()))
+        point = point.detach()
+        if is_random:
+            received = "gives another value at the same theta"
+            raise ValueError(
+                explain("function", received, "a function of theta alone", "Draw what is random once, outside.")
+            )
         if not torch.equal(point, self.theta0):
             remedy = "Start it with theta = theta.clone()."
             raise ValueError(explain("function", "writes into theta", "a pure function of theta", remedy))
         if not isinstance(value, Tensor) or value.ndim:
             received = f"returned {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
             raise ValueError(explain("function", received, "a scalar tensor, shape ()", "Sum or average its terms."))
-        check_finite("function(theta0)", value, remedy="Check it for overflow or log(0).")
+        if not value.requires_grad:
+            received = "returned a value that does not depend on theta"
+            remedy = "Use torch operations throughout: no float(...), no .detach(), no torch.tensor(...)."
+            raise ValueError(explain("function", received, "a differentiable function of theta", remedy))
+        check_finite("function(theta0)", value.detach(), remedy="Check it for overflow or log(0).")
 
     def __repr__(self) -> str:
         name = getattr(self._function, "__name__", type(self._function).__name__)
         return f"FunctionObjective({name}, {self.num_params:,} parameters, engine={self.engine!r})"
 
     @property
+    def theta0(self) -> Tensor:
+        """The point around which the loss is studied, (p,); a copy of its own each time."""
+        return _own(self._theta0)
+
+    @property
     def num_params(self) -> int:
-        """P."""
+        """The length of theta, p."""
         return self.theta0.numel()
 
     @property
@@ -244,7 +271,7 @@ class FunctionObjective:
         return self._products.value(self._checked(theta))
 
     def gradient(self, theta: Tensor) -> Tensor:
-        """Grad f(theta), (p,)."""
+        """Gradient of f at theta, (p,)."""
         return self.value_and_gradient(theta)[1]
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -262,7 +289,7 @@ class FunctionObjective:
     def at(self, theta: Tensor) -> FunctionObjective:
         """The same function around another point."""
         other = copy.copy(self)
-        other.theta0 = self._checked(theta)
+        other._theta0 = self._checked(theta)
         return other
 
     def in_double(self) -> Callable[[Tensor], Tensor]:
@@ -289,16 +316,20 @@ class AnchoredObjective:
     def __init__(self, loss: Loss, anchor: Tensor, epsilon: float):
         remedy = "Choose about a hundredth of the largest eigenvalue."
         self.epsilon = check_real("epsilon", epsilon, minimum=0.0, remedy=remedy)
-        self.unanchored = loss
-        self.theta0 = loss.theta0
+        self.unanchored = check_loss("loss", loss)
         self.anchor = self._checked(anchor, "anchor")
 
     def __repr__(self) -> str:
         return f"AnchoredObjective({self.unanchored!r}, epsilon={self.epsilon:g})"
 
     @property
+    def theta0(self) -> Tensor:
+        """The point around which the loss is studied, (p,); a copy of its own each time."""
+        return self.unanchored.theta0
+
+    @property
     def num_params(self) -> int:
-        """P."""
+        """The length of theta, p."""
         return self.unanchored.num_params
 
     @property
@@ -336,6 +367,10 @@ class AnchoredObjective:
         """The same loss, with the same anchor, around another point."""
         return AnchoredObjective(self.unanchored.at(theta), self.anchor, self.epsilon)
 
+    def model_at(self, theta: Tensor) -> nn.Module:
+        """A copy of the model with the weights theta (p,), as `Objective.model_at`."""
+        return cast(Objective, self.unanchored).model_at(theta)
+
     def in_double(self) -> Callable[[Tensor], Tensor]:
         """The loss, the anchor's included, as a float64 torch function of theta (p,)."""
         function = self.unanchored.in_double()
@@ -355,12 +390,30 @@ def _own(vector: Tensor) -> Tensor:
         return vector.detach().clone()
 
 
+def _is_same(a: Any, b: Any) -> bool:
+    is_pair = isinstance(a, Tensor) and isinstance(b, Tensor)
+    return not is_pair or torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def check_loss(argument: str, value: Any) -> Loss:
+    """`value` if it is an objective, or an error that says how to make one."""
+    if not all(hasattr(value, name) for name in ("theta0", "num_params", "hvp", "evaluate", "at")):
+        is_model = isinstance(value, nn.Module)
+        remedy = (
+            "Wrap it: lh.Objective(model, data)." if is_model else "Wrap it: lh.FunctionObjective(function, theta0)."
+        )
+        raise TypeError(explain(argument, f"is a {type(value).__name__}", "an objective", remedy))
+    return cast(Loss, value)
+
+
 def common_center(losses: Mapping[str, Loss], center: Tensor | None = None) -> Tensor:
     """The theta0 that all losses share, or `center` (p,) checked against their length."""
     remedy = 'Pass a mapping such as {"mixed": objective}.'
     if not isinstance(losses, Mapping):
         raise TypeError(explain("losses", f"is a {type(losses).__name__}", "a mapping name -> objective", remedy))
     names = check_names("losses", losses, remedy=remedy)
+    for name in names:
+        check_loss(f"losses[{name!r}]", losses[name])
     first = losses[names[0]]
     for name in names[1:]:
         if losses[name].num_params != first.num_params:

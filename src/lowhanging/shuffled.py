@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, default_collate
 
-from lowhanging.batches import untouched_random_state
+from lowhanging.batches import stored_tensors, untouched_random_state
 from lowhanging.errors import check_finite, explain
 
 
@@ -75,19 +75,9 @@ def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
 
 def _tensors_of(data: Any) -> tuple[Tensor, ...] | None:
     """The tensors behind a data set, where indexing them is the same as reading it."""
-    if isinstance(data, TensorDataset):
-        return tuple(data.tensors)
     if isinstance(data, tuple) and data and all(isinstance(item, Tensor | np.ndarray) for item in data):
         if len({len(item) if item.ndim else -1 for item in data}) != 1:
             received = f"is a tuple of shapes {[tuple(item.shape) for item in data]}"
             raise ValueError(explain("data", received, "one common first dimension", "Align the tensors."))
         return tuple(torch.as_tensor(item) for item in data)
-    inputs, targets = getattr(data, "inputs", None), getattr(data, "targets", None)
-    if not (isinstance(data, Dataset) and isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
-        return None
-    is_stored = len(data) == len(inputs) == len(targets)  # type: ignore[arg-type]
-    for i in {0, len(inputs) - 1} if is_stored and len(inputs) else ():
-        item = data[i]  # a data set that transforms what it stores is read item by item
-        is_pair = isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, Tensor) for part in item)
-        is_stored = is_stored and is_pair and torch.equal(item[0], inputs[i]) and torch.equal(item[1], targets[i])
-    return (inputs, targets) if is_stored else None
+    return stored_tensors(data)

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lowhanging.basin.eigenpairs import top_eigs
+from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.errors import NotConvergedError, check_count, check_real
-from lowhanging.objective import AnchoredObjective, Loss
+from lowhanging.objective import AnchoredObjective, Loss, check_loss
 from lowhanging.results import load_result, save_result
 
 _PATIENCE = 10  # evaluations in which L-BFGS must lower the loss beyond rounding, or its gradient norm by a tenth
@@ -34,7 +34,7 @@ _REMEDY_DRIFT = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Minimum:
     """A minimum of a fixed loss near trained weights, with its proof: gradient norm and both ends of the spectrum."""
 
@@ -59,14 +59,20 @@ class Minimum:
 
     @property
     def is_minimum(self) -> bool:
-        """Gradient within `gtol`, and no eigenvalue below zero by more than its residual."""
-        return self.gradient_norm <= self.gtol and self.smallest >= -self.smallest_residual
+        """Gradient within `gtol`, and a smallest eigenvalue that is known well enough and is not below zero."""
+        return self.gradient_norm <= self.gtol and self.is_certified and self.smallest >= -self.smallest_residual
+
+    @property
+    def is_certified(self) -> bool:
+        """Whether `smallest` is known to a tenth of the anchor, or to 1e-5 of `largest`, whichever is coarser."""
+        return self.smallest_residual <= max(0.1 * self.anchor, 1e-5 * abs(self.largest))
 
     def __repr__(self) -> str:
         return (
             f"Minimum(loss {self.loss:.4g}, |gradient| {self.gradient_norm_before:.2g} -> {self.gradient_norm:.2g}, "
-            f"moved {self.distance:.3g} of {float(self.start.norm()):.3g}, eigenvalues {self.smallest:.3g} ... "
-            f"{self.largest:.3g}, anchor {self.anchor:g}, {self.num_gradients} gradients, {self.num_products} products)"
+            f"moved {self.distance:.3g} of {float(self.start.norm()):.3g}, eigenvalues {self.smallest:.3g} "
+            f"(+- {self.smallest_residual:.1g}) ... {self.largest:.3g}, anchor {self.anchor:g}, "
+            f"{self.num_gradients} gradients, {self.num_products} products)"
         )
 
     def save(self, path: str | Path) -> Path:
@@ -122,6 +128,7 @@ def polish(
     Source:
         Nocedal & Wright (2006), Numerical Optimization, algorithms 7.1 (Newton-CG) and 7.5 (L-BFGS).
     """
+    check_loss("objective", objective)
     remedy = "0.01 suits a largest eigenvalue of about 1; 0 switches the anchor off."
     anchor = check_real("anchor", anchor, minimum=0.0, remedy=remedy)
     gtol = check_real(
@@ -137,12 +144,17 @@ def polish(
         for attempt in range(3):
             descent.lbfgs()
             descent.newton()
+            descent.check_drift()
             result = descent.certify(objective, anchor)
             if result.smallest >= -result.smallest_residual or descent.failure is not None or attempt == 2:
                 break
             descent.leave_saddle()
     if descent.failure is not None:
         raise NotConvergedError(f"polish {descent.failure}", result)
+    if not result.is_certified:
+        known = f"{result.smallest:.3g} to within {result.smallest_residual:.1g}"
+        message = f"polish knows the smallest eigenvalue only as {known}: that does not tell a minimum from a saddle."
+        raise NotConvergedError(f"{message}\nRaise anchor=, or use float64 (model.double()).", result)
     if not result.is_minimum:
         lowest = f"{result.smallest:.3g} (residual {result.smallest_residual:.1g})"
         message = f"polish ended at a saddle, smallest eigenvalue {lowest}."
@@ -160,6 +172,7 @@ class _Descent:
         self.begun = time.perf_counter()
         self.num_gradients = self.num_products = 0
         self.failure: str | None = None
+        self.is_concave = False  # whether the last Newton step met negative curvature
         self.direction: Tensor | None = None  # an eigenvector of negative curvature
         self.value, self.gradient = self._evaluate(self.start)
         self.theta, self.before = self.start, float(self.gradient.norm())
@@ -232,17 +245,23 @@ class _Descent:
                     break
                 step = step / 2
             else:
-                kind = str(self.start.dtype).removeprefix("torch.")
-                self.failure = (
-                    f"can't lower |gradient| {norm:.2g} to gtol {self.gtol:g}: Newton steps no longer reduce it.\n"
-                    f"This is the floor of {kind} here; use gtol={2 * norm:.1g}, or float64 (model.double())."
-                )
+                self.failure = f"can't lower |gradient| {norm:.2g} to gtol {self.gtol:g}: " + self._why_stuck(norm)
+
+    def _why_stuck(self, norm: float) -> str:
+        if self.is_concave:
+            return "the curvature along the Newton step is negative.\nRaise anchor=, or train longer."
+        kind = str(self.start.dtype).removeprefix("torch.")
+        other = "" if self.start.dtype == torch.float64 else ", or float64 (model.double())"
+        return f"Newton steps no longer reduce it.\nThis is the floor of {kind} here; use gtol={2 * norm:.1g}{other}."
 
     def certify(self, objective: Loss, anchor: float) -> Minimum:
         """Both ends of the spectrum at the point reached, and the result."""
         loss, around = self.loss.at(self.theta), objective.at(self.theta)
-        ends = top_eigs(hessian(loss), k=1, which="SA", tol=1e-3, on_failure="warn", progress=False)
-        self.num_products += ends.num_products
+        ends = self._smallest(loss, 1e-3)
+        wanted = max(0.1 * anchor, 1e-5 * abs(ends.other_end))
+        error = float(ends.residuals[0])
+        if error > wanted or float(ends.values[0]) < error:  # too coarse to tell a small eigenvalue from a negative one
+            ends = self._smallest(loss, min(1e-3, 0.5 * wanted / (ends.scale or 1.0)))
         self.direction = ends.vectors[0]
         return Minimum(
             theta=self.theta.cpu(),
@@ -264,6 +283,21 @@ class _Descent:
             objective=loss,
             unanchored=around,
         )
+
+    def _smallest(self, loss: Loss, tol: float) -> Eigenpairs:
+        """The smallest eigenpair, as far as it was found; its residual says how far."""
+        tol = max(tol, 4 * torch.finfo(self.start.dtype).eps)
+        try:
+            ends = top_eigs(hessian(loss), k=1, which="SA", tol=tol, progress=False)
+        except NotConvergedError as error:
+            ends = error.result
+        self.num_products += ends.num_products
+        return ends
+
+    def check_drift(self) -> None:
+        """Refuse a point that is too far away, however it was reached."""
+        if self.failure is None:
+            self._drifted(self.theta)
 
     def leave_saddle(self) -> None:
         """Step to the lower side along the eigenvector of the negative eigenvalue."""
@@ -287,12 +321,14 @@ class _Descent:
         accuracy = min(0.1, max(1e-3, 0.3 * self.gtol / float(self.gradient.norm())))
         residual = -self.gradient.double()
         step, direction = torch.zeros_like(residual), residual.clone()
+        self.is_concave = False
         square = first = float(residual.square().sum())
         while square > accuracy**2 * first and self.num_products < self.max_products:
             product = self.loss.hvp(self.theta, direction.to(self.start)).double()
             self.num_products += 1
             curvature = float(direction @ product)
             if curvature <= 0:
+                self.is_concave = True
                 return step if bool(step.any()) else direction
             length = square / curvature
             step = step + length * direction

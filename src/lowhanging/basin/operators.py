@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lowhanging.errors import explain
-from lowhanging.objective import Loss
+from lowhanging.objective import Loss, check_loss
 
 
 class Hessian:
@@ -46,4 +46,5 @@ class Hessian:
 
 def hessian(loss: Loss, theta: Tensor | None = None) -> Hessian:
     """The Hessian of any objective at `theta` (p,), by default at its `theta0`; one product per H @ v."""
+    check_loss("loss", loss)
     return Hessian(loss, loss.theta0 if theta is None else loss.at(theta).theta0)

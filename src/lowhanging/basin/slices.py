@@ -20,7 +20,7 @@ from lowhanging.objective import Loss, common_center
 from lowhanging.results import load_result, save_result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LineSlice:
     """Losses and accuracies on a line, at center + alphas[i] * direction."""
 
@@ -85,6 +85,10 @@ def line_slice(
     values = {name: torch.empty(num, dtype=torch.float64) for name in names}
     accuracies: dict[str, list[float]] = {name: [] for name in names}
     base, ray = center.double(), direction.to(center.device).double()
+    for end in (alphas[0], alphas[-1]):
+        if not bool(torch.isfinite((base + float(end) * ray).to(center.dtype)).all()):
+            received = f"reaches {float(end):g}, where the weights overflow {center.dtype}"
+            raise ValueError(explain("extent", received, "finite weights at both ends", "Pass a smaller extent."))
     delay = 2.0 if progress is None else 0.0
     for i in tqdm(range(num), desc="line slice", unit="step", disable=progress is False, delay=delay):
         theta = (base + alphas[i].to(base.device) * ray).to(center.dtype)
@@ -106,6 +110,8 @@ def _steps(argument: str, extent: float | tuple[float, float], num: int) -> Tens
     """(num,) evenly spaced in float64; a step that misses 0 by rounding is 0."""
     remedy = "Pass (first, last) with first < last, or one positive number."
     check_count("num", num, minimum=2, remedy="33 steps make a readable curve.")
+    if isinstance(extent, np.ndarray | Tensor) and extent.ndim:
+        extent = tuple(extent.tolist())
     if isinstance(extent, Sequence):
         if len(extent) != 2:
             raise ValueError(explain(argument, f"is {extent!r}", "(first, last)", remedy))

@@ -62,7 +62,7 @@ def steering_direction(
         ValueError: the objectives differ in theta0, given pairs are too few, or v lies in the span of V.
 
     Cost:
-        two eigenproblems (about 2k + 60 products) unless the pairs are given, and two evaluations.
+        two eigenproblems (about 2k + 60 products each), or two products to check pairs that are given; two evaluations.
 
     Source:
         Vaintrob & Rimsky (2023), "The low-hanging fruit prior and sloped valleys in the loss landscape".
@@ -140,7 +140,7 @@ def steering_subspace(
     return Subspace(torch.stack([_oriented(row, ablate, center) for row in rows]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SteeringReport:
     """What one direction is in the eyes of every loss."""
 
@@ -214,6 +214,11 @@ def steering_report(
     u = check_vector("direction", direction, center.numel(), owner="the losses", remedy=remedy, allow_zero=False)
     u = u.detach().cpu().double()
     u = u / u.norm()
+    unknown = sorted(set(pairs or {}) - set(losses))
+    if unknown:
+        raise ValueError(
+            explain("pairs", f"has the names {unknown}", f"names of losses: {list(losses)}", "Rename them.")
+        )
     quotients, ranks, eigenvalues, overlaps = {}, {}, {}, {}
     for name, loss in losses.items():
         known = (pairs or {}).get(name)
@@ -236,6 +241,16 @@ def _pairs(
     if known.which != "LA" or len(known.values) < k or known.vectors.shape[1] != loss.num_params:
         received = f"holds {len(known.values)} pairs ({known.which}) of length {known.vectors.shape[1]}"
         raise ValueError(explain(argument, received, f"at least {k} pairs (LA) of length {loss.num_params}", remedy))
+    if not bool(known.is_converged[:k].all()):
+        received = f"holds {int((~known.is_converged[:k]).sum())} pairs among the first {k} that have not converged"
+        raise ValueError(explain(argument, received, "converged pairs", remedy))
+    for row in {0, k - 1}:  # pairs of another loss, or of this one elsewhere, look just the same
+        v = known.vectors[row]
+        image = (hessian(loss) @ v.to(loss.theta0)).cpu().double()
+        residual = float((image - known.values[row] * v.double()).norm())
+        if residual > 10 * known.tol * known.scale:
+            received = f"holds pairs of another loss or another theta0 (pair {row}: residual {residual:.2g})"
+            raise ValueError(explain(argument, received, f"eigenpairs of {loss!r} at its theta0", remedy))
     return known
 
 

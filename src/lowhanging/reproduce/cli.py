@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import platform
 import sys
@@ -41,9 +42,16 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (2: bad input, named on standard error)."""
     options = build_parser().parse_args(arguments)
+    out = Path(options.out)
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         return reproduce(options)
-    except (ValueError, TypeError, OSError, NotConvergedError) as error:
+    except BaseException as error:
+        for folder in made:  # deepest first: what this run made and left empty
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if not isinstance(error, ValueError | TypeError | OSError | ArithmeticError | NotConvergedError):
+            raise
         print(f"lowhanging reproduce: {error}", file=sys.stderr)
         return 2
 
@@ -83,6 +91,8 @@ def reproduce(options: argparse.Namespace) -> int:
     )
     results["seconds"] = seconds
     report.write(out, claims, _heading(options, trained), results, pictures)
+    if trained.note:
+        print(f"\nNOT A MINIMUM: {trained.note}")
     _print(claims, out)
     return 0
 
@@ -94,10 +104,14 @@ def _heading(options: argparse.Namespace, trained: learning.Learning) -> list[st
         "processor or number of threads rounds differently and so trains another network.",
         f"Repeat it with `lowhanging reproduce --seed {options.seed} --epochs {options.epochs} --data {options.data}`.",
         "",
-        f"The minimum: gradient norm {minimum.gradient_norm_before:.2g} → {minimum.gradient_norm:.2g}",
+        "Losses, accuracies and Hessians are those of held-out images, without the anchor, at the minimum of the",
+        "anchored training loss (where the held-out losses themselves are not stationary).",
+        "",
+        f"That minimum: gradient norm {minimum.gradient_norm_before:.2g} → {minimum.gradient_norm:.2g}",
         f"in {minimum.num_gradients} gradients and {minimum.num_products} products, anchor {minimum.anchor:g},",
-        f"moved by {minimum.distance:.3g} (the weights' norm is {float(minimum.start.norm()):.3g}), eigenvalues from",
-        f"{minimum.smallest:.3g} to {minimum.largest:.3g}.",
+        f"moved by {minimum.distance:.3g} (the weights' norm is {float(minimum.start.norm()):.3g}), eigenvalues of",
+        f"the anchored training loss from {minimum.smallest:.3g} (± {minimum.smallest_residual:.1g})",
+        f"to {minimum.largest:.3g}.",
     ]
     return lines if trained.is_minimum else [*lines, "", f"**Not a minimum:** {trained.note}"]
 

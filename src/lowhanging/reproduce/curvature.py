@@ -35,7 +35,7 @@ def claims(pairs: dict[str, Eigenpairs]) -> list[Claim]:
         Claim(
             "each task has a small effective dimension",
             "few directions of weight space carry a task's curvature",
-            f"eigenvalues above 0.1 / 1 / 10, of {size:,}: {table}. Largest: {top}",
+            f"eigenvalues of the held-out losses above 0.1 / 1 / 10, of {size:,}: {table}. Largest: {top}",
             "at most 1 % of the eigenvalues exceed 0.1; each of the three tasks is a part",
             judged(*(counts(found)[0.1] <= 0.01 * size for found in pairs.values())),
         )

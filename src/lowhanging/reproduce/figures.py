@@ -10,6 +10,8 @@ from lowhanging.plots.panels import Drawing
 from lowhanging.reproduce.learning import Learning
 from lowhanging.reproduce.steering import Steered
 
+FIGURE_NAMES = {"images.png", "training.png", "spectra.png", "steering.png", "overlaps.png"}
+
 
 def figures(learning: Learning, pairs: dict[str, Eigenpairs], steered: list[Steered]) -> dict[str, bytes]:
     """File name -> PNG."""

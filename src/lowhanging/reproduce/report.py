@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lowhanging.reproduce.claims import Claim, markdown
+from lowhanging.reproduce.figures import FIGURE_NAMES
 from lowhanging.results import write_atomically
 
 
@@ -26,6 +27,8 @@ def write(
         "results.json": (json.dumps(results, indent=1) + "\n").encode(),
         **pictures,
     }
+    for stale in FIGURE_NAMES - set(pictures):  # of an earlier run: they would stand beside numbers that are not theirs
+        (out / stale).unlink(missing_ok=True)
     for name, content in files.items():
         write_atomically(out / name, lambda stream, content=content: stream.write(content))
     return [out / name for name in files]
