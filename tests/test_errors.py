@@ -190,6 +190,9 @@ def test_check_writable_folder_makes_it(tmp_path: Path) -> None:
     assert folder == tmp_path / "a" / "b"
     assert list(folder.iterdir()) == []
     assert check_writable_folder("out", str(folder), remedy="r") == folder
+    with pytest.raises(ValueError) as error:
+        check_writable_folder("out", "", remedy="Name one.")
+    says(error, "out is empty, expected the name of a folder.\nName one.")
 
 
 def test_check_writable_folder_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

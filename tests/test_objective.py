@@ -1129,6 +1129,11 @@ BAD = {
         ValueError,
         "function returned float, expected a scalar tensor, shape ().\nSum or average its terms.",
     ),
+    "no function": (
+        lambda: FunctionObjective(3.0, torch.ones(3)),  # type: ignore[arg-type]
+        TypeError,
+        "function is a float, expected a function theta (p,) -> scalar.\nPass lambda theta: ...",
+    ),
     "function that is infinite": (
         lambda: FunctionObjective(lambda theta: theta.log().sum(), torch.zeros(3)),
         ValueError,
@@ -1328,7 +1333,10 @@ def test_a_weighted_loss_is_refused_even_if_each_batch_holds_one_class() -> None
     ("function", "message"),
     [
         (lambda t: (t * torch.randn(3)).square().sum(), "function gives another value at the same theta"),
-        (lambda t: torch.tensor(float(t.detach().square().sum())), "function returned a value that does not depend on theta"),
+        (
+            lambda t: torch.tensor(float(t.detach().square().sum())),
+            "function returned a value that does not depend on theta",
+        ),
     ],
     ids=["random", "constant"],
 )
