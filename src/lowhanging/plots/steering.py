@@ -31,7 +31,7 @@ def overlaps(report: SteeringReport, ax: Axes | None = None) -> Axes:
             range(1, len(total) + 1), total, where="mid", color=color_of(name, position), label=label, linewidth=1.8
         )
     ax.set_ylim(-0.02, 1.02)
-    ax.set_xlabel("j")
+    ax.set_xlabel("j, eigenvectors of each loss (largest eigenvalue first)")
     ax.set_ylabel("squared overlap with the top j eigenvectors")
     ax.grid(alpha=0.3)
     ax.legend(title="loss (largest single overlap²)", loc="best")
