@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lowhanging as lh
-from lowhanging.objective import AnchoredObjective
+from lowhanging.anchored import AnchoredObjective
 
 GENERATOR = torch.Generator().manual_seed(0)
 SPECTRUM = torch.tensor([4.0, 2.0, 1.0, 0.5, 0.01], dtype=torch.float64)

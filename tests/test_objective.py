@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lowhanging.anchored import AnchoredObjective
 from lowhanging.errors import NotSmoothWarning
 from lowhanging.models import SigmoidCNN
-from lowhanging.objective import AnchoredObjective, FunctionObjective, Objective, common_center
+from lowhanging.objective import FunctionObjective, Objective, common_center
 from lowhanging.products import ENGINES
 from lowhanging.testing import dense_hessian, finite_difference_hvp
 

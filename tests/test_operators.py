@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowhanging.anchored import AnchoredObjective
 from lowhanging.basin.operators import Hessian, hessian
-from lowhanging.objective import AnchoredObjective, FunctionObjective, Objective
+from lowhanging.objective import FunctionObjective, Objective
 from lowhanging.testing import dense_hessian
 
 START = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)

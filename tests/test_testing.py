@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lowhanging.testing
-from lowhanging.objective import AnchoredObjective, FunctionObjective, Objective
+from lowhanging.anchored import AnchoredObjective
+from lowhanging.objective import FunctionObjective, Objective
 from lowhanging.testing import ModelCheck, check_model, dense_hessian, finite_difference_hvp
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -9,6 +9,7 @@ answers on paper.
 
 from lowhanging import plots, testing, toys
 from lowhanging._version import __version__
+from lowhanging.anchored import AnchoredObjective
 from lowhanging.basin.directions import Subspace
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs, top_hessian_eigs
 from lowhanging.basin.minimum import Minimum, polish
@@ -27,7 +28,7 @@ from lowhanging.datasets import (
 )
 from lowhanging.errors import NotConvergedError, NotSmoothWarning
 from lowhanging.models import SigmoidCNN
-from lowhanging.objective import AnchoredObjective, FunctionObjective, Objective
+from lowhanging.objective import FunctionObjective, Objective
 from lowhanging.parameters import ParameterSpace
 from lowhanging.training import TrainingRun, train
 

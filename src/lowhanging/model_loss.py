@@ -13,7 +13,7 @@ import itertools
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -21,16 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map
 
+from lowhanging.batch_parts import Tally, attempt, logits_of, parted, some_of
 from lowhanging.batches import Batches, draws_so_far, joined, num_examples, untouched_random_state
-from lowhanging.errors import NotSmoothWarning, check_device, check_finite, explain
+from lowhanging.errors import NotSmoothWarning, check_finite, explain
 from lowhanging.layers import Finding, differentiable_kernels, findings
 from lowhanging.parameters import ParameterSpace
+from lowhanging.private_copy import copied, own_function, private_copy, widened
 
 LossFn = Callable[[Any, Any], Tensor]
 BatchLoss = Callable[[Any, Any], tuple[Tensor, Any]]
-_TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
 
 class ModelLoss:
@@ -55,12 +56,12 @@ class ModelLoss:
             raise ValueError(
                 explain("loss_fn", "and batch_loss are both given", "one of the two", "Leave one of them out.")
             )
-        self._model = _private_copy(model, mode, device)
+        self._model = private_copy(model, mode, device)
         self.space = ParameterSpace(self._model)
         self.theta0 = self.space.flatten(self._model)
         self.mode = mode
-        self._loss_fn = _own_function("loss_fn", loss_fn, self.space.device) or F.cross_entropy
-        self._batch_loss = _own_function("batch_loss", batch_loss, self.space.device)
+        self._loss_fn = own_function("loss_fn", loss_fn, self.space.device) or F.cross_entropy
+        self._batch_loss = own_function("batch_loss", batch_loss, self.space.device)
         function = self._loss_fn if batch_loss is None else batch_loss
         self.name = getattr(function, "__name__", type(function).__name__)
         batches = Batches(
@@ -111,17 +112,17 @@ class ModelLoss:
     def in_double(self) -> ModelLoss:
         """The same loss in float64: weights, buffers, floating-point data, and a loss function that is a module."""
         other = copy.copy(self)
-        other._model = _widened(_copied(self._model), torch.float64)
+        other._model = widened(copied(self._model), torch.float64)
         other.space, other.theta0 = ParameterSpace(other._model), self.theta0.double()
         if isinstance(self._loss_fn, nn.Module):
-            other._loss_fn = _widened(copy.deepcopy(self._loss_fn), torch.float64)
+            other._loss_fn = widened(copy.deepcopy(self._loss_fn), torch.float64)
         other.batches = [tree_map(lambda leaf: leaf.double() if _is_real(leaf) else leaf, b) for b in self.batches]
         return other
 
     def model_at(self, theta: Tensor) -> nn.Module:
         """A copy of the private copy, with the weights theta (p,)."""
         with torch.inference_mode(False), torch.no_grad():
-            model = _copied(self._model)
+            model = copied(self._model)
             weights = self.space.unflatten(theta)
             for name, parameter in model.named_parameters():
                 if name in weights:
@@ -228,7 +229,7 @@ class ModelLoss:
     def _check_mean(self, batch: Any) -> None:
         """loss_fn must be the mean over the targets: 1 + (n - 1) examples must add up to n."""
         n = num_examples(batch)
-        parts = [_slice(batch, slice(0, 1)), _slice(batch, slice(1, n)), batch]
+        parts = [some_of(batch, slice(0, 1)), some_of(batch, slice(1, n)), batch]
         if n >= 2 and parts[0] is not None:
             with self.context(), torch.no_grad():
                 evaluate = functools.partial(self, self.theta0)
@@ -262,7 +263,7 @@ def _reaches_others(total: Tensor, point: Tensor) -> bool:
 
 def _one_of_each(batches: Iterable[Any]) -> Any | None:
     """A batch of the first example of each of the first 64 batches; None where they can't be joined."""
-    firsts = [_slice(batch, slice(0, 1)) for batch in itertools.islice(batches, 64)]
+    firsts = [some_of(batch, slice(0, 1)) for batch in itertools.islice(batches, 64)]
     return None if len(firsts) < 2 or any(first is None for first in firsts) else joined(firsts)
 
 
@@ -275,120 +276,6 @@ class _Applied(nn.Module):
 
     def forward(self, batch: Any) -> Any:
         return self.batch_loss(self.model, batch)
-
-
-class Tally:
-    """Counts right answers where outputs (n, classes, ...) and integer targets (n, ...) allow it."""
-
-    def __init__(self) -> None:
-        self.num_right = self.num_targets = 0
-
-    def add(self, outputs: Any, targets: Any) -> None:
-        if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
-            return
-        if outputs.ndim == targets.ndim + 1 and outputs.shape[:1] + outputs.shape[2:] == targets.shape:
-            self.num_right += int((outputs.argmax(1) == targets).sum())
-            self.num_targets += targets.numel()
-
-    @property
-    def accuracy(self) -> float | None:
-        return self.num_right / self.num_targets if self.num_targets else None
-
-
-def _private_copy(model: nn.Module, mode: str, device: torch.device | str | None) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        remedy = "Wrap a function of theta in FunctionObjective(function, theta0)."
-        raise TypeError(explain("model", f"is a {type(model).__name__}", "a torch.nn.Module", remedy))
-    wanted = None if device is None else check_device(device)
-    ParameterSpace(model)  # nothing trainable, NaN weights ...: said before anything is copied
-    for name, weight in model.named_parameters():  # frozen ones count too; a buffer may be a mask of -inf
-        check_finite(f"parameter {name!r}", weight.detach(), remedy="Train with a smaller step, or reload.")
-    private = _copied(model)
-    private.zero_grad(set_to_none=True)
-    for module in private.modules():
-        if isinstance(module, nn.Embedding):
-            module.padding_idx = None  # it hides a row from the gradient, and the Hessian would not be symmetric
-    if mode == "eval":
-        private.eval()
-    # bfloat16 and float16 weights are studied in float32; float64 stays.
-    return _widened(private if wanted is None else private.to(wanted), ParameterSpace(private).dtype)
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """A deep copy; what a forward pass has left on a module (a stored activation) is copied without its graph."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for leaf in tree_leaves(vars(module)):
-            if isinstance(leaf, Tensor) and not leaf.is_leaf:
-                memo[id(leaf)] = leaf.detach().clone()
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        received = f"({type(model).__name__}) can't be copied ({type(error).__name__}: {error})"
-        remedy = "Take off it what can't: open files, locks, stored activations."
-        raise ValueError(explain("model", received, "a model that copy.deepcopy can copy", remedy)) from error
-
-
-def _widened(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The module itself, its narrower real tensors in `dtype`; wider, complex and integer ones stay."""
-
-    def widen(tensor: Tensor) -> Tensor:
-        is_narrower = tensor.is_floating_point() and torch.promote_types(tensor.dtype, dtype) == dtype
-        return tensor.to(dtype) if is_narrower else tensor
-
-    return cast(nn.Module, module._apply(widen))  # type: ignore[no-untyped-call]
-
-
-def _own_function(name: str, function: Any, device: torch.device) -> Any:
-    """A loss function that nobody else can change: a module is copied, to where the model is."""
-    if isinstance(function, type) or not (function is None or callable(function)):
-        received = f"is the class {function.__name__}" if isinstance(function, type) else f"is {function!r}"
-        raise TypeError(explain(name, received, "a function or an instance", "Pass F.mse_loss or nn.MSELoss()."))
-    return copy.deepcopy(function).to(device) if isinstance(function, nn.Module) else function
-
-
-def parted(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """A batch as (positional inputs, keyword inputs, targets)."""
-    if isinstance(batch, Mapping):
-        key = next((name for name in _TARGET_KEYS if name in batch), None)
-        if key is not None:
-            return (), {name: value for name, value in batch.items() if name != key}, batch[key]
-        received = f"has the keys {list(batch)}"
-        raise ValueError(
-            explain("batch", received, f"one of {_TARGET_KEYS} for the targets", "Rename it, or pass batch_loss=.")
-        )
-    if isinstance(batch, tuple | list) and len(batch) >= 2:
-        return tuple(batch[:-1]), {}, batch[-1]
-    received = f"is a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
-    raise ValueError(
-        explain(
-            "batch", received, "(inputs, targets)", "Yield pairs, or pass batch_loss=(model, batch) -> (sum, count)."
-        )
-    )
-
-
-def logits_of(outputs: Any) -> Any:
-    return outputs.logits if hasattr(outputs, "logits") else outputs
-
-
-def _slice(batch: Any, where: slice) -> Any | None:
-    """Some of a batch's examples; None where its parts have no common first dimension."""
-    leaves, spec = tree_flatten(batch)
-    lengths = {leaf.shape[0] if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in leaves}
-    return None if len(lengths) != 1 or None in lengths else tree_unflatten([leaf[where] for leaf in leaves], spec)
-
-
-def attempt(call: Callable[[], Any], batch: Any) -> Any:
-    """call(), torch's complaint about shapes or dtypes turned into ours."""
-    try:
-        return call()
-    except (RuntimeError, TypeError, IndexError, AttributeError) as error:
-        shapes = [tuple(leaf.shape) for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
-        remedy = "Check one batch by hand: loss_fn(model(*inputs), targets)."
-        first_line = (str(error).splitlines() or [""])[0]
-        failure = f"{type(error).__name__}: {first_line}"
-        received = f"has batches of shapes {shapes}, on which the model or its loss failed ({failure})"
-        raise ValueError(explain("data", received, "batches that the model and its loss accept", remedy)) from error
 
 
 def _is_real(leaf: Any) -> bool:

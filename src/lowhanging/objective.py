@@ -127,7 +127,7 @@ class Objective:
     @property
     def theta0(self) -> Tensor:
         """The point around which the loss is studied, (p,); a copy of its own each time."""
-        return _own(self._theta0)
+        return own_vector(self._theta0)
 
     @property
     def num_params(self) -> int:
@@ -188,7 +188,9 @@ class Objective:
 
     def _checked(self, theta: Tensor, name: str = "theta") -> Tensor:
         remedy = "Build vectors from named tensors with objective.space.flatten({...})."
-        return _own(check_vector(name, theta, self.num_params, owner=self.space.owner, remedy=remedy, like=self.theta0))
+        return own_vector(
+            check_vector(name, theta, self.num_params, owner=self.space.owner, remedy=remedy, like=self.theta0)
+        )
 
 
 class FunctionObjective:
@@ -216,19 +218,21 @@ class FunctionObjective:
                 explain("theta0", received, "a floating-point tensor of shape (p,)", "Use tensor.reshape(-1).")
             )
         check_finite("theta0", theta0, remedy="Start from a finite point.")
-        self._theta0 = _own(theta0)
+        self._theta0 = own_vector(theta0)
         self._function = function
         kernels = functools.partial(differentiable_kernels, None)
         self._products = Products(lambda theta, _: (function(theta), 1), [()], engine=engine, context=kernels)
         if not callable(function):
             received = f"is a {type(function).__name__}"
             raise TypeError(explain("function", received, "a function theta (p,) -> scalar", "Pass lambda theta: ..."))
-        point = _own(theta0)
+        point = own_vector(theta0)
         with kernels(), torch.enable_grad(), untouched_random_state():
             draws = draws_so_far()
             point = point.requires_grad_().clone()  # no leaf: writing into it is found below, in our words
             value = function(point)
-            is_random = draws_so_far() != draws or not _is_same(value, function(_own(theta0).requires_grad_().clone()))
+            is_random = draws_so_far() != draws or not _is_same(
+                value, function(own_vector(theta0).requires_grad_().clone())
+            )
         point = point.detach()
         if is_random:
             received = "gives another value at the same theta"
@@ -254,7 +258,7 @@ class FunctionObjective:
     @property
     def theta0(self) -> Tensor:
         """The point around which the loss is studied, (p,); a copy of its own each time."""
-        return _own(self._theta0)
+        return own_vector(self._theta0)
 
     @property
     def num_params(self) -> int:
@@ -298,93 +302,10 @@ class FunctionObjective:
 
     def _checked(self, theta: Tensor, name: str = "theta") -> Tensor:
         remedy = "Pass vectors as long as theta0."
-        return _own(check_vector(name, theta, self.num_params, owner="theta0", remedy=remedy, like=self.theta0))
+        return own_vector(check_vector(name, theta, self.num_params, owner="theta0", remedy=remedy, like=self.theta0))
 
 
-class AnchoredObjective:
-    r"""A loss plus a quadratic that keeps it near a point: L(theta) + epsilon/2 |theta - anchor|^2.
-
-    Gradient and Hessian gain epsilon (theta - anchor) and epsilon I. On spheres around theta0 the added term is a tilt
-    plus a constant, epsilon <theta - theta0, theta0 - anchor>: it makes no canyon.
-
-    Args:
-        loss: any objective.
-        anchor: (p,) the point.
-        epsilon: >= 0, in units of loss per squared unit of theta.
-    """
-
-    def __init__(self, loss: Loss, anchor: Tensor, epsilon: float):
-        remedy = "Choose about a hundredth of the largest eigenvalue."
-        self.epsilon = check_real("epsilon", epsilon, minimum=0.0, remedy=remedy)
-        self.unanchored = check_loss("loss", loss)
-        self.anchor = self._checked(anchor, "anchor")
-
-    def __repr__(self) -> str:
-        return f"AnchoredObjective({self.unanchored!r}, epsilon={self.epsilon:g})"
-
-    @property
-    def theta0(self) -> Tensor:
-        """The point around which the loss is studied, (p,); a copy of its own each time."""
-        return self.unanchored.theta0
-
-    @property
-    def num_params(self) -> int:
-        """The length of theta, p."""
-        return self.unanchored.num_params
-
-    @property
-    def engine(self) -> str:
-        """How products are computed."""
-        return self.unanchored.engine
-
-    def __call__(self, theta: Tensor) -> Tensor:
-        """L(theta) + epsilon/2 |theta - anchor|^2, a float64 scalar."""
-        theta = self._checked(theta)
-        return self.unanchored(theta) + self._penalty(theta)
-
-    def gradient(self, theta: Tensor) -> Tensor:
-        """Gradient (p,), the anchor's included."""
-        return self.value_and_gradient(theta)[1]
-
-    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Value (float64 scalar) and gradient (p,), the anchor's included."""
-        theta = self._checked(theta)
-        value, gradient = self.unanchored.value_and_gradient(theta)
-        return value + self._penalty(theta), gradient + self.epsilon * (theta - self.anchor)
-
-    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
-        """(H + epsilon I) v, (p,): one product."""
-        v = self._checked(v, "v")
-        return self.unanchored.hvp(theta, v) + self.epsilon * v
-
-    def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
-        """Value, the anchor's included, and accuracy."""
-        theta = self._checked(theta)
-        value, accuracy = self.unanchored.evaluate(theta)
-        return value + self._penalty(theta), accuracy
-
-    def at(self, theta: Tensor) -> AnchoredObjective:
-        """The same loss, with the same anchor, around another point."""
-        return AnchoredObjective(self.unanchored.at(theta), self.anchor, self.epsilon)
-
-    def model_at(self, theta: Tensor) -> nn.Module:
-        """A copy of the model with the weights theta (p,), as `Objective.model_at`."""
-        return cast(Objective, self.unanchored).model_at(theta)
-
-    def in_double(self) -> Callable[[Tensor], Tensor]:
-        """The loss, the anchor's included, as a float64 torch function of theta (p,)."""
-        function = self.unanchored.in_double()
-        return lambda theta: function(theta) + self._penalty(theta)
-
-    def _penalty(self, theta: Tensor) -> Tensor:
-        return 0.5 * self.epsilon * (theta - self.anchor).double().square().sum()
-
-    def _checked(self, theta: Tensor, name: str = "theta") -> Tensor:
-        loss, remedy = self.unanchored, "Pass loss.theta0 or another theta."
-        return _own(check_vector(name, theta, loss.num_params, owner=str(loss), remedy=remedy, like=loss.theta0))
-
-
-def _own(vector: Tensor) -> Tensor:
+def own_vector(vector: Tensor) -> Tensor:
     """A private copy: nothing that a loss does can reach the caller's vector, not even under inference_mode."""
     with torch.inference_mode(False):
         return vector.detach().clone()

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from lowhanging.batch_parts import Tally, attempt, logits_of, parted
 from lowhanging.batches import num_examples
 from lowhanging.errors import (
     NotConvergedError,
@@ -32,7 +33,7 @@ from lowhanging.errors import (
     check_real,
     explain,
 )
-from lowhanging.model_loss import BatchLoss, LossFn, Tally, attempt, logits_of, parted
+from lowhanging.model_loss import BatchLoss, LossFn
 from lowhanging.objective import Loss, Objective
 from lowhanging.parameters import ParameterSpace
 from lowhanging.results import load_result, save_result

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lowhanging.anchored import AnchoredObjective
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.errors import NotConvergedError, check_count, check_real
-from lowhanging.objective import AnchoredObjective, Loss, check_loss
+from lowhanging.objective import Loss, check_loss
 from lowhanging.results import load_result, save_result
 
 _PATIENCE = 10  # evaluations in which L-BFGS must lower the loss beyond rounding, or its gradient norm by a tenth

@@ -1,0 +1,94 @@
+"""What keeps a minimum near the trained weights? A loss plus a weak quadratic around a point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from torch import Tensor, nn
+
+from lowhanging.errors import check_real, check_vector
+from lowhanging.objective import Loss, Objective, check_loss, own_vector
+
+
+class AnchoredObjective:
+    r"""A loss plus a quadratic that keeps it near a point: L(theta) + epsilon/2 |theta - anchor|^2.
+
+    Gradient and Hessian gain epsilon (theta - anchor) and epsilon I. On spheres around theta0 the added term is a tilt
+    plus a constant, epsilon <theta - theta0, theta0 - anchor>: it makes no canyon.
+
+    Args:
+        loss: any objective.
+        anchor: (p,) the point.
+        epsilon: >= 0, in units of loss per squared unit of theta.
+    """
+
+    def __init__(self, loss: Loss, anchor: Tensor, epsilon: float):
+        remedy = "Choose about a hundredth of the largest eigenvalue."
+        self.epsilon = check_real("epsilon", epsilon, minimum=0.0, remedy=remedy)
+        self.unanchored = check_loss("loss", loss)
+        self.anchor = self._checked(anchor, "anchor")
+
+    def __repr__(self) -> str:
+        return f"AnchoredObjective({self.unanchored!r}, epsilon={self.epsilon:g})"
+
+    @property
+    def theta0(self) -> Tensor:
+        """The point around which the loss is studied, (p,); a copy of its own each time."""
+        return self.unanchored.theta0
+
+    @property
+    def num_params(self) -> int:
+        """The length of theta, p."""
+        return self.unanchored.num_params
+
+    @property
+    def engine(self) -> str:
+        """How products are computed."""
+        return self.unanchored.engine
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """L(theta) + epsilon/2 |theta - anchor|^2, a float64 scalar."""
+        theta = self._checked(theta)
+        return self.unanchored(theta) + self._penalty(theta)
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """Gradient (p,), the anchor's included."""
+        return self.value_and_gradient(theta)[1]
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Value (float64 scalar) and gradient (p,), the anchor's included."""
+        theta = self._checked(theta)
+        value, gradient = self.unanchored.value_and_gradient(theta)
+        return value + self._penalty(theta), gradient + self.epsilon * (theta - self.anchor)
+
+    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
+        """(H + epsilon I) v, (p,): one product."""
+        v = self._checked(v, "v")
+        return self.unanchored.hvp(theta, v) + self.epsilon * v
+
+    def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
+        """Value, the anchor's included, and accuracy."""
+        theta = self._checked(theta)
+        value, accuracy = self.unanchored.evaluate(theta)
+        return value + self._penalty(theta), accuracy
+
+    def at(self, theta: Tensor) -> AnchoredObjective:
+        """The same loss, with the same anchor, around another point."""
+        return AnchoredObjective(self.unanchored.at(theta), self.anchor, self.epsilon)
+
+    def model_at(self, theta: Tensor) -> nn.Module:
+        """A copy of the model with the weights theta (p,), as `Objective.model_at`."""
+        return cast(Objective, self.unanchored).model_at(theta)
+
+    def in_double(self) -> Callable[[Tensor], Tensor]:
+        """The loss, the anchor's included, as a float64 torch function of theta (p,)."""
+        function = self.unanchored.in_double()
+        return lambda theta: function(theta) + self._penalty(theta)
+
+    def _penalty(self, theta: Tensor) -> Tensor:
+        return 0.5 * self.epsilon * (theta - self.anchor).double().square().sum()
+
+    def _checked(self, theta: Tensor, name: str = "theta") -> Tensor:
+        loss, remedy = self.unanchored, "Pass loss.theta0 or another theta."
+        return own_vector(check_vector(name, theta, loss.num_params, owner=str(loss), remedy=remedy, like=loss.theta0))

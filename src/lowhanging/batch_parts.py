@@ -1,0 +1,76 @@
+"""What is in a batch: which parts are inputs, which are targets, and how many answers were right?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from lowhanging.errors import explain
+
+_TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+
+
+def parted(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """A batch as (positional inputs, keyword inputs, targets)."""
+    if isinstance(batch, Mapping):
+        key = next((name for name in _TARGET_KEYS if name in batch), None)
+        if key is not None:
+            return (), {name: value for name, value in batch.items() if name != key}, batch[key]
+        received = f"has the keys {list(batch)}"
+        raise ValueError(
+            explain("batch", received, f"one of {_TARGET_KEYS} for the targets", "Rename it, or pass batch_loss=.")
+        )
+    if isinstance(batch, tuple | list) and len(batch) >= 2:
+        return tuple(batch[:-1]), {}, batch[-1]
+    received = f"is a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+    raise ValueError(
+        explain(
+            "batch", received, "(inputs, targets)", "Yield pairs, or pass batch_loss=(model, batch) -> (sum, count)."
+        )
+    )
+
+
+def logits_of(outputs: Any) -> Any:
+    """A model's outputs as one tensor: HuggingFace's output objects hold theirs as `.logits`."""
+    return outputs.logits if hasattr(outputs, "logits") else outputs
+
+
+def some_of(batch: Any, where: slice) -> Any | None:
+    """Some of a batch's examples; None where its parts have no common first dimension."""
+    leaves, spec = tree_flatten(batch)
+    lengths = {leaf.shape[0] if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in leaves}
+    return None if len(lengths) != 1 or None in lengths else tree_unflatten([leaf[where] for leaf in leaves], spec)
+
+
+def attempt(call: Callable[[], Any], batch: Any) -> Any:
+    """call(), torch's complaint about shapes or dtypes turned into ours."""
+    try:
+        return call()
+    except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+        shapes = [tuple(leaf.shape) for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
+        remedy = "Check one batch by hand: loss_fn(model(*inputs), targets)."
+        first_line = (str(error).splitlines() or [""])[0]
+        failure = f"{type(error).__name__}: {first_line}"
+        received = f"has batches of shapes {shapes}, on which the model or its loss failed ({failure})"
+        raise ValueError(explain("data", received, "batches that the model and its loss accept", remedy)) from error
+
+
+class Tally:
+    """Counts right answers where outputs (n, classes, ...) and integer targets (n, ...) allow it."""
+
+    def __init__(self) -> None:
+        self.num_right = self.num_targets = 0
+
+    def add(self, outputs: Any, targets: Any) -> None:
+        if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
+            return
+        if outputs.ndim == targets.ndim + 1 and outputs.shape[:1] + outputs.shape[2:] == targets.shape:
+            self.num_right += int((outputs.argmax(1) == targets).sum())
+            self.num_targets += targets.numel()
+
+    @property
+    def accuracy(self) -> float | None:
+        return self.num_right / self.num_targets if self.num_targets else None
