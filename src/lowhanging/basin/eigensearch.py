@@ -122,6 +122,8 @@ class _Search:
             self.space.step(direction)
             self.num_probe_steps += is_probe
             self.checked = direction = None
+            if self.space.size < self.k:  # nothing can be judged yet, but something moves
+                self.bar.set_postfix(products=self.operator.num_products, refresh=False)
             self.bar.update(0)
         return None
 

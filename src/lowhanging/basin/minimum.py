@@ -288,6 +288,7 @@ class _Descent:
     def _smallest(self, loss: Loss, tol: float) -> Eigenpairs:
         """The smallest eigenpair, as far as it was found; its residual says how far."""
         tol = max(tol, 4 * torch.finfo(self.start.dtype).eps)
+        self.bar.set_postfix_str("smallest eigenvalue")
         try:
             ends = top_eigs(hessian(loss), k=1, which="SA", tol=tol, progress=False)
         except NotConvergedError as error:
@@ -327,6 +328,7 @@ class _Descent:
         while square > accuracy**2 * first and self.num_products < self.max_products:
             product = self.loss.hvp(self.theta, direction.to(self.start)).double()
             self.num_products += 1
+            self.bar.set_postfix_str(f"Newton step, {self.num_products} products")
             curvature = float(direction @ product)
             if curvature <= 0:
                 self.is_concave = True
