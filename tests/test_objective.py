@@ -1010,12 +1010,12 @@ BAD = {
     "no reduction": (
         lambda: Objective(mlp(), (X, CLASSES), loss_fn=nn.CrossEntropyLoss(reduction="none")),
         ValueError,
-        f"loss_fn returned shape (8,), count 8, expected a scalar tensor, the mean.\n{_COUNT_THEM}",
+        "loss_fn returned shape (8,), count 8, expected a scalar tensor, the mean.\nUse reduction='mean'.",
     ),
     "loss as a number": (
         lambda: Objective(mlp(), (X, CLASSES), loss_fn=lambda o, t: F.cross_entropy(o, t).item()),
         ValueError,
-        f"loss_fn returned a float, count 8, expected a scalar tensor, the mean.\n{_COUNT_THEM}",
+        "loss_fn returned a float, count 8, expected a scalar tensor, the mean.\nUse reduction='mean'.",
     ),
     "loss that fails": (
         lambda: Objective(mlp(), (X, CLASSES), loss_fn=lambda o: o),  # type: ignore[arg-type]
@@ -1148,12 +1148,14 @@ BAD = {
     "theta0 of the wrong shape": (
         lambda: FunctionObjective(lambda theta: theta.sum(), torch.ones(3, 1)),
         ValueError,
-        "theta0 is (3, 1), expected a floating-point tensor of shape (p,).\nUse tensor.reshape(-1).",
+        "theta0 is (3, 1), expected a floating-point tensor of shape (p,).\n"
+        "Use tensor.reshape(-1), torch.from_numpy(array) for an array.",
     ),
     "theta0 of another type": (
         lambda: FunctionObjective(lambda theta: theta.sum(), [1.0]),  # type: ignore[arg-type]
         ValueError,
-        "theta0 is list, expected a floating-point tensor of shape (p,).\nUse tensor.reshape(-1).",
+        "theta0 is list, expected a floating-point tensor of shape (p,).\n"
+        "Use tensor.reshape(-1), torch.from_numpy(array) for an array.",
     ),
     "theta0 with nan": (
         lambda: FunctionObjective(lambda theta: theta.sum(), torch.tensor([math.nan])),

@@ -274,7 +274,7 @@ def test_kinks_are_named() -> None:
         check = checked(model)
         assert failed(check) == ["smooth"]
         assert f"smooth: the loss is not smooth: {name}" in check.problems[0]
-        assert "differences of gradients shrink as step^" in check.problems[0]
+        assert "differences of gradients shrink by no power of the step" in check.problems[0]
         assert repr(check) == "ModelCheck(Sequential: 1 problem, 7 checks; print it for the report)"
         assert "  PROBLEM  smooth: " in str(check)
         assert str(check).startswith("Sequential: not ready to be studied\n")

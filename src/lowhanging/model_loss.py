@@ -214,7 +214,10 @@ class ModelLoss:
             kind = f"shape {tuple(total.shape)}" if isinstance(total, Tensor) else f"a {type(total).__name__}"
             received = f"returned {kind if is_pair else 'no pair (sum, count)'}" + f", count {count!r}" * is_pair
             expected = "a scalar tensor" + (" and a positive count" if is_batch_loss else ", the mean")
-            raise ValueError(explain(name, received, expected, "Sum over the batch, and count the terms of that sum."))
+            remedy = (
+                "Sum over the batch, and count the terms of that sum." if is_batch_loss else "Use reduction='mean'."
+            )
+            raise ValueError(explain(name, received, expected, remedy))
         gradient = torch.autograd.grad(total, point, allow_unused=True)[0] if total.requires_grad else None
         if gradient is None:
             received = "returned a value that does not depend on the weights"

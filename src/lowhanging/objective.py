@@ -215,7 +215,12 @@ class FunctionObjective:
         if not isinstance(theta0, Tensor) or theta0.ndim != 1 or not theta0.numel() or not theta0.is_floating_point():
             received = f"is {tuple(theta0.shape) if isinstance(theta0, Tensor) else type(theta0).__name__}"
             raise ValueError(
-                explain("theta0", received, "a floating-point tensor of shape (p,)", "Use tensor.reshape(-1).")
+                explain(
+                    "theta0",
+                    received,
+                    "a floating-point tensor of shape (p,)",
+                    "Use tensor.reshape(-1), torch.from_numpy(array) for an array.",
+                )
             )
         check_finite("theta0", theta0, remedy="Start from a finite point.")
         self._theta0 = own_vector(theta0)

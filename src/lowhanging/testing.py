@@ -359,6 +359,10 @@ def _smooth(small: Objective, kinks: str | None, seed: int) -> Check:
     orders = [math.log2(a / b) for a, b, floor in zip(changes[2:-1], changes[3:], floors[3:], strict=True) if b > floor]
     worst = max(orders, key=lambda order: abs(order - 2), default=2.0)
     law = f"differences of gradients shrink as step^{worst:.1f} (2 for a smooth loss)"
+    if not orders:
+        law = "differences of gradients are at rounding (a loss that is nearly quadratic here)"
+    elif not -1.0 <= worst <= 5.0:
+        law = "differences of gradients shrink by no power of the step (there are kinks inside it)"
     return Check("smooth", kinks is None and 1.3 <= worst <= 3.0, f"{kinks} Measured: {law}" if kinks else law)
 
 
@@ -374,7 +378,10 @@ def _products(small: Objective, seed: int) -> Iterator[Check]:
     detail = (
         f"off by {off:.1e}, |Hv| = {float(image.norm()):.2e}, predicted error of the differences {expected.error:.1e}"
     )
-    yield Check("products right by finite differences", off <= expected.error + rounding * scale, detail)
+    if expected.error > 0.1 * scale:  # then agreement within the error would prove nothing
+        yield Check("products not checkable by finite differences, which are too rough", True, detail)
+    else:
+        yield Check("products right by finite differences", off <= expected.error + rounding * scale, detail)
     gap = abs(float(u.double() @ image.double() - v.double() @ other.double()))
     detail = f"u.Hv and v.Hu differ by {gap:.1e}"
     yield Check("products symmetric", gap <= rounding * scale * float(u.norm()), detail)

@@ -236,6 +236,9 @@ def top_hessian_eigs(
         >>> top_hessian_eigs(nn.Linear(4, 3), (inputs, targets), k=2).vectors.shape
         torch.Size([2, 15])
     """
+    unknown = sorted(set(options) - set(SearchOptions.__annotations__))
+    if unknown:  # before the objective is made: a misspelt loss_fn would be blamed on the data
+        raise TypeError(f"top_hessian_eigs() got an unexpected keyword argument {unknown[0]!r}")
     if isinstance(model, nn.Module):
         objective: Loss = Objective(
             model, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, device=device, cache=cache

@@ -31,7 +31,7 @@ from lowhanging.results import load_result, save_result
 _PATIENCE = 10  # evaluations in which L-BFGS must lower the loss beyond rounding, or its gradient norm by a tenth
 _REMEDY_DRIFT = (
     "There is no minimum near here, as for plain cross-entropy on separable data: raise anchor= "
-    "(a hundredth of the largest eigenvalue is usual), or allow more with max_drift=."
+    "(a hundredth of the largest eigenvalue is usual), train longer first, or allow more with max_drift=."
 )
 
 

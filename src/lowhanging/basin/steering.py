@@ -155,7 +155,7 @@ class SteeringReport:
         return f"SteeringReport(curvature: {', '.join(parts)})"
 
     def __str__(self) -> str:
-        lines = [f"{'loss':>12} {'curvature':>10} {'rank':>6} {'largest overlap^2':>18} {'within top k':>13}"]
+        lines = [f"{'loss':>12} {'curvature':>10} {'rank':>6} {'largest overlap':>18} {'within top k':>13}"]
         for name, quotient in self.quotients.items():
             overlap = self.overlaps[name]
             squares = f"{float(overlap.max()):>18.3f} {float(overlap.sum()):>13.3f}"

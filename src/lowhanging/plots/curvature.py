@@ -42,8 +42,11 @@ def spectra(
             ax.annotate(
                 f"{level:g}", (1.0, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.4"
             )
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("number of the eigenvalue")
-    ax.set_ylabel("eigenvalue of the Hessian (nats per |Δθ|²)")
+    ax.set_ylabel("eigenvalue of the Hessian (loss per |Δθ|²)")
     ax.grid(alpha=0.3)
     ax.legend(title="loss")
     return ax

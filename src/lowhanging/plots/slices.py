@@ -50,7 +50,7 @@ def line_slice(
         ax.set_ylabel("accuracy (%)")
         ax.set_ylim(0, 102)
     else:
-        ax.set_ylabel("mean loss (nats)")
+        ax.set_ylabel("mean loss")
         if log:
             ax.set_yscale("log")
         else:

@@ -26,13 +26,13 @@ def overlaps(report: SteeringReport, ax: Axes | None = None) -> Axes:
     ax = axes(ax)
     for position, (name, squares) in enumerate(report.overlaps.items()):
         total = squares.cumsum(0).numpy()
-        label = f"{name} (largest {float(squares.max()):.2f})"
+        label = f"{name} (largest single one {float(squares.max()):.2f})"
         ax.step(
             range(1, len(total) + 1), total, where="mid", color=color_of(name, position), label=label, linewidth=1.8
         )
     ax.set_ylim(-0.02, 1.02)
     ax.set_xlabel("j, eigenvectors of each loss (largest eigenvalue first)")
-    ax.set_ylabel("squared overlap with the top j eigenvectors")
+    ax.set_ylabel("overlap with the top j eigenvectors")
     ax.grid(alpha=0.3)
-    ax.legend(title="loss (largest single overlap²)", loc="best")
+    ax.legend(title="loss", loc="best")
     return ax

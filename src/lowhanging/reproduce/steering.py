@@ -96,7 +96,8 @@ def _keeps_one(steered: list[Steered]) -> Claim:
     texts, kept = [], []
     for s in steered:
         losses = ", ".join(
-            f"{name} {s.at(name, 0.0):.3g} → {s.at(name, STEP):.3g} ({percent(s.accuracy(name, STEP))})"
+            f"{name} {s.at(name, 0.0):.3g} → {s.at(name, STEP):.3g} "
+            f"({percent(s.accuracy(name, 0.0))} → {percent(s.accuracy(name, STEP))})"
             for name in (s.preserved, s.ablated, "mixed")
         )
         texts.append(f"keeping {s.preserved}: {losses}")
