@@ -43,6 +43,7 @@ ORDER = (
     "basin.eigensearch",
     "basin.directions",
     "basin.eigenpairs",
+    "basin.descent",
     "basin.minimum",
     "basin.spectrum",
     "basin.steering",

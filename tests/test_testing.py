@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import lowhanging.testing
+import lowhanging.testing.model_check
 from lowhanging.anchored import AnchoredObjective
 from lowhanging.objective import FunctionObjective, Objective
 from lowhanging.testing import ModelCheck, check_model, dense_hessian, finite_difference_hvp
@@ -299,7 +299,7 @@ def test_smooth_activations_pass(activation: nn.Module) -> None:
     model = mlp(activation)
     with torch.no_grad():
         model[0].weight *= 4  # as after training
-    check = lowhanging.testing._smooth(Objective(model, (X, Y), engine="kept graph"), None, seed=0)
+    check = lowhanging.testing.model_check._smooth(Objective(model, (X, Y), engine="kept graph"), None, seed=0)
     assert check.is_passed
     assert "shrink as step^2.0" in check.detail or "shrink as step^1.9" in check.detail
 
@@ -340,7 +340,7 @@ def test_recurrent_and_attention_dropout_is_named() -> None:
             self.attend = nn.MultiheadAttention(4, 2, dropout=0.1, batch_first=True)
             self.plain = nn.GRU(4, 4, batch_first=True)
 
-    notes = lowhanging.testing._layers(Both(), "eval")[1]
+    notes = lowhanging.testing.model_check._layers(Both(), "eval")[1]
     assert [note.split(" is random")[0] for note in notes] == [
         "layer 'rnn' (LSTM)",
         "layer 'attend' (MultiheadAttention)",
@@ -482,7 +482,7 @@ def test_a_model_is_needed() -> None:
 def test_examples_in_docstrings() -> None:
     import lowhanging.objective
 
-    for module in (lowhanging.testing, lowhanging.objective):
+    for module in (lowhanging.testing.model_check, lowhanging.objective):
         names = vars(module) | {"nn": nn, "torch": torch}
         tried = [doctest.testmod(module, extraglobs=names)]
         assert all(result.attempted and not result.failed for result in tried)
