@@ -14,7 +14,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from lowhanging.basin.directions import Subspace
+from lowhanging.basin.subspace import Subspace
 
 
 def rows(n: int, p: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -10,12 +10,28 @@ answers on paper.
 from lowhanging import plots, testing, toys
 from lowhanging._version import __version__
 from lowhanging.anchored import AnchoredObjective
-from lowhanging.basin.directions import Subspace
+from lowhanging.basin.directions import (
+    OrthogonalDirections,
+    PrincipalDirections,
+    difference_direction,
+    gram_schmidt,
+    principal_directions,
+    random_direction,
+)
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs, top_hessian_eigs
 from lowhanging.basin.minimum import Minimum, polish
 from lowhanging.basin.operators import Hessian, hessian
-from lowhanging.basin.slices import LineSlice, line_slice
+from lowhanging.basin.planes import (
+    Plane,
+    PlaneSlice,
+    PlaneTrajectory,
+    plane_slice,
+    plane_through,
+    plane_trajectory,
+)
+from lowhanging.basin.slices import LineSlice, PathSlice, line_slice, path_slice
 from lowhanging.basin.steering import SteeringReport, steering_direction, steering_report, steering_subspace
+from lowhanging.basin.subspace import Subspace
 from lowhanging.datasets import (
     MNIST,
     ConflictImages,
@@ -45,21 +61,35 @@ __all__ = [
     "NotConvergedError",
     "NotSmoothWarning",
     "Objective",
+    "OrthogonalDirections",
     "PairedImages",
     "PairedMNIST",
     "PairedView",
     "ParameterSpace",
+    "PathSlice",
+    "Plane",
+    "PlaneSlice",
+    "PlaneTrajectory",
+    "PrincipalDirections",
     "SigmoidCNN",
     "SteeringReport",
     "Subspace",
     "TrainingRun",
     "__version__",
+    "difference_direction",
+    "gram_schmidt",
     "hessian",
     "line_slice",
     "mnist",
     "paired_mnist",
+    "path_slice",
+    "plane_slice",
+    "plane_through",
+    "plane_trajectory",
     "plots",
     "polish",
+    "principal_directions",
+    "random_direction",
     "steering_direction",
     "steering_report",
     "steering_subspace",

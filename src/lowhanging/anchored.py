@@ -8,7 +8,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from lowhanging.errors import check_real, check_vector
-from lowhanging.objective import Loss, Objective, check_loss, own_vector
+from lowhanging.objective import Loss, Objective, check_loss, check_rows, own_vector
+from lowhanging.parameters import ParameterSpace
 
 
 class AnchoredObjective:
@@ -43,6 +44,11 @@ class AnchoredObjective:
         return self.unanchored.num_params
 
     @property
+    def space(self) -> ParameterSpace:
+        """Theta <-> named tensors, where the loss has them."""
+        return cast(Objective, self.unanchored).space
+
+    @property
     def engine(self) -> str:
         """How products are computed."""
         return self.unanchored.engine
@@ -72,6 +78,12 @@ class AnchoredObjective:
         theta = self._checked(theta)
         value, accuracy = self.unanchored.evaluate(theta)
         return value + self._penalty(theta), accuracy
+
+    def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`evaluate` at every row of thetas (b, p) at once: equal to rounding only."""
+        thetas = check_rows("thetas", thetas, like=self.theta0)
+        values, accuracies = self.unanchored.evaluate_many(thetas)
+        return values + 0.5 * self.epsilon * (thetas - self.anchor).double().square().sum(1), accuracies
 
     def at(self, theta: Tensor) -> AnchoredObjective:
         """The same loss, with the same anchor, around another point."""

@@ -62,15 +62,16 @@ class Tally:
     """Counts right answers where outputs (n, classes, ...) and integer targets (n, ...) allow it."""
 
     def __init__(self) -> None:
-        self.num_right = self.num_targets = 0
+        self.num_right: Tensor | int = 0
+        self.num_targets = 0
 
     def add(self, outputs: Any, targets: Any) -> None:
         if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
             return
         if outputs.ndim == targets.ndim + 1 and outputs.shape[:1] + outputs.shape[2:] == targets.shape:
-            self.num_right += int((outputs.argmax(1) == targets).sum())
+            self.num_right = self.num_right + (outputs.argmax(1) == targets).sum()  # a tensor: no sync, and it can vmap
             self.num_targets += targets.numel()
 
     @property
     def accuracy(self) -> float | None:
-        return self.num_right / self.num_targets if self.num_targets else None
+        return float(self.num_right) / self.num_targets if self.num_targets else None

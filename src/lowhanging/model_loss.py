@@ -103,6 +103,25 @@ class ModelLoss:
                 count += float(terms)
             return total / count, tally.accuracy
 
+    def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean losses (b,) float64 and accuracies (b,) or None at the rows of thetas (b, p), by `torch.vmap`."""
+        zeros = torch.zeros(len(thetas), dtype=torch.float64, device=thetas.device)
+        total, count, right, num_targets = zeros.clone(), zeros.clone(), zeros.clone(), 0
+        with self.context(), torch.no_grad():
+            for batch in self.batches:
+                tally = Tally()
+
+                def one(theta: Tensor, batch: Any = batch, tally: Tally = tally) -> tuple[Tensor, Tensor, Tensor]:
+                    part, terms = self(theta, batch, tally)
+                    return part, torch.as_tensor(terms, device=theta.device), torch.as_tensor(tally.num_right)
+
+                parts, terms, num_right = torch.vmap(one)(thetas)
+                total += parts
+                count += terms
+                right += num_right.to(right)
+                num_targets += tally.num_targets
+        return total / count, right / num_targets if num_targets else None
+
     def mean(self, theta: Tensor) -> Tensor:
         """Mean loss (scalar), differentiable in theta: all batches in one graph."""
         with self.context():

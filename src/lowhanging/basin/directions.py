@@ -1,7 +1,9 @@
-"""Which directions of weight space belong together, and how far apart are two families of them?
+"""Which directions of weight space are worth a look, when no loss is asked?
 
-A `Subspace` is k orthonormal rows of length p. Everything here goes through those rows, O(k p): the (p, p) projection
-matrix is never formed. Geometry only: no loss is evaluated in this file.
+Random ones (plain, or scaled to the weights layer by layer or filter by filter), the difference of two checkpoints, the
+principal components of a trajectory, and Gram-Schmidt for those that should be orthogonal. Geometry only: no loss is
+evaluated in this file. Directions that a loss does decide are elsewhere: eigenvectors are `pairs.vectors`, steering
+directions are made in `steering.py`.
 """
 
 from __future__ import annotations
@@ -9,209 +11,270 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
-from lowhanging.errors import check_finite, check_real, explain
+from lowhanging.errors import check_choice, check_count, check_vector, explain
+from lowhanging.objective import Loss, check_loss
+from lowhanging.parameters import ParameterSpace
 from lowhanging.results import load_result, save_result
 
-_SPAN = "Make a subspace of any rows with Subspace.span(rows)."
+Normalisation = Literal["gaussian", "layer", "filter"]
+NORMALISATIONS = ("gaussian", "layer", "filter")
+Biases = Literal["zero", "layer", "copy"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Subspace:
-    """The span of k orthonormal directions in weight space.
+class OrthogonalDirections:
+    """Directions after Gram-Schmidt, with the lengths they had, and what was changed."""
 
-    Attributes:
-        basis: (k, p) orthonormal rows.
-        num_dropped: rows given to `span` that added no dimension.
-
-    Raises:
-        ValueError: the rows are not orthonormal (to 1e-5 in float64, 1e-3 in float32).
-    """
-
-    basis: Tensor  # (k, p)
-    num_dropped: int = 0
-
-    def __post_init__(self) -> None:
-        basis = self.basis
-        if not isinstance(basis, Tensor) or basis.ndim != 2 or not 1 <= basis.shape[0] <= basis.shape[1]:
-            expected = "a tensor of shape (k, p), 1 <= k <= p"
-            raise ValueError(explain("basis", f"is {_describe(basis)}", expected, _SPAN))
-        if basis.dtype not in (torch.float32, torch.float64):
-            raise ValueError(explain("basis", f"has dtype {basis.dtype}", "float32 or float64", "Convert it first."))
-        check_finite("basis", basis, remedy=_SPAN)
-        gap = float((basis @ basis.T - torch.eye(len(basis)).to(basis)).abs().max())
-        if gap > (1e-5 if basis.dtype == torch.float64 else 1e-3):
-            raise ValueError(explain("basis", f"has products of rows {gap:.1e} off", "orthonormal rows", _SPAN))
-
-    @classmethod
-    def span(cls, rows: Tensor | Sequence[Tensor], *, tol: float | None = None) -> Subspace:
-        """The subspace spanned by any rows, orthonormalised in their order, in float64.
-
-        Row by row (so that the first j rows span what the first j basis rows span, and orthonormal rows stay what they
-        are): a row at an angle of at most `tol` to the span of those before it adds no dimension and is dropped.
-
-        Args:
-            rows: (n, p), (p,) or a sequence of (p,); lengths don't matter.
-            tol: sine of that angle; by default 1,000 roundings of the rows' dtype (2e-13, in float32 1e-4).
-
-        Returns:
-            The subspace, in the rows' dtype and on their device; `num_dropped` counts the rows dropped.
-
-        Raises:
-            ValueError: a row is zero, NaN or infinite, or the shapes differ.
-
-        Cost:
-            O(n k p).
-        """
-        given = _as_rows(rows)
-        if tol is None:
-            tol = 1000 * torch.finfo(given.dtype).eps
-        check_real("tol", tol, minimum=0.0, maximum=1.0, remedy="It is the sine of an angle; leave it out.")
-        remedy = "Leave such rows out: they have no direction."
-        check_finite("rows", given, remedy=remedy)
-        exact = given.double()
-        exact = exact / exact.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        lengths = exact.norm(dim=1)  # after a division that keeps their squares from under- or overflowing
-        if bool((lengths == 0).any()):
-            where = [int(i) for i in (lengths == 0).nonzero()[:, 0]]
-            raise ValueError(explain("rows", f"{where} are zero", "rows with a direction", remedy))
-        basis = torch.empty((min(exact.shape), exact.shape[1]), dtype=torch.float64, device=exact.device)
-        dim = 0
-        for row in exact / lengths[:, None]:
-            found = basis[:dim]
-            remainder = row - found.T @ (found @ row)
-            remainder -= found.T @ (found @ remainder)  # twice: once leaves eps / sine of what was removed
-            sine = remainder.norm()
-            if dim < len(basis) and float(sine) > tol:
-                basis[dim] = remainder / sine
-                dim += 1
-        return cls(basis[:dim].to(given.dtype).clone(), num_dropped=len(given) - dim)
-
-    @property
-    def dim(self) -> int:
-        """The number of directions, k."""
-        return self.basis.shape[0]
-
-    @property
-    def num_params(self) -> int:
-        """The length of a direction, p."""
-        return self.basis.shape[1]
-
-    def __len__(self) -> int:
-        return self.dim
+    directions: Tensor  # (k, p) orthogonal rows, each as long as the row it came from
+    turned: Tensor  # (k,) float64, degrees between each row and the one it came from; the first is 0
+    cosines: Tensor  # (k, k) float64, between the rows as they were given
 
     def __repr__(self) -> str:
-        dropped = f", {self.num_dropped} rows dropped" if self.num_dropped else ""
-        return f"Subspace({self.dim} of {self.num_params:,} dimensions{dropped})"
-
-    def coordinates(self, v: Tensor) -> Tensor:
-        """Components of v (p,) along the basis, (k,); row by row for v (b, p), (b, k)."""
-        v = self._checked(v)
-        return v @ self.basis.to(v).T
-
-    def vector(self, coordinates: Tensor) -> Tensor:
-        """The vector (p,) with these coordinates (k,); row by row for (b, k), (b, p)."""
-        remedy = "There is one coordinate for each basis row."
-        coordinates = _as_real("coordinates", coordinates, self.dim, remedy)
-        return coordinates @ self.basis.to(coordinates)
-
-    def project(self, v: Tensor) -> Tensor:
-        """The part of v inside, B^T B v; v (p,) or (b, p), in its dtype and on its device. O(k p)."""
-        return self.vector(self.coordinates(v))
-
-    def reject(self, v: Tensor) -> Tensor:
-        """The part of v outside, v - B^T B v; v (p,) or (b, p), in its dtype and on its device. O(k p)."""
-        outside = v - self.project(v)
-        return outside - self.project(outside)  # twice: where little is left, once leaves eps of what was removed
-
-    def overlap(self, other: Tensor | Subspace) -> float:
-        r"""How much of `other` lies in this subspace, from 0 (orthogonal) to 1 (contained).
-
-        For a vector v (p,): |B v|^2 / |v|^2, the squared cosine of its angle to the subspace. A random one has k / p.
-        For a subspace: the mean squared cosine of the principal angles, |A B^T|_F^2 / min(dim A, dim B): symmetric, and
-        1 when the smaller lies in the larger.
-        """
-        if isinstance(other, Subspace):
-            self._check_same_space(other)
-            squares = (self.basis.double() @ other.basis.to(self.basis.device).double().T).square().sum()
-            return min(1.0, float(squares) / min(self.dim, other.dim))
-        v = self._checked(other)
-        length = float(v.double().norm())
-        if v.ndim != 1 or length == 0.0:
-            received = "is the zero vector" if length == 0.0 else f"is {_describe(v)}"
-            raise ValueError(explain("v", received, f"a direction of shape ({self.num_params},)", "Pass one vector."))
-        inside = float((self.basis.double() @ (v.to(self.basis.device).double() / length)).square().sum())
-        return min(1.0, inside)
-
-    def principal_angles(self, other: Subspace) -> Tensor:
-        """The min(dim) principal angles to `other` in radians, ascending, float64; small ones by their sines.
-
-        Source:
-            Knyazev & Argentati (2002), "Principal angles between subspaces in an A-based scalar product".
-        """
-        self._check_same_space(other)
-        mine, theirs = (np.asarray(space.basis.cpu().double().numpy()).T for space in (self, other))
-        return torch.from_numpy(np.sort(scipy.linalg.subspace_angles(mine, theirs)))
-
-    def union(self, other: Subspace) -> Subspace:
-        """The span of both, this basis first; dimensions they share count once."""
-        self._check_same_space(other)
-        dtype = torch.promote_types(self.basis.dtype, other.basis.dtype)
-        coarser = max(torch.finfo(space.basis.dtype).eps for space in (self, other))
-        rows = torch.cat([self.basis.to(dtype), other.basis.to(device=self.basis.device, dtype=dtype)])
-        return Subspace(Subspace.span(rows, tol=1000 * coarser).basis)
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Subspace:
-        """The same subspace on another device or in another dtype."""
-        return Subspace(self.basis.to(device=device, dtype=dtype), self.num_dropped)
+        turned = ", ".join(f"{float(angle):.3g}°" for angle in self.turned)
+        return (
+            f"OrthogonalDirections({len(self.directions)} of length {self.directions.shape[1]:,}, turned by {turned})"
+        )
 
     def save(self, path: str | Path) -> Path:
-        """Write to `path` (npz)."""
+        """Write to npz."""
         return save_result(self, path)
 
     @classmethod
-    def load(cls, path: str | Path) -> Subspace:
+    def load(cls, path: str | Path) -> OrthogonalDirections:
         """Read what `save` wrote."""
         return load_result(cls, path)
 
-    def _checked(self, v: Tensor) -> Tensor:
-        return _as_real("v", v, self.num_params, "Vectors are rows of the weight space of this subspace.")
 
-    def _check_same_space(self, other: Subspace) -> None:
-        if not isinstance(other, Subspace) or other.num_params != self.num_params:
-            received = f"is {other!r}" if isinstance(other, Subspace) else f"is {_describe(other)}"
-            expected = f"a Subspace of {self.num_params} dimensions"
-            raise ValueError(explain("other", received, expected, "Both must belong to the same model."))
+@dataclass(frozen=True, eq=False, repr=False)
+class PrincipalDirections:
+    """The directions in which checkpoints spread most, around a center."""
 
+    directions: Tensor  # (k, p) orthonormal rows, the widest spread first
+    explained: Tensor  # (k,) float64, share of the checkpoints' squared distances from the center
+    center: Tensor  # (p,)
+    around: str  # "last" | "mean": what the center is
 
-def _as_real(name: str, value: Tensor, size: int, remedy: str) -> Tensor:
-    """A floating-point (size,) or (b, size), or an error."""
-    has_shape = isinstance(value, Tensor) and value.ndim in (1, 2) and value.shape[-1] == size
-    if not has_shape or not value.is_floating_point():
-        expected = f"a floating-point tensor of shape ({size},) or (b, {size})"
-        raise ValueError(explain(name, f"is {_describe(value)}", expected, remedy))
-    return value
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{100 * float(share):.1f} %" for share in self.explained)
+        return f"PrincipalDirections({len(self.directions)} around the {self.around} checkpoint, explaining {shares})"
 
+    def save(self, path: str | Path) -> Path:
+        """Write to npz."""
+        return save_result(self, path)
 
-def _as_rows(rows: Tensor | Sequence[Tensor]) -> Tensor:
-    """(n, p) floating-point, n >= 1."""
-    remedy = "Pass a tensor (n, p) or a list of tensors (p,)."
-    try:
-        stacked = rows if isinstance(rows, Tensor) else torch.stack([torch.as_tensor(row) for row in rows])
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(explain("rows", f"are {_describe(rows)}", "vectors of one length", remedy)) from error
-    stacked = stacked.detach()[None] if stacked.ndim == 1 else stacked.detach()
-    if stacked.ndim != 2 or not stacked.numel() or stacked.dtype not in (torch.float32, torch.float64):
-        raise ValueError(explain("rows", f"are {_describe(stacked)}", "float32 or float64 of shape (n, p)", remedy))
-    return stacked
+    @classmethod
+    def load(cls, path: str | Path) -> PrincipalDirections:
+        """Read what `save` wrote."""
+        return load_result(cls, path)
 
 
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
+def random_direction(
+    loss: Loss, *, normalisation: Normalisation = "gaussian", biases: Biases = "zero", seed: int = 0
+) -> Tensor:
+    r"""A Gaussian direction: of unit norm, or scaled to the weights so that networks can be compared.
+
+    * "gaussian": d ~ N(0, I), divided by its norm.
+    * "layer": in each weight tensor W, d_W <- d_W |W| / |d_W|.
+    * "filter": in each filter W_j (slice j along the first dimension of a tensor with at least two: the weights into
+      one output channel or unit), d_j <- d_j |W_j| / |d_j|: a step of 1 is as large as the weights of every filter.
+
+    Rescaling a layer and undoing it in the next (as ReLU networks allow) changes nothing in a slice along a
+    filter-normalised direction, while it stretches or shrinks one along a plain Gaussian direction. These directions
+    don't have unit norm: their norm is that of the weights which they cover.
+
+    Args:
+        loss: an objective; where it comes from a model, its named tensors at its theta0 set the scales.
+        normalisation: "gaussian", "layer" or "filter".
+        biases: for "layer" and "filter": what tensors with one dimension or none get, biases and the scales and shifts
+            of norms. "zero": they stay as they are (the usual choice); "layer": a random part as long as the tensor;
+            "copy": the tensor itself, so that they are scaled by 1 + alpha.
+        seed: of the draw; the global random state is not used, and all devices get the same direction.
+
+    Returns:
+        (p,) in theta's dtype and on its device. Two seeds give almost, but not exactly, orthogonal directions; see
+        `gram_schmidt`.
+
+    Raises:
+        ValueError, TypeError: "layer" or "filter" for a loss without named tensors, or nothing left to move.
+
+    Source:
+        Li, Xu, Taylor, Studer & Goldstein (2018), "Visualizing the loss landscape of neural nets".
+    """
+    check_loss("loss", loss)
+    check_choice("normalisation", normalisation, NORMALISATIONS)
+    check_choice("biases", biases, ("zero", "layer", "copy"))
+    check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
+    generator = torch.Generator().manual_seed(seed)
+    theta = loss.theta0
+    drawn = torch.randn(theta.numel(), generator=generator, dtype=torch.float64).to(theta.device)
+    if normalisation == "gaussian":
+        unit: Tensor = drawn / drawn.norm()
+        return unit.to(theta.dtype)
+    space: ParameterSpace | None = getattr(loss, "space", None)
+    if space is None:
+        received = f"is {normalisation!r} for a loss without named tensors ({type(loss).__name__})"
+        expected = "an Objective, whose model has layers and filters"
+        raise ValueError(explain("normalisation", received, expected, 'Use normalisation="gaussian".'))
+    weights, parts = space.unflatten(theta.double()), space.unflatten(drawn)
+    scaled = {name: _scaled(parts[name], weights[name], normalisation, biases) for name in space.names}
+    direction = torch.cat([scaled[name].reshape(-1) for name in space.names]).to(theta.dtype)
+    if not bool(direction.any()):
+        received = f"is {biases!r}, and the model has no other tensor whose weights are not zero"
+        raise ValueError(explain("biases", received, "a direction that moves something", 'Use biases="layer".'))
+    return direction
+
+
+def _scaled(part: Tensor, weight: Tensor, normalisation: str, biases: str) -> Tensor:
+    """A random part with the norms of the weights, tensor by tensor or filter by filter."""
+    if weight.ndim < 2:
+        if biases == "copy":
+            return weight.clone()
+        return torch.zeros_like(part) if biases == "zero" else part * (weight.norm() / part.norm())
+    dims = tuple(range(1, weight.ndim)) if normalisation == "filter" else tuple(range(weight.ndim))
+    lengths, drawn = (torch.linalg.vector_norm(tensor, dim=dims, keepdim=True) for tensor in (weight, part))
+    scaled: Tensor = part * (lengths / drawn)
+    return scaled
+
+
+def difference_direction(start: Tensor, end: Tensor) -> Tensor:
+    """The direction from one checkpoint to another, (end - start) / |end - start|, (p,).
+
+    To see the loss between the two themselves, use `path_slice(losses, (start, end))`.
+
+    Args:
+        start: (p,) theta.
+        end: (p,) theta.
+
+    Raises:
+        ValueError, TypeError: lengths that differ, values that are not finite, equal checkpoints.
+    """
+    remedy = "Pass two vectors theta of one model, e.g. rows of run.checkpoints."
+    start = check_vector(
+        "start", start, start.numel() if isinstance(start, Tensor) else 0, owner="start", remedy=remedy
+    )
+    end = check_vector("end", end, start.numel(), owner="start", remedy=remedy, like=start)
+    difference = end.double() - start.double()
+    if not bool(difference.any()):
+        raise ValueError(explain("end", "equals start", "another checkpoint", remedy))
+    unit: Tensor = difference / difference.norm()
+    return unit.to(start.dtype)
+
+
+def principal_directions(
+    checkpoints: Tensor | Sequence[Tensor], k: int = 2, *, around: Literal["last", "mean"] = "last"
+) -> PrincipalDirections:
+    r"""The k directions along which a trajectory spreads most.
+
+    The right singular vectors of the (t, p) matrix of differences theta_i - c, where c is the last checkpoint (the
+    plane then holds the end of training) or the mean.
+
+    A large share explained proves little: around its mean, a random walk in many dimensions gives 61 % and 15 % to its
+    first two components, and draws a smooth curve with them, half a period of a cosine against a whole one.
+
+    Args:
+        checkpoints: (t, p) or t vectors (p,), such as `run.checkpoints`; t >= 2.
+        k: how many directions, at most the dimension of what the checkpoints span.
+        around: "last" or "mean".
+
+    Returns:
+        PrincipalDirections: `directions` (k, p) orthonormal, signed so that the first checkpoint has non-negative
+        coordinates; `explained` (k,).
+
+    Raises:
+        ValueError, TypeError: fewer checkpoints than asked for, or k above the dimension that they span.
+
+    Cost:
+        O(t^2 p).
+
+    Source:
+        Li et al. (2018), "Visualizing the loss landscape of neural nets", for the trajectory around its last point;
+        Antognini & Sohl-Dickstein (2018), "PCA of high dimensional random walks with comparison to neural network
+        training", for the shares of a random walk.
+    """
+    rows = _rows("checkpoints", checkpoints)
+    check_choice("around", around, ("last", "mean"))
+    check_count("k", k, maximum=len(rows) - 1, remedy="t checkpoints span at most t - 1 directions.")
+    exact = rows.double()
+    center = exact[-1] if around == "last" else exact.mean(0)
+    differences = exact - center
+    scale = float(differences.abs().max()) or 1.0
+    _, singular, right = torch.linalg.svd(differences / scale, full_matrices=False)
+    rounding = 10 * torch.finfo(rows.dtype).eps * float(exact.abs().max()) / scale * rows.shape[1] ** 0.5
+    dim = int((singular > max(rounding, 1e-12 * float(singular[0]))).sum())
+    if dim < k:
+        received = f"is {k}, but the checkpoints span {dim} direction{'' if dim == 1 else 's'}"
+        raise ValueError(explain("k", received, f"at most {dim}", "Pass more, or other, checkpoints."))
+    directions = right[:k]
+    signs = torch.where(directions @ differences[0] < 0, -1.0, 1.0)
+    return PrincipalDirections(
+        directions=(signs[:, None] * directions).to(rows.dtype),
+        explained=(singular.square() / singular.square().sum())[:k].cpu(),
+        center=center.to(rows.dtype),
+        around=around,
+    )
+
+
+def gram_schmidt(directions: Tensor | Sequence[Tensor]) -> OrthogonalDirections:
+    r"""Make directions orthogonal, in their order, and say by how much each was turned.
+
+    w_i = v_i - sum_j<i (w_j . v_i / |w_j|^2) w_j, then rescaled to the length of v_i, so that a step of 1 stays as long
+    as it was. What it destroys, it destroys silently elsewhere: a turned direction is no eigenvector, and no longer
+    filter-normalised; `turned` says how far it is from what was given. Slices take oblique directions too.
+
+    Args:
+        directions: (k, p) or k vectors (p,).
+
+    Returns:
+        OrthogonalDirections: `directions` (k, p), `turned` (k,) degrees, `cosines` (k, k) of the given ones.
+
+    Raises:
+        ValueError, TypeError: zero, not finite, or one that lies in the span of those before it (to a sine of 1e-6).
+    """
+    rows = _rows("directions", directions)
+    exact = rows.double()
+    lengths = exact.norm(dim=1)
+    if bool((lengths == 0).any()):
+        received = f"{[int(i) for i in (lengths == 0).nonzero()[:, 0]]} are zero"
+        raise ValueError(explain("directions", received, "rows with a direction", "Leave them out."))
+    units = exact / lengths[:, None]
+    found: list[Tensor] = []
+    for i, unit in enumerate(units):
+        rest = unit.clone()
+        for _ in range(2):  # twice: once leaves eps / sine of what was removed
+            for earlier in found:
+                rest = rest - (earlier @ rest) * earlier
+        if float(rest.norm()) < 1e-6:
+            received = f"{i} lies in the span of those before it"
+            raise ValueError(explain("directions", received, "independent directions", "Leave it out."))
+        found.append(rest / rest.norm())
+    new = torch.stack(found)
+    cosines = (new * units).sum(1).clamp(-1.0, 1.0)
+    # The arc cosine of 1 - x loses half the digits: small angles by their chord.
+    turned = torch.rad2deg(2 * torch.asin((0.5 * (new - units).norm(dim=1)).clamp(max=1.0)))
+    turned = torch.where(cosines > 0, turned, torch.rad2deg(torch.acos(cosines)))
+    return OrthogonalDirections(
+        directions=(new * lengths[:, None]).to(rows.dtype), turned=turned.cpu(), cosines=(units @ units.T).cpu()
+    )
+
+
+def _rows(argument: str, rows: Any) -> Tensor:
+    """(n, p), finite and floating-point, n >= 1, a tensor of its own; or an error."""
+    remedy = "Pass a tensor (n, p) or a list of vectors (p,)."
+    is_rows = isinstance(rows, Tensor) and rows.ndim == 2
+    is_list = isinstance(rows, Sequence) and not isinstance(rows, str)
+    if not (is_rows or is_list) or len(rows) == 0 or not isinstance(rows[0], Tensor):
+        kind = f"a tensor of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else f"a {type(rows).__name__}"
+        expected = "at least one vector (p,)"
+        raise TypeError(
+            explain(argument, f"is {kind}" + " of length 0" * (is_list and not len(rows)), expected, remedy)
+        )
+    size = rows[0].numel()
+    checked = [check_vector(f"{argument}[{i}]", row, size, owner=f"{argument}[0]", remedy=remedy, like=rows[0])
+               for i, row in enumerate(rows)]  # fmt: skip
+    with torch.inference_mode(False):
+        return torch.stack([row.clone() for row in checked])

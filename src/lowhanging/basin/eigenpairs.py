@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from lowhanging.basin.counted_map import CountedMap
-from lowhanging.basin.directions import Subspace
 from lowhanging.basin.eigensearch import search, search_dense
 from lowhanging.basin.operators import hessian
+from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import NotConvergedError, check_choice, check_count, check_real, explain
 from lowhanging.objective import Loss, Objective
 from lowhanging.results import load_result, save_result

@@ -1,22 +1,25 @@
-"""What do several losses look like along a line through the basin?
+"""What do several losses look like along a line or a path?
 
-One pass evaluates every named loss, and its accuracy, at the same points theta0 + alpha * direction. The direction is
-used as it is given; what a step means (its norm) is in the result.
+One pass evaluates every named loss, and its accuracy, at the same points. A direction is used as it is given; what a
+step means (its norm) is in the result. Planes have a file of their own, `planes.py`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from lowhanging.errors import check_count, check_real, check_vector, explain
-from lowhanging.objective import Loss, common_center
+from lowhanging.basin.directions import NORMALISATIONS, Normalisation, random_direction
+from lowhanging.basin.points import SliceEngine, digest, evaluate_points
+from lowhanging.errors import check_choice, check_count, check_real, check_vector, explain
+from lowhanging.objective import Loss, common_center, own_vector
 from lowhanging.results import load_result, save_result
 
 
@@ -30,11 +33,14 @@ class LineSlice:
     direction: Tensor  # (p,) as given
     center: Tensor  # (p,)
     norm: float  # |direction|: the distance of a step of 1
+    name: str = "direction"  # what the direction is called, for axes
+    seed: int | None = None  # of a direction that was drawn here
+    engine: str = "point by point"
 
     def __repr__(self) -> str:
-        names = ", ".join(self.losses)
         first, last = float(self.alphas[0]), float(self.alphas[-1])
-        return f"LineSlice({names}; {len(self.alphas)} steps from {first:g} to {last:g}, |direction| = {self.norm:.4g})"
+        steps = f"{len(self.alphas)} steps from {first:g} to {last:g} along {self.name}"
+        return f"LineSlice({', '.join(self.losses)}; {steps}, |direction| = {self.norm:.4g})"
 
     def save(self, path: str | Path) -> Path:
         """Write to npz."""
@@ -46,24 +52,59 @@ class LineSlice:
         return load_result(cls, path)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class PathSlice:
+    """Losses and accuracies on straight segments through given points, by arc length."""
+
+    positions: Tensor  # (num,) float64, arc length from the first point
+    losses: dict[str, Tensor]  # name -> (num,) float64; NaN and inf are kept
+    accuracies: dict[str, Tensor]  # name -> (num,) float64, only of objectives that have one
+    knots: Tensor  # (m,) float64, arc lengths of the given points, each one of the positions
+    points: Tensor  # (m, p) as given
+    engine: str = "point by point"
+
+    def __repr__(self) -> str:
+        size = f"{len(self.positions)} points through {len(self.points)}"
+        return f"PathSlice({', '.join(self.losses)}; {size}, length {float(self.positions[-1]):.4g})"
+
+    def save(self, path: str | Path) -> Path:
+        """Write to npz."""
+        return save_result(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PathSlice:
+        """Read what `save` wrote."""
+        return load_result(cls, path)
+
+
 def line_slice(
     losses: Mapping[str, Loss],
-    direction: Tensor,
+    direction: Tensor | Mapping[str, Tensor] | Normalisation,
     extent: float | tuple[float, float] = (-1.0, 1.0),
     num: int = 33,
     *,
     center: Tensor | None = None,
+    name: str | None = None,
+    seed: int = 0,
+    engine: SliceEngine = "auto",
+    resume: str | Path | None = None,
     progress: bool | None = None,
 ) -> LineSlice:
     r"""Evaluate named losses along a line: L_name(center + alpha * direction).
 
     Args:
         losses: name -> objective, all of the same length p, and all around the same theta0 unless `center` is given.
-        direction: (p,), used as it is: alpha is measured in units of it.
+        direction: (p,), or a mapping parameter name -> tensor, used as it is: alpha is measured in units of it. Or a
+            random one, drawn with `seed`: "gaussian", "layer" or "filter" (see `random_direction`).
         extent: (first, last) alpha, or a number a for (-a, a).
         num: steps, evenly spaced, both ends included. Where 0 falls on a step, the value there is the objective's at
             the center, bit for bit.
         center: (p,) another center than theta0.
+        name: what the direction is called, for axes and `repr`.
+        seed: of a random direction; without effect on a given one.
+        engine: "point by point" lets each objective run its micro-batches; "vmap" takes several points at once; "auto"
+            measures which is quicker. They agree to rounding.
+        resume: npz file written as points are finished: the same call continues from it, to the same bits.
         progress: a bar; by default one appears when it takes more than two seconds.
 
     Returns:
@@ -71,43 +112,174 @@ def line_slice(
 
     Raises:
         ValueError, TypeError: a direction of the wrong length, zero or not finite, an extent that is not finite or not
-            ascending, objectives around different points.
+            ascending, objectives around different points, a resume file of another call.
+
+    Cost:
+        num evaluations (forward passes) per loss, and two more with `resume`; the measurement takes at most seven.
+    """
+    center = common_center(losses, center)
+    alphas = steps("extent", extent, num)
+    is_random = isinstance(direction, str)
+    ray = as_direction("direction", direction, losses, center, seed=seed)
+    line = Rays(center, ray[None])
+    line.check_reach("extent", alphas[[0, -1], None])
+    name = name or (f"random direction ({direction})" if is_random else "direction")
+    values = evaluate_points(
+        losses,
+        lambda i: line.at(alphas[i : i + 1]),
+        num,
+        center=center,
+        engine=engine,
+        resume=resume,
+        identity={"center": digest(center), "direction": digest(ray), "extent or num": digest(alphas)},
+        title="line slice",
+        progress=progress,
+    )
+    return LineSlice(
+        alphas=alphas,
+        losses=values.losses,
+        accuracies=values.accuracies,
+        direction=ray.cpu().clone(),
+        center=center.cpu().clone(),
+        norm=float(ray.double().norm()),
+        name=name,
+        seed=seed if is_random else None,
+        engine=values.engine,
+    )
+
+
+def path_slice(
+    losses: Mapping[str, Loss],
+    points: Tensor | Sequence[Tensor],
+    num: int = 65,
+    *,
+    engine: SliceEngine = "auto",
+    resume: str | Path | None = None,
+    progress: bool | None = None,
+) -> PathSlice:
+    r"""Evaluate named losses on the straight segments that join given points, in their order.
+
+    The position of theta = (1 - t) points[i] + t points[i + 1] is its arc length, knots[i] + t |points[i + 1] -
+    points[i]|. Every given point is among those evaluated, exactly as given; the others are evenly spaced within each
+    segment, as many as its share of the length asks for. Two points make the usual interpolation between checkpoints.
+
+    Args:
+        losses: name -> objective, all of the same length p; their theta0 is not used.
+        points: (m, p) or m vectors (p,), m >= 2, such as `run.checkpoints`.
+        num: points evaluated, at least m.
+        engine: as in `line_slice`.
+        resume: as in `line_slice`.
+        progress: a bar; by default one appears when it takes more than two seconds.
+
+    Returns:
+        PathSlice: `positions` (num,), `losses[name]` (num,), `accuracies[name]` (num,), `knots` (m,).
+
+    Raises:
+        ValueError, TypeError: points of the wrong length, not finite, equal to the next one, or fewer than two.
 
     Cost:
         num evaluations (forward passes) per loss.
     """
-    center = common_center(losses, center)
-    names = list(losses)
-    remedy = "Take one from lh.steering_direction(...) or pairs.vectors[i]."
-    owner = str(losses[names[0]])
-    direction = check_vector("direction", direction, center.numel(), owner=owner, remedy=remedy, allow_zero=False)
-    alphas = _steps("extent", extent, num)
-    values = {name: torch.empty(num, dtype=torch.float64) for name in names}
-    accuracies: dict[str, list[float]] = {name: [] for name in names}
-    base, ray = center.double(), direction.to(center.device).double()
-    for end in (alphas[0], alphas[-1]):
-        if not bool(torch.isfinite((base + float(end) * ray).to(center.dtype)).all()):
-            received = f"reaches {float(end):g}, where the weights overflow {center.dtype}"
-            raise ValueError(explain("extent", received, "finite weights at both ends", "Pass a smaller extent."))
-    delay = 2.0 if progress is None else 0.0
-    for i in tqdm(range(num), desc="line slice", unit="step", disable=progress is False, delay=delay):
-        theta = (base + alphas[i].to(base.device) * ray).to(center.dtype)
-        for name, loss in losses.items():
-            value, accuracy = loss.evaluate(theta)
-            values[name][i] = float(value)
-            accuracies[name] += [] if accuracy is None else [accuracy]
-    return LineSlice(
-        alphas=alphas,
-        losses=values,
-        accuracies={name: torch.tensor(found, dtype=torch.float64) for name, found in accuracies.items() if found},
-        direction=direction.detach().cpu().clone(),
-        center=center.detach().cpu().clone(),
-        norm=float(direction.double().norm()),
+    remedy = "Pass at least two vectors theta, e.g. (theta_a, theta_b) or run.checkpoints."
+    first = next(iter(losses.values())).theta0 if isinstance(losses, Mapping) and losses else None
+    common_center(losses, first)
+    assert first is not None  # common_center has refused anything else
+    if not isinstance(points, Tensor | Sequence) or len(points) < 2:
+        received = f"are {len(points)}" if isinstance(points, Tensor | Sequence) else f"is a {type(points).__name__}"
+        raise ValueError(explain("points", received, "at least two vectors", remedy))
+    owner = str(next(iter(losses.values())))
+    knots_at = [
+        own_vector(check_vector(f"points[{i}]", point, len(first), owner=owner, remedy=remedy, like=first))
+        for i, point in enumerate(points)
+    ]
+    lengths = np.array([float((b.double() - a.double()).norm()) for a, b in itertools.pairwise(knots_at)])
+    if not lengths.all():
+        i = int(np.argmin(lengths))
+        raise ValueError(explain("points", f"{i} and {i + 1} are equal", "segments with a length", "Leave one out."))
+    check_count("num", num, minimum=len(knots_at), remedy="Each given point is one of those evaluated.")
+    counts = _shares(lengths, num - 1)
+    where = [(i, step / count) for i, count in enumerate(counts) for step in range(count)] + [(len(counts), 0.0)]
+    knots = np.concatenate([[0.0], np.cumsum(lengths)])
+    positions = np.array([knots[i] + (t * lengths[i] if t else 0.0) for i, t in where])
+
+    def point(number: int) -> Tensor:
+        i, t = where[number]
+        if t == 0.0:
+            return knots_at[i].clone()
+        return ((1.0 - t) * knots_at[i].double() + t * knots_at[i + 1].double()).to(knots_at[i].dtype)
+
+    stacked = torch.stack(knots_at)
+    values = evaluate_points(
+        losses,
+        point,
+        num,
+        center=knots_at[0],
+        engine=engine,
+        resume=resume,
+        identity={"points": digest(stacked), "num": str(num)},
+        title="path slice",
+        progress=progress,
+    )
+    return PathSlice(
+        positions=torch.from_numpy(positions),
+        losses=values.losses,
+        accuracies=values.accuracies,
+        knots=torch.from_numpy(knots),
+        points=stacked.cpu(),
+        engine=values.engine,
     )
 
 
-def _steps(argument: str, extent: float | tuple[float, float], num: int) -> Tensor:
-    """(num,) evenly spaced in float64; a step that misses 0 by rounding is 0."""
+class Rays:
+    """Points center + coordinates @ directions, computed in float64 and rounded once to the center's dtype.
+
+    The offset is summed before it is added to the center: addition commutes but does not associate, so only then do two
+    directions in either order give the same bits.
+    """
+
+    def __init__(self, center: Tensor, directions: Tensor):
+        self._center, self._dtype = center.double(), center.dtype
+        self._directions = directions.to(center.device).double()  # (d, p)
+
+    def at(self, coordinates: Tensor) -> Tensor:
+        """(p,) at coordinates (d,)."""
+        offset = torch.zeros_like(self._center)
+        for coordinate, direction in zip(coordinates.tolist(), self._directions, strict=True):
+            offset = offset + coordinate * direction
+        return (self._center + offset).to(self._dtype)
+
+    def check_reach(self, argument: str, ends: Tensor) -> None:
+        """An error if the weights overflow at one of the ends (n, d)."""
+        for end in ends:
+            if not bool(torch.isfinite(self.at(end)).all()):
+                reach = ", ".join(f"{float(step):g}" for step in end)
+                received = f"reaches {reach}, where the weights overflow {self._dtype}"
+                raise ValueError(explain(argument, received, "finite weights at the ends", "Pass a smaller extent."))
+
+
+def as_direction(argument: str, value: Any, losses: Mapping[str, Loss], center: Tensor, *, seed: int) -> Tensor:
+    """A direction (p,) that is not zero: given, from named tensors, or drawn at random by name."""
+    remedy = (
+        "Take one from lh.steering_direction(...), lh.random_direction(...) or pairs.vectors[i]; or name one of "
+        + ", ".join(map(repr, NORMALISATIONS))
+        + "."
+    )
+    if isinstance(value, str):
+        kind = cast(Normalisation, check_choice(argument, value, NORMALISATIONS, remedy=remedy))
+        named = [loss for loss in losses.values() if getattr(loss, "space", None) is not None]
+        return random_direction((named or list(losses.values()))[0].at(center), normalisation=kind, seed=seed)
+    if isinstance(value, Mapping):
+        spaces = [space for loss in losses.values() if (space := getattr(loss, "space", None)) is not None]
+        if not spaces:
+            received = "is a mapping, and no loss has named parameters"
+            raise TypeError(explain(argument, received, f"a tensor of shape ({len(center)},)", remedy))
+        value = spaces[0].flatten(value)
+    owner = str(next(iter(losses.values())))
+    return own_vector(check_vector(argument, value, len(center), owner=owner, remedy=remedy, allow_zero=False))
+
+
+def steps(argument: str, extent: Any, num: int) -> Tensor:
+    """(num,) evenly spaced in float64; exactly symmetric where the ends are, and 0 where rounding misses it."""
     remedy = "Pass (first, last) with first < last, or one positive number."
     check_count("num", num, minimum=2, remedy="33 steps make a readable curve.")
     if isinstance(extent, np.ndarray | Tensor) and extent.ndim:
@@ -121,6 +293,17 @@ def _steps(argument: str, extent: float | tuple[float, float], num: int) -> Tens
         first = -last
     if not first < last:
         raise ValueError(explain(argument, f"is ({first:g}, {last:g})", "first < last", remedy))
-    steps = np.linspace(first, last, num)
-    steps[np.abs(steps) < 1e-12 * max(abs(first), abs(last))] = 0.0
-    return torch.from_numpy(steps)
+    found = np.linspace(first, last, num)
+    if first == -last:
+        found = 0.5 * (found - found[::-1])
+    found[np.abs(found) < 1e-12 * max(abs(first), abs(last))] = 0.0
+    return torch.from_numpy(found)
+
+
+def _shares(lengths: np.ndarray, total: int) -> list[int]:
+    """`total` steps shared among segments by length, at least one each, by largest remainder."""
+    ideal = lengths / lengths.sum() * (total - len(lengths))
+    counts = np.floor(ideal).astype(int)
+    missing = total - len(lengths) - counts.sum()
+    counts[np.argsort(counts - ideal, kind="stable")[:missing]] += 1
+    return [int(count) + 1 for count in counts]

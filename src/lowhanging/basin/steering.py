@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lowhanging.basin.directions import Subspace
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.operators import hessian
+from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import check_count, check_vector, explain
 from lowhanging.objective import Loss, common_center
 from lowhanging.results import load_result, save_result

@@ -1,0 +1,369 @@
+"""What do several losses look like on a plane through the basin, and where does a trajectory run over it?
+
+The grid is [i, j] at center + alphas[i] * u + betas[j] * v: rows follow u, columns follow v. The two directions are
+used as they are given, oblique or of any length; norms and angle are in the result, and the pictures say them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowhanging.basin.points import SliceEngine, digest, evaluate_points
+from lowhanging.basin.slices import Rays, as_direction, steps
+from lowhanging.errors import check_names, check_real, check_vector, explain
+from lowhanging.objective import Loss, common_center, own_vector
+from lowhanging.results import load_result, save_result
+
+_PARALLEL = 1e-6  # sine of the angle below which two directions span no plane
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Plane:
+    """A plane through given points of weight space: center + alpha * directions[0] + beta * directions[1]."""
+
+    center: Tensor  # (p,) the first point
+    directions: Tensor  # (2, p) orthonormal rows; the second point lies along the first of them
+    marks: dict[str, Tensor]  # name -> (2,) float64, coordinates (alpha, beta) of the points
+
+    def __repr__(self) -> str:
+        places = ", ".join(f"{name} ({float(a):.3g}, {float(b):.3g})" for name, (a, b) in self.marks.items())
+        return f"Plane(through {places} of {len(self.center):,} dimensions)"
+
+    def extent(self, margin: float = 0.25) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The box around the points, wider by `margin` times its larger side on each of the four sides."""
+        margin = check_real("margin", margin, minimum=0.0, remedy="A quarter shows what is around the points.")
+        places = torch.stack(list(self.marks.values()))
+        low, high = places.amin(0), places.amax(0)
+        room = margin * float((high - low).max())
+        (a, b), (c, d) = (low - room).tolist(), (high + room).tolist()
+        return (a, c), (b, d)
+
+    def save(self, path: str | Path) -> Path:
+        """Write to npz."""
+        return save_result(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plane:
+        """Read what `save` wrote."""
+        return load_result(cls, path)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PlaneSlice:
+    """Losses and accuracies on a plane; entry [i, j] at center + alphas[i] * u + betas[j] * v."""
+
+    alphas: Tensor  # (num_alphas,) float64, ascending, in units of u = directions[0]
+    betas: Tensor  # (num_betas,) float64, ascending, in units of v = directions[1]
+    losses: dict[str, Tensor]  # name -> (num_alphas, num_betas) float64; NaN and inf are kept
+    accuracies: dict[str, Tensor]  # name -> (num_alphas, num_betas) float64, only of objectives that have one
+    directions: Tensor  # (2, p) u and v, as given
+    center: Tensor  # (p,)
+    norms: Tensor  # (2,) float64, |u| and |v|: the distance of a step of 1
+    angle: float  # between u and v, in degrees
+    names: tuple[str, str] = ("u", "v")  # what the directions are called, for axes
+    marks: dict[str, Tensor] = field(default_factory=dict)  # name -> (2,) coordinates of points to show
+    seed: int | None = None  # of directions that were drawn here
+    engine: str = "point by point"
+
+    def __repr__(self) -> str:
+        size = f"{len(self.alphas)} × {len(self.betas)} points"
+        spans = [f"{float(steps[0]):g} to {float(steps[-1]):g}" for steps in (self.alphas, self.betas)]
+        ways = ", ".join(
+            f"{name} from {span} (‖Δθ‖ = {float(norm):.3g})"
+            for name, span, norm in zip(self.names, spans, self.norms, strict=True)
+        )
+        return f"PlaneSlice({', '.join(self.losses)}; {size}; {ways}; at {self.angle:.4g}°)"
+
+    def lowest(self, name: str) -> tuple[float, float, float]:
+        """(alpha, beta, loss) at the grid's lowest finite value of a loss."""
+        if name not in self.losses:
+            raise ValueError(explain("name", f"is {name!r}", f"one of {list(self.losses)}", "Name a loss."))
+        grid = torch.where(self.losses[name].isfinite(), self.losses[name], torch.inf)
+        i, j = divmod(int(grid.argmin()), len(self.betas))
+        return float(self.alphas[i]), float(self.betas[j]), float(self.losses[name][i, j])
+
+    def save(self, path: str | Path) -> Path:
+        """Write to npz."""
+        return save_result(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PlaneSlice:
+        """Read what `save` wrote."""
+        loaded = load_result(cls, path)
+        object.__setattr__(loaded, "names", tuple(loaded.names))  # JSON knows lists only
+        return loaded
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PlaneTrajectory:
+    """Checkpoints seen on a plane, with what the picture can't show: how far off it they are, and their true losses."""
+
+    coordinates: Tensor  # (t, 2) float64, (alpha, beta) of each checkpoint's orthogonal projection
+    distances: Tensor  # (t,) float64, |theta_i - projection|
+    losses: dict[str, Tensor]  # name -> (t,) float64, at the checkpoint itself
+    plane_losses: dict[str, Tensor]  # name -> (t,) float64, on the plane under it
+
+    def __repr__(self) -> str:
+        far = f"distances from the plane {float(self.distances.min()):.3g} to {float(self.distances.max()):.3g}"
+        return f"PlaneTrajectory({', '.join(self.losses)}; {len(self.coordinates)} checkpoints; {far})"
+
+    def save(self, path: str | Path) -> Path:
+        """Write to npz."""
+        return save_result(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PlaneTrajectory:
+        """Read what `save` wrote."""
+        return load_result(cls, path)
+
+
+def plane_slice(
+    losses: Mapping[str, Loss],
+    directions: Tensor | Sequence[Tensor | Mapping[str, Tensor]] | Plane | str,
+    extent: Any = None,
+    num: int | tuple[int, int] = 41,
+    *,
+    center: Tensor | None = None,
+    names: tuple[str, str] | None = None,
+    seed: int = 0,
+    engine: SliceEngine = "auto",
+    resume: str | Path | None = None,
+    progress: bool | None = None,
+) -> PlaneSlice:
+    r"""Evaluate named losses on a plane: L_name(center + alpha * u + beta * v).
+
+    Args:
+        losses: name -> objective, all of the same length p, and all around the same theta0 unless `center` is given.
+        directions: (u, v), each (p,) or a mapping parameter name -> tensor, used as they are: neither made orthogonal
+            (`gram_schmidt` does that, and says what it changed) nor rescaled. Or a `Plane` (see `plane_through`). Or
+            two random ones, drawn with `seed` and `seed + 1`: "gaussian", "layer" or "filter" (see `random_direction`).
+        extent: of alpha and beta: a number a for (-a, a), (first, last), or ((first, last), (first, last)). By default
+            1, for a `Plane` the box around its points.
+        num: steps of each, or (of alpha, of beta). Where 0, 0 falls on the grid, the value there is the objective's at
+            the center, bit for bit.
+        center: (p,) another center than theta0.
+        names: what u and v are called, for axes and `repr`.
+        seed: of random directions; without effect on given ones.
+        engine: "point by point" lets each objective run its micro-batches; "vmap" takes several points at once; "auto"
+            measures which is quicker. They agree to rounding.
+        resume: npz file written after every row (a value of alpha): the same call continues from it, to the same bits.
+        progress: a bar; by default one appears when it takes more than two seconds.
+
+    Returns:
+        PlaneSlice: `alphas` (num_alphas,), `betas` (num_betas,), `losses[name]` (num_alphas, num_betas), [i, j] at
+        alphas[i] u + betas[j] v.
+
+    Raises:
+        ValueError, TypeError: directions of the wrong length, zero, not finite or parallel, an extent that is not
+            finite or not ascending, objectives around different points, a resume file of another call.
+
+    Cost:
+        num_alphas * num_betas evaluations (forward passes) per loss; the measurement takes at most seven.
+    """
+    plane = directions if isinstance(directions, Plane) else None
+    if plane is not None and center is not None:
+        received = "is given, and so is a Plane, which has its own"
+        raise ValueError(explain("center", received, "one of the two", "Pass plane.directions with your center."))
+    center = common_center(losses, plane.center if plane is not None else center)
+    is_random = isinstance(directions, str)
+    pair = [as_direction(*entry, losses, center, seed=seed + i) for i, entry in enumerate(_two(directions))]
+    labels = _labels(names, is_random, directions, plane)
+    u, v = (ray.to(center.device).double() for ray in pair)
+    norms = torch.stack([u.norm(), v.norm()]).cpu()
+    unit_u, unit_v = u / u.norm(), v / v.norm()
+    cosine = float(unit_u @ unit_v)
+    sine = float((unit_v - cosine * unit_u).norm())
+    if sine < _PARALLEL:
+        received = f"are parallel (sine of their angle {sine:.1e})"
+        raise ValueError(explain("directions", received, "two that span a plane", "Use line_slice, or another v."))
+    spans = _spans(plane.extent() if extent is None and plane is not None else 1.0 if extent is None else extent)
+    counts = (num, num) if not isinstance(num, Sequence) else tuple(num)
+    if len(counts) != 2:
+        raise ValueError(explain("num", f"is {num!r}", "a count, or one for each direction", "Pass num=(41, 41)."))
+    alphas, betas = (steps("extent", span, count) for span, count in zip(spans, counts, strict=True))
+    grid = Rays(center, torch.stack([u, v]))
+    grid.check_reach("extent", torch.cartesian_prod(alphas[[0, -1]], betas[[0, -1]]))
+    width = len(betas)
+    values = evaluate_points(
+        losses,
+        lambda i: grid.at(torch.stack([alphas[i // width], betas[i % width]])),
+        len(alphas) * width,
+        center=center,
+        engine=engine,
+        resume=resume,
+        identity={"center": digest(center), "directions": digest(u, v), "extent or num": digest(alphas, betas)},
+        row=width,
+        title="plane slice",
+        progress=progress,
+    )
+    dtype = torch.promote_types(pair[0].dtype, pair[1].dtype)
+    return PlaneSlice(
+        alphas=alphas,
+        betas=betas,
+        losses={name: row.reshape(-1, width) for name, row in values.losses.items()},
+        accuracies={name: row.reshape(-1, width) for name, row in values.accuracies.items()},
+        directions=torch.stack([ray.to("cpu", dtype) for ray in pair]),
+        center=center.cpu().clone(),
+        norms=norms,
+        angle=math.degrees(math.atan2(sine, cosine)),
+        names=labels,
+        marks={} if plane is None else dict(plane.marks),
+        seed=seed if is_random else None,
+        engine=values.engine,
+    )
+
+
+def plane_through(
+    theta_a: Tensor, theta_b: Tensor, theta_c: Tensor, *, names: Sequence[str] = ("a", "b", "c")
+) -> Plane:
+    r"""The plane through three points of weight space, such as three minima.
+
+    center = theta_a, u = (theta_b - theta_a) / |.|, v = what is orthogonal to u of theta_c - theta_a, of unit norm:
+    distances on the plane are distances in weight space. Pass it on: `plane_slice(losses, plane)`.
+
+    Args:
+        theta_a: (p,).
+        theta_b: (p,).
+        theta_c: (p,).
+        names: of the three points, for pictures.
+
+    Returns:
+        Plane: `center`, `directions` (2, p) orthonormal, `marks` (the points' coordinates).
+
+    Raises:
+        ValueError, TypeError: lengths that differ, values that are not finite, or three points on one line.
+
+    Source:
+        Garipov, Izmailov, Podoprikhin, Vetrov & Wilson (2018), "Loss surfaces, mode connectivity, and fast ensembling
+        of DNNs".
+    """
+    remedy = "Pass three vectors theta of one model."
+    labels = check_names("names", names, remedy="Pass three names.")
+    if len(labels) != 3 or len(set(labels)) != 3:
+        raise ValueError(explain("names", f"is {tuple(names)!r}", "three different names", "Leave it out."))
+    size = theta_a.numel() if isinstance(theta_a, Tensor) else 0
+    a = own_vector(check_vector("theta_a", theta_a, size, owner="theta_a", remedy=remedy))
+    b, c = (
+        check_vector(name, theta, size, owner="theta_a", remedy=remedy, like=a)
+        for name, theta in (("theta_b", theta_b), ("theta_c", theta_c))
+    )
+    to_b, to_c = b.double() - a.double(), c.double() - a.double()
+    if not bool(to_b.any()):
+        raise ValueError(explain("theta_b", "equals theta_a", "three points that span a plane", remedy))
+    u = to_b / to_b.norm()
+    rest = to_c - (u @ to_c) * u
+    rest = rest - (u @ rest) * u  # twice: once leaves eps / sine of what was removed
+    if float(rest.norm()) <= _PARALLEL * float(to_c.norm()):
+        received = "lies on the line through theta_a and theta_b"
+        raise ValueError(explain("theta_c", received, "three points that span a plane", "Use path_slice."))
+    v = rest / rest.norm()
+    places = [torch.zeros(2), torch.stack([to_b.norm(), to_b @ v]), torch.stack([to_c @ u, to_c @ v])]
+    return Plane(
+        center=a,
+        directions=torch.stack([u, v]).to(a.dtype),
+        marks={label: place.double().cpu() for label, place in zip(labels, places, strict=True)},
+    )
+
+
+def plane_trajectory(
+    plane: PlaneSlice,
+    checkpoints: Tensor | Sequence[Tensor],
+    losses: Mapping[str, Loss],
+    *,
+    progress: bool | None = None,
+) -> PlaneTrajectory:
+    r"""Project checkpoints onto a plane, and say how much of each the picture leaves out.
+
+    The projection of theta is the nearest point of the plane, (alpha, beta) = G^-1 (u . d, v . d) with d = theta -
+    center and G the Gram matrix of u, v (so oblique directions are handled). A path drawn over contours suggests that
+    the loss changed as they say; `losses` at the checkpoints beside `plane_losses` under them tell whether it did.
+
+    Args:
+        plane: what `plane_slice` returned.
+        checkpoints: (t, p) or t vectors (p,), such as `run.checkpoints`.
+        losses: name -> objective, to be evaluated at the checkpoints and on the plane.
+        progress: a bar; by default one appears when it takes more than two seconds.
+
+    Returns:
+        PlaneTrajectory: `coordinates` (t, 2), `distances` (t,), `losses[name]` and `plane_losses[name]` (t,).
+
+    Raises:
+        ValueError, TypeError: checkpoints of another length, or not finite.
+
+    Cost:
+        2 t evaluations (forward passes) per loss.
+    """
+    center = common_center(losses, plane.center)
+    remedy = "Pass vectors theta of the model that the plane was made of, e.g. run.checkpoints."
+    if not isinstance(checkpoints, Tensor | Sequence) or len(checkpoints) == 0:
+        raise ValueError(explain("checkpoints", "hold no vector", "at least one theta", remedy))
+    owner = str(next(iter(losses.values())))
+    thetas = [
+        check_vector(f"checkpoints[{i}]", theta, len(center), owner=owner, remedy=remedy, like=center)
+        for i, theta in enumerate(checkpoints)
+    ]
+    rays = Rays(center, plane.directions)
+    basis = plane.directions.to(center.device).double()
+    scaled = basis / basis.norm(dim=1, keepdim=True)  # so that lengths of 1e-8 and 1e8 don't spoil the equations
+    offsets = torch.stack(thetas).double() - center.double()
+    solved = torch.linalg.solve(scaled @ scaled.T, scaled @ offsets.T).T
+    coordinates = solved / basis.norm(dim=1)
+    points = [*thetas, *(rays.at(place) for place in coordinates)]
+    values = evaluate_points(
+        losses, lambda i: points[i], len(points), center=center, engine="point by point",
+        title="plane trajectory", progress=progress,
+    )  # fmt: skip
+    t = len(thetas)
+    return PlaneTrajectory(
+        coordinates=coordinates.cpu(),
+        distances=(offsets - solved @ scaled).norm(dim=1).cpu(),
+        losses={name: row[:t].clone() for name, row in values.losses.items()},
+        plane_losses={name: row[t:].clone() for name, row in values.losses.items()},
+    )
+
+
+def _two(directions: Any) -> list[tuple[str, Any]]:
+    """(argument, direction) twice."""
+    if isinstance(directions, Plane):
+        directions = directions.directions
+    if isinstance(directions, str):
+        return [("directions", directions)] * 2
+    is_rows = isinstance(directions, Tensor) and directions.ndim == 2
+    if not (is_rows or isinstance(directions, Sequence)) or len(directions) != 2:
+        kind = f"a tensor of shape {tuple(directions.shape)}" if isinstance(directions, Tensor) else (
+            f"{len(directions)} of them" if isinstance(directions, Sequence) else f"a {type(directions).__name__}"
+        )  # fmt: skip
+        remedy = "Pass (u, v), a tensor (2, p), a Plane, or the name of a random kind such as 'filter'."
+        raise ValueError(explain("directions", f"is {kind}", "two directions", remedy))
+    return [(f"directions[{i}]", direction) for i, direction in enumerate(directions)]
+
+
+def _labels(names: Any, is_random: bool, directions: Any, plane: Plane | None) -> tuple[str, str]:
+    if names is None and plane is not None:
+        first, second, third = plane.marks
+        return f"{first} → {second}", f"towards {third}"
+    if names is None:
+        return (f"random ({directions}) u", f"random ({directions}) v") if is_random else ("u", "v")
+    labels = check_names("names", names if isinstance(names, Sequence) else [], remedy='Pass names=("u", "v").')
+    if len(labels) != 2 or isinstance(names, str):
+        raise ValueError(explain("names", f"is {names!r}", "two names", 'Pass names=("u", "v").'))
+    return labels[0], labels[1]
+
+
+def _spans(extent: Any) -> tuple[Any, Any]:
+    """The extents of alpha and of beta."""
+    if isinstance(extent, Tensor) or hasattr(extent, "tolist"):
+        extent = extent.tolist()
+    if isinstance(extent, Sequence) and any(isinstance(part, Sequence) for part in extent):
+        if len(extent) != 2:
+            remedy = "Pass ((first, last), (first, last)), one pair, or one positive number."
+            raise ValueError(explain("extent", f"is {extent!r}", "two pairs", remedy))
+        return extent[0], extent[1]
+    return extent, extent
