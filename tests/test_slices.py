@@ -1,6 +1,7 @@
-"""`line_slice` against quadratics whose values on any line are known, and against accuracies counted by hand."""
+"""Lines and paths against quadratics whose values there are known, and against accuracies counted by hand."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -147,3 +148,84 @@ def test_losses_must_be_a_named_mapping_of_one_models_losses():
     other = lh.FunctionObjective(lambda t: t.sum(), torch.ones(2))
     with pytest.raises(ValueError, match=r"losses have 6 \(quadratic\) and 2 \(other\) parameters"):
         lh.line_slice({**losses(), "other": other}, DIRECTION)
+
+
+def test_symmetric_extents_give_symmetric_steps_with_or_without_a_zero():
+    for num in (4, 5, 33, 41):
+        alphas = lh.line_slice(losses(), DIRECTION, 0.7, num).alphas
+        assert torch.equal(alphas, -alphas.flip(0))
+        assert bool((alphas == 0).any()) == (num % 2 == 1)
+
+
+def test_a_line_knows_its_name_and_its_seed(tmp_path):
+    model, inputs, targets = network()
+    loss = {"loss": lh.Objective(model, (inputs, targets))}
+    scan = lh.line_slice(loss, "filter", num=3, seed=7)
+    assert torch.equal(scan.direction, lh.random_direction(loss["loss"], normalisation="filter", seed=7))
+    assert (scan.seed, scan.name) == (7, "random direction (filter)")
+    assert repr(scan).startswith("LineSlice(loss; 3 steps from -1 to 1 along random direction (filter), |direction| = ")
+    given = lh.line_slice(loss, loss["loss"].space.unflatten(scan.direction), num=3, name="steering direction")
+    assert torch.equal(given.losses["loss"], scan.losses["loss"])
+    assert (given.seed, given.name) == (None, "steering direction")
+    assert lh.LineSlice.load(given.save(tmp_path / "given")).name == "steering direction"
+
+
+POINTS = [THETA0, THETA0 + 3 * DIRECTION, B, A[0]]
+
+
+@pytest.mark.parametrize("num", [4, 5, 16, 33])
+@pytest.mark.parametrize("engine", ["point by point", "vmap"])
+def test_every_point_of_a_path_equals_the_closed_form(num, engine):
+    path = lh.path_slice(losses(), POINTS, num, engine=engine)
+    lengths = [float((b - a).norm()) for a, b in itertools.pairwise(POINTS)]
+    assert path.knots.tolist() == pytest.approx([sum(lengths[:i]) for i in range(4)])
+    assert path.positions.shape == path.losses["quadratic"].shape == (num,)
+    assert bool((path.positions.diff() > 0).all())
+    for position, found, quartic in zip(path.positions, path.losses["quadratic"], path.losses["quartic"], strict=True):
+        i = min(int((path.knots <= position).sum()) - 1, 2)
+        t = float((position - path.knots[i]) / lengths[i])
+        theta = POINTS[i] + t * (POINTS[i + 1] - POINTS[i])
+        assert float(found) == pytest.approx(float(value(theta)), rel=1e-12, abs=1e-12)
+        assert float(quartic) == pytest.approx(float((theta**4).sum()), rel=1e-12)
+    for knot, point in zip(path.knots, POINTS, strict=True):
+        (where,) = (path.positions == knot).nonzero()[:, 0].tolist()
+        if engine == "point by point":  # bit for bit
+            assert float(path.losses["quadratic"][where]) == float(losses()["quadratic"](point))
+
+
+def test_the_points_of_a_path_are_shared_by_length():
+    path = lh.path_slice(losses(), [0 * THETA0, 3 * DIRECTION, 4 * DIRECTION], 41)
+    assert torch.allclose(path.positions.diff(), path.positions[-1] / 40)
+    uneven = lh.path_slice(losses(), [0 * THETA0, 1000 * DIRECTION, 1001 * DIRECTION, 1002 * DIRECTION], 6)
+    assert [int((uneven.positions < knot).sum()) for knot in uneven.knots] == [0, 3, 4, 5]
+    assert repr(uneven).startswith("PathSlice(quadratic, quartic; 6 points through 4, length ")
+
+
+def test_checkpoints_of_a_network_are_a_path(tmp_path):
+    model, inputs, targets = network()
+    run = lh.train(model, (inputs, targets), epochs=3, checkpoints=1, progress=False)
+    loss = lh.Objective(model, (inputs, targets))
+    path = lh.path_slice({"loss": loss}, run.checkpoints, 10)
+    for knot, theta in zip(path.knots, run.checkpoints, strict=True):
+        (where,) = (path.positions == knot).nonzero()[:, 0].tolist()
+        value, accuracy = loss.evaluate(theta)
+        assert (float(path.losses["loss"][where]), float(path.accuracies["loss"][where])) == (float(value), accuracy)
+    loaded = lh.PathSlice.load(path.save(tmp_path / "path"))
+    assert torch.equal(loaded.points, run.checkpoints)
+
+
+@pytest.mark.parametrize(
+    ("points", "arguments", "message"),
+    [
+        ([THETA0], {}, "points are 1, expected at least two vectors"),
+        ([THETA0, THETA0, B], {}, "points 0 and 1 are equal, expected segments with a length"),
+        ([THETA0, B[:2]], {}, r"points\[1\] has shape \(2,\), expected \(6,\)"),
+        ([THETA0, B / 0], {}, r"points\[1\] holds 6 NaN or infinite entries"),
+        (POINTS, {"num": 3}, "num is 3, expected an integer of at least 4"),
+    ],
+)
+def test_bad_paths(points, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        lh.path_slice(losses(), points, **arguments)
+    with pytest.raises(TypeError, match="losses is a FunctionObjective, expected a mapping name -> objective"):
+        lh.path_slice(losses()["quadratic"], POINTS)
