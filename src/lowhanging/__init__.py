@@ -2,9 +2,10 @@
 
 Data (`mnist`, `paired_mnist`), a small smooth network (`SigmoidCNN`), training to a minimum (`train`, `polish`), losses
 as functions of the weights (`Objective`, `FunctionObjective`), curvature (`hessian`, `top_eigs`, `top_hessian_eigs`),
-steering between circuits (`steering_direction`, `steering_subspace`, `steering_report`, `Subspace`) and slices of the
-loss (`line_slice`). `plots` draws results, `testing` checks a model and holds the oracles, `toys` has losses with
-answers on paper.
+steering between circuits (`steering_direction`, `steering_subspace`, `steering_report`, `Subspace`), other directions
+(`random_direction`, `difference_direction`, `principal_directions`, `gram_schmidt`) and slices of the loss
+(`line_slice`, `path_slice`, `plane_slice`). `plots` draws results, `testing` checks a model and a slicer and holds the
+oracles, `toys` has losses with answers on paper.
 """
 
 from lowhanging import plots, testing, toys
