@@ -14,6 +14,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from lowhanging.basin.planes import PlaneSlice, plane_slice
 from lowhanging.objective import FunctionObjective
 from lowhanging.reproduce.claims import Claim, judged, percent
 from lowhanging.toys import GradientPath, copies, flat_canyons, gradient_path, on_axis, sloped_canyons
@@ -25,6 +26,7 @@ GTOL = 1e-7
 STEP, NOISE, NOISY_TIME = 0.05, 0.5, 200.0
 JUNCTION = 0.25  # with noise: distance from the joint minimum
 NUM_PATHS = 6  # kept whole, for a figure
+CARTOONS = (("flat canyons", flat_canyons()), ("sloped canyons", sloped_canyons()))
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Descents:
     noisy_visits: int  # noisy runs that were ever within JUNCTION of the joint minimum
     noisy_share: float  # of the last quarter of the time, spent there by the noisy runs
     paths: list[GradientPath]  # the flow from the first starts
+    plane: PlaneSlice  # the cartoon itself
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Cartoons:
 def measure(seed: int = 0, num_starts: int = NUM_STARTS) -> Cartoons:
     """Gradient flow and noisy descent from the same random starts on both cartoons."""
     starts = draw_starts(num_starts, seed)
-    return Cartoons(starts, _descend(flat_canyons(), starts, seed), _descend(sloped_canyons(), starts, seed))
+    return Cartoons(starts, *(_descend(*cartoon, starts, seed) for cartoon in CARTOONS))
 
 
 def draw_starts(num: int, seed: int) -> Tensor:
@@ -76,7 +79,7 @@ def draw_starts(num: int, seed: int) -> Tensor:
     return kept[:num]
 
 
-def _descend(loss: FunctionObjective, starts: Tensor, seed: int) -> Descents:
+def _descend(name: str, loss: FunctionObjective, starts: Tensor, seed: int) -> Descents:
     num = len(starts)
     together = copies(loss, num)
     flow = gradient_path(together, starts.flatten(), gtol=GTOL, progress=False)
@@ -93,6 +96,15 @@ def _descend(loss: FunctionObjective, starts: Tensor, seed: int) -> Descents:
         noisy_visits=int(is_near.any(0).sum()),
         noisy_share=float(is_near[-(len(is_near) // 4) :].double().mean()),
         paths=[gradient_path(loss, start, progress=False) for start in starts[:NUM_PATHS]],
+        plane=plane_slice(
+            {name: loss},
+            torch.eye(2, dtype=torch.float64),
+            1.25 * HALF_WIDTH,
+            41,
+            names=("x, what one circuit lacks", "y, what the other lacks"),
+            engine="point by point",
+            progress=False,
+        ),
     )
 
 

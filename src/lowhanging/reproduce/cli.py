@@ -17,7 +17,7 @@ import torch
 
 from lowhanging._version import __version__
 from lowhanging.errors import NotConvergedError, check_count, check_writable_folder
-from lowhanging.reproduce import curvature, figures, learning, redundancy, report, steering
+from lowhanging.reproduce import cartoons, curvature, figures, learning, planes, redundancy, report, steering
 from lowhanging.reproduce.claims import Claim
 
 DEFAULT_EPOCHS = 60
@@ -71,11 +71,15 @@ def reproduce(options: argparse.Namespace) -> int:
     pairs = _timed("eigenpairs of the three losses", seconds, lambda: curvature.measure(trained.losses))
     before, steered = _timed("steering", seconds, lambda: steering.measure(trained, pairs))
     toy = _timed("toy sum", seconds, redundancy.measure)
+    descents = _timed("cartoons", seconds, cartoons.measure)
+    near_and_far = _timed("planes of the two steering directions", seconds, lambda: planes.measure(trained, steered))
     claims = [
         *learning.claims(trained),
         *curvature.claims(pairs),
         *steering.claims(before, steered),
         *redundancy.claims(toy),
+        *cartoons.claims(descents),
+        *planes.claims(near_and_far),
     ]
     results = {
         "settings": {"seed": options.seed, "epochs": options.epochs, "data": options.data},
@@ -84,10 +88,14 @@ def reproduce(options: argparse.Namespace) -> int:
         "curvature": curvature.numbers(pairs),
         "steering": steering.numbers(before, steered),
         "toy_sum": redundancy.numbers(toy),
+        "cartoons": cartoons.numbers(descents),
+        "planes": planes.numbers(near_and_far),
         "claims": [dataclasses.asdict(claim) for claim in claims],
     }
     pictures = (
-        {} if options.no_figures else _timed("figures", seconds, lambda: figures.figures(trained, pairs, steered))
+        {}
+        if options.no_figures
+        else _timed("figures", seconds, lambda: figures.figures(trained, pairs, steered, descents, near_and_far))
     )
     results["seconds"] = seconds
     report.write(out, claims, _heading(options, trained), results, pictures)

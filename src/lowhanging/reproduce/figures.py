@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from lowhanging import plots
 from lowhanging.basin.eigenpairs import Eigenpairs
+from lowhanging.basin.planes import PlaneSlice
 from lowhanging.plots.panels import Drawing
+from lowhanging.reproduce.cartoons import Cartoons, Descents
 from lowhanging.reproduce.learning import Learning
+from lowhanging.reproduce.planes import Planes
 from lowhanging.reproduce.steering import Steered
 
-FIGURE_NAMES = {"images.png", "training.png", "spectra.png", "steering.png", "overlaps.png"}
+FIGURE_NAMES = {
+    "images.png",
+    "training.png",
+    "spectra.png",
+    "steering.png",
+    "overlaps.png",
+    "planes.png",
+    "cartoons.png",
+}
 
 
-def figures(learning: Learning, pairs: dict[str, Eigenpairs], steered: list[Steered]) -> dict[str, bytes]:
+def figures(
+    learning: Learning, pairs: dict[str, Eigenpairs], steered: list[Steered], cartoons: Cartoons, planes: Planes
+) -> dict[str, bytes]:
     """File name -> PNG."""
     run = learning.run
 
@@ -26,6 +40,12 @@ def figures(learning: Learning, pairs: dict[str, Eigenpairs], steered: list[Stee
     def overlaps(s: Steered) -> Drawing:
         return lambda ax: _titled(s, plots.overlaps(s.report, ax))
 
+    def descents(d: Descents) -> Drawing:
+        return lambda ax: plots.descents(d.plane, d.paths, ax)
+
+    def each(plane: PlaneSlice) -> list[Drawing]:
+        return [functools.partial(plots.plane_slice, plane, name=name) for name in plane.losses]
+
     return {
         "images.png": plots.panels([[lambda ax: plots.paired_images(learning.views, ax)]], width=9, height=3.6),
         "training.png": plots.panels(
@@ -34,7 +54,35 @@ def figures(learning: Learning, pairs: dict[str, Eigenpairs], steered: list[Stee
         "spectra.png": plots.panels([[lambda ax: plots.spectra(pairs, ax)]], width=7, height=4.5),
         "steering.png": plots.panels([list(map(losses, steered)), list(map(accuracies, steered))], height=7.5),
         "overlaps.png": plots.panels([list(map(overlaps, steered))]),
+        "planes.png": plots.panels(
+            [
+                [
+                    *each(planes.near),
+                    lambda ax: plots.plane_slice(cartoons.flat.plane, ax),
+                ],  # one scale would show no shape
+                [*_on_one_scale(planes.far), lambda ax: plots.plane_slice(cartoons.sloped.plane, ax)],
+            ],
+            width=17,
+            height=8,
+        ),
+        "cartoons.png": plots.panels(
+            [list(map(descents, (cartoons.flat, cartoons.sloped)))],
+            width=11,
+            height=5,
+        ),
     }
+
+
+def _on_one_scale(plane: PlaneSlice) -> list[Drawing]:
+    """One drawing per loss; the last one draws them all, on one colour scale."""
+    collected: list[Any] = []
+
+    def collect(ax: Any) -> None:
+        collected.append(ax)
+        if len(collected) == len(plane.losses):
+            plots.plane_slices(plane, collected)
+
+    return [collect] * len(plane.losses)
 
 
 def _titled(steered: Steered, ax: Any) -> None:

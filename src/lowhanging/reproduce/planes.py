@@ -1,4 +1,4 @@
-"""Theme 5: what does the basin look like on the plane of the two steering directions, near and far?"""
+"""Theme 6: what does the basin look like on the plane of the two steering directions, near and far?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lowhanging.reproduce.learning import Learning
 from lowhanging.reproduce.steering import Steered
 
 NEAR, FAR = 0.1, 4.0  # steps along the two unit directions
-NUM_NEAR, NUM_FAR = 9, 17
+NUM_NEAR, NUM_FAR = 9, 21
 QUADRATIC = 0.1  # deviation allowed, as a share of the range of the loss on the plane
 
 
@@ -33,9 +33,7 @@ def measure(learning: Learning, steered: list[Steered]) -> Planes:
     labels = tuple(f"keep {s.preserved}, ablate {s.ablated}" for s in steered)
     near, far = (
         # The engine is named: its measurement could fall either way, and the report is to repeat to the last digit.
-        plane_slice(
-            learning.losses, directions, extent, num, names=(labels[0], labels[1]), engine="point by point"
-        )  # fmt: skip
+        plane_slice(learning.losses, directions, extent, num, names=(labels[0], labels[1]), engine="point by point")
         for extent, num in ((NEAR, NUM_NEAR), (FAR, NUM_FAR))
     )
     deviations = {
