@@ -1,10 +1,36 @@
-"""Draws one result on one Axes; nothing here computes, shows, saves or changes the global style."""
+"""Draws one result on one Axes; nothing here computes, shows, saves or changes the global style.
 
+Lines and paths (`line_slice`, `path_slice`), planes (`plane_slice`, `plane_slices`, `surface`, `interactive`), what
+runs over them (`trajectory`, `descents`), `animation` of slices over training, curvature (`spectra`), `overlaps`,
+`training_run`, `paired_images`; `panels` sets several drawings side by side.
+"""
+
+from lowhanging.plots.animation import animation
 from lowhanging.plots.curvature import spectra
+from lowhanging.plots.descents import descents
+from lowhanging.plots.interactive import interactive
 from lowhanging.plots.paired_images import paired_images
 from lowhanging.plots.panels import panels
-from lowhanging.plots.slices import line_slice
+from lowhanging.plots.planes import plane_slice, plane_slices
+from lowhanging.plots.slices import line_slice, path_slice
 from lowhanging.plots.steering import overlaps
+from lowhanging.plots.surface import surface
 from lowhanging.plots.training import training_run
+from lowhanging.plots.trajectory import trajectory
 
-__all__ = ["line_slice", "overlaps", "paired_images", "panels", "spectra", "training_run"]
+__all__ = [
+    "animation",
+    "descents",
+    "interactive",
+    "line_slice",
+    "overlaps",
+    "paired_images",
+    "panels",
+    "path_slice",
+    "plane_slice",
+    "plane_slices",
+    "spectra",
+    "surface",
+    "training_run",
+    "trajectory",
+]

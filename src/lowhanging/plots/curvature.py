@@ -46,7 +46,7 @@ def spectra(
 
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("number of the eigenvalue")
-    ax.set_ylabel("eigenvalue of the Hessian (loss per |Δθ|²)")
+    ax.set_ylabel("eigenvalue of the Hessian (loss per ‖Δθ‖²)")
     ax.grid(alpha=0.3)
     ax.legend(title="loss")
     return ax

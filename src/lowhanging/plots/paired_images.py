@@ -41,7 +41,7 @@ def paired_images(views: PairedMNIST, ax: Axes | None = None, *, num: int = 10) 
     ax.set_xticks(
         [16 + 32 * column for column in range(tiles.shape[1])], [str(int(t)) for t in views.mixed.test.targets[:num]]
     )
-    ax.set_xlabel("label of number and pattern (conflict: of the number only); a single cue is as dim as in the blend")
+    ax.set_xlabel("label of number and pattern (conflict: of the number only);\na single cue is as dim as in the blend")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     return ax

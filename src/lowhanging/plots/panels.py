@@ -6,6 +6,8 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from lowhanging.plots.style import blank_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -23,11 +25,7 @@ def panels(drawings: Sequence[Sequence[Drawing]], *, width: float = 11.0, height
     Returns:
         The PNG file as bytes: `Path("scan.png").write_bytes(panels(...))`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(width, height, dpi=130)
     axes = figure.subplots(len(drawings), len(drawings[0]), squeeze=False)
     for row, functions in zip(axes, drawings, strict=True):
         for ax, draw in zip(row, functions, strict=True):

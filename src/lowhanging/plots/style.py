@@ -1,15 +1,28 @@
-"""What do the pictures share? One colour per loss name, so that a reader meets the same loss in the same colour."""
+"""What do the pictures share? One colour per loss name, so that a reader meets the same loss in the same colour.
+
+And the words on their axes: a step is worth nothing until it is said how far it goes.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from lowhanging.errors import check_choice, explain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+Quantity = Literal["loss", "accuracy"]
 
 # The names of the shipped tasks; colours that differ in brightness too (Okabe & Ito 2008).
 _COLORS = {"mixed": "#000000", "number": "#0072B2", "pattern": "#D55E00"}
 _OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
+_LETTER = 5.6  # points of width of a character of an axis label
 
 
 def color_of(name: str, position: int) -> str:
@@ -24,3 +37,92 @@ def axes(ax: Axes | None) -> Axes:
     import matplotlib.pyplot as plt
 
     return plt.subplots(layout="constrained")[1]
+
+
+def blank_figure(width: float, height: float, dpi: float) -> Figure:
+    """A figure, in inches, that can be drawn without a display and that no global list knows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def box_size(ax: Axes) -> tuple[float, float]:
+    """Width and height of an Axes in points; where the figure is laid out only when it is drawn, within a tenth."""
+    figure: Any = ax.figure
+    place = ax.get_position(original=True)
+    spec = ax.get_subplotspec()
+    if spec is not None and figure.get_layout_engine() is not None:
+        place = spec.get_position(figure)  # a colour bar's room is taken from the margins
+    width, height = (
+        72.0 * share * pixels / figure.dpi
+        for share, pixels in ((place.width, figure.bbox.width), (place.height, figure.bbox.height))
+    )
+    aspect = ax.get_aspect()
+    if isinstance(aspect, str):
+        return width, height
+    (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
+    shape = aspect * abs((y1 - y0) / (x1 - x0))
+    return min(width, height / shape), min(height, width * shape)
+
+
+def step_label(name: str, norm: float, room: float = 1e9) -> str:
+    """What a step on an axis is: "step along steering direction (‖Δθ‖ = 1)", in lines of at most `room` points."""
+    way = "the direction" if name == "direction" else name
+    size = f"(‖Δθ‖ = {norm:.3g})".replace(" ", "\u00a0")  # not torn apart
+    return "\n".join(textwrap.wrap(f"step along {way} {size}", max(20, int(room / _LETTER)))).replace("\u00a0", " ")
+
+
+def legend_above(ax: Axes, entries: Sequence[Any] | None = None, ceiling: float | None = None) -> None:
+    """A legend in rows at the top of the box, with its own room above the curves, so that it never covers one.
+
+    `entries` default to what has a label; `ceiling` is the value above which there is nothing to see.
+    """
+    found = list(ax.get_legend_handles_labels()[0] if entries is None else entries)
+    width, height = box_size(ax)
+    columns = min(len(found), max(1, int(width / (4.8 * max(len(entry.get_label()) for entry in found) + 36))))
+    share = min(0.5, (15.0 * math.ceil(len(found) / columns) + 6.0) / height)
+    low, high = ax.get_ylim()
+    high = high if ceiling is None else ceiling
+    is_log = ax.get_yscale() == "log"
+    ax.set_ylim(low, low * (high / low) ** (1 / (1 - share)) if is_log else low + (high - low) / (1 - share))
+    ax.legend(handles=found, loc="upper center", ncols=columns, edgecolor="none", fontsize="small", borderaxespad=0.2)
+
+
+def label_log_axis(axis: Axis) -> None:
+    """Readable numbers on a logarithmic axis, after its limits are final: 0.02, 0.05, 0.1 rather than 2 x 10^-2."""
+    from matplotlib.ticker import AutoLocator, LogLocator, NullFormatter, NullLocator
+
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter(NullFormatter())
+    if not 0.0 < low < high < 1e4 * low:
+        return  # powers of ten suffice
+    axis.set_major_formatter("{x:g}")
+    if high < 8 * low:
+        axis.set_major_locator(AutoLocator())
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 2e3 * low else (1,)))
+
+
+def check_kind(argument: str, value: Any, kind: type, remedy: str) -> None:
+    """An error if `value` is not the kind of result that a plot draws."""
+    if not isinstance(value, kind):
+        raise TypeError(explain(argument, f"is a {type(value).__name__}", f"a {kind.__name__}", remedy))
+
+
+def rows_of(result: Any, quantity: Quantity) -> dict[str, Any]:
+    """By name: losses, or accuracies in percent, or an error if there are none."""
+    check_choice("quantity", quantity, ("loss", "accuracy"))
+    rows = result.losses if quantity == "loss" else {name: 100 * row for name, row in result.accuracies.items()}
+    if not rows:
+        received = "is 'accuracy' for a slice without class targets"
+        raise ValueError(explain("quantity", received, "'loss'", 'Pass quantity="loss".'))
+    return dict(rows)
+
+
+def unit_of(quantity: Quantity) -> str:
+    """What an axis of losses or accuracies is called."""
+    return "mean loss" if quantity == "loss" else "accuracy (%)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from lowhanging.errors import check_choice, explain
-from lowhanging.plots.style import axes, color_of
+from lowhanging.plots.style import axes, color_of, label_log_axis
 from lowhanging.training import TrainingRun
 
 if TYPE_CHECKING:
@@ -46,12 +46,8 @@ def training_run(
         )  # fmt: skip
     ax.set_xlabel("epoch (0 = before training)")
     if quantity == "loss":
-        from matplotlib.ticker import LogLocator, NullFormatter
-
         ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # half a decade would otherwise have one label
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        label_log_axis(ax.yaxis)
         ax.set_ylabel("mean loss")
     else:
         ax.set_ylabel("accuracy (%)")
