@@ -184,6 +184,15 @@ def page_name(page: Path) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_python_blocks_run(page: Path, headless: Path) -> None:
     run_python(page)
+    shown = set(re.findall(r"\(gallery/([^)]+)\)", page.read_text()))
+    assert shown <= {path.name for path in headless.iterdir()}  # the pictures of a page are those that its code draws
+
+
+def test_every_plot_is_in_the_gallery() -> None:
+    from lowhanging import plots
+
+    page = (ROOT / "docs" / "gallery.md").read_text()
+    assert [name for name in plots.__all__ if f"lh.plots.{name}(" not in page] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)

@@ -13,10 +13,12 @@ import torch
 from matplotlib.image import imread
 
 import lowhanging as lh
-from lowhanging.reproduce import cli, learning
+from lowhanging.reproduce import cli, learning, planes
 from lowhanging.reproduce.claims import Claim, judged, markdown
 
-FIGURES = {"images.png", "training.png", "spectra.png", "steering.png", "overlaps.png"}
+FIGURES = {
+    "images.png", "training.png", "spectra.png", "steering.png", "overlaps.png", "planes.png", "cartoons.png",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_the_report_is_complete(report, results):
         pixels = imread(report / name)
         assert min(pixels.shape[:2]) > 300
         assert pixels[..., :3].std() > 0.02
-    assert len(results["claims"]) == 9
+    assert len(results["claims"]) == 12
     assert {claim["verdict"] for claim in results["claims"]} <= {"holds", "holds in part", "does not hold"}
     page = (report / "claims.md").read_text()
     for claim in results["claims"]:
@@ -92,6 +94,15 @@ def test_verdicts_follow_from_the_numbers(results):
     assert verdict["steering curvature lies within the top of the mixed spectrum"] == judged(*ranks)
     assert verdict["the joint loss lies below the ablated one"] == judged(all(below), *large)
     assert verdict["two circuits together beat one by a factor of ten (toy sum)"] == "holds"
+    quadratic = [near <= 0.1 < far for near, far in results["planes"]["deviations_from_quadratic"].values()]
+    assert verdict["near the minimum the loss is quadratic, further out it is not"] == judged(*quadratic)
+    flat, sloped = (results["cartoons"][name] for name in ("flat", "sloped"))
+    num = results["cartoons"]["num_starts"]
+    parts = (
+        flat["is_at_rest"] and flat["reached_axis"] > num / 2 and flat["reached_both"] <= 0.05 * num,
+        sloped["is_at_rest"] and sloped["reached_axis"] > num / 2 and sloped["reached_both"] >= 0.95 * num,
+    )
+    assert verdict["flat canyons trap descent, sloped ones lead to the joint minimum"] == judged(*parts)
 
 
 def test_the_center_of_each_scan_is_the_loss_at_the_minimum(results):
@@ -99,6 +110,35 @@ def test_the_center_of_each_scan_is_the_loss_at_the_minimum(results):
         zero = found["alphas"].index(0.0)
         for name, at_minimum in results["learning"]["at_minimum"].items():
             assert found["losses"][name][zero] == at_minimum["loss"]
+
+
+def test_the_planes_agree_with_the_scans_and_with_the_minimum(results):
+    """Row and column through the center of the far plane are the two scans, at the steps that both have."""
+    far = results["planes"]["far"]
+    zero = far["alphas"].index(0.0)
+    assert far["betas"][zero] == 0.0
+    for name, at_minimum in results["learning"]["at_minimum"].items():
+        grid = far["losses"][name]
+        assert grid[zero][zero] == at_minimum["loss"]
+        along_u, along_v = [row[zero] for row in grid], grid[zero]
+        for found, row, steps in zip(
+            results["steering"]["directions"], (along_u, along_v), (far["alphas"], far["betas"]), strict=True
+        ):
+            for step in (-4.0, -2.0, 2.0, 4.0):
+                scanned = found["losses"][name][found["alphas"].index(step)]
+                where = min(range(len(steps)), key=lambda i, step=step: abs(steps[i] - step))
+                assert steps[where] == pytest.approx(step)
+                assert row[where] == pytest.approx(scanned, rel=1e-5)
+
+
+def test_a_second_order_expansion_is_exact_on_a_quadratic():
+    f = lh.FunctionObjective(lambda t: (t[0] - 2 * t[1]) ** 2 + 3 * t[0] + t[2], torch.ones(3, dtype=torch.float64))
+    plane = lh.plane_slice({"f": f}, torch.eye(3, dtype=torch.float64)[[1, 0]], 2.0, 5)
+    assert torch.allclose(planes.expansion(plane, f), plane.losses["f"], rtol=1e-12)
+    assert planes.deviation(plane, "f", f) < 1e-14
+    cubic = lh.FunctionObjective(lambda t: t[0] ** 3 + t[1] ** 2, torch.zeros(2, dtype=torch.float64))
+    plane = lh.plane_slice({"f": cubic}, torch.eye(2, dtype=torch.float64), ((-1, 2), (-1, 1)), 7)
+    assert planes.deviation(plane, "f", cubic) == pytest.approx(8 / (8 + 1 + 1))
 
 
 def test_shares_of_conflict_images_add_up(results):
