@@ -8,7 +8,7 @@ steering between circuits (`steering_direction`, `steering_subspace`, `steering_
 oracles, `toys` has losses with answers on paper.
 """
 
-from lowhanging import plots, testing, toys
+from lowhanging import circuits, plots, testing, toys
 from lowhanging._version import __version__
 from lowhanging.anchored import AnchoredObjective
 from lowhanging.basin.directions import (
@@ -37,16 +37,20 @@ from lowhanging.datasets import (
     MNIST,
     ConflictImages,
     DigitImages,
+    ModularAddition,
+    ModularPairs,
     PairedImages,
     PairedMNIST,
     PairedView,
     mnist,
+    modular_addition,
     paired_mnist,
 )
 from lowhanging.errors import NotConvergedError, NotSmoothWarning
-from lowhanging.models import SigmoidCNN
+from lowhanging.models import ModularMLP, ModularTransformer, SigmoidCNN
 from lowhanging.objective import FunctionObjective, Objective
 from lowhanging.parameters import ParameterSpace
+from lowhanging.stacks import StackRun, train_stack
 from lowhanging.training import TrainingRun, train
 
 __all__ = [
@@ -59,6 +63,10 @@ __all__ = [
     "Hessian",
     "LineSlice",
     "Minimum",
+    "ModularAddition",
+    "ModularMLP",
+    "ModularPairs",
+    "ModularTransformer",
     "NotConvergedError",
     "NotSmoothWarning",
     "Objective",
@@ -73,15 +81,18 @@ __all__ = [
     "PlaneTrajectory",
     "PrincipalDirections",
     "SigmoidCNN",
+    "StackRun",
     "SteeringReport",
     "Subspace",
     "TrainingRun",
     "__version__",
+    "circuits",
     "difference_direction",
     "gram_schmidt",
     "hessian",
     "line_slice",
     "mnist",
+    "modular_addition",
     "paired_mnist",
     "path_slice",
     "plane_slice",
@@ -99,4 +110,5 @@ __all__ = [
     "top_hessian_eigs",
     "toys",
     "train",
+    "train_stack",
 ]

@@ -7,6 +7,7 @@ an array of that file, everything else in one JSON entry, so that NumPy alone ca
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import tempfile
@@ -67,6 +68,27 @@ def load_result(cls: type[_T], path: str | Path) -> _T:
         else:
             values[name] = entry["value"]
     return cls(**values)
+
+
+def digest(*tensors: Tensor) -> str:
+    """A digest of the numbers, dtypes and shapes of tensors."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        array = tensor.detach().cpu().contiguous().numpy()
+        found.update(f"{array.dtype} {array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()[:32]
+
+
+def resume_path(resume: str | Path) -> Path:
+    """Where an unfinished run is kept: an npz file in an existing folder, or an error."""
+    if not isinstance(resume, str | Path) or not str(resume):
+        remedy = 'Name a file: resume="plane.npz".'
+        raise TypeError(explain("resume", f"is {resume!r}", "the path of a file, or None", remedy))
+    path = Path(resume) if str(resume).endswith(".npz") else Path(f"{resume}.npz")
+    if not path.parent.is_dir():
+        raise ValueError(explain("resume", f"is {str(path)!r}", "a file in an existing folder", "Make the folder."))
+    return path
 
 
 def write_atomically(path: str | Path, write: Any) -> None:

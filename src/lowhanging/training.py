@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +26,8 @@ from lowhanging.batches import num_examples
 from lowhanging.errors import (
     NotConvergedError,
     NotSmoothWarning,
-    check_choice,
     check_count,
     check_device,
-    check_names,
     check_real,
     explain,
 )
@@ -38,11 +36,7 @@ from lowhanging.objective import Loss, Objective
 from lowhanging.parameters import ParameterSpace
 from lowhanging.results import load_result, save_result
 from lowhanging.shuffled import ShuffledBatches, own_randomness
-
-MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-Schedule = Callable[[float], float]
-
-_DEFAULT_LR = 0.02
+from lowhanging.training_options import MakeOptimizer, Schedule, as_optimizer, as_schedule, evaluation_sets
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -139,8 +133,8 @@ def train(
     epochs = check_count("epochs", epochs, minimum=0, remedy="Pass the number of passes over the data, such as 60.")
     seed = check_count("seed", seed, minimum=0, remedy="Pass an integer; the same one gives the same run.")
     wanted = _checkpoint_epochs(checkpoints, epochs)
-    factor = _schedule(schedule)
-    sets = _evaluation_sets(evaluate)
+    factor = as_schedule(schedule)
+    sets = evaluation_sets(evaluate)
     if not isinstance(model, nn.Module):
         remedy = "Pass the module itself; train writes to its parameters."
         raise TypeError(explain("model", f"is a {type(model).__name__}", "a torch.nn.Module", remedy))
@@ -149,7 +143,7 @@ def train(
     flags = {module: module.training for module in model.modules()}
     try:
         model.to(target)
-        stepper = _optimizer(optimizer, model, lr)
+        stepper = as_optimizer(optimizer, [weight for weight in model.parameters() if weight.requires_grad], lr)
         with own_randomness(seed, target):
             loop = _Loop(model, loss, stepper, factor, sets, wanted, seed)
             return loop.run(batches, epochs, progress)
@@ -355,22 +349,6 @@ def _check_classes(outputs: Any, targets: Any) -> None:
         raise ValueError(explain("targets", f"range from {low} to {high}", expected, remedy))
 
 
-# Choices --------------------------------------------------------------------------------------------------------------
-
-
-def _evaluation_sets(evaluate: Mapping[str, Any] | None) -> dict[str, Any]:
-    if evaluate is None:
-        return {}
-    remedy = 'Pass evaluate={"test": (inputs, targets), ...}; "train" is the name of the training set itself.'
-    if not isinstance(evaluate, Mapping):
-        raise TypeError(explain("evaluate", f"is a {type(evaluate).__name__}", "a mapping name -> data set", remedy))
-    names = check_names("evaluate", evaluate, remedy=remedy)
-    if "train" in names:
-        raise ValueError(explain("evaluate", f"has the names {names!r}", 'names other than "train"', remedy))
-    # A loader that can be read once only is kept: where training moves buffers it is needed again.
-    return {name: list(data) if isinstance(data, Iterator) else data for name, data in evaluate.items()}
-
-
 def _checkpoint_epochs(checkpoints: int | Sequence[int] | None, epochs: int) -> list[int]:
     remedy = "Pass None, an interval in epochs, or a list of epochs; 0 is the network before training."
     if checkpoints is None:
@@ -380,33 +358,6 @@ def _checkpoint_epochs(checkpoints: int | Sequence[int] | None, epochs: int) -> 
         return sorted({check_count(name, value, minimum=0, maximum=epochs, remedy=remedy) for value in checkpoints})
     every = check_count("checkpoints", checkpoints, remedy=remedy)
     return sorted({*range(0, epochs + 1, every), epochs})
-
-
-def _schedule(schedule: Any) -> Schedule:
-    if callable(schedule):
-        return schedule  # type: ignore[no-any-return]
-    remedy = "Or pass a callable: share of the training done, in [0, 1) -> factor on the learning rate."
-    check_choice("schedule", schedule, ("cosine", "constant"), remedy=remedy)
-    return (lambda done: 0.5 * (1 + math.cos(math.pi * done))) if schedule == "cosine" else (lambda done: 1.0)
-
-
-def _optimizer(optimizer: Any, model: nn.Module, lr: float | None) -> torch.optim.Optimizer:
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    remedy = 'Pass "adam", "sgd", an Optimizer of this model, or a callable parameters -> Optimizer.'
-    if isinstance(optimizer, str):
-        check_choice("optimizer", optimizer, ("adam", "sgd"), remedy=remedy)
-        rate = _DEFAULT_LR if lr is None else check_real("lr", lr, minimum=0.0, remedy="Pass a rate such as 0.02.")
-        return torch.optim.Adam(weights, lr=rate) if optimizer == "adam" else torch.optim.SGD(weights, lr=rate)
-    if lr is not None:
-        give = "Give it to the optimizer: functools.partial(torch.optim.AdamW, lr=0.01)."
-        raise ValueError(explain("lr", f"is {lr} beside an optimizer of your own", "None", give))
-    made = optimizer if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer) else optimizer(weights)
-    if not isinstance(made, torch.optim.Optimizer):
-        raise TypeError(explain("optimizer", f"is, or returned, a {type(made).__name__}", "a torch Optimizer", remedy))
-    own = set(map(id, weights))
-    if not any(id(weight) in own for group in made.param_groups for weight in group["params"]):
-        raise ValueError(explain("optimizer", "holds no parameter of this model", "an optimizer of this model", remedy))
-    return made
 
 
 def _bar(epochs: int, progress: bool | None) -> tqdm[int]:

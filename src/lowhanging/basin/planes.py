@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowhanging.basin.points import SliceEngine, digest, evaluate_points
+from lowhanging.basin.points import SliceEngine, evaluate_points
 from lowhanging.basin.slices import Rays, as_direction, steps
 from lowhanging.errors import check_names, check_real, check_vector, explain
 from lowhanging.objective import Loss, common_center, own_vector
-from lowhanging.results import load_result, save_result
+from lowhanging.results import digest, load_result, save_result
 
 _PARALLEL = 1e-6  # sine of the angle below which two directions span no plane
 

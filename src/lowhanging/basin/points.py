@@ -8,7 +8,6 @@ point; a resumed run reuses what was found, because the two differ in the last d
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 
 from lowhanging.errors import check_choice, explain
 from lowhanging.objective import Loss
-from lowhanging.results import load_result, save_result
+from lowhanging.results import load_result, resume_path, save_result
 
 SliceEngine = Literal["auto", "point by point", "vmap"]
 SLICE_ENGINES = ("auto", "point by point", "vmap")
@@ -76,7 +75,7 @@ def evaluate_points(
         ValueError: the resume file belongs to something else, or `engine="vmap"` fails on a loss.
     """
     check_choice("engine", engine, SLICE_ENGINES)
-    path = None if resume is None else _resume_path(resume)
+    path = None if resume is None else resume_path(resume)
     values = None
     if path is not None:
         identity = {**(identity or {}), **_fingerprints(losses, center)}
@@ -111,16 +110,6 @@ def evaluate_points(
                 if path is not None:
                     save_result(values, path)
     return values
-
-
-def digest(*tensors: Tensor) -> str:
-    """A digest of the numbers, dtypes and shapes of tensors."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        array = tensor.detach().cpu().contiguous().numpy()
-        found.update(f"{array.dtype} {array.shape}".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()[:32]
 
 
 def _evaluate(loss: Loss, thetas: list[Tensor], center: Tensor, engine: str) -> tuple[Tensor, Tensor | None]:
@@ -210,16 +199,6 @@ def _fingerprints(losses: Mapping[str, Loss], center: Tensor) -> dict[str, str]:
         for name, loss in losses.items()
     }
     return {"names of the losses": ", ".join(losses), **found}
-
-
-def _resume_path(resume: str | Path) -> Path:
-    if not isinstance(resume, str | Path) or not str(resume):
-        remedy = 'Name a file: resume="plane.npz".'
-        raise TypeError(explain("resume", f"is {resume!r}", "the path of a file, or None", remedy))
-    path = Path(resume) if str(resume).endswith(".npz") else Path(f"{resume}.npz")
-    if not path.parent.is_dir():
-        raise ValueError(explain("resume", f"is {str(path)!r}", "a file in an existing folder", "Make the folder."))
-    return path
 
 
 def _read(path: Path, identity: Mapping[str, str], engine: str) -> PointValues | None:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from lowhanging.basin.directions import NORMALISATIONS, Normalisation, random_direction
-from lowhanging.basin.points import SliceEngine, digest, evaluate_points
+from lowhanging.basin.points import SliceEngine, evaluate_points
 from lowhanging.errors import check_choice, check_count, check_real, check_vector, explain
 from lowhanging.objective import Loss, common_center, own_vector
-from lowhanging.results import load_result, save_result
+from lowhanging.results import digest, load_result, save_result
 
 
 @dataclass(frozen=True, eq=False, repr=False)

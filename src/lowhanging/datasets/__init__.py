@@ -1,15 +1,19 @@
 """Examples in: every item is (inputs, targets)."""
 
 from lowhanging.datasets.mnist import MNIST, DigitImages, mnist
+from lowhanging.datasets.modular_addition import ModularAddition, ModularPairs, modular_addition
 from lowhanging.datasets.paired_mnist import ConflictImages, PairedImages, PairedMNIST, PairedView, paired_mnist
 
 __all__ = [
     "MNIST",
     "ConflictImages",
     "DigitImages",
+    "ModularAddition",
+    "ModularPairs",
     "PairedImages",
     "PairedMNIST",
     "PairedView",
     "mnist",
+    "modular_addition",
     "paired_mnist",
 ]

@@ -1,0 +1,272 @@
+"""Do circuits form in pairs, more often than runs that share one burst of formation would show anyway?
+
+All seeds learn at about the same time, so births crowd together whether or not one circuit helps the next: against a
+constant rate (`null="poisson"`) any burst looks like pairing. The question is about *one run*, and so is the null:
+`null="shuffle"` deals the observed births out to other seeds, which keeps the burst and each seed's number of births.
+Seeds that are early or late as a whole survive that too (their births lie together without one causing another):
+`null="clock"` compares the times since each seed's first birth, between seeds whose first births lie near: over all
+seeds it would reject too often, as births that follow a late first one have less of the burst left to spread over.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowhanging.circuits.formation import Births, check_births
+from lowhanging.circuits.shuffling import (
+    Excess,
+    Slots,
+    against_shuffling,
+    chunks,
+    count,
+    count_draws,
+    excess,
+    resampled_seeds,
+    slot_pairs,
+    slots,
+    strata_of,
+    weighted_pairs,
+)
+from lowhanging.errors import check_choice, check_count, check_real, explain
+from lowhanging.results import load_result, save_result
+
+Null = Literal["shuffle", "clock", "poisson"]
+LABELS = {
+    "shuffle": "pairs of births, against births shuffled across seeds",
+    "clock": "pairs of later births, against times since the first birth shuffled across seeds that began alike",
+    "poisson": "burst shared by all seeds, against a constant rate (for contrast)",
+}
+CLOCK_GROUP = 16  # seeds with neighbouring first births, between which the clock null permutes
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PairingTest:
+    """Pairs of births within one seed at most a window apart, against a null, for every declared window."""
+
+    windows: Tensor  # (k,) float64, steps
+    pairs: Tensor  # (k,) int64, observed
+    null_mean: Tensor  # (k,) float64, exact mean of the null
+    ratio: Tensor  # (k,) float64, pairs / null_mean; nan where both are 0
+    interval: Tensor  # (k, 2) float64, 95 % interval of the ratio, bootstrap over seeds
+    p_more: Tensor  # (k,) float64, one-sided: more pairs than the null
+    p_fewer: Tensor  # (k,) float64, one-sided: fewer
+    null_pairs: Tensor  # (k, num_resamples) int64, pairs in each draw of the null
+    null: str  # "shuffle" | "clock" | "poisson"
+    num_births: int  # that could be paired
+    num_seeds: int  # with at least one of them
+    rise_time: float  # steps, median of the births
+
+    @property
+    def label(self) -> str:
+        """What the ratio says, for titles."""
+        return LABELS[self.null]
+
+    def __repr__(self) -> str:
+        rows = [
+            f"{window:g} steps: {pairs} against {mean:.1f}, ratio {ratio:.2f} ({low:.2f}–{high:.2f}), p {p:.2g}"
+            for window, pairs, mean, ratio, (low, high), p in zip(
+                self.windows.tolist(), self.pairs.tolist(), self.null_mean.tolist(), self.ratio.tolist(),
+                self.interval.tolist(), self.p_more.tolist(), strict=True,
+            )
+        ]  # fmt: skip
+        name = "Contrast" if self.null == "poisson" else "PairingTest"
+        return f"{name}({self.label}; {self.num_births} births in {self.num_seeds} seeds; {'; '.join(rows)})"
+
+    def save(self, path: str | Path) -> Path:
+        """Write to npz."""
+        return save_result(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PairingTest:
+        """Read what `save` wrote."""
+        return load_result(cls, path)
+
+
+def pairing_test(
+    births: Births,
+    windows: Sequence[float] = (10, 20, 50),
+    *,
+    null: Null = "shuffle",
+    strata: Any | None = None,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> PairingTest:
+    r"""Are births of one seed closer together than births dealt out across seeds would be?
+
+    The statistic is the number of pairs of births in the same seed with |t_i - t_j| <= w, every pair once, for each
+    window w that the caller declares; all are reported, none is picked. Births from before the first log have no time
+    and are left out. Nulls:
+
+    * "shuffle": births are permuted across seeds. Each seed keeps its number of births, all seeds the common rate
+      profile. Exact if, under the null, times are exchangeable between seeds; births of a seed that is late as a whole
+      lie together and count as pairs.
+    * "clock": the first birth of every seed is taken as its time 0 and left out; the times since then of the later
+      births are permuted between seeds whose first births are neighbours (groups of about 16 seeds). Only pairs of
+      later births count: those with the first birth are the same in every draw. Blind, therefore, to a first and a
+      second birth that come together. Approximate: at level .05 it rejected 6 % of simulated independent bursts, also
+      with seeds shifted as a whole for long-tailed (lognormal) bursts, but 17 to 24 % for normal bursts with seeds
+      shifted by as much as the burst is wide, and more for larger shifts: their ratio was then 1.1 to 1.2.
+    * "poisson": each seed's births fall anywhere in the logged time, at a constant rate given their number, and are
+      seen at the next log. Rejected by any burst that the seeds share, so never evidence of pairing: for contrast.
+
+    The mean of the null is exact. p_more = (1 + #{draws >= pairs}) / (1 + num_resamples), p_fewer with <=. The interval
+    is the percentile bootstrap over seeds of observed / expected.
+
+    Args:
+        births: from `births(scores, steps)`.
+        windows: steps, positive, each declared before looking.
+        null: "shuffle", "clock" or "poisson".
+        strata: (seeds,) labels; permute only between seeds of one label (batches of runs, numbers of births ...).
+        num_resamples: draws of the null, and of the bootstrap.
+        seed: of both; the global random state is not used.
+
+    Returns:
+        PairingTest, one entry per window.
+
+    Raises:
+        ValueError, TypeError: unknown null, windows that are not positive, fewer than two births with a time, no seed
+            with two (three for "clock"), only one seed with births.
+
+    Warns:
+        UserWarning: a window is shorter than the median rise time (births can't be told apart to within it), or than
+            the spacing of the logs (only births at one log are counted).
+
+    Cost:
+        O(num_resamples x pairs of births): about half a second for 64 seeds x 7 blocks and 2,000 resamples.
+
+    Source:
+        Perkel, Gerstein & Moore (1967), "Neuronal spike trains and stochastic point processes II", for shuffling;
+        Brody (1999), "Correlations without synchrony", for what it can't exclude; Phipson & Smyth (2010),
+        "Permutation p-values should never be zero".
+    """
+    check_births(births)
+    check_choice("null", null, tuple(LABELS))
+    lengths = check_lengths("windows", windows)
+    check_count("num_resamples", num_resamples, remedy="2,000 resolve p-values down to 0.0005.")
+    check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
+    if null == "poisson" and strata is not None:
+        received = "is given with null='poisson', which permutes nothing"
+        raise ValueError(explain("strata", received, "None", "Leave it out, or use null='shuffle'."))
+    labels = strata_of(strata, len(births.step))
+    times, owners = dated_births(births)
+    rise_time = warn_if_blurred("windows", lengths, births)
+    if null == "clock":
+        times, owners, labels = _since_first(times, owners, labels)
+    places, order = slots(owners, labels)
+    _check_pairs(places, null)
+    rng = np.random.default_rng(seed)
+    if null == "poisson":
+        found = _against_poisson(births, places, times[order], lengths, num_resamples, rng)
+    else:
+        unique, codes = np.unique(times[order], return_inverse=True)
+        found = against_shuffling(places, codes, close_tables(unique, lengths), num_resamples, rng)
+    return PairingTest(
+        windows=torch.from_numpy(lengths), pairs=found.observed, null_mean=found.null_mean, ratio=found.ratio,
+        interval=found.interval, p_more=found.p_more, p_fewer=found.p_fewer, null_pairs=found.null_pairs, null=null,
+        num_births=len(times), num_seeds=places.num_seeds, rise_time=rise_time,
+    )  # fmt: skip
+
+
+def dated_births(births: Births) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) times and (n,) seeds of the births after the first log, at least two of them, or an error."""
+    owners, blocks = np.nonzero(births.is_dated.numpy())
+    if len(owners) < 2:
+        left_out = int(births.is_left_censored.sum())
+        received = f"holds {len(owners)} birth{'s' * (len(owners) != 1)} with a time" + (
+            f" ({left_out} formed before the first log)" if left_out else ""
+        )
+        raise ValueError(explain("births", received, "at least 2", "Train more seeds, longer, or lower the threshold."))
+    return births.step.numpy()[owners, blocks], owners
+
+
+def check_lengths(argument: str, values: Any) -> np.ndarray:
+    """(k,) positive numbers of steps, k >= 1, or an error."""
+    remedy = "Pass positive numbers of steps, such as (10, 20, 50)."
+    lengths = list(values) if isinstance(values, Sequence | np.ndarray | Tensor) else []
+    if not lengths or isinstance(values, str):
+        raise ValueError(explain(argument, f"is {values!r}", "a sequence of at least one number", remedy))
+    numbers = [value.item() if isinstance(value, Tensor | np.generic) else value for value in lengths]
+    for i, number in enumerate(numbers):
+        check_real(f"{argument}[{i}]", number, minimum=0.0, exclusive=True, remedy=remedy)
+    return np.array(numbers, dtype=np.float64)
+
+
+def warn_if_blurred(argument: str, lengths: np.ndarray, births: Births) -> float:
+    """Median rise time of the births, with a warning if it or the spacing of the logs exceeds one of the lengths."""
+    rise_time = float(np.median(births.rise_time.numpy()[births.is_dated.numpy()]))
+    spacing = float(np.diff(births.steps.numpy()).min())
+    for amount, what in ((rise_time, "the median rise time of circuits"), (spacing, "the spacing of the logs")):
+        short = [f"{length:g}" for length in lengths if length < amount]
+        if short:
+            received = f"holds {', '.join(short)}, shorter than {what} ({amount:g} steps)"
+            remedy = "Births can't be told apart to within so short a time: read only the longer ones."
+            message = explain(argument, received, f"at least {amount:g} steps", remedy)
+            warnings.warn(message, UserWarning, stacklevel=3)
+    return rise_time
+
+
+def close_tables(times: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """(k, u, u) bool: at most a window apart, with room for rounding."""
+    gaps = np.abs(times[:, None] - times)
+    return np.asarray(gaps <= windows[:, None, None] + 1e-9 * np.abs(times).max(initial=1.0))
+
+
+def _since_first(
+    times: np.ndarray, owners: np.ndarray, strata: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(m,) times since the first birth of the same seed and (m,) seeds of all births but the first; (seeds,) groups."""
+    order = np.lexsort((times, owners))
+    times, owners = times[order], owners[order]
+    is_first = np.append(True, np.diff(owners) != 0)
+    later = ~is_first
+    first = np.full(len(strata), np.inf)
+    first[owners[is_first]] = times[is_first]
+    groups, num_groups = np.zeros(len(strata), dtype=np.int64), 0
+    for stratum in np.unique(strata):
+        members = np.intersect1d(np.flatnonzero(strata == stratum), owners[later])
+        members = members[np.argsort(first[members], kind="stable")]
+        num_parts = max(1, round(len(members) / CLOCK_GROUP))
+        groups[members] = num_groups + np.arange(len(members)) * num_parts // max(1, len(members))
+        num_groups += num_parts
+    return (times - first[owners])[later], owners[later], groups
+
+
+def _check_pairs(places: Slots, null: str) -> None:
+    """At least one pair, and, to shuffle, two seeds; or an error."""
+    remedy = "Train more seeds, longer, or lower the threshold."
+    if not len(places.left):
+        which = "three births (null='clock' leaves the first out)" if null == "clock" else "two births"
+        raise ValueError(explain("births", f"has no seed with {which}", "at least one", remedy))
+    if null != "poisson" and places.num_seeds < 2:
+        received = "has all its births in one seed"
+        raise ValueError(explain("births", received, f"at least two seeds, for null={null!r} moves births", remedy))
+
+
+def _against_poisson(
+    births: Births, places: Slots, times: np.ndarray, windows: np.ndarray, num_resamples: int, rng: np.random.Generator
+) -> Excess:
+    """Pairs against births anywhere in the logged time, each seed with its number of them."""
+    seen = births.dated_steps.numpy()
+    tables = close_tables(seen, windows)
+    codes = np.searchsorted(seen, times)
+    chance = np.append(0.0, np.diff(seen)) / (seen[-1] - seen[0])  # a birth between two logs is seen at the later
+    edges = np.cumsum(chance)
+
+    def draws() -> Iterator[np.ndarray]:
+        for size in chunks(places, num_resamples):
+            yield np.searchsorted(edges[:-1], rng.random((size, len(times))), side="right")
+
+    counted = count_draws(places, draws(), tables)
+    close = np.einsum("i,kij,j->k", chance, tables, chance)  # (k,), chance that two births are close
+    weights = resampled_seeds(places, num_resamples, rng)
+    pairs_again = weighted_pairs(places, codes, tables, weights)
+    null_again = close[:, None] * (weights @ slot_pairs(places))
+    return excess(count(places, codes, tables), close * len(places.left), counted, pairs_again, null_again)

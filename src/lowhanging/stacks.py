@@ -1,0 +1,456 @@
+"""How are many seeds trained at once, each as if it were alone?
+
+The weights of all seeds are one matrix, a row theta (p,) per seed. The forward pass is vmapped over its rows, one
+backward pass gives every seed's gradient (no seed's loss depends on another's weights), and one optimizer steps the
+matrix. Each seed draws its weights and its batches from generators of its own, so it takes the same steps in whatever
+stack it is trained; nothing that mixes rows (dropout's one random state, a norm over all weights) is let in.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lowhanging.errors import NotConvergedError, NotSmoothWarning, check_count, check_real, explain
+from lowhanging.model_loss import BatchLoss, LossFn, ModelLoss
+from lowhanging.objective import Objective
+from lowhanging.parameters import ParameterSpace
+from lowhanging.results import digest, load_result, resume_path, save_result
+from lowhanging.shuffled import ShuffledBatches
+from lowhanging.training_options import MakeOptimizer, Schedule, as_optimizer, as_schedule, evaluation_sets
+
+ModelFactory = Callable[[int], nn.Module]
+_SHUFFLE = 2**40  # added to a seed: its batches are drawn from another stream than its weights
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StackRun:
+    """Many seeds of one training run; row i of everything belongs to seeds[i]."""
+
+    seeds: Tensor  # (s,) int64
+    steps: Tensor  # (logs,) int64, optimizer steps taken before each row of the history; the first is 0
+    losses: dict[str, Tensor]  # name -> (s, logs) float64; "train" is the mean over the steps since the last row
+    accuracies: dict[str, Tensor]  # name -> (s, logs) float64 in [0, 1]; only sets with class targets
+    snapshots: dict[str, Tensor]  # parameter name -> (s, logs, *shape)
+    thetas: Tensor  # (s, p) the weights at the end
+    seconds: float
+    factory: ModelFactory | None = None  # seed -> model; not saved
+
+    def __repr__(self) -> str:
+        rows, scale, unit = (self.accuracies, 100, " %") if self.accuracies else (self.losses, 1, "")
+        quantity = "accuracy" if self.accuracies else "loss"
+        final = ", ".join(f"{name} {scale * float(row[:, -1].median()):.3g}{unit}" for name, row in rows.items())
+        size = f"{len(self.seeds)} seeds, {int(self.steps[-1]):,} steps in {self.seconds:.1f} s"
+        return f"StackRun({size}; median {quantity}: {final})"
+
+    def index(self, seed: int) -> int:
+        """The row of a seed."""
+        found = (self.seeds == seed).nonzero()[:, 0].tolist()
+        if not found:
+            listed = f"{int(self.seeds.min())} to {int(self.seeds.max())}"
+            expected = f"one of the {len(self.seeds)} trained, {listed}"
+            raise ValueError(explain("seed", f"is {seed!r}", expected, "See run.seeds."))
+        return int(found[0])
+
+    def model(self, seed: int, factory: ModelFactory | None = None) -> nn.Module:
+        """A module of its own with the weights of one seed, for every other tool of the library.
+
+        Args:
+            seed: one of `seeds`.
+            factory: seed -> model, as given to `train_stack`; needed for a run that was loaded from a file.
+        """
+        make = factory or self.factory
+        if make is None:
+            received = "is missing, and a run read from a file has none"
+            raise ValueError(explain("factory", received, "seed -> model", "Pass the one given to train_stack."))
+        model = make(seed)
+        weights = ParameterSpace(model).unflatten(self.thetas[self.index(seed)])
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in weights:
+                    parameter.copy_(weights[name])
+        return model
+
+    def save(self, path: str | Path) -> Path:
+        """Write to `path` as npz, all but the factory; returns the path written."""
+        return save_result(replace(self, factory=None), path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> StackRun:
+        """Read what `save` wrote."""
+        return load_result(cls, path)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Interrupted:
+    """What a resume file holds: a run after `num_done` of its steps."""
+
+    identity: dict[str, str]
+    num_rows: int
+    num_steps: int
+    thetas: Tensor
+    state: dict[str, Tensor]  # of the optimizer
+    losses: dict[str, Tensor]
+    accuracies: dict[str, Tensor]
+    snapshots: dict[str, Tensor]
+
+
+def train_stack(
+    model_factory: ModelFactory,
+    data: Any,
+    seeds: Iterable[int] = range(64),
+    *,
+    steps: int = 1000,
+    batch_size: int = 256,
+    lr: float | None = None,
+    optimizer: Literal["adam", "sgd"] | MakeOptimizer = "adam",
+    schedule: Literal["cosine", "constant"] | Schedule = "constant",
+    penalty: float = 0.0,
+    loss_fn: LossFn | None = None,
+    batch_loss: BatchLoss | None = None,
+    evaluate: Mapping[str, Any] | None = None,
+    snapshots: str | Sequence[str] = (),
+    log_every: int = 50,
+    device: torch.device | str | None = None,
+    resume: str | Path | None = None,
+    progress: bool | None = None,
+) -> StackRun:
+    r"""Train one model per seed, all at once: the same runs as one by one, in a fraction of the time.
+
+    Seed s minimises L(theta) + penalty |theta|^2 from the weights of `model_factory(s)`, on batches of a stream of
+    random orders of the data that a generator of its own draws (each example once before any comes again, no ragged
+    batch). The run of a seed depends on nothing else in the stack.
+
+    Args:
+        model_factory: seed -> module, such as `lambda seed: lh.ModularMLP(seed=seed)`. All modules have the same
+            shapes, buffers and frozen parameters. Dropout, BatchNorm and what else is random or mixes examples is
+            refused.
+        data: tuple `(inputs, targets)` of tensors, or a data set that stores such tensors.
+        seeds: of weights and batches, all different, not negative.
+        steps: optimizer steps, >= 1.
+        batch_size: examples per step; a data set that is not larger is taken whole, in order.
+        lr: learning rate at the start; None is 0.02. A callable optimizer brings its own: leave this out.
+        optimizer: "adam", "sgd", or a callable `parameters -> Optimizer`. It gets one parameter, the (s, p) matrix of
+            all weights, and must act on each number by itself, as Adam, AdamW and SGD do.
+        schedule: factor on the learning rate at each step: "constant", "cosine" or a callable of the share done.
+        penalty: c of c |theta|^2, over all trainable weights; >= 0.
+        loss_fn: `(outputs, targets) -> mean loss`; None is cross-entropy of integer classes.
+        batch_loss: `(model, batch) -> (sum, count)` instead.
+        evaluate: name -> data set, in any form that `Objective` takes; measured at every row of the history.
+        snapshots: names of parameters (or patterns such as "embed*") to keep at every row of the history.
+        log_every: steps between rows; rows stand at 0, log_every, ..., and at the last step.
+        device: where to train; by default where the models are.
+        resume: npz file written at every row: the same call continues from it, to the same bits.
+        progress: a bar; by default one appears when it takes more than two seconds.
+
+    Returns:
+        StackRun: histories (s, logs), snapshots, the weights at the end, `.model(seed)`.
+
+    Raises:
+        NotConvergedError: a seed's loss or weights became NaN or infinite; `.result` is the whole run.
+        ValueError, TypeError: an argument out of range, data that are no tensors, modules that differ in more than
+            their weights, a resume file of another call.
+
+    Cost:
+        memory: s p numbers, four times over with Adam, and the activations of s batches.
+    """
+    wanted = _seeds(seeds)
+    counts = {"steps": steps, "batch_size": batch_size, "log_every": log_every}
+    for name, value in counts.items():
+        check_count(name, value, remedy=f"Pass a positive number of {'examples' if name == 'batch_size' else 'steps'}.")
+    penalty = check_real("penalty", penalty, minimum=0.0, remedy="Such as 1e-3.")
+    tensors = _tensors(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotSmoothWarning)  # kinks are no matter for training
+        loss, thetas = _stacked(model_factory, wanted, tensors, loss_fn, batch_loss, device)
+        sets = {
+            name: Objective(model_factory(wanted[0]), given, loss_fn=loss_fn, batch_loss=batch_loss, device=device)
+            for name, given in evaluation_sets(evaluate).items()
+        }
+    kept = _matching(loss.space, [snapshots] if isinstance(snapshots, str) else list(snapshots))
+    stack = _Stack(loss, thetas, tensors, wanted, optimizer, lr, as_schedule(schedule), penalty, batch_size, steps)
+    history = _History(len(wanted), _rows(steps, log_every), loss.space, kept, sets)
+    path = None if resume is None else resume_path(resume)
+    begun = time.perf_counter()
+    identity = {
+        "weights": digest(thetas),
+        "data": digest(*tensors),
+        "settings": repr(
+            (wanted, steps, batch_size, log_every, penalty, lr, _told(schedule), _told(optimizer), kept, sorted(sets))
+        ),
+    }
+    row = 0
+    if path is not None and path.exists():
+        row = _restore(path, identity, stack, history)
+    if row == 0:
+        history.add(0, stack.thetas, torch.full((len(wanted),), math.nan, dtype=torch.float64))
+        row = 1
+    delay = 2.0 if progress is None else 0.0
+    bar = tqdm(
+        total=steps, initial=stack.num_done, desc="train stack", unit="step", disable=progress is False, delay=delay
+    )
+    with bar:
+        for number in range(row, len(history.steps)):
+            mean = stack.advance(int(history.steps[number]) - stack.num_done, bar)
+            history.add(number, stack.thetas, mean)
+            if path is not None:
+                save_result(
+                    _Interrupted(identity, number + 1, stack.num_done, stack.thetas, stack.state(), *history.tensors()),
+                    path,
+                )
+    losses, accuracies, shots = history.tensors()
+    run = StackRun(
+        seeds=torch.tensor(wanted),
+        steps=history.steps,
+        losses=losses,
+        accuracies=accuracies,
+        snapshots=shots,
+        thetas=stack.thetas.cpu(),
+        seconds=time.perf_counter() - begun,
+        factory=model_factory,
+    )
+    bad = [seed for seed, theta in zip(wanted, run.thetas, strict=True) if not bool(torch.isfinite(theta).all())]
+    if bad:
+        received = f"made the weights of {len(bad)} of {len(wanted)} seeds NaN or infinite: {bad[:8]}"
+        message = explain(
+            "lr", received, "a learning rate at which they stay finite", "Pass a smaller lr; see .result."
+        )
+        raise NotConvergedError(message, run)
+    return run
+
+
+class _Stack:
+    """The weights of all seeds, their optimizer and their streams of batches."""
+
+    def __init__(
+        self,
+        loss: ModelLoss,
+        thetas: Tensor,
+        tensors: tuple[Tensor, ...],
+        seeds: list[int],
+        optimizer: Any,
+        lr: float | None,
+        factor: Schedule,
+        penalty: float,
+        batch_size: int,
+        steps: int,
+    ):
+        self._loss, self._factor, self._penalty, self._total = loss, factor, penalty, steps
+        self._weights = nn.Parameter(thetas.clone())
+        if isinstance(optimizer, torch.optim.Optimizer):
+            received = "is an Optimizer of other parameters"
+            remedy = "Pass functools.partial(torch.optim.AdamW, lr=1e-3)."
+            raise TypeError(explain("optimizer", received, "a name, or a callable parameters -> Optimizer", remedy))
+        self._optimizer = as_optimizer(optimizer, [self._weights], lr)
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._tensors = tuple(tensor.to(thetas.device) for tensor in tensors)
+        self._size = min(batch_size, len(tensors[0]))
+        self._is_whole = batch_size >= len(tensors[0])
+        self._streams = [torch.Generator().manual_seed(_SHUFFLE + seed) for seed in seeds]
+        self._pending = [torch.empty(0, dtype=torch.int64)] * len(seeds)
+        self.num_done = 0
+
+    @property
+    def thetas(self) -> Tensor:
+        """(s, p)."""
+        return self._weights.detach().clone()
+
+    def advance(self, num: int, bar: Any) -> Tensor:
+        """Take `num` steps; each seed's mean loss (s,) over them, the penalty not included."""
+        total = torch.zeros(len(self._weights), dtype=torch.float64, device=self._weights.device)
+        one = torch.vmap(self._mean, in_dims=(0, None if self._is_whole else 0))
+        with self._loss.context(), torch.enable_grad():
+            for index in self._drawn(num):
+                for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+                    group["lr"] = rate * self._factor(self.num_done / self._total)
+                batch = self._tensors if self._is_whole else tuple(tensor[index] for tensor in self._tensors)
+                self._optimizer.zero_grad(set_to_none=True)
+                means = one(self._weights, batch)  # (s,)
+                objective = means.sum()
+                if self._penalty:
+                    objective = objective + self._penalty * self._weights.square().sum()
+                objective.backward()  # type: ignore[no-untyped-call]
+                self._optimizer.step()
+                total += means.detach()
+                self.num_done += 1
+                bar.update()
+        return (total / max(num, 1)).cpu()
+
+    def skip(self, num: int) -> None:
+        """Draw the batches of `num` steps without taking them."""
+        for _ in self._drawn(num):
+            self.num_done += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """What the optimizer remembers."""
+        return {name: torch.as_tensor(value) for name, value in self._optimizer.state[self._weights].items()}
+
+    def restore(self, thetas: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Weights and memory of an interrupted run."""
+        with torch.no_grad():
+            self._weights.copy_(thetas)
+        self._optimizer.state[self._weights] = {
+            name: value.to(self._weights.device) if value.ndim else value for name, value in state.items()
+        }
+
+    def _mean(self, theta: Tensor, batch: Any) -> Tensor:
+        part, terms = self._loss(theta, batch)
+        mean: Tensor = part / terms
+        return mean
+
+    def _drawn(self, num: int) -> Iterator[Tensor]:
+        """Indices (s, batch) of the next `num` steps."""
+        if self._is_whole:
+            yield from [torch.empty(0)] * num
+            return
+        length = len(self._tensors[0])
+        for _ in range(num):
+            rows = []
+            for i, stream in enumerate(self._streams):
+                while len(self._pending[i]) < self._size:
+                    order = torch.randperm(length, generator=stream)
+                    self._pending[i] = torch.cat([self._pending[i], order])
+                rows.append(self._pending[i][: self._size])
+                self._pending[i] = self._pending[i][self._size :]
+            yield torch.stack(rows).to(self._weights.device)
+
+
+class _History:
+    """Rows of losses, accuracies and snapshots."""
+
+    def __init__(self, num: int, steps: Tensor, space: ParameterSpace, kept: list[str], sets: Mapping[str, Objective]):
+        self.steps, self._space, self._sets = steps, space, sets
+        empty = torch.full((num, len(steps)), math.nan, dtype=torch.float64)
+        self._losses = {name: empty.clone() for name in ("train", *sets)}
+        self._accuracies: dict[str, Tensor] = {}
+        self._snapshots = {
+            name: torch.empty(num, len(steps), *shape, dtype=space.dtype)
+            for name, shape in zip(space.names, space.shapes, strict=True)
+            if name in kept
+        }
+
+    def add(self, row: int, thetas: Tensor, train: Tensor) -> None:
+        """Row number `row`, with the weights as they are."""
+        self._losses["train"][:, row] = train
+        for name, objective in self._sets.items():
+            values, shares = objective.evaluate_many(thetas)
+            self._losses[name][:, row] = values.cpu()
+            if shares is not None:
+                column = self._accuracies.setdefault(name, torch.full_like(self._losses[name], math.nan))
+                column[:, row] = shares.cpu()
+        for i, theta in enumerate(thetas.cpu() if self._snapshots else ()):
+            weights = self._space.unflatten(theta)
+            for name, rows in self._snapshots.items():
+                rows[i, row] = weights[name]
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Losses, accuracies, snapshots."""
+        return self._losses, self._accuracies, self._snapshots
+
+    def restore(self, stored: _Interrupted) -> None:
+        """Rows of an interrupted run."""
+        self._losses, self._accuracies, self._snapshots = stored.losses, stored.accuracies, stored.snapshots
+
+
+def _restore(path: Path, identity: Mapping[str, str], stack: _Stack, history: _History) -> int:
+    """Continue from a file; the number of rows it holds."""
+    try:
+        stored = load_result(_Interrupted, path)
+    except ValueError as error:
+        received = f"is {str(path)!r}, no resume file of a stack"
+        raise ValueError(explain("resume", received, "a new file or that of this run", "Name another file.")) from error
+    different = [key for key in identity if identity[key] != stored.identity.get(key)]
+    if different:
+        received = f"is {str(path)!r}, the file of a run with another {', '.join(different)}"
+        remedy = "Name another file, or repeat the call that made this one."
+        raise ValueError(explain("resume", received, "a new file or that of this run", remedy))
+    stack.skip(stored.num_steps)
+    stack.restore(stored.thetas, stored.state)
+    history.restore(stored)
+    return stored.num_rows
+
+
+def _told(option: Any) -> str:
+    """An option as words that are the same in another process."""
+    return option if isinstance(option, str) else getattr(option, "__qualname__", repr(option))
+
+
+def _seeds(seeds: Any) -> list[int]:
+    remedy = "Pass different non-negative integers, such as range(64)."
+    if isinstance(seeds, int) or not isinstance(seeds, Iterable):
+        raise TypeError(explain("seeds", f"is {seeds!r}", "several seeds", remedy))
+    found = [check_count("an entry of seeds", seed, minimum=0, remedy=remedy) for seed in seeds]
+    if not found or len(set(found)) != len(found):
+        raise ValueError(explain("seeds", f"are {found[:8]}", "at least one, all different", remedy))
+    return found
+
+
+def _tensors(data: Any) -> tuple[Tensor, ...]:
+    tensors = ShuffledBatches(data, 1).tensors
+    if tensors is None or not len(tensors[0]):
+        received = f"is a {type(data).__name__}" + ("" if tensors is None else " without examples")
+        expected = "a tuple (inputs, targets) of tensors, or a data set that stores them"
+        raise ValueError(explain("data", received, expected, "Stack the examples: torch.stack([...])."))
+    return tensors
+
+
+def _rows(steps: int, log_every: int) -> Tensor:
+    return torch.tensor(sorted({*range(0, steps + 1, log_every), steps}))
+
+
+def _matching(space: ParameterSpace, patterns: list[str]) -> list[str]:
+    found = []
+    for pattern in patterns:
+        names = [name for name in space.names if fnmatch.fnmatchcase(name, pattern)]
+        if not names:
+            received = f"asks for {pattern!r}"
+            raise ValueError(explain("snapshots", received, f"names among {list(space.names)}", "See space.names."))
+        found += [name for name in names if name not in found]
+    return found
+
+
+def _stacked(
+    model_factory: Any,
+    seeds: list[int],
+    tensors: tuple[Tensor, ...],
+    loss_fn: LossFn | None,
+    batch_loss: BatchLoss | None,
+    device: Any,
+) -> tuple[ModelLoss, Tensor]:
+    """The loss of one seed as a function of its theta, and the thetas (s, p) of all."""
+    if not callable(model_factory) or isinstance(model_factory, nn.Module):
+        remedy = "Pass lambda seed: lh.ModularMLP(seed=seed)."
+        raise TypeError(explain("model_factory", f"is a {type(model_factory).__name__}", "seed -> module", remedy))
+    first = model_factory(seeds[0])
+    loss = ModelLoss(
+        first, tensors, loss_fn=loss_fn, batch_loss=batch_loss, mode="as_is", device=device, cache=True,
+        micro_batch=None,
+    )  # fmt: skip
+    trained = set(loss.space.names)
+    constants = _constants(first, trained)
+    rows = []
+    for seed in seeds:
+        model = model_factory(seed)
+        other = _constants(model, trained)
+        is_same = other.keys() == constants.keys() and all(torch.equal(other[key], constants[key]) for key in other)
+        if not is_same:
+            received = f"gives seed {seed} other buffers or frozen parameters than seed {seeds[0]}"
+            raise ValueError(explain("model_factory", received, "modules that differ in their weights only",
+                                     "Register what should differ as trainable parameters."))  # fmt: skip
+        rows.append(loss.space.flatten(model))
+    return loss, torch.stack(rows)
+
+
+def _constants(model: nn.Module, trained: set[str]) -> dict[str, Tensor]:
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor.detach() for name, tensor in named.items() if name not in trained}
