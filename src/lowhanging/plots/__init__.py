@@ -2,12 +2,15 @@
 
 Lines and paths (`line_slice`, `path_slice`), planes (`plane_slice`, `plane_slices`, `surface`, `interactive`), what
 runs over them (`trajectory`, `descents`), `animation` of slices over training, curvature (`spectra`), `overlaps`,
+circuits (`circles`, `circles_animation`, `modes`) and when they formed (`births`, `birth_intensity`, `survival`),
 `training_run`, `paired_images`; `panels` sets several drawings side by side.
 """
 
 from lowhanging.plots.animation import animation
+from lowhanging.plots.circles import circles, circles_animation, modes
 from lowhanging.plots.curvature import spectra
 from lowhanging.plots.descents import descents
+from lowhanging.plots.formation import birth_intensity, births, survival
 from lowhanging.plots.interactive import interactive
 from lowhanging.plots.paired_images import paired_images
 from lowhanging.plots.panels import panels
@@ -20,9 +23,14 @@ from lowhanging.plots.trajectory import trajectory
 
 __all__ = [
     "animation",
+    "birth_intensity",
+    "births",
+    "circles",
+    "circles_animation",
     "descents",
     "interactive",
     "line_slice",
+    "modes",
     "overlaps",
     "paired_images",
     "panels",
@@ -31,6 +39,7 @@ __all__ = [
     "plane_slices",
     "spectra",
     "surface",
+    "survival",
     "training_run",
     "trajectory",
 ]

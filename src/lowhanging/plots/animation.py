@@ -79,14 +79,22 @@ def animation(
             raise ValueError(explain("labels", received, expected, "Leave it out for numbers."))
     is_line = kinds == {LineSlice}
     paint = _lines(frames, name, quantity, log) if is_line else _planes(frames, name, quantity, levels)
-    pictures = []
-    for number, title in enumerate(titles):
-        figure = blank_figure(width, height, _DPI)
-        ax = figure.subplots()
+
+    def titled(number: int, ax: Axes) -> None:
         paint(number, ax)
-        ax.set_title(title if not ax.get_title() else f"{title}, {ax.get_title()}")
+        ax.set_title(titles[number] if not ax.get_title() else f"{titles[number]}, {ax.get_title()}")
+
+    return film(titled, len(titles), milliseconds=milliseconds, width=width, height=height)
+
+
+def film(paint: Painter, num: int, *, milliseconds: int, width: float, height: float) -> bytes:
+    """A GIF of `num` frames, frame i drawn by paint(i, ax); the last one stays three times as long."""
+    pictures = []
+    for number in range(num):
+        figure = blank_figure(width, height, _DPI)
+        paint(number, figure.subplots())
         pictures.append(_pixels(figure))
-    return _gif(pictures, [milliseconds] * (len(pictures) - 1) + [3 * milliseconds])
+    return _gif(pictures, [milliseconds] * (num - 1) + [3 * milliseconds])
 
 
 def _lines(frames: list[LineSlice], name: str | None, quantity: Quantity, log: bool) -> Painter:

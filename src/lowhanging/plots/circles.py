@@ -1,0 +1,160 @@
+"""Which planes of an embedding are circles, and how do they form?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowhanging.circuits.fourier import CircleScores
+from lowhanging.errors import check_count, explain
+from lowhanging.plots.animation import film
+from lowhanging.plots.style import axes, check_kind
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_APART = 2.7  # between the centers of two drawn blocks, whose points reach out to 1
+
+
+def circles(
+    embedding: Tensor, scores: CircleScores, ax: Axes | None = None, *, radius: float | None = None, columns: int = 5
+) -> Axes:
+    """Every plane of an embedding, a point per number a, coloured by f a mod p: on a circle the colours go round once.
+
+    Args:
+        embedding: (p, d), as given to `lh.circuits.circle_score`.
+        scores: what that returned; each block is labelled with its frequency f and its score.
+        ax: where to draw; None makes a figure.
+        radius: what is drawn as 1, in units of the embedding; by default the farthest point of all blocks.
+        columns: blocks per row.
+
+    Returns:
+        The Axes. It is neither shown nor saved.
+
+    Raises:
+        ValueError, TypeError: an embedding that does not fit the scores.
+    """
+    check_kind("scores", scores, CircleScores, "Pass what lh.circuits.circle_score(embedding) returned.")
+    check_count("columns", columns, remedy="Blocks per row, such as 5.")
+    blocks = _blocks(embedding, scores)
+    reach = float(np.abs(blocks).max()) or 1.0
+    scale = reach if radius is None else radius
+    ax = axes(ax)
+    num, p = len(blocks), blocks.shape[1]
+    for j, points in enumerate(blocks):
+        x, y = _APART * (j % columns), -_APART * 1.25 * (j // columns)
+        f, score = int(scores.frequency[j]), float(scores.score[j])
+        turns = (f * np.arange(p) % p) / p
+        edge = "0.2" if score >= 0.75 else "0.6"
+        ax.scatter(
+            x + points[:, 0] / scale, y + points[:, 1] / scale, c=turns, cmap="twilight", vmin=0, vmax=1, s=14,
+            edgecolors=edge, linewidths=0.4,
+        )  # fmt: skip
+        name = f"f = {f}" if f else "no frequency"
+        weight = "bold" if score >= 0.75 else "normal"
+        ax.text(x, y - 1.12, f"{name}, {score:.2f}", ha="center", va="top", fontsize="small", fontweight=weight)
+    rows = -(-num // columns)
+    ax.set_xlim(-1.35, _APART * (min(num, columns) - 1) + 1.35)
+    ax.set_ylim(-_APART * 1.25 * (rows - 1) - 1.65, 1.25)
+    ax.set_aspect("equal")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    ax.set_xlabel(f"planes of the embedding (frequency, circle score), {p} numbers a coloured by f·a mod {p}")
+    return ax
+
+
+def circles_animation(
+    embeddings: Tensor,
+    scores: CircleScores,
+    steps: Tensor | Sequence[int],
+    *,
+    columns: int = 5,
+    milliseconds: int = 150,
+    width: float = 7.0,
+    height: float = 3.6,
+) -> bytes:
+    """Circles forming: an embedding at every logged step, on one scale, as a GIF that repeats.
+
+    Args:
+        embeddings: (logs, p, d), such as `run.snapshots["embedding"][i]`.
+        scores: `lh.circuits.circle_score(embeddings)`.
+        steps: (logs,) of the titles.
+        columns: blocks per row.
+        milliseconds: how long a frame stays; the last one stays three times as long.
+        width: of the picture, in inches of 100 pixels.
+        height: of the picture, in inches of 100 pixels.
+
+    Returns:
+        The GIF file as bytes.
+
+    Raises:
+        ValueError, TypeError: shapes that do not belong together.
+    """
+    check_kind("scores", scores, CircleScores, "Pass what lh.circuits.circle_score(embeddings) returned.")
+    if not isinstance(embeddings, Tensor) or embeddings.ndim != 3 or len(embeddings) != len(steps):
+        shape = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
+        received = f"has shape {shape} for {len(steps)} steps"
+        raise ValueError(explain("embeddings", received, "(logs, p, d)", 'Pass run.snapshots["embedding"][i].'))
+    check_count("milliseconds", milliseconds, minimum=20, remedy="150 is a good pace.")
+    frames = [_frame(scores, i) for i in range(len(embeddings))]
+    planes = embeddings.detach().double().reshape(*embeddings.shape[:2], -1, 2)
+    radius = float((planes - planes.mean(1, keepdim=True)).abs().max()) or 1.0
+
+    def paint(number: int, ax: Any) -> None:
+        circles(embeddings[number], frames[number], ax, radius=radius, columns=columns)
+        ax.set_title(f"step {int(steps[number]):,}")
+
+    return film(paint, len(frames), milliseconds=milliseconds, width=width, height=height)
+
+
+def modes(shares: Tensor, steps: Tensor | Sequence[int], ax: Axes | None = None) -> Axes:
+    """Fourier power over training: the share of each frequency at each logged step, as a heat map.
+
+    Args:
+        shares: (logs, p // 2), what `lh.circuits.fourier_modes` returned for logged embeddings (logs, p, d).
+        steps: (logs,) ascending.
+        ax: where to draw; None makes a figure.
+
+    Returns:
+        The Axes. It is neither shown nor saved.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    if not isinstance(shares, Tensor) or shares.ndim != 2 or len(shares) != len(steps):
+        shape = tuple(shares.shape) if isinstance(shares, Tensor) else type(shares).__name__
+        received = f"has shape {shape} for {len(steps)} steps"
+        raise ValueError(explain("shares", received, "(logs, frequencies)", "Pass circuits.fourier_modes(embeddings)."))
+    ax = axes(ax)
+    times = torch.as_tensor(steps).double().numpy()
+    mesh = ax.pcolormesh(
+        times, np.arange(1, shares.shape[1] + 1), shares.double().T.numpy(), shading="nearest", cmap="viridis",
+        vmin=0.0,
+    )  # fmt: skip
+    ax.figure.colorbar(mesh, ax=ax, label="share of the embedding's power")
+    ax.set_xlabel("step")
+    ax.set_ylabel("frequency f (f and p − f are one)")
+    return ax
+
+
+def _blocks(embedding: Any, scores: CircleScores) -> np.ndarray:
+    """(blocks, p, 2) points, centered."""
+    num = scores.score.shape[-1]
+    is_right = isinstance(embedding, Tensor) and embedding.ndim == 2 and scores.score.ndim == 1
+    if not is_right or embedding.shape[1] != 2 * num:
+        shape = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
+        received = f"has shape {shape} beside scores of shape {tuple(scores.score.shape)}"
+        remedy = "Pass circle_score of the same embedding; of many, one at a time."
+        raise ValueError(explain("embedding", received, f"(p, {2 * num})", remedy))
+    planes = embedding.detach().double().cpu().reshape(len(embedding), num, 2)
+    centered: np.ndarray = (planes - planes.mean(0)).permute(1, 0, 2).numpy()
+    return centered
+
+
+def _frame(scores: CircleScores, i: int) -> CircleScores:
+    return CircleScores(*(getattr(scores, name)[i] for name in scores.__dataclass_fields__))

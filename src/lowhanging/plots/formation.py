@@ -1,0 +1,95 @@
+"""When did circuits form, and are births of one run closer together than chance?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowhanging.circuits.formation import Births
+from lowhanging.circuits.intensity import BirthIntensity
+from lowhanging.circuits.lifetimes import Survival
+from lowhanging.plots.style import axes, check_kind
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_BORN, _DEAD = "#0072B2", "#D55E00"
+
+
+def births(births: Births, ax: Axes | None = None) -> Axes:
+    """A row per seed, a dot per circuit formed, a cross where one was lost; seeds in the order of their first birth.
+
+    Args:
+        births: what `lh.circuits.births` returned.
+        ax: where to draw; None makes a figure.
+
+    Returns:
+        The Axes. It is neither shown nor saved.
+    """
+    check_kind("births", births, Births, "Pass what lh.circuits.births returned.")
+    ax = axes(ax)
+    order = births.step.min(1).values.argsort(stable=True)
+    for marker, color, label, times in (
+        ("o", _BORN, "formed", births.step[order]),
+        ("x", _DEAD, "lost", births.death[order]),
+    ):
+        rows, blocks = np.nonzero(np.isfinite(times.numpy()))
+        where = times.numpy()[rows, blocks]
+        ax.scatter(where, rows + 1, marker=marker, s=16, color=color, linewidths=1.0, label=f"{label} ({len(rows)})")
+    ax.set_xlim(float(births.steps[0]), float(births.steps[-1]))
+    ax.set_ylim(0, len(order) + 1)
+    ax.set_xlabel("step")
+    ax.set_ylabel("seed, in the order of the first birth")
+    ax.grid(axis="x", alpha=0.3)
+    ax.legend(title="circuits", loc="best")
+    return ax
+
+
+def birth_intensity(intensity: BirthIntensity, ax: Axes | None = None) -> Axes:
+    """Gaps between births of one seed against those after shuffling: following births per birth and step, by lag.
+
+    Args:
+        intensity: what `lh.circuits.birth_intensity` returned.
+        ax: where to draw; None makes a figure.
+
+    Returns:
+        The Axes. It is neither shown nor saved.
+    """
+    check_kind("intensity", intensity, BirthIntensity, "Pass what lh.circuits.birth_intensity returned.")
+    ax = axes(ax)
+    edges = np.concatenate([intensity.lags[:, 0].numpy(), intensity.lags[-1:, 1].numpy()])
+    null = intensity.null_rate.numpy()
+    ax.stairs(intensity.rate.numpy(), edges, color=_BORN, linewidth=2.0, label="observed, 95 % interval")
+    ax.stairs(null, edges, color="0.3", linewidth=1.5, linestyle="--", label="births shuffled across seeds")
+    middle = intensity.lags.mean(1).numpy()
+    low, high = (intensity.interval * intensity.null_rate[:, None]).T.numpy()
+    ax.vlines(middle, low, high, color=_BORN, linewidth=1.2)
+    ax.set_ylim(bottom=0.0)
+    ax.set_xlabel("steps since another birth in the same seed")
+    ax.set_ylabel("births per birth and step")
+    ax.grid(alpha=0.3)
+    ax.legend(loc="best")
+    return ax
+
+
+def survival(survival: Survival, ax: Axes | None = None) -> Axes:
+    """Share of formed circuits that still stand, against steps since their birth, with pointwise 95 % intervals.
+
+    Args:
+        survival: what `lh.circuits.survival` returned.
+        ax: where to draw; None makes a figure.
+
+    Returns:
+        The Axes. It is neither shown nor saved.
+    """
+    check_kind("survival", survival, Survival, "Pass what lh.circuits.survival returned.")
+    ax = axes(ax)
+    age, low, high = survival.age.numpy(), *survival.interval.T.numpy()
+    ax.fill_between(age, low, high, step="post", color=_BORN, alpha=0.2, linewidth=0)
+    ax.step(age, survival.share.numpy(), where="post", color=_BORN, linewidth=1.8)
+    ax.set_ylim(0, 1.03)
+    ax.set_xlabel("steps since birth")
+    ax.set_ylabel("share of circuits still there")
+    ax.grid(alpha=0.3)
+    return ax

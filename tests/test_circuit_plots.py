@@ -1,0 +1,95 @@
+"""Pictures of circuits: they draw the numbers of their results, and GIFs have one frame per step."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+import lowhanging as lh
+from lowhanging import circuits
+
+P = 7
+
+
+@pytest.fixture
+def ax():
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    return figure.subplots()
+
+
+def embedding() -> torch.Tensor:
+    angle = 2 * torch.pi * 2 * torch.arange(P) / P
+    circle = torch.stack([3 + angle.cos(), angle.sin()], dim=1)
+    noise = 0.1 * torch.randn(P, 2, generator=torch.Generator().manual_seed(0))
+    return torch.cat([circle, noise], dim=1)
+
+
+def test_circles_are_drawn_centered_on_one_scale_and_coloured_by_frequency_times_number(ax):
+    scores = circuits.circle_score(embedding())
+    assert lh.plots.circles(embedding(), scores, ax) is ax
+    first, second = ax.collections
+    places = np.asarray(first.get_offsets())
+    expected = embedding()[:, :2].numpy() - embedding()[:, :2].mean(0).numpy()
+    assert np.allclose(places, expected / np.abs(expected).max(), atol=1e-6)
+    assert np.allclose(first.get_array(), [(2 * a % P) / P for a in range(P)])
+    assert np.asarray(second.get_offsets())[:, 0].min() > places[:, 0].max()
+    texts = [text.get_text() for text in ax.texts]
+    assert texts[0] == "f = 2, 1.00"
+    with pytest.raises(ValueError, match=r"embedding has shape \(7, 2\) beside scores of shape \(2,\)"):
+        lh.plots.circles(embedding()[:, :2], scores, ax)
+    with pytest.raises(TypeError, match="scores is"):
+        lh.plots.circles(embedding(), 3, ax)
+
+
+def test_the_animation_of_circles_has_a_frame_per_step():
+    many = torch.stack([embedding() * scale for scale in (0.1, 0.5, 1.0)])
+    picture = lh.plots.circles_animation(many, circuits.circle_score(many), [0, 10, 20], width=4, height=3)
+    opened = Image.open(io.BytesIO(picture))
+    assert opened.n_frames == 3
+    assert opened.size == (400, 300)
+    with pytest.raises(ValueError, match=r"embeddings has shape \(3, 7, 4\) for 2 steps"):
+        lh.plots.circles_animation(many, circuits.circle_score(many), [0, 10])
+
+
+def test_modes_is_a_heat_map_of_the_shares(ax):
+    many = torch.stack([embedding() * scale for scale in (0.1, 0.5, 1.0)])
+    shares = circuits.fourier_modes(many)
+    lh.plots.modes(shares, [0, 10, 30], ax)
+    (mesh,) = ax.collections
+    assert np.allclose(np.asarray(mesh.get_array()).reshape(3, 3), shares.T.numpy())
+    assert ax.get_xlabel() == "step"
+    with pytest.raises(ValueError, match=r"shares has shape \(3, 3\) for 2 steps"):
+        lh.plots.modes(shares, [0, 1], ax)
+
+
+def formed() -> circuits.Births:
+    scores = torch.zeros(3, 40, 2)
+    scores[0, 10:, 0], scores[0, 20:, 1], scores[1, 5:25, 0] = 1.0, 1.0, 1.0
+    scores[2, 12:, 0], scores[2, 13:, 1] = 1.0, 1.0
+    return circuits.births(scores, torch.arange(0, 400, 10))
+
+
+def test_births_are_dots_at_their_steps_in_the_order_of_the_first(ax):
+    lh.plots.births(formed(), ax)
+    born, died = (np.asarray(dots.get_offsets()) for dots in ax.collections)
+    assert sorted(map(tuple, born.tolist())) == [(50, 1), (100, 2), (120, 3), (130, 3), (200, 2)]
+    assert died.tolist() == [[250, 1]]
+
+
+@pytest.mark.filterwarnings("ignore:lags holds")
+def test_intensity_and_survival_draw_their_rates(ax):
+    found = circuits.birth_intensity(formed(), lags=(0, 50, 100, 200), num_resamples=50)
+    lh.plots.birth_intensity(found, ax)
+    observed, null = (patch.get_data().values for patch in ax.patches)
+    assert np.allclose(observed, found.rate)
+    assert np.allclose(null, found.null_rate)
+    ax.clear()
+    alive = circuits.survival(formed())
+    lh.plots.survival(alive, ax)
+    (line,) = ax.get_lines()
+    assert np.allclose(line.get_ydata(), alive.share)
