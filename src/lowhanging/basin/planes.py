@@ -165,7 +165,7 @@ def plane_slice(
             finite or not ascending, objectives around different points, a resume file of another call.
 
     Cost:
-        num_alphas * num_betas evaluations (forward passes) per loss; the measurement takes at most seven.
+        num_alphas * num_betas evaluations (forward passes) per loss; the measurement takes about six.
     """
     plane = directions if isinstance(directions, Plane) else None
     if plane is not None and center is not None:

@@ -130,22 +130,24 @@ def _evaluate(loss: Loss, thetas: list[Tensor], center: Tensor, engine: str) -> 
 
 
 def _choose(losses: Mapping[str, Loss], point: Callable[[int], Tensor], num: int, wanted: str) -> tuple[str, int]:
-    """(engine, points at once): vmap where it is right and quicker, or asked for."""
+    """(engine, points at once): vmap where it is quicker for the first loss and right for all, or asked for."""
     alone = ("point by point", 1)
     if wanted == "point by point" or (wanted == "auto" and num < 2):
         return alone
     is_cpu = point(0).device.type == "cpu"
     repeats = 1 if is_cpu else 2  # the first call on a GPU loads its kernels
     at_once = min(num, 4 if is_cpu else 32)
+    first = next(iter(losses.values()))
     while True:
         thetas = [point(i) for i in torch.linspace(0, num - 1, at_once).long().tolist()]
-        one = [_evaluate(loss, thetas[:1], thetas[0], "point by point") for loss in losses.values()]
-        seconds = _seconds(losses, thetas[:1], "point by point", repeats)
-        if wanted == "auto" and seconds * num < _WORTH_MEASURING:
+        seconds = _seconds(first, thetas[:1], "point by point", 1 + repeats)
+        if wanted == "auto" and seconds * num * len(losses) < _WORTH_MEASURING:
             return alone
         try:
-            together = _seconds(losses, thetas, "vmap", repeats)
-            problem = _difference(losses, thetas, one)
+            together = _seconds(first, thetas, "vmap", repeats)
+            if wanted == "auto" and _MARGIN * together / at_once > seconds:
+                return alone
+            problem = _difference(losses, thetas)
         except torch.OutOfMemoryError:
             problem = "out of memory"
             if at_once > 2:
@@ -156,28 +158,26 @@ def _choose(losses: Mapping[str, Loss], point: Callable[[int], Tensor], num: int
         if problem and wanted == "vmap":
             received = f"is 'vmap', which fails on these losses ({problem})"
             raise ValueError(explain("engine", received, "an engine that can follow them", 'Use engine="auto".'))
-        if problem or (wanted == "auto" and _MARGIN * together / at_once > seconds):
-            return alone
-        return "vmap", at_once
+        return alone if problem else ("vmap", at_once)
 
 
-def _seconds(losses: Mapping[str, Loss], thetas: list[Tensor], engine: str, repeats: int) -> float:
-    """Of one evaluation of every loss, the last of `repeats`."""
+def _seconds(loss: Loss, thetas: list[Tensor], engine: str, repeats: int) -> float:
+    """Of one evaluation, the last of `repeats`."""
     nowhere = torch.empty(0)
     elapsed = 0.0
     for _ in range(repeats):
         begun = time.perf_counter()
-        for loss in losses.values():
-            _evaluate(loss, thetas, nowhere, engine)
+        _evaluate(loss, thetas, nowhere, engine)
         elapsed = time.perf_counter() - begun
     return elapsed
 
 
-def _difference(losses: Mapping[str, Loss], thetas: list[Tensor], one: list[tuple[Tensor, Tensor | None]]) -> str:
+def _difference(losses: Mapping[str, Loss], thetas: list[Tensor]) -> str:
     """How vmap differs from the losses themselves at the first and the last point; "" where it does not."""
     rtol = _RTOL.get(thetas[0].dtype, 1e-2)
     nowhere = torch.empty(0)
-    for (name, loss), (first, right) in zip(losses.items(), one, strict=True):
+    for name, loss in losses.items():
+        first, right = _evaluate(loss, thetas[:1], nowhere, "point by point")
         last, right_last = _evaluate(loss, thetas[-1:], nowhere, "point by point")
         values, accuracies = _evaluate(loss, thetas, nowhere, "vmap")
         expected, found = torch.cat([first, last]), values[[0, -1]]

@@ -115,7 +115,7 @@ def line_slice(
             ascending, objectives around different points, a resume file of another call.
 
     Cost:
-        num evaluations (forward passes) per loss, and two more with `resume`; the measurement takes at most seven.
+        num evaluations (forward passes) per loss, and two more with `resume`; the measurement takes about six.
     """
     center = common_center(losses, center)
     alphas = steps("extent", extent, num)

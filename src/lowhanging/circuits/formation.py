@@ -194,7 +194,9 @@ def _frequency_at(frequency: Any, birth: np.ndarray, shape: tuple[int, ...]) -> 
 def _numbers(argument: str, value: Any, ndim: int, shape: str, *, remedy: str) -> np.ndarray:
     """A finite float64 array of `ndim` dimensions, none empty, or an error."""
     try:
-        tensor = torch.as_tensor(value).detach().cpu()
+        is_list_of_tensors = isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value)
+        stacked = torch.stack(list(value)) if is_list_of_tensors else value
+        tensor = torch.as_tensor(stacked if isinstance(stacked, Tensor) else np.array(stacked)).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         received = f"is a {type(value).__name__} that is no array"
         raise TypeError(explain(argument, received, f"numbers of shape {shape}", remedy)) from error

@@ -121,9 +121,7 @@ def birth_intensity(
 
 def _check_edges(lags: Any) -> np.ndarray:
     """(k + 1,) ascending numbers, the first not negative, or an error."""
-    values = list(lags) if isinstance(lags, Sequence | np.ndarray | Tensor) and not isinstance(lags, str) else []
-    starts_at_zero = bool(values) and float(values[0]) == 0
-    edges = np.append(0.0, check_lengths("lags", values[1:])) if starts_at_zero else check_lengths("lags", lags)
+    edges = check_lengths("lags", lags, may_be_zero=True)
     if len(edges) < 2 or bool((np.diff(edges) <= 0).any()):
         remedy = "Pass the edges of the bins, such as (0, 10, 50, 100)."
         raise ValueError(explain("lags", f"is {lags!r}", "at least two ascending numbers of steps", remedy))

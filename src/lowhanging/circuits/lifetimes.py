@@ -32,11 +32,12 @@ class Survival:
     num_left_out: int  # formed before the first log, or too late for a death to be seen
 
     def __repr__(self) -> str:
-        deaths, (low, high) = int(self.deaths.sum()), (100 * self.interval[-1]).tolist()
+        deaths = int(self.deaths.sum())
+        last = int((2 * self.at_risk >= self.num_circuits).sum()) - 1  # the last age with half of them still watched
+        share, (low, high) = 100 * float(self.share[last]), (100 * self.interval[last]).tolist()
         return (
             f"Survival({self.num_circuits} circuits, {deaths} death{'s' * (deaths != 1)};"
-            f" {100 * float(self.share[-1]):.1f} % ({low:.1f}–{high:.1f}) alive {float(self.age[-1]):g} steps after"
-            " birth)"
+            f" {share:.1f} % ({low:.1f}–{high:.1f}) alive {float(self.age[last]):g} steps after birth)"
         )
 
     def save(self, path: str | Path) -> Path:
