@@ -19,7 +19,7 @@ from torch import Tensor
 
 import lowhanging as lh
 import lowhanging.testing.slicer_check as module
-from lowhanging.testing import SlicerReport, check_slicer
+from lowhanging.testing import SlicerReport, check_slicer, slicer_faults, slicer_scene
 
 Parts = dict[str, Tensor]
 
@@ -123,8 +123,8 @@ def test_the_paper_agrees_with_torch() -> None:
 
 def test_the_scene_has_no_symmetry() -> None:
     """No fault gives the picture of another one, or the right one: each diagnosis is the only one."""
-    scene = module._Scene.make((7, 7), 1.0, torch.float64)
-    pictures = list(module._known_pictures(scene))
+    scene = slicer_scene.Scene.make((7, 7), 1.0, torch.float64)
+    pictures = list(slicer_faults._known_pictures(scene))
     stack = np.stack([picture.ravel() for _, picture in pictures])
     assert pictures[0][0] == ()
     assert len(pictures) == 2 * 8 * 11 * 6
