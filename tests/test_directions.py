@@ -96,6 +96,19 @@ def test_a_gaussian_direction_is_a_unit_vector_with_a_seed_of_its_own():
     assert float(lh.random_direction(f).norm()) == pytest.approx(1.0, rel=1e-6)
 
 
+def test_filters_lie_where_the_layer_keeps_its_outputs():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose2d(2, 3, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(192, 4)).double()
+    with torch.no_grad():
+        model[0].weight[:, 1] *= 1e3
+    loss = lh.Objective(model, (torch.randn(5, 2, 6, 6).double(), torch.randint(0, 4, (5,))))
+    parts = loss.space.unflatten(lh.random_direction(loss, normalisation="filter"))
+    weights = loss.space.unflatten(loss.theta0)
+    for j in range(3):
+        mine, theirs = parts["0.weight"][:, j].norm(), weights["0.weight"][:, j].norm()
+        assert float(mine) == pytest.approx(float(theirs), rel=1e-12)
+
+
 def test_an_anchored_loss_has_the_layers_of_the_loss_in_it():
     loss = network()
     anchored = lh.AnchoredObjective(loss, loss.theta0, 0.1)
@@ -137,6 +150,9 @@ def test_the_difference_of_two_checkpoints():
         lh.difference_direction(start, end[:2])
     with pytest.raises(TypeError, match="start is a list"):
         lh.difference_direction([1.0], end)
+    assert torch.equal(lh.difference_direction(start.numpy(), end.numpy()), lh.difference_direction(start, end))
+    nearly = start.double() + torch.tensor([0.0, 0.0, 1e-12], dtype=torch.float64)
+    assert torch.allclose(lh.difference_direction(start, nearly), torch.tensor([0.0, 0.0, 1.0]))
 
 
 @pytest.mark.parametrize("around", ["last", "mean"])
@@ -190,6 +206,7 @@ def test_gram_schmidt_says_what_it_changed(tmp_path):
     [
         ([], "directions is a list of length 0"),
         (torch.ones(3), r"directions is a tensor of shape \(3,\)"),
+        ("rows", "directions is a str"),
         ([[1.0, 2.0]], "directions is a list"),
         (3, "directions is a int"),
     ],

@@ -117,7 +117,7 @@ def test_a_network_on_a_plane_is_the_model_with_those_weights(engine):
     plane = lh.plane_slice(losses, "gaussian", ((-3, 3), (-1, 2)), (3, 4), engine=engine, seed=5)
     assert plane.seed == 5
     whole = losses["whole"]
-    u, v = (lh.random_direction(whole, seed=seed) for seed in (5, 6))
+    u, v = (lh.random_direction(whole, seed=seed) for seed in (5, 5 + 2**31))
     assert torch.equal(plane.directions, torch.stack([u, v]))
     for i, a in enumerate(plane.alphas.tolist()):
         for j, b in enumerate(plane.betas.tolist()):
@@ -145,6 +145,78 @@ def test_directions_may_be_named_tensors_a_tensor_or_a_subspace_basis():
         assert torch.allclose(found, expected, rtol=1e-6)
     with pytest.raises(TypeError, match=r"directions\[0\] is a mapping, and no loss has named parameters"):
         lh.plane_slice(quadratic(), ({"a": U}, V))
+
+
+def test_two_random_planes_of_neighbouring_seeds_share_no_direction():
+    losses = network_losses()
+    first, second = (lh.plane_slice(losses, "filter", 1.0, 2, seed=seed).directions for seed in (0, 1))
+    cosines = (first / first.norm(dim=1, keepdim=True)) @ (second / second.norm(dim=1, keepdim=True)).T
+    assert float(cosines.abs().max()) < 0.7
+
+
+def test_results_of_gram_schmidt_and_of_principal_components_and_subspaces_are_planes():
+    made = lh.gram_schmidt((U, V))
+    expected = lh.plane_slice(quadratic(), made.directions, 1.0, 3).losses["quadratic"]
+    assert torch.equal(lh.plane_slice(quadratic(), made, 1.0, 3).losses["quadratic"], expected)
+    principal = lh.principal_directions([THETA0, THETA0 + U, THETA0 + V])
+    for given in (principal, lh.Subspace(principal.directions)):
+        found = lh.plane_slice(quadratic(), given, 1.0, 3).losses["quadratic"]
+        assert torch.equal(found, lh.plane_slice(quadratic(), principal.directions, 1.0, 3).losses["quadratic"])
+    with pytest.raises(TypeError, match=r"directions is a tensor of shape \(7,\), expected at least one vector"):
+        lh.plane_slice(quadratic(), U)
+
+
+def test_the_order_of_losses_of_different_dtypes_changes_nothing():
+    narrow = lh.FunctionObjective(lambda t: (t**2).sum(), THETA0.float())
+    wide = lh.FunctionObjective(lambda t: (t**3).sum(), THETA0.float().double())
+    one = lh.plane_slice({"narrow": narrow, "wide": wide}, (U, V), 1.0, 3)
+    other = lh.plane_slice({"wide": wide, "narrow": narrow}, (U, V), 1.0, 3)
+    for name in ("narrow", "wide"):
+        assert torch.equal(one.losses[name], other.losses[name])
+    assert one.center.dtype == torch.float64
+
+
+def test_a_slice_made_in_inference_mode_is_as_any_other():
+    losses = network_losses()
+    with torch.inference_mode():
+        inside = [lh.plane_slice(losses, "filter", 1.0, 3, engine=engine) for engine in ("point by point", "vmap")]
+        direction = lh.random_direction(losses["whole"])
+    outside = lh.plane_slice(losses, "filter", 1.0, 3, engine="point by point")
+    assert torch.equal(inside[0].losses["whole"], outside.losses["whole"])
+    assert torch.allclose(inside[1].losses["whole"], outside.losses["whole"], rtol=1e-5)
+    assert not any(tensor.is_inference() for tensor in (direction, inside[0].losses["whole"], inside[0].directions))
+
+
+def test_a_half_precision_direction_is_widened_before_anything_runs(tmp_path):
+    losses = network_losses()
+    direction = torch.ones(losses["whole"].num_params, dtype=torch.bfloat16)
+    scan = lh.line_slice(losses, direction, num=3, resume=tmp_path / "scan")
+    assert scan.direction.dtype == torch.float32
+    assert lh.LineSlice.load(scan.save(tmp_path / "saved")).norm == scan.norm
+
+
+def test_buffers_are_left_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Sigmoid(), nn.Linear(6, 3))
+    model(torch.randn(30, 4))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loss = lh.Objective(model, (torch.randn(9, 4), torch.randint(0, 3, (9,))))
+    for engine in ("point by point", "vmap"):
+        lh.plane_slice({"loss": loss}, "filter", 1.0, 3, engine=engine)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.training
+
+
+def test_named_tensors_may_be_arrays_and_wrong_ones_are_named():
+    losses = network_losses()
+    space = losses["whole"].space
+    u, v = (lh.random_direction(losses["whole"], seed=seed) for seed in (0, 1))
+    arrays = {name: part.numpy() for name, part in space.unflatten(u).items()}
+    expected = lh.plane_slice(losses, (u, v), 1.0, 2, engine="point by point").losses["whole"]
+    assert torch.equal(lh.plane_slice(losses, (arrays, v), 1.0, 2, engine="point by point").losses["whole"], expected)
+    with pytest.raises(ValueError, match="tensors lack") as caught:
+        lh.plane_slice(losses, (u, {"weight": v}))
+    assert caught.value.__notes__ == ["This is about directions[1]."]
 
 
 def test_nothing_is_changed_even_after_an_exception_in_the_middle(tmp_path):
@@ -182,6 +254,9 @@ def test_not_a_number_is_kept():
     assert bool(torch.isneginf(plane.losses["f"][3]).all())
     assert bool(torch.isfinite(plane.losses["f"][:3]).all())
     assert plane.lowest("f")[2] == -2.0
+    nowhere = lh.plane_slice({"f": f}, torch.eye(2, dtype=torch.float64), ((2, 3), (0, 1)), 3)
+    with pytest.raises(ValueError, match="name is 'f', which has no finite value on this plane"):
+        nowhere.lowest("f")
 
 
 def test_plane_through_three_points_passes_through_them():
@@ -224,8 +299,10 @@ def test_a_trajectory_says_how_far_off_the_plane_it_is_and_what_the_plane_shows_
     assert repr(seen) == "PlaneTrajectory(quadratic; 3 checkpoints; distances from the plane 0 to 2.5)"
     with pytest.raises(ValueError, match=r"checkpoints\[0\] has shape \(3,\), expected \(7,\)"):
         lh.plane_trajectory(plane, torch.ones(2, 3), quadratic())
-    with pytest.raises(ValueError, match="checkpoints hold no vector"):
+    with pytest.raises(TypeError, match="checkpoints is a list of length 0"):
         lh.plane_trajectory(plane, [], quadratic())
+    arrays = lh.plane_trajectory(plane, thetas.numpy(), quadratic())
+    assert torch.equal(arrays.coordinates, seen.coordinates)
 
 
 def test_save_and_load(tmp_path):
@@ -246,8 +323,7 @@ def test_save_and_load(tmp_path):
     [
         ((U, 2 * U), {}, "directions are parallel"),
         ((U, -U), {}, "directions are parallel"),
-        ((U, V, U), {}, "directions is 3 of them, expected two directions"),
-        (U, {}, r"directions is a tensor of shape \(7,\), expected two directions"),
+        ((U, V, U), {}, "directions are 3, expected two directions"),
         ((U, torch.ones(3)), {}, r"directions\[1\] has shape \(3,\), expected \(7,\)"),
         ((U, 0 * U), {}, r"directions\[1\] is the zero vector"),
         ("sphere", {}, "directions is 'sphere', expected one of 'gaussian', 'layer', 'filter'"),

@@ -419,7 +419,9 @@ def test_plane_slice_shows_marks_and_a_trajectory(ax):
     ax.clear()
     coordinates = torch.tensor([[2.0, 2.0], [1.0, -1.0], [-1.0, -1.0], [-4.0, -1.0]], dtype=torch.float64)
     row = torch.arange(4.0, dtype=torch.float64)
-    trajectory = lh.PlaneTrajectory(coordinates, torch.tensor([2.3, 1.0, 0.0, 0.0]), {"mixed": row}, {"mixed": row})
+    trajectory = lh.PlaneTrajectory(
+        coordinates, torch.tensor([2.3, 1.0, 0.0, 0.0]), {"mixed": row}, {"mixed": row}, plane.identity
+    )
     lh.plots.plane_slice(plane, ax, trajectory=trajectory, colorbar=False)
     lines = [line.get_xydata() for line in ax.get_lines() if len(line.get_xydata()) == 4]
     assert all(np.array_equal(line, coordinates) for line in lines)
@@ -553,7 +555,7 @@ def test_animation_of_planes_keeps_one_scale():
 def test_trajectory(ax, log):
     true, under = torch.tensor([2.0, 1.0, 0.5]).double(), torch.tensor([3.0, math.inf, 0.5]).double()
     result = lh.PlaneTrajectory(
-        torch.zeros(3, 2).double(), torch.tensor([4.0, 2.0, 0.0]), {"mixed": true}, {"mixed": under}
+        torch.zeros(3, 2).double(), torch.tensor([4.0, 2.0, 0.0]), {"mixed": true}, {"mixed": under}, "a plane"
     )
     assert lh.plots.trajectory(result, ax, log=log) is ax
     solid, dashed = ax.get_lines()[:2]
@@ -646,3 +648,20 @@ def test_planes_make_a_figure_where_none_is_given(draw):
     assert {ax.figure.number for ax in made} <= set(plt.get_fignums())
     made[0].figure.draw_without_rendering()
     plt.close(made[0].figure)
+
+
+def test_names_that_matplotlib_would_hide_are_in_the_legend_and_a_log_axis_needs_something_to_show(ax):
+    scan = lh.line_slice({"_hidden": lh.FunctionObjective(lambda t: -t.square().sum() - 1, THETA0)}, torch.ones(3))
+    lh.plots.line_slice(scan, ax)
+    assert [text.get_text().strip() for text in ax.get_legend().get_texts()] == ["_hidden"]
+    with pytest.raises(ValueError, match="log is True, and no loss is positive"):
+        lh.plots.line_slice(scan, ax, log=True)
+
+
+def test_a_trajectory_of_another_plane_is_refused(ax):
+    f = {"f": quadratic(1, 2, 3)}
+    plane, other = (lh.plane_slice(f, torch.eye(3)[rows], 1.0, 3) for rows in ([0, 1], [0, 2]))
+    trajectory = lh.plane_trajectory(other, torch.eye(3), f)
+    lh.plots.plane_slice(other, ax, trajectory=trajectory, colorbar=False)
+    with pytest.raises(ValueError, match="trajectory was projected onto another plane"):
+        lh.plots.plane_slice(plane, ax, trajectory=trajectory)

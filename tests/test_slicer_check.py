@@ -371,3 +371,41 @@ def test_examples_in_docstrings() -> None:
     result = doctest.testmod(module, extraglobs={"torch": torch})
     assert result.attempted
     assert not result.failed
+
+
+@pytest.mark.parametrize(
+    ("used", "fault"),
+    [
+        (lambda u, v: (u, zero(v)), "v has no effect"),
+        (lambda u, v: (zero(u), v), "u has no effect"),
+        (lambda u, v: (u, u), "v is not used: both axes move along u"),
+        (lambda u, v: (v, v), "u is not used: both axes move along v"),
+    ],
+)
+def test_a_direction_that_is_not_seen_is_named(used: Any, fault: str) -> None:
+    def slicer(model: Any, loader: Any, loss_fn: Any, u: Parts, v: Parts, alphas: Any, betas: Any) -> Any:
+        loss = {"loss": lh.Objective(model, loader, loss_fn=loss_fn)}
+        extent = ((alphas[0], alphas[-1]), (betas[0], betas[-1]))
+        one, other = used(u, v)
+        grid = np.zeros((len(alphas), len(betas)))
+        space, center = loss["loss"].space, loss["loss"].theta0
+        for i, alpha in enumerate(np.linspace(*extent[0], len(alphas))):
+            for j, beta in enumerate(np.linspace(*extent[1], len(betas))):
+                grid[i, j] = loss["loss"](center + alpha * space.flatten(one) + beta * space.flatten(other))
+        return grid
+
+    (found,) = check_slicer(slicer).faults
+    assert found.startswith(fault)
+
+
+def zero(parts: Parts) -> Parts:
+    return {name: torch.zeros_like(part) for name, part in parts.items()}
+
+
+def test_data_that_the_slicer_changes_are_named() -> None:
+    def slicer(model: Any, loader: Any, loss_fn: Any, *rest: Any) -> Any:
+        picture = lh.testing.slicer_scene.Scene.make((7, 5), 1.0, torch.float64).grid()
+        loader.dataset.tensors[0].zero_()
+        return picture
+
+    assert check_slicer(slicer).changed == ("data",)

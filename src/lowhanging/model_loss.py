@@ -105,9 +105,9 @@ class ModelLoss:
 
     def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean losses (b,) float64 and accuracies (b,) or None at the rows of thetas (b, p), by `torch.vmap`."""
-        zeros = torch.zeros(len(thetas), dtype=torch.float64, device=thetas.device)
-        total, count, right, num_targets = zeros.clone(), zeros.clone(), zeros.clone(), 0
         with self.context(), torch.no_grad():
+            zeros = torch.zeros(len(thetas), dtype=torch.float64, device=thetas.device)
+            total, count, right, num_targets = zeros.clone(), zeros.clone(), zeros.clone(), 0
             for batch in self.batches:
                 tally = Tally()
 
@@ -120,7 +120,7 @@ class ModelLoss:
                 count += terms
                 right += num_right.to(right)
                 num_targets += tally.num_targets
-        return total / count, right / num_targets if num_targets else None
+            return total / count, right / num_targets if num_targets else None
 
     def mean(self, theta: Tensor) -> Tensor:
         """Mean loss (scalar), differentiable in theta: all batches in one graph."""

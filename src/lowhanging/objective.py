@@ -359,8 +359,14 @@ def check_loss(argument: str, value: Any) -> Loss:
     return cast(Loss, value)
 
 
-def common_center(losses: Mapping[str, Loss], center: Tensor | None = None) -> Tensor:
-    """The theta0 that all losses share, or `center` (p,) checked against their length."""
+ANYWHERE: Literal["anywhere"] = "anywhere"
+
+
+def common_center(losses: Mapping[str, Loss], center: Tensor | Literal["anywhere"] | None = None) -> Tensor:
+    """The theta0 that all losses share, or `center` (p,) checked against their length, in the widest of their dtypes.
+
+    With `center=ANYWHERE` they may be around different points; the first one's is returned.
+    """
     remedy = 'Pass a mapping such as {"mixed": objective}.'
     if not isinstance(losses, Mapping):
         raise TypeError(explain("losses", f"is a {type(losses).__name__}", "a mapping name -> objective", remedy))
@@ -368,15 +374,29 @@ def common_center(losses: Mapping[str, Loss], center: Tensor | None = None) -> T
     for name in names:
         check_loss(f"losses[{name!r}]", losses[name])
     first = losses[names[0]]
+    start = widest(losses)
     for name in names[1:]:
         if losses[name].num_params != first.num_params:
             received = f"have {first.num_params} ({names[0]}) and {losses[name].num_params} ({name}) parameters"
             raise ValueError(explain("losses", received, "one model's losses", "Build them from the same model."))
-        if center is None and not torch.equal(losses[name].theta0, first.theta0):
+        other = losses[name].theta0
+        if other.device != start.device:
+            received = f"are on {start.device} ({names[0]}) and {other.device} ({name})"
+            raise ValueError(explain("losses", received, "one device", "Pass device= when you make them."))
+        if center is None and not torch.equal(other.double(), start.double()):
             received = f"{names[0]!r} and {name!r} are around different points"
             remedy = "Put them around one point, objective.at(theta), or pass center=."
             raise ValueError(explain("losses", received, "one common theta0", remedy))
-    if center is None:
-        return first.theta0
+    if center is None or isinstance(center, str):
+        return start
     remedy = "Pass a theta of the model."
-    return check_vector("center", center, first.num_params, owner=str(first), remedy=remedy, like=first.theta0)
+    return check_vector("center", center, first.num_params, owner=str(first), remedy=remedy, like=start)
+
+
+def widest(losses: Mapping[str, Loss]) -> Tensor:
+    """The first loss's theta0 in the widest dtype of all: points must not depend on the losses' order."""
+    points = [loss.theta0 for loss in losses.values()]
+    dtype = points[0].dtype
+    for point in points[1:]:
+        dtype = torch.promote_types(dtype, point.dtype)
+    return points[0].to(dtype)

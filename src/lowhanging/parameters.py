@@ -26,6 +26,8 @@ class ParameterSpace:
         num_params: p, the length of theta.
         dtype: the widest dtype among them, at least float32 (a bfloat16 model is studied in float32).
         device: where they live; all on one device.
+        filter_dims: name -> dimension along which its filters (output channels or units) lie, where that is not 0:
+            transposed convolutions and the Conv1D of GPT-2 store inputs first.
 
     Raises:
         ValueError: nothing is trainable, parameters lie on several devices, are complex, or hold NaN or inf.
@@ -43,6 +45,7 @@ class ParameterSpace:
         self.sizes = [weight.numel() for weight in trainable.values()]
         self.num_params = sum(self.sizes)
         self._check(trainable)
+        self.filter_dims = _filter_dims(model)
         self.dtype = torch.float32
         for weight in trainable.values():
             self.dtype = torch.promote_types(self.dtype, weight.dtype)
@@ -95,3 +98,12 @@ class ParameterSpace:
             check_finite(
                 f"parameter {name!r} of {self.owner}", weight.detach(), remedy="Train with a smaller step, or reload."
             )
+
+
+def _filter_dims(model: nn.Module) -> dict[str, int]:
+    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    return {
+        f"{name}.weight" if name else "weight": 1
+        for name, module in model.named_modules()
+        if isinstance(module, transposed) or type(module).__name__ == "Conv1D"
+    }

@@ -8,11 +8,12 @@ directions are made in `steering.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,6 +74,7 @@ class PrincipalDirections:
         return load_result(cls, path)
 
 
+@torch.inference_mode(False)
 def random_direction(
     loss: Loss, *, normalisation: Normalisation = "gaussian", biases: Biases = "zero", seed: int = 0
 ) -> Tensor:
@@ -80,8 +82,9 @@ def random_direction(
 
     * "gaussian": d ~ N(0, I), divided by its norm.
     * "layer": in each weight tensor W, d_W <- d_W |W| / |d_W|.
-    * "filter": in each filter W_j (slice j along the first dimension of a tensor with at least two: the weights into
-      one output channel or unit), d_j <- d_j |W_j| / |d_j|: a step of 1 is as large as the weights of every filter.
+    * "filter": in each filter W_j (the weights into one output channel or unit: slice j along the first dimension of
+      a tensor with at least two, along the second in transposed convolutions), d_j <- d_j |W_j| / |d_j|: a step of 1
+      is as large as the weights of every filter.
 
     Rescaling a layer and undoing it in the next (as ReLU networks allow) changes nothing in a slice along a
     filter-normalised direction, while it stretches or shrinks one along a plain Gaussian direction. These directions
@@ -90,9 +93,9 @@ def random_direction(
     Args:
         loss: an objective; where it comes from a model, its named tensors at its theta0 set the scales.
         normalisation: "gaussian", "layer" or "filter".
-        biases: for "layer" and "filter": what tensors with one dimension or none get, biases and the scales and shifts
-            of norms. "zero": they stay as they are (the usual choice); "layer": a random part as long as the tensor;
-            "copy": the tensor itself, so that they are scaled by 1 + alpha.
+        biases: for "layer" and "filter" only: what tensors with one dimension or none get, biases and the scales and
+            shifts of norms. "zero": they stay as they are (the usual choice); "layer": a random part as long as the
+            tensor; "copy": the tensor itself, so that they are scaled by 1 + alpha.
         seed: of the draw; the global random state is not used, and all devices get the same direction.
 
     Returns:
@@ -108,7 +111,7 @@ def random_direction(
     check_loss("loss", loss)
     check_choice("normalisation", normalisation, NORMALISATIONS)
     check_choice("biases", biases, ("zero", "layer", "copy"))
-    check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
+    seed = check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
     generator = torch.Generator().manual_seed(seed)
     theta = loss.theta0
     drawn = torch.randn(theta.numel(), generator=generator, dtype=torch.float64).to(theta.device)
@@ -121,7 +124,10 @@ def random_direction(
         expected = "an Objective, whose model has layers and filters"
         raise ValueError(explain("normalisation", received, expected, 'Use normalisation="gaussian".'))
     weights, parts = space.unflatten(theta.double()), space.unflatten(drawn)
-    scaled = {name: _scaled(parts[name], weights[name], normalisation, biases) for name in space.names}
+    scaled = {
+        name: _scaled(parts[name], weights[name], normalisation, biases, space.filter_dims.get(name, 0))
+        for name in space.names
+    }
     direction = torch.cat([scaled[name].reshape(-1) for name in space.names]).to(theta.dtype)
     if not bool(direction.any()):
         received = f"is {biases!r}, and the model has no other tensor whose weights are not zero"
@@ -129,18 +135,19 @@ def random_direction(
     return direction
 
 
-def _scaled(part: Tensor, weight: Tensor, normalisation: str, biases: str) -> Tensor:
+def _scaled(part: Tensor, weight: Tensor, normalisation: str, biases: str, filter_dim: int) -> Tensor:
     """A random part with the norms of the weights, tensor by tensor or filter by filter."""
     if weight.ndim < 2:
         if biases == "copy":
             return weight.clone()
         return torch.zeros_like(part) if biases == "zero" else part * (weight.norm() / part.norm())
-    dims = tuple(range(1, weight.ndim)) if normalisation == "filter" else tuple(range(weight.ndim))
+    dims = tuple(dim for dim in range(weight.ndim) if normalisation == "layer" or dim != filter_dim)
     lengths, drawn = (torch.linalg.vector_norm(tensor, dim=dims, keepdim=True) for tensor in (weight, part))
     scaled: Tensor = part * (lengths / drawn)
     return scaled
 
 
+@torch.inference_mode(False)
 def difference_direction(start: Tensor, end: Tensor) -> Tensor:
     """The direction from one checkpoint to another, (end - start) / |end - start|, (p,).
 
@@ -154,17 +161,16 @@ def difference_direction(start: Tensor, end: Tensor) -> Tensor:
         ValueError, TypeError: lengths that differ, values that are not finite, equal checkpoints.
     """
     remedy = "Pass two vectors theta of one model, e.g. rows of run.checkpoints."
-    start = check_vector(
-        "start", start, start.numel() if isinstance(start, Tensor) else 0, owner="start", remedy=remedy
-    )
-    end = check_vector("end", end, start.numel(), owner="start", remedy=remedy, like=start)
+    start = check_vector("start", start, size_of(start), owner="start", remedy=remedy)
+    end = check_vector("end", end, len(start), owner="start", remedy=remedy).to(start.device)
     difference = end.double() - start.double()
     if not bool(difference.any()):
         raise ValueError(explain("end", "equals start", "another checkpoint", remedy))
     unit: Tensor = difference / difference.norm()
-    return unit.to(start.dtype)
+    return unit.to(_at_least_single(start))
 
 
+@torch.inference_mode(False)
 def principal_directions(
     checkpoints: Tensor | Sequence[Tensor], k: int = 2, *, around: Literal["last", "mean"] = "last"
 ) -> PrincipalDirections:
@@ -219,6 +225,7 @@ def principal_directions(
     )
 
 
+@torch.inference_mode(False)
 def gram_schmidt(directions: Tensor | Sequence[Tensor]) -> OrthogonalDirections:
     r"""Make directions orthogonal, in their order, and say by how much each was turned.
 
@@ -262,19 +269,37 @@ def gram_schmidt(directions: Tensor | Sequence[Tensor]) -> OrthogonalDirections:
     )
 
 
+def size_of(vector: Any) -> int:
+    """How many numbers a tensor or an array holds; 0 for anything else, which is then refused by `check_vector`."""
+    return vector.numel() if isinstance(vector, Tensor) else int(np.size(vector))
+
+
+def vectors(argument: str, rows: Any, *, remedy: str) -> list[Any]:
+    """Rows of a tensor or an array (n, p), or the vectors of any iterable, as a list; each is still to be checked."""
+    is_matrix = isinstance(rows, Tensor | np.ndarray) and rows.ndim == 2
+    is_list = isinstance(rows, Iterable) and not isinstance(rows, str | Mapping | Tensor | np.ndarray)
+    found = list(rows) if is_matrix or is_list else []
+    if not found or not all(isinstance(row, Tensor | np.ndarray | Mapping) for row in found):
+        has_shape = isinstance(rows, Tensor | np.ndarray)
+        kind = f"a tensor of shape {tuple(rows.shape)}" if has_shape else f"a {type(rows).__name__}"
+        received = f"is {kind}" + " of length 0" * (is_list and not found)
+        raise TypeError(explain(argument, received, "at least one vector (p,)", remedy))
+    return found
+
+
 def _rows(argument: str, rows: Any) -> Tensor:
-    """(n, p), finite and floating-point, n >= 1, a tensor of its own; or an error."""
+    """(n, p), finite, at least float32, n >= 1, a tensor of its own; or an error."""
     remedy = "Pass a tensor (n, p) or a list of vectors (p,)."
-    is_rows = isinstance(rows, Tensor) and rows.ndim == 2
-    is_list = isinstance(rows, Sequence) and not isinstance(rows, str)
-    if not (is_rows or is_list) or len(rows) == 0 or not isinstance(rows[0], Tensor):
-        kind = f"a tensor of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else f"a {type(rows).__name__}"
-        expected = "at least one vector (p,)"
-        raise TypeError(
-            explain(argument, f"is {kind}" + " of length 0" * (is_list and not len(rows)), expected, remedy)
-        )
-    size = rows[0].numel()
-    checked = [check_vector(f"{argument}[{i}]", row, size, owner=f"{argument}[0]", remedy=remedy, like=rows[0])
-               for i, row in enumerate(rows)]  # fmt: skip
-    with torch.inference_mode(False):
-        return torch.stack([row.clone() for row in checked])
+    found = vectors(argument, rows, remedy=remedy)
+    size = size_of(found[0])
+    first = check_vector(f"{argument}[0]", found[0], size, owner=f"{argument}[0]", remedy=remedy)
+    first = first.to(_at_least_single(first))
+    others = [
+        check_vector(f"{argument}[{i}]", row, size, owner=f"{argument}[0]", remedy=remedy, like=first)
+        for i, row in enumerate(found)
+    ]
+    return torch.stack([row.clone() for row in others])
+
+
+def _at_least_single(vector: Tensor) -> torch.dtype:
+    return torch.promote_types(vector.dtype, torch.float32)

@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowhanging.basin.directions import OrthogonalDirections, PrincipalDirections, size_of, vectors
 from lowhanging.basin.points import SliceEngine, evaluate_points
 from lowhanging.basin.slices import Rays, as_direction, steps
+from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import check_names, check_real, check_vector, explain
 from lowhanging.objective import Loss, common_center, own_vector
 from lowhanging.results import digest, load_result, save_result
 
+_SECOND = 2**31  # added to the seed of the first random direction: planes of neighbouring seeds share none
 _PARALLEL = 1e-6  # sine of the angle below which two directions span no plane
 
 
@@ -81,11 +84,19 @@ class PlaneSlice:
         )
         return f"PlaneSlice({', '.join(self.losses)}; {size}; {ways}; at {self.angle:.4g}°)"
 
+    @property
+    def identity(self) -> str:
+        """A digest of center and directions: a trajectory belongs to one plane."""
+        return digest(self.center, self.directions)
+
     def lowest(self, name: str) -> tuple[float, float, float]:
         """(alpha, beta, loss) at the grid's lowest finite value of a loss."""
         if name not in self.losses:
             raise ValueError(explain("name", f"is {name!r}", f"one of {list(self.losses)}", "Name a loss."))
         grid = torch.where(self.losses[name].isfinite(), self.losses[name], torch.inf)
+        if not bool(grid.isfinite().any()):
+            received = f"is {name!r}, which has no finite value on this plane"
+            raise ValueError(explain("name", received, "a loss with a lowest point", "Pass a smaller extent."))
         i, j = divmod(int(grid.argmin()), len(self.betas))
         return float(self.alphas[i]), float(self.betas[j]), float(self.losses[name][i, j])
 
@@ -109,6 +120,7 @@ class PlaneTrajectory:
     distances: Tensor  # (t,) float64, |theta_i - projection|
     losses: dict[str, Tensor]  # name -> (t,) float64, at the checkpoint itself
     plane_losses: dict[str, Tensor]  # name -> (t,) float64, on the plane under it
+    plane: str  # the `identity` of the PlaneSlice that it was projected onto
 
     def __repr__(self) -> str:
         far = f"distances from the plane {float(self.distances.min()):.3g} to {float(self.distances.max()):.3g}"
@@ -124,9 +136,10 @@ class PlaneTrajectory:
         return load_result(cls, path)
 
 
+@torch.inference_mode(False)
 def plane_slice(
     losses: Mapping[str, Loss],
-    directions: Tensor | Sequence[Tensor | Mapping[str, Tensor]] | Plane | str,
+    directions: Any,
     extent: Any = None,
     num: int | tuple[int, int] = 41,
     *,
@@ -142,8 +155,10 @@ def plane_slice(
     Args:
         losses: name -> objective, all of the same length p, and all around the same theta0 unless `center` is given.
         directions: (u, v), each (p,) or a mapping parameter name -> tensor, used as they are: neither made orthogonal
-            (`gram_schmidt` does that, and says what it changed) nor rescaled. Or a `Plane` (see `plane_through`). Or
-            two random ones, drawn with `seed` and `seed + 1`: "gaussian", "layer" or "filter" (see `random_direction`).
+            (`gram_schmidt` does that, and says what it changed) nor rescaled. Or a `Plane` (see `plane_through`), or a
+            result of `gram_schmidt` or `principal_directions`, or a `Subspace`, of two. Or
+            two random ones, drawn with `seed` and `seed + 2**31`: "gaussian", "layer" or "filter" (see
+            `random_direction`).
         extent: of alpha and beta: a number a for (-a, a), (first, last), or ((first, last), (first, last)). By default
             1, for a `Plane` the box around its points.
         num: steps of each, or (of alpha, of beta). Where 0, 0 falls on the grid, the value there is the objective's at
@@ -165,7 +180,8 @@ def plane_slice(
             finite or not ascending, objectives around different points, a resume file of another call.
 
     Cost:
-        num_alphas * num_betas evaluations (forward passes) per loss; the measurement takes about six.
+        num_alphas * num_betas evaluations (forward passes) per loss; the measurement takes about a dozen (on a
+        GPU about a hundred, 32 at once), and resuming three to check that the file belongs to these losses.
     """
     plane = directions if isinstance(directions, Plane) else None
     if plane is not None and center is not None:
@@ -173,7 +189,7 @@ def plane_slice(
         raise ValueError(explain("center", received, "one of the two", "Pass plane.directions with your center."))
     center = common_center(losses, plane.center if plane is not None else center)
     is_random = isinstance(directions, str)
-    pair = [as_direction(*entry, losses, center, seed=seed + i) for i, entry in enumerate(_two(directions))]
+    pair = [as_direction(*entry, losses, center, seed=seed + i * _SECOND) for i, entry in enumerate(_two(directions))]
     labels = _labels(names, is_random, directions, plane)
     u, v = (ray.to(center.device).double() for ray in pair)
     norms = torch.stack([u.norm(), v.norm()]).cpu()
@@ -220,6 +236,7 @@ def plane_slice(
     )
 
 
+@torch.inference_mode(False)
 def plane_through(
     theta_a: Tensor, theta_b: Tensor, theta_c: Tensor, *, names: Sequence[str] = ("a", "b", "c")
 ) -> Plane:
@@ -248,7 +265,7 @@ def plane_through(
     labels = check_names("names", names, remedy="Pass three names.")
     if len(labels) != 3 or len(set(labels)) != 3:
         raise ValueError(explain("names", f"is {tuple(names)!r}", "three different names", "Leave it out."))
-    size = theta_a.numel() if isinstance(theta_a, Tensor) else 0
+    size = size_of(theta_a)
     a = own_vector(check_vector("theta_a", theta_a, size, owner="theta_a", remedy=remedy))
     b, c = (
         check_vector(name, theta, size, owner="theta_a", remedy=remedy, like=a)
@@ -272,6 +289,7 @@ def plane_through(
     )
 
 
+@torch.inference_mode(False)
 def plane_trajectory(
     plane: PlaneSlice,
     checkpoints: Tensor | Sequence[Tensor],
@@ -302,12 +320,10 @@ def plane_trajectory(
     """
     center = common_center(losses, plane.center)
     remedy = "Pass vectors theta of the model that the plane was made of, e.g. run.checkpoints."
-    if not isinstance(checkpoints, Tensor | Sequence) or len(checkpoints) == 0:
-        raise ValueError(explain("checkpoints", "hold no vector", "at least one theta", remedy))
     owner = str(next(iter(losses.values())))
     thetas = [
         check_vector(f"checkpoints[{i}]", theta, len(center), owner=owner, remedy=remedy, like=center)
-        for i, theta in enumerate(checkpoints)
+        for i, theta in enumerate(vectors("checkpoints", checkpoints, remedy=remedy))
     ]
     rays = Rays(center, plane.directions)
     basis = plane.directions.to(center.device).double()
@@ -326,23 +342,23 @@ def plane_trajectory(
         distances=(offsets - solved @ scaled).norm(dim=1).cpu(),
         losses={name: row[:t].clone() for name, row in values.losses.items()},
         plane_losses={name: row[t:].clone() for name, row in values.losses.items()},
+        plane=plane.identity,
     )
 
 
 def _two(directions: Any) -> list[tuple[str, Any]]:
     """(argument, direction) twice."""
-    if isinstance(directions, Plane):
+    if isinstance(directions, Plane | OrthogonalDirections | PrincipalDirections):
         directions = directions.directions
+    if isinstance(directions, Subspace):
+        directions = directions.basis
     if isinstance(directions, str):
         return [("directions", directions)] * 2
-    is_rows = isinstance(directions, Tensor) and directions.ndim == 2
-    if not (is_rows or isinstance(directions, Sequence)) or len(directions) != 2:
-        kind = f"a tensor of shape {tuple(directions.shape)}" if isinstance(directions, Tensor) else (
-            f"{len(directions)} of them" if isinstance(directions, Sequence) else f"a {type(directions).__name__}"
-        )  # fmt: skip
-        remedy = "Pass (u, v), a tensor (2, p), a Plane, or the name of a random kind such as 'filter'."
-        raise ValueError(explain("directions", f"is {kind}", "two directions", remedy))
-    return [(f"directions[{i}]", direction) for i, direction in enumerate(directions)]
+    remedy = "Pass (u, v), a tensor (2, p), a Plane, or the name of a random kind such as 'filter'."
+    found = vectors("directions", directions, remedy=remedy)
+    if len(found) != 2:
+        raise ValueError(explain("directions", f"are {len(found)}", "two directions", remedy))
+    return [(f"directions[{i}]", direction) for i, direction in enumerate(found)]
 
 
 def _labels(names: Any, is_random: bool, directions: Any, plane: Plane | None) -> tuple[str, str]:

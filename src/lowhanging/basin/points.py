@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ SLICE_ENGINES = ("auto", "point by point", "vmap")
 
 _WORTH_MEASURING = 1.0  # seconds: a run shorter than this is over before the other engine is warm
 _MARGIN = 1.2  # so much quicker must vmap be: a tie is decided the same way every time
+_PAUSE = 0.2  # seconds between two writes where a row is one point
+_TIES = 0.02  # of accuracies: rounding decides between two equal outputs
 _RTOL = {torch.float64: 1e-9, torch.float32: 1e-3}
 _FAILURES = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError)
 
@@ -67,7 +69,7 @@ def evaluate_points(
         engine: "auto" measures; "point by point" or "vmap" names one.
         resume: npz file that is written after every row, and continued from if it exists.
         identity: names and digests of what determines the points; the file of a run with another one is refused.
-        row: points between two writes of that file.
+        row: points between two writes of that file; with 1, it is written a few times per second.
         title: of the bar.
         progress: a bar; None shows one after two seconds.
 
@@ -76,43 +78,77 @@ def evaluate_points(
     """
     check_choice("engine", engine, SLICE_ENGINES)
     path = None if resume is None else resume_path(resume)
-    values = None
-    if path is not None:
-        identity = {**(identity or {}), **_fingerprints(losses, center)}
-        values = _read(path, identity, engine)
-    if values is None:
-        chosen, at_once = _choose(losses, point, num, engine)
-        values = PointValues({}, {}, chosen, at_once, 0, dict(identity or {}))
-    kept = {name: torch.full((num,), torch.nan, dtype=torch.float64) for name in losses}
-    shares = {name: kept[name].clone() for name in losses}
-    for name, found in values.losses.items():
-        kept[name][: values.num_done] = found[: values.num_done]
-    for name, found in values.accuracies.items():
-        shares[name][: values.num_done] = found[: values.num_done]
-    has_accuracy = set(values.accuracies)
+    identity = {**(identity or {}), "names of the losses": ", ".join(losses)}
+    with torch.inference_mode(False):
+        values = None if path is None else _read(path, identity, engine)
+        if values is None:
+            chosen, at_once = _choose(losses, point, num, engine)
+            empty = torch.full((num,), torch.nan, dtype=torch.float64)
+            values = PointValues({name: empty.clone() for name in losses}, {}, chosen, at_once, 0, identity)
+        elif path is not None:
+            _check_values(path, values, losses, point, center)
+        return _continue(values, losses, point, center, path, row, title, progress)
+
+
+def _continue(
+    values: PointValues,
+    losses: Mapping[str, Loss],
+    point: Callable[[int], Tensor],
+    center: Tensor,
+    path: Path | None,
+    row: int,
+    title: str,
+    progress: bool | None,
+) -> PointValues:
+    """The rest of the points; whatever stops it, what is finished is in the file."""
+    num, written, wrote_at = len(next(iter(values.losses.values()))), values.num_done, time.monotonic()
     delay = 2.0 if progress is None else 0.0
-    with tqdm(
-        total=num, initial=values.num_done, desc=title, unit="point", disable=progress is False, delay=delay
-    ) as b:
-        for start in range(values.num_done, num, values.at_once):
+    bar = tqdm(total=num, initial=written, desc=title, unit="point", disable=progress is False, delay=delay)
+    try:
+        for start in range(written, num, values.at_once):
             stop = min(num, start + values.at_once)
             thetas = [point(i) for i in range(start, stop)]
             for name, loss in losses.items():
                 found, right = _evaluate(loss, thetas, center, values.engine)
-                kept[name][start:stop] = found
+                values.losses[name][start:stop] = found
                 if right is not None:
-                    shares[name][start:stop] = right
-                    has_accuracy.add(name)
-            b.update(stop - start)
-            if stop == num or stop // row > start // row:
-                accuracies = {name: shares[name] for name in losses if name in has_accuracy}
-                values = replace(values, losses=kept, accuracies=accuracies, num_done=stop)
-                if path is not None:
-                    save_result(values, path)
-    return values
+                    empty = torch.full((num,), torch.nan, dtype=torch.float64)
+                    values.accuracies.setdefault(name, empty)[start:stop] = right
+            values = replace(values, num_done=stop)
+            bar.update(stop - start)
+            is_row = stop == num or (stop // row > start // row if row > 1 else time.monotonic() > wrote_at + _PAUSE)
+            if path is not None and is_row:
+                save_result(values, path)
+                written, wrote_at = stop, time.monotonic()
+    finally:
+        bar.close()
+        if path is not None and values.num_done > written:
+            save_result(values, path)
+    in_order = {name: values.accuracies[name] for name in losses if name in values.accuracies}
+    return replace(values, accuracies=in_order)
 
 
-def _evaluate(loss: Loss, thetas: list[Tensor], center: Tensor, engine: str) -> tuple[Tensor, Tensor | None]:
+def _check_values(
+    path: Path, values: PointValues, losses: Mapping[str, Loss], point: Callable[[int], Tensor], center: Tensor
+) -> None:
+    """Refuse a file whose first, middle and last finished points these losses do not give again, bit for bit."""
+    chunks = range(0, values.num_done, values.at_once)
+    for start in sorted({chunks[i] for i in (0, len(chunks) // 2, -1)} if len(chunks) else set()):
+        where = slice(start, min(len(values.losses[next(iter(losses))]), start + values.at_once))
+        thetas = [point(i) for i in range(where.start, where.stop)]
+        for name, loss in losses.items():
+            found, right = _evaluate(loss, thetas, center, values.engine)
+            stored = values.accuracies.get(name)
+            is_same = _same_bits(found, values.losses[name][where]) and (right is None) == (stored is None)
+            if not is_same or (right is not None and stored is not None and not _same_bits(right, stored[where])):
+                _refuse(path, [f"loss {name!r}"])
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _evaluate(loss: Loss, thetas: list[Tensor], center: Tensor | None, engine: str) -> tuple[Tensor, Tensor | None]:
     """Values (b,) and accuracies (b,) or None at b points, on the CPU."""
     if engine == "point by point":
         found = [loss.evaluate(theta) for theta in thetas]
@@ -124,28 +160,28 @@ def _evaluate(loss: Loss, thetas: list[Tensor], center: Tensor, engine: str) -> 
         values, accuracies = loss.evaluate_many(torch.stack(thetas))
     values, accuracies = values.cpu().double(), None if accuracies is None else accuracies.cpu().double()
     for i, theta in enumerate(thetas):
-        if torch.equal(theta, center):
+        if center is not None and torch.equal(theta, center):
             values[i] = float(loss.evaluate(theta)[0])
     return values, accuracies
 
 
 def _choose(losses: Mapping[str, Loss], point: Callable[[int], Tensor], num: int, wanted: str) -> tuple[str, int]:
-    """(engine, points at once): vmap where it is quicker for the first loss and right for all, or asked for."""
+    """(engine, points at once): vmap where it is quicker for the slowest loss and right for all, or asked for."""
     alone = ("point by point", 1)
     if wanted == "point by point" or (wanted == "auto" and num < 2):
         return alone
     is_cpu = point(0).device.type == "cpu"
     repeats = 1 if is_cpu else 2  # the first call on a GPU loads its kernels
     at_once = min(num, 4 if is_cpu else 32)
-    first = next(iter(losses.values()))
+    each = {name: _seconds(loss, [point(0)], "point by point", repeats) for name, loss in losses.items()}
+    if wanted == "auto" and sum(each.values()) * num < _WORTH_MEASURING:
+        return alone
+    slowest = max(each, key=lambda name: each[name])
     while True:
         thetas = [point(i) for i in torch.linspace(0, num - 1, at_once).long().tolist()]
-        seconds = _seconds(first, thetas[:1], "point by point", 1 + repeats)
-        if wanted == "auto" and seconds * num * len(losses) < _WORTH_MEASURING:
-            return alone
         try:
-            together = _seconds(first, thetas, "vmap", repeats)
-            if wanted == "auto" and _MARGIN * together / at_once > seconds:
+            together = _seconds(losses[slowest], thetas, "vmap", repeats)
+            if wanted == "auto" and _MARGIN * together / at_once > each[slowest]:
                 return alone
             problem = _difference(losses, thetas)
         except torch.OutOfMemoryError:
@@ -163,42 +199,29 @@ def _choose(losses: Mapping[str, Loss], point: Callable[[int], Tensor], num: int
 
 def _seconds(loss: Loss, thetas: list[Tensor], engine: str, repeats: int) -> float:
     """Of one evaluation, the last of `repeats`."""
-    nowhere = torch.empty(0)
     elapsed = 0.0
     for _ in range(repeats):
         begun = time.perf_counter()
-        _evaluate(loss, thetas, nowhere, engine)
+        _evaluate(loss, thetas, None, engine)
         elapsed = time.perf_counter() - begun
     return elapsed
 
 
 def _difference(losses: Mapping[str, Loss], thetas: list[Tensor]) -> str:
-    """How vmap differs from the losses themselves at the first and the last point; "" where it does not."""
+    """How vmap differs from the losses themselves at these points; "" where it does not."""
     rtol = _RTOL.get(thetas[0].dtype, 1e-2)
-    nowhere = torch.empty(0)
     for name, loss in losses.items():
-        first, right = _evaluate(loss, thetas[:1], nowhere, "point by point")
-        last, right_last = _evaluate(loss, thetas[-1:], nowhere, "point by point")
-        values, accuracies = _evaluate(loss, thetas, nowhere, "vmap")
-        expected, found = torch.cat([first, last]), values[[0, -1]]
-        if not torch.allclose(found, expected, rtol=rtol, atol=rtol, equal_nan=True):
-            return f"loss {name!r} is off by {float((found - expected).abs().max()):.1e}"
-        if (accuracies is None) != (right is None and right_last is None):
+        expected, right = _evaluate(loss, thetas, None, "point by point")
+        values, accuracies = _evaluate(loss, thetas, None, "vmap")
+        finite = expected[expected.isfinite()].abs()
+        floor = 10 * torch.finfo(thetas[0].dtype).eps * float(finite.max()) if len(finite) else 0.0
+        if not torch.allclose(values, expected, rtol=rtol, atol=floor, equal_nan=True):
+            return f"loss {name!r} is off by {float((values - expected).abs().max()):.1e}"
+        if (accuracies is None) != (right is None):
             return f"the accuracy of {name!r} is lost"
+        if accuracies is not None and right is not None and not torch.allclose(accuracies, right, atol=_TIES):
+            return f"the accuracy of {name!r} is off by {float((accuracies - right).abs().max()):.2g}"
     return ""
-
-
-def _fingerprints(losses: Mapping[str, Loss], center: Tensor) -> dict[str, str]:
-    """Two values of each loss, to the last bit: at the center and beside it."""
-    generator = torch.Generator().manual_seed(0)
-    beside = torch.randn(len(center), generator=generator, dtype=torch.float64)
-    beside *= 0.1 * max(1.0, float(center.double().norm())) / float(beside.norm())
-    points = (center, center + beside.to(center))
-    found = {
-        f"loss {name!r}": " ".join(float(loss.evaluate(theta)[0]).hex() for theta in points)
-        for name, loss in losses.items()
-    }
-    return {"names of the losses": ", ".join(losses), **found}
 
 
 def _read(path: Path, identity: Mapping[str, str], engine: str) -> PointValues | None:
@@ -207,17 +230,21 @@ def _read(path: Path, identity: Mapping[str, str], engine: str) -> PointValues |
         return None
     try:
         values = load_result(PointValues, path)
-    except ValueError as error:
+    except (ValueError, TypeError, OSError) as error:
         received = f"is {str(path)!r}, no resume file of a slice"
         raise ValueError(explain("resume", received, "a new file or that of this run", "Name another file.")) from error
     different = [key for key in {**identity, **values.identity} if identity.get(key) != values.identity.get(key)]
     if engine not in ("auto", values.engine):
         different.append(f"engine ({values.engine!r})")
     if different:
-        received = f"is {str(path)!r}, the file of a run with another {', '.join(sorted(different))}"
-        remedy = (
-            "Name another file, or repeat the call that made this one, on the same device and with as many threads "
-            "(they decide the last digits of a loss)."
-        )
-        raise ValueError(explain("resume", received, "a new file or that of this run", remedy))
+        _refuse(path, different)
     return values
+
+
+def _refuse(path: Path, different: list[str]) -> NoReturn:
+    received = f"is {str(path)!r}, the file of a run with another {', '.join(sorted(different))}"
+    remedy = (
+        "Name another file, or repeat the call that made this one, on the same device and with as many threads "
+        "(they decide the last digits of a loss)."
+    )
+    raise ValueError(explain("resume", received, "a new file or that of this run", remedy))

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.basin.directions import NORMALISATIONS, Normalisation, random_direction
+from lowhanging.basin.directions import NORMALISATIONS, Normalisation, random_direction, vectors
 from lowhanging.basin.points import SliceEngine, evaluate_points
-from lowhanging.errors import check_choice, check_count, check_real, check_vector, explain
-from lowhanging.objective import Loss, common_center, own_vector
+from lowhanging.errors import check_choice, check_count, check_names, check_real, check_vector, explain
+from lowhanging.objective import ANYWHERE, Loss, common_center, own_vector, widest
 from lowhanging.results import digest, load_result, save_result
 
 
@@ -77,6 +77,7 @@ class PathSlice:
         return load_result(cls, path)
 
 
+@torch.inference_mode(False)
 def line_slice(
     losses: Mapping[str, Loss],
     direction: Tensor | Mapping[str, Tensor] | Normalisation,
@@ -115,7 +116,8 @@ def line_slice(
             ascending, objectives around different points, a resume file of another call.
 
     Cost:
-        num evaluations (forward passes) per loss, and two more with `resume`; the measurement takes about six.
+        num evaluations (forward passes) per loss; the measurement takes about a dozen (on a GPU about a hundred, 32 at
+        once), and resuming three to check that the file belongs to these losses.
     """
     center = common_center(losses, center)
     alphas = steps("extent", extent, num)
@@ -123,6 +125,8 @@ def line_slice(
     ray = as_direction("direction", direction, losses, center, seed=seed)
     line = Rays(center, ray[None])
     line.check_reach("extent", alphas[[0, -1], None])
+    if name is not None:
+        (name,) = check_names("name", [name], remedy="It is what the axis is called; leave it out.")
     name = name or (f"random direction ({direction})" if is_random else "direction")
     values = evaluate_points(
         losses,
@@ -148,6 +152,7 @@ def line_slice(
     )
 
 
+@torch.inference_mode(False)
 def path_slice(
     losses: Mapping[str, Loss],
     points: Tensor | Sequence[Tensor],
@@ -181,16 +186,14 @@ def path_slice(
         num evaluations (forward passes) per loss.
     """
     remedy = "Pass at least two vectors theta, e.g. (theta_a, theta_b) or run.checkpoints."
-    first = next(iter(losses.values())).theta0 if isinstance(losses, Mapping) and losses else None
-    common_center(losses, first)
-    assert first is not None  # common_center has refused anything else
-    if not isinstance(points, Tensor | Sequence) or len(points) < 2:
-        received = f"are {len(points)}" if isinstance(points, Tensor | Sequence) else f"is a {type(points).__name__}"
-        raise ValueError(explain("points", received, "at least two vectors", remedy))
-    owner = str(next(iter(losses.values())))
+    common_center(losses, ANYWHERE)
+    owner, first = str(next(iter(losses.values()))), widest(losses)
+    given = vectors("points", points, remedy=remedy)
+    if len(given) < 2:
+        raise ValueError(explain("points", f"are {len(given)}", "at least two vectors", remedy))
     knots_at = [
         own_vector(check_vector(f"points[{i}]", point, len(first), owner=owner, remedy=remedy, like=first))
-        for i, point in enumerate(points)
+        for i, point in enumerate(given)
     ]
     lengths = np.array([float((b.double() - a.double()).norm()) for a, b in itertools.pairwise(knots_at)])
     if not lengths.all():
@@ -273,17 +276,22 @@ def as_direction(argument: str, value: Any, losses: Mapping[str, Loss], center: 
         if not spaces:
             received = "is a mapping, and no loss has named parameters"
             raise TypeError(explain(argument, received, f"a tensor of shape ({len(center)},)", remedy))
-        value = spaces[0].flatten(value)
+        try:
+            value = spaces[0].flatten({name: torch.as_tensor(part) for name, part in value.items()})
+        except (ValueError, TypeError) as error:
+            error.add_note(f"This is about {argument}.")
+            raise
     owner = str(next(iter(losses.values())))
-    return own_vector(check_vector(argument, value, len(center), owner=owner, remedy=remedy, allow_zero=False))
+    vector = check_vector(argument, value, len(center), owner=owner, remedy=remedy, allow_zero=False)
+    return own_vector(vector).to(torch.promote_types(vector.dtype, torch.float32))
 
 
 def steps(argument: str, extent: Any, num: int) -> Tensor:
     """(num,) evenly spaced in float64; exactly symmetric where the ends are, and 0 where rounding misses it."""
     remedy = "Pass (first, last) with first < last, or one positive number."
     check_count("num", num, minimum=2, remedy="33 steps make a readable curve.")
-    if isinstance(extent, np.ndarray | Tensor) and extent.ndim:
-        extent = tuple(extent.tolist())
+    if isinstance(extent, np.ndarray | Tensor):
+        extent = extent.tolist()
     if isinstance(extent, Sequence):
         if len(extent) != 2:
             raise ValueError(explain(argument, f"is {extent!r}", "(first, last)", remedy))

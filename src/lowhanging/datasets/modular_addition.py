@@ -114,7 +114,7 @@ def modular_addition(
     check_real("train_fraction", train_fraction, minimum=0.0, maximum=1.0, remedy=remedy)
     check_choice("split", split, ("unordered", "ordered"))
     check_choice("operation", operation, ("add", "random"))
-    check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
+    seed = check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
     generator = torch.Generator().manual_seed(seed)
     a, b = torch.arange(p).repeat_interleave(p), torch.arange(p).repeat(p)  # pair number a p + b
     low, high = torch.minimum(a, b), torch.maximum(a, b)

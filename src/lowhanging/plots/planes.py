@@ -166,3 +166,6 @@ def _check(plane: PlaneSlice, trajectory: PlaneTrajectory | None) -> None:
     check_kind("plane", plane, PlaneSlice, _PLANE)
     if trajectory is not None:
         check_kind("trajectory", trajectory, PlaneTrajectory, _TRAJECTORY)
+        if trajectory.plane != plane.identity:
+            received = "was projected onto another plane"
+            raise ValueError(explain("trajectory", received, "one of this plane", _TRAJECTORY))

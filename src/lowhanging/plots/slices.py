@@ -14,8 +14,10 @@ from lowhanging.plots.style import (
     axes,
     box_size,
     check_kind,
+    check_log,
     color_of,
     label_log_axis,
+    label_of,
     legend_above,
     rows_of,
     step_label,
@@ -87,9 +89,10 @@ def path_slice(scan: PathSlice, ax: Axes | None = None, *, quantity: Quantity = 
 
 def _curves(ax: Axes, steps: Tensor, rows: Mapping[str, Tensor], quantity: Quantity, log: bool) -> None:
     """Curves, the vertical axis, grid and legend."""
+    check_log(log and quantity == "loss", rows.values())
     for position, (name, row) in enumerate(rows.items()):
         drawn = torch.where(row.isfinite(), row, torch.nan)
-        ax.plot(steps.numpy(), drawn.numpy(), label=name, color=color_of(name, position), linewidth=1.8)
+        ax.plot(steps.numpy(), drawn.numpy(), label=label_of(name), color=color_of(name, position), linewidth=1.8)
     ax.set_ylabel(unit_of(quantity))
     ax.autoscale(axis="y")
     if quantity == "accuracy":

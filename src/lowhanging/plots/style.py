@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lowhanging.errors import check_choice, explain
@@ -28,6 +28,18 @@ _LETTER = 5.6  # points of width of a character of an axis label
 def color_of(name: str, position: int) -> str:
     """The colour of a named loss; `position` chooses for names that have none."""
     return _COLORS.get(name, _OTHERS[position % len(_OTHERS)])
+
+
+def label_of(name: str) -> str:
+    """A name as a label: matplotlib leaves those that begin with "_" out of legends."""
+    return f" {name}" if name.startswith("_") else name
+
+
+def check_log(log: bool, rows: Iterable[Any]) -> None:
+    """An error where a logarithmic axis would have nothing to show."""
+    if log and not any(bool((row > 0).any()) for row in rows):
+        received = "is True, and no loss is positive"
+        raise ValueError(explain("log", received, "losses that have a logarithm", "Pass log=False."))
 
 
 def axes(ax: Axes | None) -> Axes:

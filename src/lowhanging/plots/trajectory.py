@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowhanging.basin.planes import PlaneTrajectory
-from lowhanging.plots.style import axes, check_kind, color_of, label_log_axis, legend_above
+from lowhanging.plots.style import axes, check_kind, check_log, color_of, label_log_axis, label_of, legend_above
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +34,7 @@ def trajectory(trajectory: PlaneTrajectory, ax: Axes | None = None, *, log: bool
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
+    check_log(log, [*trajectory.losses.values(), *trajectory.plane_losses.values()])
     ax = axes(ax)
     numbers = range(len(trajectory.distances))
     size = 4.0 if len(numbers) <= 30 else 0.0
@@ -41,7 +42,7 @@ def trajectory(trajectory: PlaneTrajectory, ax: Axes | None = None, *, log: bool
     for position, (name, row) in enumerate(trajectory.losses.items()):
         color, under = color_of(name, position), trajectory.plane_losses[name]
         drawn, below = (torch.where(values.isfinite(), values, torch.nan).numpy() for values in (row, under))
-        entries += ax.plot(numbers, drawn, "o-", color=color, linewidth=1.8, markersize=size, label=name)
+        entries += ax.plot(numbers, drawn, "o-", color=color, linewidth=1.8, markersize=size, label=label_of(name))
         ax.plot(numbers, below, "o--", color=color, linewidth=1.2, markersize=size, markerfacecolor="white")
     if log:
         ax.set_yscale("log")

@@ -24,7 +24,8 @@ def diagnosis(scene: Scene, found: np.ndarray, again: Callable[[], np.ndarray | 
     errors = np.abs(found - scene.grid()) / scene.grid().max()
     if errors.max() <= max(10 * tol, _INEXACT):
         return (f"inexact: off by up to {errors.max():.1e} of the largest loss; is it computed in lower precision?",)
-    for faults, picture in itertools.chain(_known_pictures(scene), _fitted_pictures(scene, found, tol)):
+    known = itertools.chain(_known_pictures(scene), _half_pictures(scene), _fitted_pictures(scene, found, tol))
+    for faults, picture in known:
         off = np.abs(found - picture) > 10 * tol * np.abs(picture).max()
         if off.sum() <= 1:
             where = [f"[{i}, {j}] by {found[i, j] - picture[i, j]:.3g}" for i, j in np.argwhere(off)]
@@ -49,6 +50,19 @@ def _known_pictures(scene: Scene) -> Iterator[Explained]:
         (swap, is_swapped), (turn, u, v), (order, a, b), (mean, weights) = parts
         first, second = (v, u) if is_swapped else (u, v)
         yield tuple(filter(None, (swap, turn, order, mean))), scene.grid(weights, a, b, first, second)
+
+
+def _half_pictures(scene: Scene) -> Iterator[Explained]:
+    """Pictures in which one direction is not seen; symmetric ones, so that nothing more can be told from them."""
+    u, v = scene.directions
+    for fault, one, other in (
+        ("v has no effect: every row is constant", u, 0 * v),
+        ("u has no effect: every column is constant", 0 * u, v),
+        ("v is not used: both axes move along u", u, u),
+        ("u is not used: both axes move along v", v, v),
+    ):
+        for mean, weights in _means():
+            yield tuple(filter(None, (fault, mean))), scene.grid(weights, u=one, v=other)
 
 
 def _directions(u: np.ndarray, v: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:

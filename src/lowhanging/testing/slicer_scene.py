@@ -77,6 +77,7 @@ class Scene:
             "gradients": [None if p.grad is None else p.grad.detach().clone() for p in parameters],
             "requires_grad": [parameter.requires_grad for parameter in parameters],
             "mode": [layer.training for layer in self.model.modules()],
+            "data": [tensor.clone() for tensor in self.loader.dataset.tensors],  # type: ignore[attr-defined]
             "u": [tensor.clone() for tensor in self.u.values()],
             "v": [tensor.clone() for tensor in self.v.values()],
         }

@@ -213,7 +213,7 @@ def _name(function: Callable[[Tensor], Tensor]) -> str:
 
 def _random_rows(num: int, size: int, seed: int) -> Tensor:
     """(num, size) orthonormal rows, uniformly distributed."""
-    check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
+    seed = check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(size, num, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(gaussian)  # (size, num), (num, num)
