@@ -3,31 +3,55 @@
 When each circuit formed over many runs (`births`), and the statistics of it: whether births come in pairs
 (`pairing_test`, and what it would have seen: `pairing_power`), whether one raises the rate of the next
 (`birth_intensity`), whether frequencies are related (`frequency_relations`), and whether circuits last (`survival`).
+What each circuit is worth (`ablate_circuits`, `circuit_losses` for steering), and the measures of the literature
+(`restricted_loss`, `excluded_loss`, `gradient_symmetricity`, `distance_irrelevance`).
 """
 
+from lowhanging.circuits.ablation import (
+    CircuitAblation,
+    ablate_blocks,
+    ablate_circuits,
+    ablate_frequencies,
+    circuit_losses,
+)
 from lowhanging.circuits.formation import Births, births
 from lowhanging.circuits.fourier import CircleScores, circle_score, fourier_modes, key_frequencies
 from lowhanging.circuits.intensity import BirthIntensity, birth_intensity
 from lowhanging.circuits.lifetimes import Survival, survival
 from lowhanging.circuits.pairing import PairingTest, pairing_test
 from lowhanging.circuits.power import PairingPower, pairing_power
+from lowhanging.circuits.progress import (
+    distance_irrelevance,
+    excluded_loss,
+    gradient_symmetricity,
+    restricted_loss,
+)
 from lowhanging.circuits.relations import FrequencyRelations, frequency_relations
 
 __all__ = [
     "BirthIntensity",
     "Births",
     "CircleScores",
+    "CircuitAblation",
     "FrequencyRelations",
     "PairingPower",
     "PairingTest",
     "Survival",
+    "ablate_blocks",
+    "ablate_circuits",
+    "ablate_frequencies",
     "birth_intensity",
     "births",
     "circle_score",
+    "circuit_losses",
+    "distance_irrelevance",
+    "excluded_loss",
     "fourier_modes",
     "frequency_relations",
+    "gradient_symmetricity",
     "key_frequencies",
     "pairing_power",
     "pairing_test",
+    "restricted_loss",
     "survival",
 ]

@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm.auto import tqdm
 
-from lowhanging.batches import Batches
 from lowhanging.circuits.fourier import circle_score, key_frequencies
-from lowhanging.errors import check_count, check_finite, explain
-from lowhanging.models import ModularMLP
+from lowhanging.circuits.progress import CHUNK, checked_logits, frequency_projector, read_pairs
+from lowhanging.errors import check_count, explain
+from lowhanging.models import ModularMLP, ModularTransformer
 from lowhanging.objective import Objective
-from lowhanging.parameters import ParameterSpace
 from lowhanging.private_copy import private_copy
 from lowhanging.results import load_result, save_result
 
@@ -52,14 +51,12 @@ class CircuitAblation:
     num_examples: int
 
     def __repr__(self) -> str:
-        worth = ", ".join(
-            f"{name}: {nats:+.2f}" for name, nats in zip(self.circuits.tolist(), self.nats.tolist(), strict=True)
-        )
+        labels, nats = self.circuits.tolist(), self.nats.tolist()
+        worth = ", ".join(f"{label}: {value:+.2f}" for label, value in zip(labels, nats, strict=True))
         losses = f"loss {float(self.losses[-1]):.3g}, {float(self.losses[0]):.3g} without them"
         share = f"{100 * float(self.logit_shares[-1]):.0f} % of the logits"
-        plural = "s" * (len(self.circuits) != 1)
-        details = f"; nats alone {{{worth}}}; {share}" if len(self.circuits) else ""
-        return f"CircuitAblation({len(self.circuits)} circuit{plural} by {self.ablation}; {losses}{details})"
+        size = f"{len(labels)} circuit{'s' * (len(labels) != 1)} by {self.ablation}"
+        return f"CircuitAblation({size}; {losses}; nats alone {{{worth}}}; {share})"
 
     @property
     def nats(self) -> Tensor:
@@ -77,11 +74,12 @@ class CircuitAblation:
         size = self.kept.sum(1)
         # Of all k! orders, |K|! (k - |K| - 1)! add circuit j right after the set K.
         weight = torch.tensor([1 / (k * math.comb(k - 1, n)) for n in range(k)], dtype=torch.float64)
-        values = torch.zeros(k, dtype=torch.float64)
+        values = []
         for j in range(k):
             without = (~self.kept[:, j]).nonzero()[:, 0]
-            values[j] = (weight[size[without]] * (self.losses[without] - self.losses[without + 2**j])).sum()
-        return values
+            gain = self.losses[without] - self.losses[without + 2**j]
+            values.append(float(weight[size[without]] @ gain))
+        return torch.tensor(values, dtype=torch.float64)
 
     @property
     def mean_losses(self) -> Tensor:
@@ -139,9 +137,11 @@ def ablate_circuits(
     Source:
         Shapley (1953), "A value for n-person games", for the average over orders.
     """
-    private, labels, ablate = _prepared(model, circuits, ablation)
+    private, labels, ablate, inputs, targets = _prepared(model, data, circuits, ablation)
     k = len(labels)
-    inputs, targets = read_pairs(data, private)
+    if k > _MOST:
+        remedy = "Name those of interest; the others are kept."
+        raise ValueError(explain("circuits", f"are {k}, with {2**k:,} subsets", f"at most {_MOST}", remedy))
     kept = (torch.arange(2**k)[:, None] >> torch.arange(k)) % 2 == 1  # (2^k, k)
     losses, accuracies, overlaps = torch.zeros(3, 2**k, dtype=torch.float64)
     deviation = torch.zeros(0)
@@ -152,8 +152,8 @@ def ablate_circuits(
     for row in rows:  # the whole network first
         ablated = tuple(label for label, is_kept in zip(labels, kept[row].tolist(), strict=True) if not is_kept)
         with torch.no_grad():
-            parts = [ablate(private, part, ablated) for part in inputs.split(4096)]
-        logits = checked_logits(parts, targets)  # (n, classes)
+            parts = [ablate(private, part, ablated) for part in torch.split(inputs, CHUNK)]
+        logits = checked_logits(torch.cat(parts), targets)  # (n, classes)
         if row == 2**k - 1:
             centred = logits - logits.mean(1, keepdim=True)
             deviation = centred - centred.mean(0)
@@ -162,10 +162,8 @@ def ablate_circuits(
         overlaps[row] = (logits * deviation).sum()  # centring them too would change nothing
     variance = deviation.square().sum().cpu()
     shares = (overlaps - overlaps[0]) / variance if bool(variance > 0) else torch.zeros_like(overlaps)
-    name = getattr(ablate, "__name__", type(ablate).__name__)
-    return CircuitAblation(
-        torch.tensor(labels, dtype=torch.int64), kept, losses, accuracies, shares, name, len(targets)
-    )
+    numbers = torch.tensor(labels, dtype=torch.int64)
+    return CircuitAblation(numbers, kept, losses, accuracies, shares, _name(ablate), len(targets))
 
 
 def circuit_losses(
@@ -180,7 +178,7 @@ def circuit_losses(
     Args:
         model: as in `ablate_circuits`; copied.
         data: as in `ablate_circuits`; read once.
-        circuits: as in `ablate_circuits`, at least one.
+        circuits: as in `ablate_circuits`, at least one, of any number.
         ablation: as in `ablate_circuits`, of torch operations that can be differentiated twice.
 
     Returns:
@@ -192,13 +190,12 @@ def circuit_losses(
     Cost:
         each evaluation runs the blocks on p (p + 1) / 2 pairs per micro-batch beside the micro-batch.
     """
-    private, labels, ablate = _prepared(model, circuits, ablation)
+    private, labels, ablate, *pairs = _prepared(model, data, circuits, ablation)
     if not labels:
         remedy = "Train longer, or name blocks or frequencies: circuits=[0, 1]."
         raise ValueError(explain("circuits", "are none", "at least one circuit", remedy))
-    pairs = read_pairs(data, private)
     others = {label: tuple(other for other in labels if other != label) for label in labels}
-    return {str(label): Objective(AblatedModel(private, ablate, others[label]), pairs) for label in labels}
+    return {str(label): Objective(AblatedModel(private, ablate, others[label]), tuple(pairs)) for label in labels}
 
 
 class AblatedModel(nn.Module):
@@ -220,13 +217,17 @@ def ablate_blocks(model: nn.Module, inputs: Tensor, blocks: tuple[int, ...]) -> 
         model: a ModularMLP in blocks.
         inputs: (n, 2) or (n, 3) int64 tokens.
         blocks: which ones, 0 to width / 2 - 1.
+
+    Raises:
+        TypeError, ValueError: a model without blocks, a block that it doesn't have.
     """
-    if not _is_blocked(model):
-        remedy = "Use ablate_frequencies, or pass ablation=, a function (model, inputs, ablated) -> logits."
-        raise TypeError(explain("model", f"is a {type(model).__name__} without blocks", "a ModularMLP in blocks", remedy))
-    assert isinstance(model, ModularMLP)
+    if not isinstance(model, ModularMLP) or not model.is_blocked:
+        received = f"is a {type(model).__name__} without blocks"
+        raise TypeError(explain("model", received, "a ModularMLP in blocks", "Pass ablation=ablate_frequencies."))
     table = model.embedding
     outputs = model.block_outputs(table[inputs[:, 0]] + table[inputs[:, 1]])  # (n, blocks, 2)
+    for j in blocks:
+        check_count("a block", j, minimum=0, maximum=outputs.shape[1] - 1, remedy="Blocks are numbered from 0.")
     if blocks:
         a, b = torch.triu_indices(model.p, model.p, device=table.device)
         weights = torch.where(a == b, 1.0, 2.0).to(table) / model.p**2  # (a, b) and (b, a) give the same sum
@@ -250,12 +251,15 @@ def ablate_frequencies(
         inputs: tokens as the model takes them.
         frequencies: which ones, 1 to p // 2.
         embedding: name of the parameter that holds the embedding, such as "embed.weight".
+
+    Raises:
+        TypeError, ValueError: a model without modulus or embedding, a frequency out of range.
     """
     try:
         p, table = int(operator.attrgetter("p")(model)), operator.attrgetter(embedding)(model)
     except AttributeError as error:
-        remedy = "Pass ablation=, a function (model, inputs, ablated) -> logits."
         expected = f"a module with a modulus .p and a parameter .{embedding}"
+        remedy = "Pass ablation=, a function (model, inputs, ablated) -> logits."
         raise TypeError(explain("model", f"is a {type(model).__name__}", expected, remedy)) from error
     numbers, rest = table[:p], table[p:]
     numbers = numbers - frequency_projector(p, frequencies).to(table) @ numbers
@@ -263,58 +267,39 @@ def ablate_frequencies(
     return logits
 
 
-def frequency_projector(p: int, frequencies: Iterable[int]) -> Tensor:
-    """(p, p) float64 projector on the cosines and sines of some frequencies, as functions of a number modulo p."""
-    difference = torch.arange(p)[:, None] - torch.arange(p)
-    projector = torch.zeros(p, p, dtype=torch.float64)
-    for f in frequencies:
-        wave = torch.cos(2 * math.pi / p * (f * difference % p))  # float64 below: angles reduced as integers
-        projector += wave.double() * ((1 if 2 * f == p else 2) / p)
-    return projector
-
-
-def read_pairs(data: Any, model: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """Tokens (n, 2) or (n, 3) and classes (n,), where the model is, or an error."""
-    space = None if model is None else ParameterSpace(model)
-    device = torch.device("cpu") if space is None else space.flatten(model).device
-    batches = Batches(data, device=device, dtype=torch.float64, micro_batch=None, cache=True)
-    parts = []
-    remedy = "Pass data.train or data.test of lh.modular_addition(p)."
-    for batch in batches:
-        is_pair = isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch)
-        shapes = [tuple(x.shape) for x in batch if isinstance(x, Tensor)]
-        expected = "batches of tokens (n, 2) or (n, 3) and classes (n,)"
-        if not is_pair or batch[0].ndim != 2 or batch[0].shape[1] not in (2, 3) or batch[1].ndim != 1:
-            raise ValueError(explain("data", f"has a batch of shapes {shapes}", expected, remedy))
-        if any(x.is_floating_point() or x.is_complex() or x.dtype == torch.bool for x in batch):
-            raise TypeError(explain("data", f"is of {batch[0].dtype} and {batch[1].dtype}", "integers", remedy))
-        parts.append(batch)
-    inputs, targets = torch.cat([x for x, _ in parts]).long(), torch.cat([y for _, y in parts]).long()
-    p = getattr(model, "p", None)
-    if int(inputs.min()) < 0 or (isinstance(p, int) and int(inputs[:, :2].max()) >= p):
-        received = f"has tokens from {int(inputs.min())} to {int(inputs[:, :2].max())}"
-        raise ValueError(explain("data", received, "numbers from 0 to p - 1" + f" = {p - 1}" * (p is not None), remedy))
-    return inputs, targets
-
-
-def checked_logits(parts: list[Tensor], targets: Tensor) -> Tensor:
-    """(n, classes) float64, with a class for every target (n,), or an error."""
-    logits = torch.cat(parts).double()
-    lowest, highest = int(targets.min()), int(targets.max())
-    if logits.ndim != 2 or len(logits) != len(targets) or lowest < 0 or highest >= logits.shape[1]:
-        received = f"has shape {tuple(logits.shape)} for {len(targets)} targets from {lowest} to {highest}"
-        expected = "a row per target and a column per class"
-        raise ValueError(explain("the model's output", received, expected, "Is it the modulus of the data?"))
-    check_finite("the model's output", logits, remedy="Train with a smaller step.")
-    return logits
-
-
-def _is_blocked(model: nn.Module) -> bool:
-    return isinstance(model, ModularMLP) and model.is_blocked
-
-
 def _prepared(
-    model: nn.Module, circuits: Iterable[int] | None, ablation: Ablation | None
-) -> tuple[nn.Module, list[int], Ablation]:
-    """A copy of the model, the labels of its circuits, and what ablates them; or an error."""
-    ...
+    model: nn.Module, data: Any, circuits: Iterable[int] | None, ablation: Ablation | None
+) -> tuple[nn.Module, list[int], Ablation, Tensor, Tensor]:
+    """A copy of the model, the labels of its circuits, what ablates them, tokens and classes; or an error."""
+    private = private_copy(model, "eval", None)
+    if ablation is not None and not callable(ablation):
+        expected = "a function (model, inputs, ablated) -> logits"
+        raise TypeError(explain("ablation", f"is {ablation!r}", expected, "Such as lh.circuits.ablate_blocks."))
+    is_blocked = isinstance(private, ModularMLP) and private.is_blocked
+    ablate = ablation or (ablate_blocks if is_blocked else ablate_frequencies)
+    given: Any = circuits
+    if circuits is None and isinstance(private, ModularMLP | ModularTransformer):
+        numbers = private.embedding[: private.p]
+        if ablate is ablate_blocks and is_blocked:
+            given = (circle_score(numbers).score >= CIRCLE).nonzero()[:, 0]
+        elif ablate is ablate_frequencies:
+            given = key_frequencies(numbers)
+    if given is None:
+        received = f"are not given, for a {type(model).__name__} with ablation={_name(ablate)}"
+        raise ValueError(explain("circuits", received, "their labels", "Name them: circuits=[3, 7]."))
+    remedy = "Pass blocks (0 to width / 2 - 1) or frequencies (1 to p // 2), such as [3, 7]."
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(explain("circuits", f"is {circuits!r}", "several integers", remedy))
+    items = given.tolist() if isinstance(given, Tensor) else given
+    labels = [check_count("an entry of circuits", label, minimum=0, remedy=remedy) for label in items]
+    if len(set(labels)) != len(labels):
+        raise ValueError(explain("circuits", f"are {labels}", "different integers", remedy))
+    p = getattr(private, "p", None)
+    inputs, targets = read_pairs(data, p if isinstance(p, int) else None, next(private.parameters()).device)
+    with torch.no_grad():  # a label that isn't there, or an ablation of one's own that fails, is told now
+        checked_logits(ablate(private, inputs[:1], tuple(labels)), targets[:1])
+    return private, labels, ablate, inputs, targets
+
+
+def _name(function: Ablation) -> str:
+    return getattr(function, "__name__", type(function).__name__)
