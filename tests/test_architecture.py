@@ -38,6 +38,7 @@ ORDER = (
     "objective",
     "anchored",
     "training",
+    "presets",
     "stacks",
     "basin.operators",
     "basin.lanczos",

@@ -18,6 +18,7 @@ from lowhanging.reproduce.claims import Claim, judged, markdown
 
 FIGURES = {
     "images.png", "training.png", "spectra.png", "steering.png", "overlaps.png", "planes.png", "cartoons.png",
+    "circuits.png",
 }  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def test_the_report_is_complete(report, results):
         pixels = imread(report / name)
         assert min(pixels.shape[:2]) > 300
         assert pixels[..., :3].std() > 0.02
-    assert len(results["claims"]) == 12
+    assert len(results["claims"]) == 15
     assert {claim["verdict"] for claim in results["claims"]} <= {"holds", "holds in part", "does not hold"}
     page = (report / "claims.md").read_text()
     for claim in results["claims"]:

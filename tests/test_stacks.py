@@ -26,7 +26,7 @@ def alone(seed: int, penalty: float, optimizer=torch.optim.Adam, factor=lambda s
     """The same run as a user would write it: one model, one optimizer, autograd."""
     model = factory(seed)
     steps = optimizer(model.parameters(), lr=0.01)
-    generator = torch.Generator().manual_seed(2**40 + seed)
+    generator = torch.Generator().manual_seed(2**31 + seed)
     n, pending = len(DATA.train), torch.empty(0, dtype=torch.int64)
     for step in range(STEPS):
         while len(pending) < 16:
@@ -61,6 +61,15 @@ def test_a_seed_is_the_same_run_in_any_stack_bit_for_bit():
         assert torch.equal(one.thetas[0], other.thetas[other.index(3)])
         assert torch.equal(one.losses["train"][0, 1:], other.losses["train"][other.index(3), 1:])
     assert not torch.equal(four.thetas[0], four.thetas[1])
+
+
+def test_more_seeds_than_one_pass_takes():
+    run = stack(range(37), penalty=1e-2)  # 16 + 16 + 5
+    for seed in (0, 16, 36):
+        assert torch.equal(run.thetas[run.index(seed)], stack([seed], penalty=1e-2).thetas[0])
+        expected = torch.cat([weight.detach().flatten() for weight in alone(seed, 1e-2).parameters()])
+        assert torch.allclose(run.thetas[run.index(seed)], expected, rtol=1e-3, atol=1e-5)
+    assert run.losses["train"].shape == (37, 6)
 
 
 def test_the_history_holds_evaluations_and_snapshots():

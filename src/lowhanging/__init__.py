@@ -50,11 +50,13 @@ from lowhanging.errors import NotConvergedError, NotSmoothWarning
 from lowhanging.models import ModularMLP, ModularTransformer, SigmoidCNN
 from lowhanging.objective import FunctionObjective, Objective
 from lowhanging.parameters import ParameterSpace
+from lowhanging.presets import PRESETS, Preset
 from lowhanging.stacks import StackRun, train_stack
 from lowhanging.training import TrainingRun, train
 
 __all__ = [
     "MNIST",
+    "PRESETS",
     "AnchoredObjective",
     "ConflictImages",
     "DigitImages",
@@ -79,6 +81,7 @@ __all__ = [
     "Plane",
     "PlaneSlice",
     "PlaneTrajectory",
+    "Preset",
     "PrincipalDirections",
     "SigmoidCNN",
     "StackRun",

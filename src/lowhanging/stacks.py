@@ -21,16 +21,18 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lowhanging.errors import NotConvergedError, NotSmoothWarning, check_count, check_real, explain
+from lowhanging.errors import NotConvergedError, NotSmoothWarning, check_choice, check_count, check_real, explain
 from lowhanging.model_loss import BatchLoss, LossFn, ModelLoss
 from lowhanging.objective import Objective
 from lowhanging.parameters import ParameterSpace
+from lowhanging.presets import PRESETS
 from lowhanging.results import digest, load_result, resume_path, save_result
 from lowhanging.shuffled import ShuffledBatches
 from lowhanging.training_options import MakeOptimizer, Schedule, as_optimizer, as_schedule, evaluation_sets
 
 ModelFactory = Callable[[int], nn.Module]
-_SHUFFLE = 2**40  # added to a seed: its batches are drawn from another stream than its weights
+_TOGETHER = 16  # seeds in one pass of a CPU: few enough for its cache, enough to pay for vmap
+_SHUFFLE = 2**31  # added to a seed: its batches come from another stream than its weights (generators use 32 bits)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,6 +47,7 @@ class StackRun:
     thetas: Tensor  # (s, p) the weights at the end
     seconds: float
     factory: ModelFactory | None = None  # seed -> model; not saved
+    preset: str | None = None  # the name that was given instead of a factory
 
     def __repr__(self) -> str:
         rows, scale, unit = (self.accuracies, 100, " %") if self.accuracies else (self.losses, 1, "")
@@ -67,9 +70,11 @@ class StackRun:
 
         Args:
             seed: one of `seeds`.
-            factory: seed -> model, as given to `train_stack`; needed for a run that was loaded from a file.
+            factory: seed -> model, as given to `train_stack`; needed for a run that was loaded from a file, unless it
+                is that of a preset.
         """
-        make = factory or self.factory
+        preset = PRESETS.get(self.preset or "")
+        make = factory or self.factory or (preset.factory if preset else None)
         if make is None:
             received = "is missing, and a run read from a file has none"
             raise ValueError(explain("factory", received, "seed -> model", "Pass the one given to train_stack."))
@@ -106,16 +111,16 @@ class _Interrupted:
 
 
 def train_stack(
-    model_factory: ModelFactory,
-    data: Any,
+    model_factory: ModelFactory | str,
+    data: Any = None,
     seeds: Iterable[int] = range(64),
     *,
-    steps: int = 1000,
-    batch_size: int = 256,
+    steps: int | None = None,
+    batch_size: int | None = None,
     lr: float | None = None,
     optimizer: Literal["adam", "sgd"] | MakeOptimizer = "adam",
     schedule: Literal["cosine", "constant"] | Schedule = "constant",
-    penalty: float = 0.0,
+    penalty: float | None = None,
     loss_fn: LossFn | None = None,
     batch_loss: BatchLoss | None = None,
     evaluate: Mapping[str, Any] | None = None,
@@ -129,21 +134,25 @@ def train_stack(
 
     Seed s minimises L(theta) + penalty |theta|^2 from the weights of `model_factory(s)`, on batches of a stream of
     random orders of the data that a generator of its own draws (each example once before any comes again, no ragged
-    batch). The run of a seed depends on nothing else in the stack.
+    batch). The run of a seed depends on nothing else in the stack: to the bit on one thread of a CPU with a batch that
+    is a multiple of 32, else to rounding, which a long run amplifies (torch rounds the activations of the last few
+    numbers of a tensor differently).
 
     Args:
         model_factory: seed -> module, such as `lambda seed: lh.ModularMLP(seed=seed)`. All modules have the same
             shapes, buffers and frozen parameters. Dropout, BatchNorm and what else is random or mixes examples is
-            refused.
-        data: tuple `(inputs, targets)` of tensors, or a data set that stores such tensors.
+            refused. Or the name of a preset, a key of `lh.PRESETS`: its models, and its data, steps, batch size, rate
+            and penalty where the arguments below are left out.
+        data: tuple `(inputs, targets)` of tensors, or a data set that stores such tensors. May be left out for a
+            preset: the training pairs of its `data()`.
         seeds: of weights and batches, all different, not negative.
-        steps: optimizer steps, >= 1.
-        batch_size: examples per step; a data set that is not larger is taken whole, in order.
+        steps: optimizer steps, >= 1; None is 1000.
+        batch_size: examples per step, None is 256; a data set that is not larger is taken whole, in order.
         lr: learning rate at the start; None is 0.02. A callable optimizer brings its own: leave this out.
         optimizer: "adam", "sgd", or a callable `parameters -> Optimizer`. It gets one parameter, the (s, p) matrix of
             all weights, and must act on each number by itself, as Adam, AdamW and SGD do.
         schedule: factor on the learning rate at each step: "constant", "cosine" or a callable of the share done.
-        penalty: c of c |theta|^2, over all trainable weights; >= 0.
+        penalty: c of c |theta|^2, over all trainable weights; >= 0, None is 0.
         loss_fn: `(outputs, targets) -> mean loss`; None is cross-entropy of integer classes.
         batch_loss: `(model, batch) -> (sum, count)` instead.
         evaluate: name -> data set, in any form that `Objective` takes; measured at every row of the history.
@@ -158,13 +167,17 @@ def train_stack(
 
     Raises:
         NotConvergedError: a seed's loss or weights became NaN or infinite; `.result` is the whole run.
-        ValueError, TypeError: an argument out of range, data that are no tensors, modules that differ in more than
-            their weights, a resume file of another call.
+        ValueError, TypeError: an argument out of range, an unknown preset, data that are no tensors, modules that
+            differ in more than their weights, a resume file of another call.
 
     Cost:
         memory: s p numbers, four times over with Adam, and the activations of s batches.
     """
     wanted = _seeds(seeds)
+    preset = model_factory if isinstance(model_factory, str) else None
+    make, data, filled = _filled(model_factory, data, steps=steps, batch_size=batch_size, lr=lr, penalty=penalty)
+    steps, batch_size, penalty = filled["steps"], filled["batch_size"], filled["penalty"]
+    lr = filled["lr"] if isinstance(optimizer, str) else lr  # an optimizer of the caller's brings its own
     counts = {"steps": steps, "batch_size": batch_size, "log_every": log_every}
     for name, value in counts.items():
         check_count(name, value, remedy=f"Pass a positive number of {'examples' if name == 'batch_size' else 'steps'}.")
@@ -172,9 +185,9 @@ def train_stack(
     tensors = _tensors(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotSmoothWarning)  # kinks are no matter for training
-        loss, thetas = _stacked(model_factory, wanted, tensors, loss_fn, batch_loss, device)
+        loss, thetas = _stacked(make, wanted, tensors, loss_fn, batch_loss, device)
         sets = {
-            name: Objective(model_factory(wanted[0]), given, loss_fn=loss_fn, batch_loss=batch_loss, device=device)
+            name: Objective(make(wanted[0]), given, loss_fn=loss_fn, batch_loss=batch_loss, device=device)
             for name, given in evaluation_sets(evaluate).items()
         }
     kept = _matching(loss.space, [snapshots] if isinstance(snapshots, str) else list(snapshots))
@@ -217,7 +230,8 @@ def train_stack(
         snapshots=shots,
         thetas=stack.thetas.cpu(),
         seconds=time.perf_counter() - begun,
-        factory=model_factory,
+        factory=make,
+        preset=preset,
     )
     bad = [seed for seed, theta in zip(wanted, run.thetas, strict=True) if not bool(torch.isfinite(theta).all())]
     if bad:
@@ -269,19 +283,23 @@ class _Stack:
         """Take `num` steps; each seed's mean loss (s,) over them, the penalty not included."""
         total = torch.zeros(len(self._weights), dtype=torch.float64, device=self._weights.device)
         one = torch.vmap(self._mean, in_dims=(0, None if self._is_whole else 0))
+        together = _TOGETHER if total.device.type == "cpu" else len(total)
+        parts = [slice(begin, begin + together) for begin in range(0, len(total), together)]
         with self._loss.context(), torch.enable_grad():
             for index in self._drawn(num):
                 for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
                     group["lr"] = rate * self._factor(self.num_done / self._total)
-                batch = self._tensors if self._is_whole else tuple(tensor[index] for tensor in self._tensors)
-                self._optimizer.zero_grad(set_to_none=True)
-                means = one(self._weights, batch)  # (s,)
-                objective = means.sum()
+                gradient = torch.empty_like(self._weights)
+                for part in parts:
+                    batch = self._tensors if self._is_whole else tuple(tensor[index[part]] for tensor in self._tensors)
+                    thetas = self._weights.detach()[part].requires_grad_()
+                    means = one(thetas, batch)  # (seeds of this part,)
+                    (gradient[part],) = torch.autograd.grad(means.sum(), thetas)
+                    total[part] += means.detach()
                 if self._penalty:
-                    objective = objective + self._penalty * self._weights.square().sum()
-                objective.backward()  # type: ignore[no-untyped-call]
+                    gradient += (2 * self._penalty) * self._weights.detach()
+                self._weights.grad = gradient
                 self._optimizer.step()
-                total += means.detach()
                 self.num_done += 1
                 bar.update()
         return (total / max(num, 1)).cpu()
@@ -385,6 +403,20 @@ def _told(option: Any) -> str:
     return option if isinstance(option, str) else getattr(option, "__qualname__", repr(option))
 
 
+def _filled(model_factory: Any, data: Any, **given: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Factory, data and training arguments, with what was left out filled in from a preset or the general defaults."""
+    defaults: Mapping[str, Any] = {"steps": 1000, "batch_size": 256, "lr": None, "penalty": 0.0}
+    if isinstance(model_factory, str):
+        remedy = "Or pass seed -> module: lambda seed: lh.ModularMLP(seed=seed)."
+        preset = PRESETS[check_choice("model_factory", model_factory, tuple(PRESETS), remedy=remedy)]
+        data = preset.data().train if data is None else data
+        model_factory, defaults = preset.factory, {**defaults, **preset.training_arguments}
+    elif data is None:
+        remedy = "Only a preset brings its own, such as lh.train_stack('births')."
+        raise ValueError(explain("data", "is missing", "a tuple (inputs, targets) of tensors, or a data set", remedy))
+    return model_factory, data, {name: defaults[name] if given[name] is None else given[name] for name in defaults}
+
+
 def _seeds(seeds: Any) -> list[int]:
     remedy = "Pass different non-negative integers, such as range(64)."
     if isinstance(seeds, int) or not isinstance(seeds, Iterable):
@@ -429,8 +461,15 @@ def _stacked(
 ) -> tuple[ModelLoss, Tensor]:
     """The loss of one seed as a function of its theta, and the thetas (s, p) of all."""
     if not callable(model_factory) or isinstance(model_factory, nn.Module):
-        remedy = "Pass lambda seed: lh.ModularMLP(seed=seed)."
-        raise TypeError(explain("model_factory", f"is a {type(model_factory).__name__}", "seed -> module", remedy))
+        remedy = "Pass lambda seed: lh.ModularMLP(seed=seed), or 'births'."
+        raise TypeError(
+            explain(
+                "model_factory",
+                f"is a {type(model_factory).__name__}",
+                "seed -> module, or the name of a preset",
+                remedy,
+            )
+        )
     first = model_factory(seeds[0])
     loss = ModelLoss(
         first, tensors, loss_fn=loss_fn, batch_loss=batch_loss, mode="as_is", device=device, cache=True,

@@ -36,7 +36,10 @@ class ModularMLP(nn.Module):
     * in blocks: x is cut into width / 2 planes x_j; y_j = V_j^T s(W_j^T x_j + c_j) in R^2, W_j (2, hidden), V_j
       (hidden, 2); the y_j are joined and logits = U^T y, U (width, p).
 
-    s is the activation, c the hidden bias, absent by default. There is no output bias.
+    s is the activation, c the hidden bias, absent by default. There is no output bias. All weights start normal, with
+    standard deviations `scale` (E), 1 (c), and: unblocked width^-1/2 (W) and hidden^-1/2 (U), so that units and logits
+    start of order 1; in blocks 1 (W), 0.5 (V) and 0.35 (U), whatever the sizes. Logits that start small would let a
+    penalty on the weights win before any circuit has formed, larger ones delay the circuits.
 
     Args:
         p: the modulus: number of tokens and of logits.
@@ -92,7 +95,7 @@ class ModularMLP(nn.Module):
             self.first = drawn(num, BLOCK, hidden, std=1.0)
             self.bias = drawn(num, hidden, std=1.0) if bias else None
             self.second = drawn(num, hidden, BLOCK, std=0.5)
-            self.unembedding = drawn(width, p, std=0.5)
+            self.unembedding = drawn(width, p, std=0.35)
         else:
             self.first = drawn(width, hidden, std=1 / math.sqrt(width))
             self.bias = drawn(hidden, std=1.0) if bias else None

@@ -10,7 +10,7 @@ from lowhanging.plots.animation import animation
 from lowhanging.plots.circles import circles, circles_animation, modes
 from lowhanging.plots.curvature import spectra
 from lowhanging.plots.descents import descents
-from lowhanging.plots.formation import birth_intensity, births, survival
+from lowhanging.plots.formation import birth_intensity, births, circuit_ablation, survival
 from lowhanging.plots.interactive import interactive
 from lowhanging.plots.paired_images import paired_images
 from lowhanging.plots.panels import panels
@@ -27,6 +27,7 @@ __all__ = [
     "births",
     "circles",
     "circles_animation",
+    "circuit_ablation",
     "descents",
     "interactive",
     "line_slice",

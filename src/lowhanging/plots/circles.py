@@ -64,7 +64,7 @@ def circles(
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
-    ax.set_xlabel(f"planes of the embedding (frequency, circle score), {p} numbers a coloured by f·a mod {p}")
+    ax.set_xlabel(f"planes of the embedding (frequency, circle score),\n{p} numbers a coloured by f·a mod {p}")
     return ax
 
 

@@ -1,4 +1,4 @@
-"""When did circuits form, and are births of one run closer together than chance?"""
+"""When did circuits form, are births of one run closer together than chance, and what is each circuit worth?"""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lowhanging.circuits.ablation import CircuitAblation
 from lowhanging.circuits.formation import Births
 from lowhanging.circuits.intensity import BirthIntensity
 from lowhanging.circuits.lifetimes import Survival
-from lowhanging.plots.style import axes, check_kind
+from lowhanging.plots.style import axes, check_kind, legend_above
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,13 +37,15 @@ def births(births: Births, ax: Axes | None = None) -> Axes:
     ):
         rows, blocks = np.nonzero(np.isfinite(times.numpy()))
         where = times.numpy()[rows, blocks]
-        ax.scatter(where, rows + 1, marker=marker, s=16, color=color, linewidths=1.0, label=f"{label} ({len(rows)})")
+        ax.scatter(
+            where, rows + 1, marker=marker, s=16, color=color, linewidths=1.0, label=f"circuit {label} ({len(rows)})"
+        )
     ax.set_xlim(float(births.steps[0]), float(births.steps[-1]))
     ax.set_ylim(0, len(order) + 1)
     ax.set_xlabel("step")
     ax.set_ylabel("seed, in the order of the first birth")
     ax.grid(axis="x", alpha=0.3)
-    ax.legend(title="circuits", loc="best")
+    legend_above(ax)
     return ax
 
 
@@ -92,4 +95,30 @@ def survival(survival: Survival, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("steps since birth")
     ax.set_ylabel("share of circuits still there")
     ax.grid(alpha=0.3)
+    return ax
+
+
+def circuit_ablation(ablation: CircuitAblation, ax: Axes | None = None) -> Axes:
+    """Loss against the number of circuits kept: a dot for every subset, a line through the means.
+
+    Args:
+        ablation: what `lh.circuits.ablate_circuits` returned.
+        ax: where to draw; None makes a figure.
+
+    Returns:
+        The Axes. It is neither shown nor saved.
+    """
+    check_kind("ablation", ablation, CircuitAblation, "Pass what lh.circuits.ablate_circuits returned.")
+    ax = axes(ax)
+    from matplotlib.ticker import MaxNLocator
+
+    means = ablation.mean_losses.numpy()
+    ax.plot(ablation.kept.sum(1).numpy(), ablation.losses.numpy(), "o", color=_BORN, alpha=0.45, label="each subset")
+    ax.plot(range(len(means)), means, "-", color="0.2", linewidth=1.6, label="mean over subsets")
+    ax.set_ylim(bottom=0.0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel(f"circuits kept, of {len(ablation.circuits)}")
+    ax.set_ylabel("mean loss (nats)")
+    ax.grid(alpha=0.3)
+    ax.legend(loc="best")
     return ax

@@ -17,7 +17,7 @@ import torch
 
 from lowhanging._version import __version__
 from lowhanging.errors import NotConvergedError, check_count, check_writable_folder
-from lowhanging.reproduce import cartoons, curvature, figures, learning, planes, redundancy, report, steering
+from lowhanging.reproduce import cartoons, curvature, figures, learning, modular, planes, redundancy, report, steering
 from lowhanging.reproduce.claims import Claim
 
 DEFAULT_EPOCHS = 60
@@ -73,6 +73,7 @@ def reproduce(options: argparse.Namespace) -> int:
     toy = _timed("toy sum", seconds, redundancy.measure)
     descents = _timed("cartoons", seconds, cartoons.measure)
     near_and_far = _timed("planes of the two steering directions", seconds, lambda: planes.measure(trained, steered))
+    formed = _timed("modular addition, many seeds", seconds, modular.measure)
     claims = [
         *learning.claims(trained),
         *curvature.claims(pairs),
@@ -80,6 +81,7 @@ def reproduce(options: argparse.Namespace) -> int:
         *redundancy.claims(toy),
         *cartoons.claims(descents),
         *planes.claims(near_and_far),
+        *modular.claims(formed),
     ]
     results = {
         "settings": {"seed": options.seed, "epochs": options.epochs, "data": options.data},
@@ -90,12 +92,15 @@ def reproduce(options: argparse.Namespace) -> int:
         "toy_sum": redundancy.numbers(toy),
         "cartoons": cartoons.numbers(descents),
         "planes": planes.numbers(near_and_far),
+        "modular": modular.numbers(formed),
         "claims": [dataclasses.asdict(claim) for claim in claims],
     }
     pictures = (
         {}
         if options.no_figures
-        else _timed("figures", seconds, lambda: figures.figures(trained, pairs, steered, descents, near_and_far))
+        else _timed(
+            "figures", seconds, lambda: figures.figures(trained, pairs, steered, descents, near_and_far, formed)
+        )
     )
     results["seconds"] = seconds
     report.write(out, claims, _heading(options, trained), results, pictures)

@@ -8,9 +8,11 @@ from typing import Any
 from lowhanging import plots
 from lowhanging.basin.eigenpairs import Eigenpairs
 from lowhanging.basin.planes import PlaneSlice
+from lowhanging.circuits.fourier import circle_score, fourier_modes
 from lowhanging.plots.panels import Drawing
 from lowhanging.reproduce.cartoons import Cartoons, Descents
 from lowhanging.reproduce.learning import Learning
+from lowhanging.reproduce.modular import Modular
 from lowhanging.reproduce.planes import Planes
 from lowhanging.reproduce.steering import Steered
 
@@ -26,7 +28,12 @@ FIGURE_NAMES = {
 
 
 def figures(
-    learning: Learning, pairs: dict[str, Eigenpairs], steered: list[Steered], cartoons: Cartoons, planes: Planes
+    learning: Learning,
+    pairs: dict[str, Eigenpairs],
+    steered: list[Steered],
+    cartoons: Cartoons,
+    planes: Planes,
+    modular: Modular,
 ) -> dict[str, bytes]:
     """File name -> PNG."""
     run = learning.run
@@ -46,7 +53,26 @@ def figures(
     def each(plane: PlaneSlice) -> list[Drawing]:
         return [functools.partial(plots.plane_slice, plane, name=name) for name in plane.losses]
 
+    embeddings = modular.run.snapshots["embedding"][modular.best]  # (logs, p, width)
+    last = embeddings[-1]
+
     return {
+        "circuits.png": plots.panels(
+            [
+                [
+                    lambda ax: plots.circles(last, circle_score(last), ax, columns=4),
+                    lambda ax: plots.modes(fourier_modes(embeddings), modular.run.steps, ax),
+                    lambda ax: plots.circuit_ablation(modular.ablation, ax),
+                ],
+                [
+                    lambda ax: plots.births(modular.births, ax),
+                    lambda ax: plots.birth_intensity(modular.intensity, ax),
+                    lambda ax: plots.survival(modular.survival, ax),
+                ],
+            ],
+            width=17,
+            height=9,
+        ),
         "images.png": plots.panels([[lambda ax: plots.paired_images(learning.views, ax)]], width=9, height=3.6),
         "training.png": plots.panels(
             [[lambda ax: plots.training_run(run, ax), lambda ax: plots.training_run(run, ax, quantity="loss")]]
