@@ -463,7 +463,7 @@ def test_the_report_measures_the_cartoons(measured):
 def test_verdicts_follow_from_the_counts(measured):
     def verdicts(flat, sloped):
         made = [
-            cartoons.Descents(m.ends, True, torch.arange(30) < axis, both, visits, 0.5, [])
+            cartoons.Descents(m.ends, True, torch.arange(30) < axis, both, visits, 0.5, [], m.plane)
             for m, (axis, both, visits) in ((measured.flat, flat), (measured.sloped, sloped))
         ]
         return [claim.verdict for claim in cartoons.claims(cartoons.Cartoons(measured.starts, *made))]

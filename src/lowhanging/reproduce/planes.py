@@ -14,7 +14,7 @@ from lowhanging.reproduce.learning import Learning
 from lowhanging.reproduce.steering import Steered
 
 NEAR, FAR = 0.1, 4.0  # steps along the two unit directions
-NUM_NEAR, NUM_FAR = 9, 21
+NUM_NEAR, NUM_FAR = 9, 17
 QUADRATIC = 0.1  # deviation allowed, as a share of the range of the loss on the plane
 
 

@@ -71,7 +71,9 @@ def measure(learning: Learning, pairs: dict[str, Eigenpairs]) -> tuple[dict[str,
             ablate_pairs=pairs[ablated],
         )
         report = steering_report(direction, losses, pairs=pairs)
-        scan = line_slice(losses, direction, (-EXTENT, EXTENT), NUM_STEPS)
+        scan = line_slice(
+            losses, direction, (-EXTENT, EXTENT), NUM_STEPS, name="steering direction", engine="point by point"
+        )
         followed = answers(losses["mixed"], learning.minimum.theta + STEP * direction, learning.views.conflict)
         found.append(Steered(preserved, ablated, direction, report, scan, followed))
     return answers(losses["mixed"], learning.minimum.theta, learning.views.conflict), found
