@@ -156,7 +156,7 @@ def test_bad_embeddings(embedding, arguments, error, message):
 
 
 def test_bad_thresholds():
-    with pytest.raises(ValueError, match="threshold is 2, expected a finite number in"):
-        circuits.key_frequencies(torch.ones(7, 2), 2)
+    with pytest.raises(ValueError, match="threshold is 0, expected a finite number in"):
+        circuits.key_frequencies(torch.ones(7, 2), 0)
     with pytest.raises(ValueError, match=r"embedding has shape \(1, 1, 7, 2\), expected \(p, d\) or \(s, p, d\)"):
         circuits.key_frequencies(torch.ones(1, 1, 7, 2))

@@ -78,8 +78,8 @@ def test_the_third_token_and_the_seed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"p": 1}, "p is 1, expected an integer from 2 to 8192"),
-        ({"p": 100_000}, "p is 100000, expected an integer from 2 to 8192.\nAll p\\^2 pairs are held in memory"),
+        ({"p": 1}, "p is 1, expected an integer from 2 to 4096"),
+        ({"p": 100_000}, "p is 100000, expected an integer from 2 to 4096.\nAll p\\^2 pairs are held in memory"),
         ({"train_fraction": 1.1}, "train_fraction is 1.1"),
         ({"p": 3, "train_fraction": 0.01}, "train_fraction is 0.01, which leaves none of the 6 pairs"),
         ({"split": "random"}, "split is 'random', expected one of 'unordered', 'ordered'"),

@@ -171,9 +171,58 @@ def test_an_interrupted_stack_continues_to_the_same_bits(tmp_path, optimizer):
 def test_a_file_of_another_run_is_refused(tmp_path):
     path = tmp_path / "stack.npz"
     stack(resume=path)
-    for other in ({"seeds": (0, 1)}, {"penalty": 0.1}, {"log_every": 5}):
-        with pytest.raises(ValueError, match=r"resume is .*, the file of a run with another"):
+    others = {
+        "seeds, steps": {"seeds": (0, 1)},
+        "batch_size, log_every or penalty": {"penalty": 0.1},
+        "steps, batch_size, log_every": {"log_every": 5},
+        "optimizer, lr or schedule": {"lr": None, "optimizer": lambda weights: torch.optim.SGD(weights, lr=0.5)},
+        "or schedule": {"schedule": lambda share: 0.0},
+        "model or loss": {"loss_fn": lambda outputs, targets: 0 * outputs.sum()},
+        "snapshots": {"snapshots": "embedding"},
+        "evaluate": {"evaluate": {"test": DATA.test}},
+    }
+    for name, other in others.items():
+        with pytest.raises(ValueError, match=rf"resume is .*, the file of a run with another .*{name}"):
             stack(resume=path, **other)
+    evaluated = tmp_path / "evaluated.npz"
+    stack(resume=evaluated, evaluate={"test": DATA.test})
+    with pytest.raises(ValueError, match="with another evaluate"):
+        stack(resume=evaluated, evaluate={"test": DATA.train})
+
+
+class Halving:
+    """A schedule that is an object: its repr differs in every process."""
+
+    def __call__(self, share: float) -> float:
+        return 1 - share / 2
+
+
+def test_options_that_are_objects_are_recognised(tmp_path):
+    path = tmp_path / "stack.npz"
+    first = stack(resume=path, schedule=Halving())
+    assert torch.equal(stack(resume=path, schedule=Halving()).thetas, first.thetas)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adafactor, torch.optim.Muon])
+def test_an_optimizer_that_mixes_seeds_is_refused(optimizer):
+    with pytest.raises(ValueError, match=f"optimizer is {optimizer.__name__}, which moves a seed by what the other"):
+        stack(optimizer=functools.partial(optimizer, lr=0.01), lr=None)
+
+
+def test_an_optimizer_that_needs_the_loss_is_refused():
+    with pytest.raises(ValueError, match="optimizer is LBFGS, whose step asks for the loss"):
+        stack(optimizer=torch.optim.LBFGS, lr=None)
+
+
+def test_the_runs_own_seeds_are_taken():
+    run = stack()
+    assert [run.model(seed).p for seed in run.seeds] == [11, 11, 11]
+    again = stack(run.seeds)
+    assert torch.equal(again.thetas, run.thetas)
+
+
+def test_what_is_no_file_of_a_stack_is_refused(tmp_path):
+    path = tmp_path / "stack.npz"
     path.write_text("not yours")
     with pytest.raises(ValueError, match="no resume file of a stack"):
         stack(resume=path)
@@ -193,7 +242,9 @@ def test_save_and_load(tmp_path):
 
 
 def test_a_diverging_seed_is_named_and_the_run_is_in_the_error():
-    with pytest.raises(lh.NotConvergedError, match="lr made the weights of 3 of 3 seeds NaN or infinite") as caught:
+    with pytest.raises(
+        lh.NotConvergedError, match="lr made the loss or the weights of 3 of 3 seeds NaN or infinite"
+    ) as caught:
         stack(optimizer="sgd", lr=1e30)
     assert caught.value.result.thetas.shape[0] == 3
 

@@ -58,6 +58,7 @@ class StackRun:
 
     def index(self, seed: int) -> int:
         """The row of a seed."""
+        seed = int(seed)
         found = (self.seeds == seed).nonzero()[:, 0].tolist()
         if not found:
             listed = f"{int(self.seeds.min())} to {int(self.seeds.max())}"
@@ -78,6 +79,7 @@ class StackRun:
         if make is None:
             received = "is missing, and a run read from a file has none"
             raise ValueError(explain("factory", received, "seed -> model", "Pass the one given to train_stack."))
+        seed = int(seed)
         model = make(seed)
         weights = ParameterSpace(model).unflatten(self.thetas[self.index(seed)])
         with torch.no_grad():
@@ -196,15 +198,16 @@ def train_stack(
     path = None if resume is None else resume_path(resume)
     begun = time.perf_counter()
     identity = {
-        "weights": digest(thetas),
+        "model or loss": digest(thetas, stack.first_losses()),
         "data": digest(*tensors),
-        "settings": repr(
-            (wanted, steps, batch_size, log_every, penalty, lr, _told(schedule), _told(optimizer), kept, sorted(sets))
-        ),
+        "seeds, steps, batch_size, log_every or penalty": repr((wanted, steps, batch_size, log_every, penalty)),
+        "optimizer, lr or schedule": stack.optimizer_identity(),
+        "snapshots": repr(kept),
+        "evaluate": repr(sorted(sets)),
     }
     row = 0
     if path is not None and path.exists():
-        row = _restore(path, identity, stack, history)
+        row = _restore(path, identity, stack, history, thetas)
     if row == 0:
         history.add(0, stack.thetas, torch.full((len(wanted),), math.nan, dtype=torch.float64))
         row = 1
@@ -233,11 +236,15 @@ def train_stack(
         factory=make,
         preset=preset,
     )
-    bad = [seed for seed, theta in zip(wanted, run.thetas, strict=True) if not bool(torch.isfinite(theta).all())]
+    is_fine = torch.isfinite(run.thetas).all(1) & torch.isfinite(run.losses["train"][:, 1:]).all(1)
+    bad = [seed for seed, fine in zip(wanted, is_fine.tolist(), strict=True) if not fine]
     if bad:
-        received = f"made the weights of {len(bad)} of {len(wanted)} seeds NaN or infinite: {bad[:8]}"
+        received = f"made the loss or the weights of {len(bad)} of {len(wanted)} seeds NaN or infinite: {bad[:8]}"
         message = explain(
-            "lr", received, "a learning rate at which they stay finite", "Pass a smaller lr; see .result."
+            "lr",
+            received,
+            "a learning rate at which they stay finite",
+            "Pass a smaller lr, or an optimizer with one; see .result.",
         )
         raise NotConvergedError(message, run)
     return run
@@ -266,6 +273,7 @@ class _Stack:
             remedy = "Pass functools.partial(torch.optim.AdamW, lr=1e-3)."
             raise TypeError(explain("optimizer", received, "a name, or a callable parameters -> Optimizer", remedy))
         self._optimizer = as_optimizer(optimizer, [self._weights], lr)
+        _check_rows_apart(optimizer, lr)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
         self._tensors = tuple(tensor.to(thetas.device) for tensor in tensors)
         self._size = min(batch_size, len(tensors[0]))
@@ -278,6 +286,20 @@ class _Stack:
     def thetas(self) -> Tensor:
         """(s, p)."""
         return self._weights.detach().clone()
+
+    def first_losses(self) -> Tensor:
+        """(s,) mean losses of the first examples: with the weights they tell model and loss from others."""
+        batch = tuple(tensor[: self._size] for tensor in self._tensors)
+        with self._loss.context(), torch.no_grad():
+            return torch.vmap(self._mean, in_dims=(0, None))(self._weights.detach(), batch)
+
+    def optimizer_identity(self) -> str:
+        """Kind, options and rates, in words that are the same in another process."""
+        groups = [
+            {key: value for key, value in group.items() if key != "params"} for group in self._optimizer.param_groups
+        ]
+        rates = [self._factor(i / 16) for i in range(16)]
+        return repr((type(self._optimizer).__name__, groups, rates))
 
     def advance(self, num: int, bar: Any) -> Tensor:
         """Take `num` steps; each seed's mean loss (s,) over them, the penalty not included."""
@@ -375,19 +397,34 @@ class _History:
         """Losses, accuracies, snapshots."""
         return self._losses, self._accuracies, self._snapshots
 
+    def starts_as(self, stored: _Interrupted, thetas: Tensor) -> bool:
+        """Whether the evaluations of the initial weights are those that the file begins with, bit for bit."""
+        for name, objective in self._sets.items():
+            values, shares = objective.evaluate_many(thetas)
+            before = stored.accuracies.get(name)
+            if not torch.equal(values.cpu().nan_to_num(), stored.losses[name][:, 0].nan_to_num()):
+                return False
+            if (shares is None) != (before is None):
+                return False
+            if shares is not None and before is not None and not torch.equal(shares.cpu(), before[:, 0]):
+                return False
+        return True
+
     def restore(self, stored: _Interrupted) -> None:
         """Rows of an interrupted run."""
         self._losses, self._accuracies, self._snapshots = stored.losses, stored.accuracies, stored.snapshots
 
 
-def _restore(path: Path, identity: Mapping[str, str], stack: _Stack, history: _History) -> int:
-    """Continue from a file; the number of rows it holds."""
+def _restore(path: Path, identity: Mapping[str, str], stack: _Stack, history: _History, thetas: Tensor) -> int:
+    """Continue from a file, if its evaluations of the initial weights are those of now; the number of rows it holds."""
     try:
         stored = load_result(_Interrupted, path)
-    except ValueError as error:
+    except (ValueError, TypeError, OSError) as error:
         received = f"is {str(path)!r}, no resume file of a stack"
         raise ValueError(explain("resume", received, "a new file or that of this run", "Name another file.")) from error
     different = [key for key in identity if identity[key] != stored.identity.get(key)]
+    if not different and not history.starts_as(stored, thetas):
+        different = ["evaluate"]
     if different:
         received = f"is {str(path)!r}, the file of a run with another {', '.join(different)}"
         remedy = "Name another file, or repeat the call that made this one."
@@ -398,9 +435,29 @@ def _restore(path: Path, identity: Mapping[str, str], stack: _Stack, history: _H
     return stored.num_rows
 
 
-def _told(option: Any) -> str:
-    """An option as words that are the same in another process."""
-    return option if isinstance(option, str) else getattr(option, "__qualname__", repr(option))
+def _check_rows_apart(optimizer: Any, lr: float | None) -> None:
+    """An error unless a row of the matrix moves as it would alone, whatever the gradients of the other rows."""
+    generator = torch.Generator().manual_seed(0)
+    start, gradients = (torch.randn(3, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    moved = []
+    for rows, others in ((1, 1.0), (3, 1.0), (3, 1e3)):
+        weights = nn.Parameter(start[:rows].clone())
+        stepper = as_optimizer(optimizer, [weights], lr)
+        scale = torch.tensor([[1.0], [others], [others]], dtype=torch.float64)[:rows]
+        for step in range(3):
+            weights.grad = (1 + 0.5 * step) * scale * gradients[:rows]
+            try:
+                stepper.step()
+            except TypeError as error:
+                received = f"is {type(stepper).__name__}, whose step asks for the loss ({error})"
+                remedy = "Use Adam, AdamW or SGD, or train the seeds one by one with train."
+                expected = "an optimizer that steps on gradients"
+                raise ValueError(explain("optimizer", received, expected, remedy)) from error
+        moved.append(weights.detach()[0])
+    if not all(torch.allclose(row, moved[0], rtol=1e-9, atol=1e-12) for row in moved):
+        received = f"is {type(stepper).__name__}, which moves a seed by what the other seeds' gradients are"
+        remedy = "Use Adam, AdamW or SGD, or train the seeds one by one with train."
+        raise ValueError(explain("optimizer", received, "one that acts on each number by itself", remedy))
 
 
 def _filled(model_factory: Any, data: Any, **given: Any) -> tuple[Any, Any, dict[str, Any]]:
@@ -410,6 +467,12 @@ def _filled(model_factory: Any, data: Any, **given: Any) -> tuple[Any, Any, dict
         remedy = "Or pass seed -> module: lambda seed: lh.ModularMLP(seed=seed)."
         preset = PRESETS[check_choice("model_factory", model_factory, tuple(PRESETS), remedy=remedy)]
         data = preset.data().train if data is None else data
+        p = preset.model_arguments["p"]
+        tokens = _tensors(data)[0]
+        if int(tokens[:, :2].max()) + 1 != p:
+            received = f"has tokens up to {int(tokens[:, :2].max())}"
+            remedy = f"Pass lh.modular_addition(p={p}, ...).train, or leave it out."
+            raise ValueError(explain("data", received, f"sums modulo {p}, as preset {preset.name!r}", remedy))
         model_factory, defaults = preset.factory, {**defaults, **preset.training_arguments}
     elif data is None:
         remedy = "Only a preset brings its own, such as lh.train_stack('births')."
@@ -421,7 +484,8 @@ def _seeds(seeds: Any) -> list[int]:
     remedy = "Pass different non-negative integers, such as range(64)."
     if isinstance(seeds, int) or not isinstance(seeds, Iterable):
         raise TypeError(explain("seeds", f"is {seeds!r}", "several seeds", remedy))
-    found = [check_count("an entry of seeds", seed, minimum=0, remedy=remedy) for seed in seeds]
+    items = seeds.tolist() if isinstance(seeds, Tensor) else seeds
+    found = [check_count("an entry of seeds", seed, minimum=0, remedy=remedy) for seed in items]
     if not found or len(set(found)) != len(found):
         raise ValueError(explain("seeds", f"are {found[:8]}", "at least one, all different", remedy))
     return found

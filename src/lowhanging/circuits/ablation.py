@@ -261,6 +261,12 @@ def ablate_frequencies(
         expected = f"a module with a modulus .p and a parameter .{embedding}"
         remedy = "Pass ablation=, a function (model, inputs, ablated) -> logits."
         raise TypeError(explain("model", f"is a {type(model).__name__}", expected, remedy)) from error
+    is_table = isinstance(table, Tensor) and table.ndim == 2 and table.is_floating_point() and p >= 3
+    if not is_table or len(table) < p:
+        names = [name for name, weight in model.named_parameters() if weight.ndim == 2 and len(weight) >= max(p, 3)]
+        received = f"is a {type(model).__name__} with p = {p} and .{embedding} a {type(table).__name__}"
+        remedy = f"Name one with functools.partial(ablate_frequencies, embedding=...): {names}."
+        raise TypeError(explain("model", received, "a modulus p and an embedding (>= p, d)", remedy))
     numbers, rest = table[:p], table[p:]
     numbers = numbers - frequency_projector(p, frequencies).to(table) @ numbers
     logits: Tensor = functional_call(model, {embedding: torch.cat([numbers, rest])}, (inputs,))

@@ -14,11 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import chi2
 from torch import Tensor
 
 from lowhanging.errors import explain
 
 CHUNK = 2_000_000  # numbers held at a time while counting pairs in shuffled values
+
+
+_FEW = 10  # pairs below which an interval is at least that of a Poisson count
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +135,10 @@ def excess(
         known = values[~np.isnan(values)]  # 0 / 0 where a resample has no pair to compare
         if len(known):
             row[:] = np.quantile(known, (0.025, 0.975), method="lower")  # "lower" takes infinite ratios too
+    for row, count, mean in zip(interval, observed, null_mean, strict=True):
+        if count < _FEW and mean > 0:  # resampling a few pairs, or none, shows too little spread: Garwood's interval
+            low = chi2.ppf(0.025, 2 * count) / 2 if count else 0.0
+            row[:] = np.fmin(row[0], low / mean), np.fmax(row[1], chi2.ppf(0.975, 2 * count + 2) / 2 / mean)
     num = draws.shape[1]
     return Excess(
         observed=torch.from_numpy(observed.astype(np.int64)),

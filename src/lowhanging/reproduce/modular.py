@@ -12,6 +12,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import fisher_exact
 from scipy.stats import t as student
 from torch import Tensor
 
@@ -22,13 +23,15 @@ from lowhanging.circuits.intensity import BirthIntensity, birth_intensity
 from lowhanging.circuits.lifetimes import Survival, survival
 from lowhanging.circuits.pairing import PairingTest, pairing_test
 from lowhanging.circuits.relations import FrequencyRelations, frequency_relations
+from lowhanging.models import ModularMLP
 from lowhanging.presets import PRESETS
 from lowhanging.reproduce.cartoons import interval
 from lowhanging.reproduce.claims import Claim, judged
 from lowhanging.stacks import StackRun, train_stack
 
-NUM_SEEDS, LOG_EVERY = 48, 10
+NUM_SEEDS, LOG_EVERY = 64, 10
 NUM_UNBLOCKED = 8
+NUM_SCARCE, SCARCE_WIDTH, SCARCE_HIDDEN = 32, 6, 4  # three planes of four units each
 WINDOWS, WINDOW = (10, 20, 50), 20  # steps; all are reported, the verdict is that of the second
 LEVEL = 0.05
 
@@ -43,6 +46,7 @@ class Modular:
     intensity: BirthIntensity
     relations: FrequencyRelations
     survival: Survival
+    scarce: Births  # of networks with few planes and units
     accuracies: Tensor  # (s,) on held-out pairs, at the end
     was_dominant: tuple[int, int]  # births whose frequency led its block before training, of all dated births
     unblocked: StackRun
@@ -51,11 +55,11 @@ class Modular:
     ablation: CircuitAblation  # of its circles, on held-out pairs
 
 
-def measure(num_seeds: int = NUM_SEEDS, num_unblocked: int = NUM_UNBLOCKED) -> Modular:
+def measure() -> Modular:
     """Train both presets and ask everything of their embeddings."""
     data = PRESETS["births"].data()
     run = train_stack(
-        "births", seeds=range(num_seeds), evaluate={"test": data.test}, snapshots="embedding", log_every=LOG_EVERY
+        "births", seeds=range(NUM_SEEDS), evaluate={"test": data.test}, snapshots="embedding", log_every=LOG_EVERY
     )
     scores = circle_score(run.snapshots["embedding"])  # (seeds, logs, blocks)
     found = births(scores.score, run.steps, frequency=scores.frequency)
@@ -66,11 +70,17 @@ def measure(num_seeds: int = NUM_SEEDS, num_unblocked: int = NUM_UNBLOCKED) -> M
         intensity = birth_intensity(found)
     assert found.frequency is not None  # it was given
     led = (found.frequency == scores.frequency[:, 0]) & found.is_dated
-    unblocked = train_stack("redundant", seeds=range(num_unblocked), snapshots="embedding", log_every=10_000)
+    unblocked = train_stack("redundant", seeds=range(NUM_UNBLOCKED), snapshots="embedding", log_every=10_000)
     best = int((scores.score[:, -1] >= CIRCLE).sum(1).argmax())
     keys = key_frequencies(unblocked.snapshots["embedding"][:, -1])
+    few = train_stack(
+        lambda seed: ModularMLP(data.p, width=SCARCE_WIDTH, hidden=SCARCE_HIDDEN, seed=seed), data.train, range(NUM_SCARCE),
+        snapshots="embedding", log_every=LOG_EVERY, **PRESETS["births"].training_arguments,
+    )  # fmt: skip
+    few_scores = circle_score(few.snapshots["embedding"]).score
     return Modular(
         run=run,
+        scarce=births(few_scores, few.steps),
         births=found,
         tests=tests,
         intensity=intensity,
@@ -95,7 +105,7 @@ def mean_interval(values: list[float], digits: int = 3) -> str:
 
 def gaps(found: Births) -> list[float]:
     """Steps between the first and the second birth of each seed that has two."""
-    ordered = found.step.sort(dim=1).values
+    ordered = torch.where(found.is_dated, found.step, torch.inf).sort(dim=1).values
     return [float(row[1] - row[0]) for row in ordered if bool(torch.isfinite(row[1]))]
 
 
@@ -107,6 +117,7 @@ def claims(modular: Modular) -> list[Claim]:
 def _several(modular: Modular) -> Claim:
     counts = [float(count) for count in modular.births.counts]
     num, blocks = modular.births.step.shape
+    low, high = modular.relations.interval[0].tolist()
     several, keys = sum(count >= 2 for count in counts), sum(count >= 2 for count in modular.num_keys)
     return Claim(
         "modular addition learns several redundant Fourier circuits",
@@ -116,7 +127,9 @@ def _several(modular: Modular) -> Claim:
         f"{100 * float(modular.accuracies.median()):.1f} %). Unblocked, p = 53, {len(modular.num_keys)} seeds: "
         f"{mean_interval([float(count) for count in modular.num_keys])} key frequencies, at least two in "
         f"{interval(keys, len(modular.num_keys))}. Duplicate frequencies in one seed: "
-        f"{int(modular.relations.pairs[0])} pairs, {float(modular.relations.null_mean[0]):.1f} by chance",
+        f"{int(modular.relations.pairs[0])} pairs, {float(modular.relations.null_mean[0]):.1f} by chance, ratio "
+        f"{float(modular.relations.ratio[0]):.2f} [{low:.2f}, {high:.2f}]. The frequency of a circle led its plane "
+        f"before training in {interval(*modular.was_dominant)} of the births",
         "at least 90 % of the seeds have two or more circuits; each of the two networks is a part",
         judged(several >= 0.9 * num, keys >= 0.9 * len(modular.num_keys)),
     )
@@ -127,6 +140,7 @@ def _pairs(modular: Modular) -> Claim:
     apart = sum(gap > WINDOW for gap in between)
     at = WINDOWS.index(WINDOW)
     shuffle, clock = modular.tests["shuffle"], modular.tests["clock"]
+    close = sum(bool((row[row.isfinite()].sort().values.diff() <= WINDOW).any()) for row in modular.births.step)
     texts = [
         f"{null}: "
         + ", ".join(
@@ -141,7 +155,8 @@ def _pairs(modular: Modular) -> Claim:
         "circuits form one after another, but in pairs more often than chance",
         "circuits form sequentially, often pairs or triples at once",
         f"first birth at step {mean_interval(first)}; the second one more than {WINDOW} steps later in "
-        f"{interval(apart, len(between))} of the seeds with two. Pairs of births at most {listed} steps apart, over "
+        f"{interval(apart, len(between))} of the seeds with two. A pair within {WINDOW} steps in "
+        f"{interval(close, len(modular.births.step))} of the seeds. Pairs of births at most {listed} steps apart, over "
         f"what each null expects, with 95 % intervals: {'; '.join(texts)}. Shuffling across seeds keeps the burst that "
         "all seeds share; the constant rate (poisson) does not, and is shown for contrast only. A circle takes "
         f"{shuffle.rise_time:.0f} steps (median) to rise, so the windows are finer than a birth",
@@ -156,6 +171,9 @@ def _survive(modular: Modular) -> Claim:
     formed = int(modular.births.is_formed.sum())
     steps = " → ".join(f"{float(loss):.2f}" for loss in modular.ablation.mean_losses)
     alive = int(modular.births.survived.sum())
+    few, few_alive = int(modular.scarce.is_formed.sum()), int(modular.scarce.survived.sum())
+    table = [[few_alive, few - few_alive], [alive, formed - alive]]
+    p_fewer = float(fisher_exact(table, alternative="less").pvalue)
     last = float(modular.survival.share[-1])
     return Claim(
         "formed circuits survive",
@@ -163,9 +181,12 @@ def _survive(modular: Modular) -> Claim:
         f"still circular at the end: {interval(alive, formed)} of {formed} circuits; share alive at the last age "
         f"watched (Kaplan-Meier) {100 * last:.1f} %. They add to each other rather than replace one another: the "
         f"held-out loss of seed {modular.best} with 0, 1, ... of its {len(modular.ablation.circuits)} circles kept is "
-        f"{steps}. Only with plenty of blocks; scarcity is not tested here",
-        "at least 95 % of the formed circuits are circles at the end",
-        judged(alive >= 0.95 * formed),
+        f"{steps}. Where parameters are scarce ({SCARCE_WIDTH // 2} planes of {SCARCE_HIDDEN} units, {NUM_SCARCE} "
+        f"seeds) {interval(few_alive, few)} of {few} circuits are still circular (fewer than with plenty: one-sided "
+        f"Fisher p {p_fewer:.2g})",
+        "two parts: at least 95 % of the formed circuits are circles at the end; where parameters are scarce, a "
+        f"smaller share is (one-sided Fisher p at most {LEVEL:g})",
+        judged(alive >= 0.95 * formed, p_fewer <= LEVEL),
     )
 
 
@@ -180,6 +201,7 @@ def numbers(modular: Modular) -> dict[str, object]:
         "rise_time": modular.tests["shuffle"].rise_time,
         "survived": int(found.survived.sum()),
         "formed": int(found.is_formed.sum()),
+        "scarce": {"formed": int(modular.scarce.is_formed.sum()), "survived": int(modular.scarce.survived.sum())},
         "dominant_before_training": list(modular.was_dominant),
         "pairing": {
             null: {
