@@ -74,7 +74,8 @@ def measure() -> Modular:
     best = int((scores.score[:, -1] >= CIRCLE).sum(1).argmax())
     keys = key_frequencies(unblocked.snapshots["embedding"][:, -1])
     few = train_stack(
-        lambda seed: ModularMLP(data.p, width=SCARCE_WIDTH, hidden=SCARCE_HIDDEN, seed=seed), data.train, range(NUM_SCARCE),
+        lambda seed: ModularMLP(data.p, width=SCARCE_WIDTH, hidden=SCARCE_HIDDEN, seed=seed),
+        data.train, range(NUM_SCARCE),
         snapshots="embedding", log_every=LOG_EVERY, **PRESETS["births"].training_arguments,
     )  # fmt: skip
     few_scores = circle_score(few.snapshots["embedding"]).score
