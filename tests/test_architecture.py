@@ -39,6 +39,7 @@ ORDER = (
     "anchored",
     "training",
     "presets",
+    "stack_loop",
     "stacks",
     "basin.operators",
     "basin.lanczos",
