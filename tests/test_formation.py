@@ -548,3 +548,13 @@ def test_results_are_saved(tmp_path):
 def test_bad_calls(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_shapes_of_other_things_are_met_with_their_own_remedy():
+    with pytest.raises(ValueError, match=r"scores has shape \(9, 2\).*\n?.*Of one run, pass scores\[None\]"):
+        circuits.births(torch.ones(9, 2), torch.arange(9))
+    with pytest.raises(ValueError, match=r"Of embeddings, pass lh.circuits.circle_score"):
+        circuits.births(torch.ones(3, 9, 7, 4), torch.arange(9))
+    found = circuits.circle_score(torch.randn(2, 9, 7, 4, generator=torch.Generator().manual_seed(0)))
+    expected = circuits.births(found.score, torch.arange(9))
+    assert torch.equal(circuits.births(found, torch.arange(9)).step, expected.step)

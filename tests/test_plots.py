@@ -628,7 +628,7 @@ def test_interactive_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     with pytest.raises(
-        ImportError, match=r"plotly is not installed, expected .*\n.*pip install \"lowhanging\[interactive\]\""
+        ImportError, match=r"plotly is not installed, expected .*\n.*pip install \"\.\[interactive\]\""
     ):
         lh.plots.interactive(plane_of(mixed=canyons))
 

@@ -275,3 +275,12 @@ def test_bad_arguments(make, arguments, error, message):
     arguments = {"data": DATA.train, "seeds": (0, 1), "steps": 2, "progress": False} | arguments
     with pytest.raises(error, match=message):
         lh.train_stack(make, arguments.pop("data"), arguments.pop("seeds"), **arguments)
+
+
+def test_a_factory_that_ignores_its_seed_is_warned_of():
+    model = factory(0)
+    arguments = {"steps": 1, "progress": False}
+    with pytest.warns(UserWarning, match="two seeds begin alike"):
+        lh.train_stack(lambda seed: model, DATA.train, (0, 1), **arguments)
+    with pytest.warns(UserWarning, match="or one seed differently each time"):
+        lh.train_stack(lambda seed: lh.ModularMLP(11, width=8, hidden=6), DATA.train, (0, 1), **arguments)

@@ -271,7 +271,8 @@ def _tensors(data: Any) -> tuple[Tensor, ...]:
     if tensors is None or not len(tensors[0]):
         received = f"is a {type(data).__name__}" + ("" if tensors is None else " without examples")
         expected = "a tuple (inputs, targets) of tensors, or a data set that stores them"
-        raise ValueError(explain("data", received, expected, "Stack the examples: torch.stack([...])."))
+        remedy = "From a list of batches: tuple(map(torch.cat, zip(*batches)))."
+        raise ValueError(explain("data", received, expected, remedy))
     return tensors
 
 
@@ -326,6 +327,14 @@ def _stacked(
             raise ValueError(explain("model_factory", received, "modules that differ in their weights only",
                                      "Register what should differ as trainable parameters."))  # fmt: skip
         rows.append(loss.space.flatten(model))
+    if any(torch.equal(row, rows[0]) for row in rows[1:]) or not torch.equal(
+        loss.space.flatten(model_factory(seeds[0])), rows[0]
+    ):
+        message = (
+            "model_factory does not make its weights from the seed alone: two seeds begin alike, or one seed "
+            "differently each time. Begin it with torch.manual_seed(seed), or pass the seed on."
+        )
+        warnings.warn(message, UserWarning, stacklevel=3)
     return loss, torch.stack(rows)
 
 

@@ -271,7 +271,7 @@ def gram_schmidt(directions: Tensor | Sequence[Tensor]) -> OrthogonalDirections:
 
 def size_of(vector: Any) -> int:
     """How many numbers a tensor or an array holds; 0 for anything else, which is then refused by `check_vector`."""
-    return vector.numel() if isinstance(vector, Tensor) else int(np.size(vector))
+    return vector.numel() if isinstance(vector, Tensor) else vector.size if isinstance(vector, np.ndarray) else 0
 
 
 def vectors(argument: str, rows: Any, *, remedy: str) -> list[Any]:
@@ -279,6 +279,9 @@ def vectors(argument: str, rows: Any, *, remedy: str) -> list[Any]:
     is_matrix = isinstance(rows, Tensor | np.ndarray) and rows.ndim == 2
     is_list = isinstance(rows, Iterable) and not isinstance(rows, str | Mapping | Tensor | np.ndarray)
     found = list(rows) if is_matrix or is_list else []
+    if any(isinstance(row, str) for row in found):
+        remedy = "Pass one name for both, or make each: lh.random_direction(loss, normalisation='filter')."
+        raise TypeError(explain(argument, f"holds {found!r}", "vectors", remedy))
     if not found or not all(isinstance(row, Tensor | np.ndarray | Mapping) for row in found):
         has_shape = isinstance(rows, Tensor | np.ndarray)
         kind = f"a tensor of shape {tuple(rows.shape)}" if has_shape else f"a {type(rows).__name__}"

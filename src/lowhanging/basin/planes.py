@@ -261,7 +261,7 @@ def plane_through(
         Garipov, Izmailov, Podoprikhin, Vetrov & Wilson (2018), "Loss surfaces, mode connectivity, and fast ensembling
         of DNNs".
     """
-    remedy = "Pass three vectors theta of one model."
+    remedy = "Pass three vectors theta of one model, such as lh.Objective(model, data).theta0 or run.checkpoints[i]."
     labels = check_names("names", names, remedy="Pass three names.")
     if len(labels) != 3 or len(set(labels)) != 3:
         raise ValueError(explain("names", f"is {tuple(names)!r}", "three different names", "Leave it out."))

@@ -104,7 +104,7 @@ def births(
       log.
 
     Args:
-        scores: (seeds, logs, blocks), such as circle scores of logged embeddings; tensor or array.
+        scores: (seeds, logs, blocks), such as circle scores of logged embeddings; tensor, array or `CircleScores`.
         steps: (logs,) training step of each log, strictly ascending.
         threshold: positive; .75 separates circles from noise and from lines for circle scores.
         sustain: logs in a row that make a crossing (or a fall) a sustained one; 1 takes the first log.
@@ -119,6 +119,7 @@ def births(
     Cost:
         O(seeds x logs x blocks).
     """
+    scores = getattr(scores, "score", scores)  # CircleScores
     values = _numbers("scores", scores, 3, "(seeds, logs, blocks)", remedy="Leave out seeds that diverged.")
     times = _numbers("steps", steps, 1, "(logs,)", remedy="Pass the training step of each log.")
     num_logs = values.shape[1]
@@ -203,7 +204,10 @@ def _numbers(argument: str, value: Any, ndim: int, shape: str, *, remedy: str) -
     if tensor.is_complex():
         raise TypeError(explain(argument, f"has dtype {tensor.dtype}", "real numbers", remedy))
     if tensor.ndim != ndim or tensor.numel() == 0:
-        expected = f"{shape}, none of them 0"
-        raise ValueError(explain(argument, f"has shape {tuple(tensor.shape)}", expected, remedy))
+        way_out = {
+            ndim - 1: f"Of one run, pass {argument}[None].",
+            ndim + 1: "Of embeddings, pass lh.circuits.circle_score(embeddings).score.",
+        }.get(tensor.ndim, "See the shape of circle_score(embeddings).score.")
+        raise ValueError(explain(argument, f"has shape {tuple(tensor.shape)}", shape, way_out))
     check_finite(argument, tensor, remedy=remedy)
     return np.array(tensor.to(torch.float64).numpy())

@@ -21,6 +21,8 @@ _BORN, _DEAD = "#0072B2", "#D55E00"
 def births(births: Births, ax: Axes | None = None) -> Axes:
     """A row per seed, a dot per circuit formed, a cross where one was lost; seeds in the order of their first birth.
 
+    Births of one seed at the same step stand one above the other within its row.
+
     Args:
         births: what `lh.circuits.births` returned.
         ax: where to draw; None makes a figure.
@@ -29,6 +31,8 @@ def births(births: Births, ax: Axes | None = None) -> Axes:
         The Axes. It is neither shown nor saved.
     """
     check_kind("births", births, Births, "Pass what lh.circuits.births returned.")
+    from matplotlib.ticker import MaxNLocator
+
     ax = axes(ax)
     order = births.step.min(1).values.argsort(stable=True)
     for marker, color, label, times in (
@@ -37,13 +41,18 @@ def births(births: Births, ax: Axes | None = None) -> Axes:
     ):
         rows, blocks = np.nonzero(np.isfinite(times.numpy()))
         where = times.numpy()[rows, blocks]
+        places = list(zip(rows.tolist(), where.tolist(), strict=True))
+        nth = np.array([places[:i].count(place) for i, place in enumerate(places)])
+        many = np.array([places.count(place) for place in places])
+        heights = rows + 1 + (nth - (many - 1) / 2) * 0.45  # ties side by side: a pair is what one looks for
         ax.scatter(
-            where, rows + 1, marker=marker, s=16, color=color, linewidths=1.0, label=f"circuit {label} ({len(rows)})"
+            where, heights, marker=marker, s=16, color=color, linewidths=1.0, label=f"circuit {label} ({len(rows)})"
         )
     ax.set_xlim(float(births.steps[0]), float(births.steps[-1]))
     ax.set_ylim(0, len(order) + 1)
     ax.set_xlabel("step")
-    ax.set_ylabel("seed, in the order of the first birth")
+    ax.set_ylabel("rank of the seed, by its first birth")
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(axis="x", alpha=0.3)
     legend_above(ax)
     return ax

@@ -47,7 +47,7 @@ def interactive(plane: PlaneSlice, *, name: str | None = None) -> str:
         notebook: `IPython.display.HTML(...)`.
 
     Raises:
-        ImportError: plotly is not installed (`pip install "lowhanging[interactive]"`).
+        ImportError: plotly is not installed (`pip install ".[interactive]"`).
         ValueError, TypeError: a name that the plane does not have, or another kind of result.
     """
     check_kind("plane", plane, PlaneSlice, "Pass what lh.plane_slice returned.")
@@ -56,7 +56,7 @@ def interactive(plane: PlaneSlice, *, name: str | None = None) -> str:
     try:
         import plotly.graph_objects as go
     except ImportError as error:
-        remedy = 'Install it: pip install "lowhanging[interactive]"'
+        remedy = 'Install it: pip install ".[interactive]"'
         raise ImportError(
             explain("plotly", "is not installed", "the library of interactive pictures", remedy)
         ) from error
