@@ -627,9 +627,7 @@ def test_interactive_is_one_page_with_every_number(tmp_path):
 def test_interactive_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
-    with pytest.raises(
-        ImportError, match=r"plotly is not installed, expected .*\n.*pip install \"\.\[interactive\]\""
-    ):
+    with pytest.raises(ImportError, match=r"plotly is not installed, expected .*\n.*pip install \"\.\[interactive\]\""):
         lh.plots.interactive(plane_of(mixed=canyons))
 
 

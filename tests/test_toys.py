@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lowhanging as lh
-from lowhanging.reproduce import cartoons
+from lowhanging.reproduce import cartoons, claims
 
 toys = lh.toys
 POINTS = 2 * torch.rand(6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1
@@ -487,4 +487,4 @@ def test_wilson_interval_by_its_formula():
     center = (share + z**2 / (2 * num)) / (1 + z**2 / num)
     half = z / (1 + z**2 / num) * math.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
     expected = f"85.0 % [{100 * (center - half):.1f} %, {100 * (center + half):.1f} %]"
-    assert cartoons.interval(count, num) == expected
+    assert claims.interval(count, num) == expected

@@ -161,7 +161,10 @@ def _evaluate(loss: Loss, thetas: list[Tensor], center: Tensor | None, engine: s
     values, accuracies = values.cpu().double(), None if accuracies is None else accuracies.cpu().double()
     for i, theta in enumerate(thetas):
         if center is not None and torch.equal(theta, center):
-            values[i] = float(loss.evaluate(theta)[0])
+            value, accuracy = loss.evaluate(theta)
+            values[i] = float(value)
+            if accuracies is not None and accuracy is not None:
+                accuracies[i] = accuracy
     return values, accuracies
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import chi2
+from scipy.special import gammaincinv
 from torch import Tensor
 
 from lowhanging.errors import explain
@@ -137,8 +137,8 @@ def excess(
             row[:] = np.quantile(known, (0.025, 0.975), method="lower")  # "lower" takes infinite ratios too
     for row, count, mean in zip(interval, observed, null_mean, strict=True):
         if count < _FEW and mean > 0:  # resampling a few pairs, or none, shows too little spread: Garwood's interval
-            low = chi2.ppf(0.025, 2 * count) / 2 if count else 0.0
-            row[:] = np.fmin(row[0], low / mean), np.fmax(row[1], chi2.ppf(0.975, 2 * count + 2) / 2 / mean)
+            low = gammaincinv(count, 0.025) if count else 0.0
+            row[:] = np.fmin(row[0], low / mean), np.fmax(row[1], gammaincinv(count + 1, 0.975) / mean)
     num = draws.shape[1]
     return Excess(
         observed=torch.from_numpy(observed.astype(np.int64)),

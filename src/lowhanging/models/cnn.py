@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lowhanging.errors import check_choice, check_count, explain
+from lowhanging.models.initial import generator_of
 
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -83,10 +84,7 @@ class SigmoidCNN(nn.Module):
         return logits
 
     def _initialise(self, seed: int | None) -> None:
-        generator = None
-        if seed is not None:
-            remedy = "Pass None for the global random state."
-            generator = torch.Generator().manual_seed(check_count("seed", seed, minimum=0, remedy=remedy))
+        generator = generator_of(seed)
         for layer in (self.conv1, self.conv2, self.linear):
             bound = 1 / math.sqrt(layer.weight[0].numel())  # torch's own default: uniform within 1 / sqrt(fan in)
             for parameter in layer.parameters():

@@ -7,6 +7,7 @@ circuit (a circle in one plane) is a thing that can be pointed at, and ablated. 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowhanging.errors import check_choice, check_count, check_real, explain
+from lowhanging.models.initial import generator_of, normal
 
 Activation = Literal["silu", "sigmoid", "gelu", "tanh"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -80,16 +82,7 @@ class ModularMLP(nn.Module):
             raise ValueError(explain("width", f"is {width}", "an even number, two per block", "Pass width=20."))
         self.p, self.width, self.hidden, self.activation, self.is_blocked = p, width, hidden, activation, bool(blocks)
         num = width // BLOCK
-        generator = None
-        if seed is not None:
-            remedy = "Pass None for the global random state."
-            generator = torch.Generator().manual_seed(check_count("seed", seed, minimum=0, remedy=remedy))
-
-        def drawn(*shape: int, std: float) -> nn.Parameter:
-            # On the CPU in float64 first: the same weights in every dtype and on every device.
-            draw = std * torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-            return nn.Parameter(draw.to(torch.get_default_device(), torch.get_default_dtype()))
-
+        drawn = functools.partial(normal, generator=generator_of(seed))
         self.embedding = drawn(p, width, std=scale)
         if blocks:
             self.first = drawn(num, BLOCK, hidden, std=1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowhanging.errors import check_choice, check_count, explain
+from lowhanging.models.initial import generator_of, normal
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
@@ -58,23 +60,14 @@ class ModularTransformer(nn.Module):
             received = f"is {num_heads}, which does not divide the width {width}"
             raise ValueError(explain("num_heads", received, "a divisor of the width", "Pass width=128, num_heads=4."))
         self.p, self.width, self.num_heads, self.activation = p, width, num_heads, activation
-        generator = None
-        if seed is not None:
-            remedy = "Pass None for the global random state."
-            generator = torch.Generator().manual_seed(check_count("seed", seed, minimum=0, remedy=remedy))
-
-        def drawn(*shape: int, std: float) -> nn.Parameter:
-            draw = std * torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-            return nn.Parameter(draw.to(torch.get_default_device(), torch.get_default_dtype()))
-
-        std = 1 / math.sqrt(width)
-        self.embedding = drawn(p + 1, width, std=std)
-        self.position = drawn(3, width, std=std)
-        self.query, self.key, self.value = (drawn(width, width, std=std) for _ in range(3))
-        self.output = drawn(width, width, std=std)
-        self.first, self.second = drawn(width, hidden, std=std), drawn(hidden, width, std=std)
-        self.first_bias, self.second_bias = drawn(hidden, std=0.0), drawn(width, std=0.0)
-        self.unembedding = drawn(width, p, std=std)
+        drawn = functools.partial(normal, std=1 / math.sqrt(width), generator=generator_of(seed))
+        self.embedding = drawn(p + 1, width)
+        self.position = drawn(3, width)
+        self.query, self.key, self.value = (drawn(width, width) for _ in range(3))
+        self.output = drawn(width, width)
+        self.first, self.second = drawn(width, hidden), drawn(hidden, width)
+        self.first_bias, self.second_bias = nn.Parameter(torch.zeros(hidden)), nn.Parameter(torch.zeros(width))
+        self.unembedding = drawn(width, p)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (n, p), at the last token, of tokens a, b, "=" (n, 3), or of a, b (n, 2), to which "=" is added."""

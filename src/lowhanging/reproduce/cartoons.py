@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from lowhanging.basin.planes import PlaneSlice, plane_slice
 from lowhanging.objective import FunctionObjective
-from lowhanging.reproduce.claims import Claim, judged, percent
+from lowhanging.reproduce.claims import Claim, interval, judged, percent
 from lowhanging.toys import GradientPath, copies, flat_canyons, gradient_path, on_axis, sloped_canyons
 
 NUM_STARTS, HALF_WIDTH = 200, 2.0  # uniform in a square around the joint minimum
@@ -106,12 +105,6 @@ def _descend(name: str, loss: FunctionObjective, starts: Tensor, seed: int) -> D
             progress=False,
         ),
     )
-
-
-def interval(count: int, num: int) -> str:
-    """A share with its Wilson 95 % interval: "84.0 % [78.3 %, 88.4 %]"."""
-    found = binomtest(count, num).proportion_ci(confidence_level=0.95, method="wilson")
-    return f"{percent(count / num)} [{percent(found.low)}, {percent(found.high)}]"
 
 
 def claims(cartoons: Cartoons) -> list[Claim]:

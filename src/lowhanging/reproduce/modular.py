@@ -7,13 +7,11 @@ is no artefact of the blocks is checked on the unblocked preset, by frequencies.
 from __future__ import annotations
 
 import math
-import statistics
 import warnings
 from dataclasses import dataclass
 
 import torch
 from scipy.stats import fisher_exact
-from scipy.stats import t as student
 from torch import Tensor
 
 from lowhanging.circuits.ablation import CIRCLE, CircuitAblation, ablate_circuits
@@ -25,8 +23,7 @@ from lowhanging.circuits.pairing import PairingTest, pairing_test
 from lowhanging.circuits.relations import FrequencyRelations, frequency_relations
 from lowhanging.models import ModularMLP
 from lowhanging.presets import PRESETS
-from lowhanging.reproduce.cartoons import interval
-from lowhanging.reproduce.claims import Claim, judged
+from lowhanging.reproduce.claims import Claim, interval, judged, mean_interval
 from lowhanging.stacks import StackRun, train_stack
 
 NUM_SEEDS, LOG_EVERY = 64, 10
@@ -94,14 +91,6 @@ def measure() -> Modular:
         best=best,
         ablation=ablate_circuits(run.model(best), data.test),
     )
-
-
-def mean_interval(values: list[float], digits: int = 3) -> str:
-    """A mean with its 95 % interval (Student's t over seeds): "2.81 ± 0.35"."""
-    half = math.inf
-    if len(values) > 1:
-        half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.fmean(values):.{digits}g} ± {half:.2g}"
 
 
 def gaps(found: Births) -> list[float]:
