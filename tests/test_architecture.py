@@ -55,6 +55,7 @@ ORDER = (
     "basin.points",
     "basin.slices",
     "basin.planes",
+    "basin.trajectories",
     "basin.canyons",
     "circuits",
     "toys",

@@ -25,14 +25,13 @@ from lowhanging.basin.operators import Hessian, hessian
 from lowhanging.basin.planes import (
     Plane,
     PlaneSlice,
-    PlaneTrajectory,
     plane_slice,
     plane_through,
-    plane_trajectory,
 )
 from lowhanging.basin.slices import LineSlice, PathSlice, line_slice, path_slice
 from lowhanging.basin.steering import SteeringReport, steering_direction, steering_report, steering_subspace
 from lowhanging.basin.subspace import Subspace
+from lowhanging.basin.trajectories import PlaneTrajectory, plane_trajectory
 from lowhanging.datasets import (
     MNIST,
     ConflictImages,

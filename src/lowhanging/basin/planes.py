@@ -1,4 +1,4 @@
-"""What do several losses look like on a plane through the basin, and where does a trajectory run over it?
+"""What do several losses look like on a plane through the basin?
 
 The grid is [i, j] at center + alphas[i] * u + betas[j] * v: rows follow u, columns follow v. The two directions are
 used as they are given, oblique or of any length; norms and angle are in the result, and the pictures say them.
@@ -110,30 +110,6 @@ class PlaneSlice:
         loaded = load_result(cls, path)
         object.__setattr__(loaded, "names", tuple(loaded.names))  # JSON knows lists only
         return loaded
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class PlaneTrajectory:
-    """Checkpoints seen on a plane, with what the picture can't show: how far off it they are, and their true losses."""
-
-    coordinates: Tensor  # (t, 2) float64, (alpha, beta) of each checkpoint's orthogonal projection
-    distances: Tensor  # (t,) float64, |theta_i - projection|
-    losses: dict[str, Tensor]  # name -> (t,) float64, at the checkpoint itself
-    plane_losses: dict[str, Tensor]  # name -> (t,) float64, on the plane under it
-    plane: str  # the `identity` of the PlaneSlice that it was projected onto
-
-    def __repr__(self) -> str:
-        far = f"distances from the plane {float(self.distances.min()):.3g} to {float(self.distances.max()):.3g}"
-        return f"PlaneTrajectory({', '.join(self.losses)}; {len(self.coordinates)} checkpoints; {far})"
-
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> PlaneTrajectory:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 @torch.inference_mode(False)
@@ -286,63 +262,6 @@ def plane_through(
         center=a,
         directions=torch.stack([u, v]).to(a.dtype),
         marks={label: place.double().cpu() for label, place in zip(labels, places, strict=True)},
-    )
-
-
-@torch.inference_mode(False)
-def plane_trajectory(
-    plane: PlaneSlice,
-    checkpoints: Tensor | Sequence[Tensor],
-    losses: Mapping[str, Loss],
-    *,
-    progress: bool | None = None,
-) -> PlaneTrajectory:
-    r"""Project checkpoints onto a plane, and say how much of each the picture leaves out.
-
-    The projection of theta is the nearest point of the plane, (alpha, beta) = G^-1 (u . d, v . d) with d = theta -
-    center and G the Gram matrix of u, v (so oblique directions are handled). A path drawn over contours suggests that
-    the loss changed as they say; `losses` at the checkpoints beside `plane_losses` under them tell whether it did.
-
-    Args:
-        plane: what `plane_slice` returned.
-        checkpoints: (t, p) or t vectors (p,), such as `run.checkpoints`.
-        losses: name -> objective, to be evaluated at the checkpoints and on the plane.
-        progress: a bar; by default one appears when it takes more than two seconds.
-
-    Returns:
-        PlaneTrajectory: `coordinates` (t, 2), `distances` (t,), `losses[name]` and `plane_losses[name]` (t,).
-
-    Raises:
-        ValueError, TypeError: checkpoints of another length, or not finite.
-
-    Cost:
-        2 t evaluations (forward passes) per loss.
-    """
-    center = common_center(losses, plane.center)
-    remedy = "Pass vectors theta of the model that the plane was made of, e.g. run.checkpoints."
-    owner = str(next(iter(losses.values())))
-    thetas = [
-        check_vector(f"checkpoints[{i}]", theta, len(center), owner=owner, remedy=remedy, like=center)
-        for i, theta in enumerate(vectors("checkpoints", checkpoints, remedy=remedy))
-    ]
-    rays = Rays(center, plane.directions)
-    basis = plane.directions.to(center.device).double()
-    scaled = basis / basis.norm(dim=1, keepdim=True)  # so that lengths of 1e-8 and 1e8 don't spoil the equations
-    offsets = torch.stack(thetas).double() - center.double()
-    solved = torch.linalg.solve(scaled @ scaled.T, scaled @ offsets.T).T
-    coordinates = solved / basis.norm(dim=1)
-    points = [*thetas, *(rays.at(place) for place in coordinates)]
-    values = evaluate_points(
-        losses, lambda i: points[i], len(points), center=center, engine="point by point",
-        title="plane trajectory", progress=progress,
-    )  # fmt: skip
-    t = len(thetas)
-    return PlaneTrajectory(
-        coordinates=coordinates.cpu(),
-        distances=(offsets - solved @ scaled).norm(dim=1).cpu(),
-        losses={name: row[:t].clone() for name, row in values.losses.items()},
-        plane_losses={name: row[t:].clone() for name, row in values.losses.items()},
-        plane=plane.identity,
     )
 
 

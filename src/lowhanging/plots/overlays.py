@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lowhanging.basin.planes import PlaneSlice, PlaneTrajectory
+from lowhanging.basin.planes import PlaneSlice
+from lowhanging.basin.trajectories import PlaneTrajectory
 from lowhanging.plots.levels import short
 from lowhanging.plots.style import box_size
 

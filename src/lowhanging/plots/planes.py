@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowhanging.basin.planes import PlaneSlice, PlaneTrajectory
+from lowhanging.basin.planes import PlaneSlice
+from lowhanging.basin.trajectories import PlaneTrajectory
 from lowhanging.errors import check_names, explain
 from lowhanging.plots.contours import (
     bar,

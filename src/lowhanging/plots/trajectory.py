@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowhanging.basin.planes import PlaneTrajectory
+from lowhanging.basin.trajectories import PlaneTrajectory
 from lowhanging.plots.style import axes, check_kind, check_log, color_of, label_log_axis, label_of, legend_above
 
 if TYPE_CHECKING:
