@@ -42,7 +42,8 @@ for name, found in pairs.items():
 lh.plots.spectra(pairs)
 
 # %% [markdown]
-# The post's rule: an eigenvector of the ablated loss, minus what the preserved loss notices of it.
+# The post's rule: an eigenvector of the ablated loss, minus what the preserved loss notices of it. The control counts
+# which cue the answers follow on images whose cues disagree: a circuit that is gone is no longer followed.
 
 # %%
 direction = lh.steering_direction(
@@ -52,7 +53,8 @@ direction = lh.steering_direction(
     preserve_pairs=pairs["number"],
     ablate_pairs=pairs["pattern"],
 )
-report = lh.steering_report(direction, losses, pairs=pairs)
+control = lh.ConflictControl(losses["mixed"], views.conflict.inputs, views.conflict.answers)
+report = lh.steering_report(direction, losses, pairs=pairs, conflict=control)
 print(report)
 
 # %% [markdown]

@@ -51,6 +51,8 @@ ORDER = (
     "basin.descent",
     "basin.minimum",
     "basin.spectrum",
+    "basin.conflict",
+    "basin.naming",
     "basin.steering",
     "basin.points",
     "basin.slices",

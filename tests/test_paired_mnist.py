@@ -141,6 +141,9 @@ def test_conflict_images_disagree(digits, views):
     assert len(conflict) == 1000
     assert (conflict.number_targets != conflict.pattern_targets).all()
     assert torch.equal(conflict.number_targets, digits.test.targets)
+    assert list(conflict.answers) == ["number", "pattern"]
+    assert conflict.answers["number"] is conflict.number_targets
+    assert conflict.answers["pattern"] is conflict.pattern_targets
     squares = views.patterns[conflict.pattern_targets, conflict.pattern_index]
     blend = 0.7 * digits.test.inputs + 0.3 * enlarged(squares)
     torch.testing.assert_close(conflict.inputs, blend, rtol=0, atol=1e-7)

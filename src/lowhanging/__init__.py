@@ -3,14 +3,16 @@
 Data (`mnist`, `paired_mnist`), a small smooth network (`SigmoidCNN`), training to a minimum (`train`, `polish`), losses
 as functions of the weights (`Objective`, `FunctionObjective`), curvature (`hessian`, `top_eigs`, `top_hessian_eigs`),
 steering between circuits (`steering_direction`, `steering_subspace`, `steering_report`, `Subspace`), other directions
-(`random_direction`, `difference_direction`, `principal_directions`, `gram_schmidt`) and slices of the loss
-(`line_slice`, `path_slice`, `plane_slice`). `plots` draws results, `testing` checks a model and a slicer and holds the
+(`random_direction`, `difference_direction`, `principal_directions`, `gram_schmidt`), slices of the loss (`line_slice`,
+`path_slice`, `plane_slice`) and the control that tells an ablated circuit from broken images (`ConflictControl`,
+`name_circuit`). `plots` draws results, `testing` checks a model and a slicer and holds the
 oracles, `toys` has losses with answers on paper.
 """
 
 from lowhanging import circuits, plots, testing, toys
 from lowhanging._version import __version__
 from lowhanging.anchored import AnchoredObjective
+from lowhanging.basin.conflict import AnswerShift, ConflictControl
 from lowhanging.basin.directions import (
     OrthogonalDirections,
     PrincipalDirections,
@@ -21,6 +23,7 @@ from lowhanging.basin.directions import (
 )
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs, top_hessian_eigs
 from lowhanging.basin.minimum import Minimum, polish
+from lowhanging.basin.naming import CircuitName, name_circuit
 from lowhanging.basin.operators import Hessian, hessian
 from lowhanging.basin.planes import (
     Plane,
@@ -57,6 +60,9 @@ __all__ = [
     "MNIST",
     "PRESETS",
     "AnchoredObjective",
+    "AnswerShift",
+    "CircuitName",
+    "ConflictControl",
     "ConflictImages",
     "DigitImages",
     "Eigenpairs",
@@ -95,6 +101,7 @@ __all__ = [
     "line_slice",
     "mnist",
     "modular_addition",
+    "name_circuit",
     "paired_mnist",
     "path_slice",
     "plane_slice",

@@ -2,7 +2,8 @@
 
 The post's rule: take an eigenvector v of the *ablated* loss's Hessian and remove from it what the *preserved* loss
 notices to second order, the span of its top k eigenvectors. What is left raises one loss and, as far as the quadratic
-reaches, not the other. A report says what the direction is in the eyes of every loss: curvature, rank, overlaps.
+reaches, not the other. A report says what the direction is in the eyes of every loss: curvature, rank, overlaps; and,
+with conflict inputs, whether the answers leave the ablated circuit too or only its loss explodes.
 
 The roles are always named, `preserve=` and `ablate=`; "the number direction" could mean either.
 """
@@ -10,21 +11,24 @@ The roles are always named, `preserve=` and `ablate=`; "the number direction" co
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lowhanging.basin.conflict import ConflictControl, shares_text
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.basin.subspace import Subspace
-from lowhanging.errors import check_count, check_vector, explain
+from lowhanging.errors import check_count, check_real, check_vector, explain
 from lowhanging.objective import Loss, common_center
 from lowhanging.results import load_result, save_result
 
 # Below this share of its length, what is left of v after the rejection is mostly the error of the eigenvectors.
 _SMALLEST_REMAINDER = 1e-3
+_STEP = 2.0  # along the unit direction, where the answers are compared with those at theta0
 
 
 def steering_direction(
@@ -149,10 +153,16 @@ class SteeringReport:
     ranks: dict[str, int]  # name -> 1 + number of known eigenvalues above the quotient; k + 1 means "below all k"
     eigenvalues: dict[str, Tensor]  # name -> (k,) top eigenvalues, descending
     overlaps: dict[str, Tensor]  # name -> (k,) squared cosines with the top eigenvectors
+    step: float | None = None  # theta0 + step * direction is where the answers are compared; None without a control
+    followed: dict[str, dict[str, float]] = field(default_factory=dict)  # "before", "after" -> cue -> share of answers
 
     def __repr__(self) -> str:
         parts = (f"{name} {self.quotients[name]:.3g} (rank {self.rank_text(name)})" for name in self.quotients)
-        return f"SteeringReport(curvature: {', '.join(parts)})"
+        answers = ""
+        if self.followed:
+            moves = shares_text(self.followed["before"], self.followed["after"])
+            answers = f"; answers on conflict inputs from theta0 to step {self.step:g}: {moves}"
+        return f"SteeringReport(curvature: {', '.join(parts)}{answers})"
 
     def __str__(self) -> str:
         lines = [f"{'loss':>12} {'curvature':>10} {'rank':>6} {'largest overlap':>18} {'within top k':>13}"]
@@ -160,6 +170,10 @@ class SteeringReport:
             overlap = self.overlaps[name]
             squares = f"{float(overlap.max()):>18.3f} {float(overlap.sum()):>13.3f}"
             lines.append(f"{name:>12} {quotient:>10.3g} {self.rank_text(name):>6} {squares}")
+        if self.followed:
+            lines.append(f"{'answers':>12} " + " ".join(f"{cue:>10}" for cue in self.followed["before"]))
+            for where, shares in zip(("theta0", f"step {self.step:g}"), self.followed.values(), strict=True):
+                lines.append(f"{where:>12} " + " ".join(f"{100 * share:>8.1f} %" for share in shares.values()))
         return "\n".join(lines)
 
     def rank_text(self, name: str) -> str:
@@ -183,6 +197,8 @@ def steering_report(
     *,
     k: int = 50,
     pairs: Mapping[str, Eigenpairs] | None = None,
+    conflict: ConflictControl | None = None,
+    step: float | None = None,
     tol: float = 1e-4,
     progress: bool | None = None,
 ) -> SteeringReport:
@@ -190,12 +206,16 @@ def steering_report(
 
     For u = direction / |direction| and each loss's Hessian H with top eigenpairs (lambda_j, q_j): the Rayleigh quotient
     u.Hu, the rank that it would have among the lambda_j, and the squared overlaps (u.q_j)^2, which sum to 1 at most.
+    With a conflict control: which cue the answers follow at theta0 and at theta0 + step u. A loss on single cues that
+    explodes while the answers stay is broken there, not shown to be ablated; `conflict.shift` gives an interval.
 
     Args:
         direction: (p,), any length but zero.
         losses: name -> objective, all around one theta0.
         k: eigenpairs per loss.
         pairs: name -> top eigenpairs (which="LA") that are known already; all of them are used.
+        conflict: inputs whose cues have different labels, see `ConflictControl`; of the losses' model.
+        step: in units of u, with `conflict` only; 2 by default.
         tol: residual of the eigenpairs, relative to the largest eigenvalue.
         progress: bars; by default they appear when a computation takes more than two seconds.
 
@@ -204,10 +224,11 @@ def steering_report(
 
     Raises:
         NotConvergedError: an eigenproblem missed its tolerance.
-        ValueError, TypeError: a direction of the wrong length, zero or not finite; objectives around different points.
+        ValueError, TypeError: a direction of the wrong length, zero or not finite; objectives around different points;
+            a step without a control, or a control of another model.
 
     Cost:
-        one product per loss, and an eigenproblem per loss whose pairs are not given.
+        one product per loss, an eigenproblem per loss whose pairs are not given, two passes over the conflict inputs.
     """
     center = common_center(losses)
     remedy = "Take one from lh.steering_direction(...)."
@@ -219,6 +240,7 @@ def steering_report(
         raise ValueError(
             explain("pairs", f"has the names {unknown}", f"names of losses: {list(losses)}", "Rename them.")
         )
+    step = _checked_step(conflict, step, center)
     quotients, ranks, eigenvalues, overlaps = {}, {}, {}, {}
     for name, loss in losses.items():
         known = (pairs or {}).get(name)
@@ -228,7 +250,27 @@ def steering_report(
         eigenvalues[name] = found.values.double()
         ranks[name] = 1 + int((found.values.double() > quotients[name]).sum())
         overlaps[name] = (found.vectors.double() @ u).square()
-    return SteeringReport(u.to(center.dtype), quotients, ranks, eigenvalues, overlaps)
+    followed = {}
+    if conflict is not None and step is not None:
+        followed = {"before": conflict(center), "after": conflict(center + step * u.to(center))}
+    return SteeringReport(u.to(center.dtype), quotients, ranks, eigenvalues, overlaps, step, followed)
+
+
+def _checked_step(conflict: Any, step: Any, center: Tensor) -> float | None:
+    """Where the answers are compared: None without a control."""
+    remedy = "Pass lh.ConflictControl(objective, views.conflict.inputs, views.conflict.answers)."
+    if conflict is None:
+        if step is not None:
+            received, expected = f"is {step!r} and conflict is None", "a step with conflict= only"
+            raise ValueError(explain("step", received, expected, remedy))
+        return None
+    if not isinstance(conflict, ConflictControl):
+        raise TypeError(explain("conflict", f"is a {type(conflict).__name__}", "a ConflictControl", remedy))
+    if conflict.num_params != center.numel():
+        received = f"is of a model with {conflict.num_params} parameters"
+        remedy = "Make it with one of the losses."
+        raise ValueError(explain("conflict", received, f"{center.numel()} as in the losses", remedy))
+    return check_real("step", _STEP if step is None else step, remedy="Leave it out: 2.")
 
 
 def _pairs(

@@ -69,7 +69,8 @@ class ConflictImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Test blends whose number and pattern have different labels: which cue does a network follow?
 
     A map-style Dataset whose item i is (inputs[i], number_targets[i], pattern_targets[i]). The loss of answering by
-    the number is that of the data set (inputs, number_targets).
+    the number is that of the data set (inputs, number_targets); `ConflictControl(loss, inputs, answers)`
+    counts which cue is followed.
 
     Attributes:
         inputs: (1 - opacity) * number + opacity * pattern; number i is that of test example i of the views.
@@ -88,6 +89,11 @@ class ConflictImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.inputs[index], self.number_targets[index], self.pattern_targets[index]
+
+    @property
+    def answers(self) -> dict[str, Tensor]:
+        """Cue -> the class (n,) that it would have the network answer."""
+        return {"number": self.number_targets, "pattern": self.pattern_targets}
 
     def __repr__(self) -> str:
         return f"ConflictImages({len(self)} images whose number and pattern differ in class)"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lowhanging.basin.conflict import AnswerShift, ConflictControl
 from lowhanging.basin.eigenpairs import Eigenpairs
 from lowhanging.basin.slices import LineSlice, line_slice
 from lowhanging.basin.steering import SteeringReport, steering_direction, steering_report
-from lowhanging.datasets import ConflictImages
-from lowhanging.objective import Objective
 from lowhanging.reproduce.claims import Claim, judged, percent
 from lowhanging.reproduce.curvature import NUM_PAIRS
 from lowhanging.reproduce.learning import CUES, Learning
@@ -32,7 +30,12 @@ class Steered:
     direction: Tensor  # (p,)
     report: SteeringReport
     scan: LineSlice
-    followed: dict[str, float]  # share of conflict images answered after "number", "pattern", "neither", at STEP
+    shift: AnswerShift  # from the minimum to STEP, away from the ablated cue
+
+    @property
+    def followed(self) -> dict[str, float]:
+        """Share of conflict images answered after "number", "pattern", "neither", at STEP."""
+        return self.shift.after
 
     def at(self, name: str, step: float) -> float:
         """A loss at a step of the scan."""
@@ -61,7 +64,8 @@ class Steered:
 
 def measure(learning: Learning, pairs: dict[str, Eigenpairs]) -> tuple[dict[str, float], list[Steered]]:
     """Answers on the conflict images at the minimum, and the two steering directions."""
-    losses, found = learning.losses, []
+    losses, theta0, found = learning.losses, learning.minimum.theta, []
+    control = ConflictControl(losses["mixed"], learning.views.conflict.inputs, learning.views.conflict.answers)
     for preserved, ablated in (CUES, CUES[::-1]):
         direction = steering_direction(
             preserve=losses[preserved],
@@ -74,19 +78,9 @@ def measure(learning: Learning, pairs: dict[str, Eigenpairs]) -> tuple[dict[str,
         scan = line_slice(
             losses, direction, (-EXTENT, EXTENT), NUM_STEPS, name="steering direction", engine="point by point"
         )
-        followed = answers(losses["mixed"], learning.minimum.theta + STEP * direction, learning.views.conflict)
-        found.append(Steered(preserved, ablated, direction, report, scan, followed))
-    return answers(losses["mixed"], learning.minimum.theta, learning.views.conflict), found
-
-
-def answers(objective: Objective, theta: Tensor, conflict: ConflictImages) -> dict[str, float]:
-    """Shares of conflict images answered with the number's label, the pattern's, or neither."""
-    model: nn.Module = objective.model_at(theta)
-    with torch.no_grad():
-        answered = model(conflict.inputs).argmax(1)
-    number = float((answered == conflict.number_targets).double().mean())
-    pattern = float((answered == conflict.pattern_targets).double().mean())
-    return {"number": number, "pattern": pattern, "neither": 1.0 - number - pattern}
+        shift = control.shift(theta0 + STEP * direction, theta0, towards=preserved, away=ablated)
+        found.append(Steered(preserved, ablated, direction, report, scan, shift))
+    return control(theta0), found
 
 
 def claims(before: dict[str, float], steered: list[Steered]) -> list[Claim]:
@@ -170,7 +164,7 @@ def _conflict(before: dict[str, float], steered: list[Steered]) -> Claim:
     def text(shares: dict[str, float]) -> str:
         return " / ".join(percent(share) for share in shares.values())
 
-    texts = [f"ablating {s.ablated} {text(s.followed)}" for s in steered]
+    texts = [f"ablating {s.ablated} {text(s.followed)} (difference of shares {s.shift.text})" for s in steered]
     drops = [s.followed[s.ablated] <= 0.5 * before[s.ablated] for s in steered]
     meaning = (
         "the answers leave the ablated cue"
@@ -182,7 +176,7 @@ def _conflict(before: dict[str, float], steered: list[Steered]) -> Claim:
         "ablation removes a circuit (implied: the network stops answering after that cue)",
         f"conflict images answered after number / pattern / neither: at the minimum {text(before)}; at step {STEP:g} "
         + "; ".join(texts)
-        + f": {meaning}",
+        + f"; paired 95 % intervals: {meaning}",
         f"at step {STEP:g} at most half as many conflict images as at the minimum are answered after the ablated cue; "
         "each of the two directions is a part",
         judged(*drops),
@@ -205,6 +199,8 @@ def numbers(before: dict[str, float], steered: list[Steered]) -> dict[str, objec
                 "largest_squared_overlap": {name: float(row.max()) for name, row in s.report.overlaps.items()},
                 "curvature_ratio": s.curvature_ratio,
                 "conflict": s.followed,
+                "conflict_shift": {"towards": s.shift.towards, "away": s.shift.away, "shift": s.shift.shift}
+                | {"interval": [s.shift.low, s.shift.high], "num_images": s.shift.num_examples},
             }
             for s in steered
         ],
