@@ -3,15 +3,20 @@
 Data (`mnist`, `paired_mnist`), a small smooth network (`SigmoidCNN`), training to a minimum (`train`, `polish`), losses
 as functions of the weights (`Objective`, `FunctionObjective`), curvature (`hessian`, `top_eigs`, `top_hessian_eigs`),
 steering between circuits (`steering_direction`, `steering_subspace`, `steering_report`, `Subspace`), other directions
-(`random_direction`, `difference_direction`, `principal_directions`, `gram_schmidt`), slices of the loss (`line_slice`,
-`path_slice`, `plane_slice`) and the control that tells an ablated circuit from broken images (`ConflictControl`,
-`name_circuit`). `plots` draws results, `testing` checks a model and a slicer and holds the
-oracles, `toys` has losses with answers on paper.
+(`random_direction`, `difference_direction`, `principal_directions`, `gram_schmidt`) and slices of the loss
+(`line_slice`, `path_slice`, `plane_slice`), canyons (`find_canyons`, `trace_canyon`, and what they are held against:
+`depth_null`, `ConflictControl`, `name_circuit`). `plots` draws results, `testing` checks a model and a slicer and holds
+the oracles, `toys` has losses with answers on paper.
 """
 
 from lowhanging import circuits, plots, testing, toys
 from lowhanging._version import __version__
 from lowhanging.anchored import AnchoredObjective
+from lowhanging.basin.canyon_null import DepthNull, depth_null
+from lowhanging.basin.canyon_paths import CanyonPath, trace_canyon
+from lowhanging.basin.canyon_points import CanyonPoint
+from lowhanging.basin.canyon_steps import CanyonEvent
+from lowhanging.basin.canyons import CanyonSet, find_canyons
 from lowhanging.basin.conflict import AnswerShift, ConflictControl
 from lowhanging.basin.directions import (
     OrthogonalDirections,
@@ -61,9 +66,14 @@ __all__ = [
     "PRESETS",
     "AnchoredObjective",
     "AnswerShift",
+    "CanyonEvent",
+    "CanyonPath",
+    "CanyonPoint",
+    "CanyonSet",
     "CircuitName",
     "ConflictControl",
     "ConflictImages",
+    "DepthNull",
     "DigitImages",
     "Eigenpairs",
     "FunctionObjective",
@@ -95,7 +105,9 @@ __all__ = [
     "TrainingRun",
     "__version__",
     "circuits",
+    "depth_null",
     "difference_direction",
+    "find_canyons",
     "gram_schmidt",
     "hessian",
     "line_slice",
@@ -118,6 +130,7 @@ __all__ = [
     "top_eigs",
     "top_hessian_eigs",
     "toys",
+    "trace_canyon",
     "train",
     "train_stack",
 ]

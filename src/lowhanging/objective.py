@@ -355,6 +355,8 @@ def check_loss(argument: str, value: Any) -> Loss:
         remedy = (
             "Wrap it: lh.Objective(model, data)." if is_model else "Wrap it: lh.FunctionObjective(function, theta0)."
         )
+        if hasattr(value, "objective"):
+            remedy = "Pass its .objective."
         raise TypeError(explain(argument, f"is a {type(value).__name__}", "an objective", remedy))
     return cast(Loss, value)
 

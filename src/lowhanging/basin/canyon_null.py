@@ -1,0 +1,160 @@
+r"""Are the canyons found deeper than those of any other directions that curve as much?
+
+Two things to hold a depth (rise / energy) against. A quadratic bowl: there it is 1 in every direction of an energy
+shell. And the same search in random subspaces of the same dimension, drawn so that all directions have the same
+curvature in the metric: uniform in the coordinates M^(1/2) delta of a larger space. A depth that these reach as well
+says that the loss is anharmonic there, not that the chosen directions are special.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lowhanging.basin.canyon_arguments import check_space
+from lowhanging.basin.canyons import CanyonSet, find_canyons
+from lowhanging.basin.eigenpairs import top_eigs
+from lowhanging.basin.operators import hessian
+from lowhanging.basin.shells import Shell
+from lowhanging.basin.subspace import Subspace
+from lowhanging.errors import check_count, explain
+from lowhanging.objective import Loss, check_loss
+from lowhanging.results import load_result, save_result
+
+_DIMENSIONS = 50  # of the default larger space
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DepthNull:
+    """The lowest depth of each level, and that of the same search in random subspaces of equal curvature."""
+
+    levels: tuple[float, ...]
+    observed: Tensor  # (levels,) float64; NaN where a level has no converged point
+    null: Tensor  # (num, levels) float64
+    p_values: Tensor  # (levels,) (1 + number of null depths at most as large) / (1 + num)
+    dim: int  # of the subspaces
+    within: int  # dimension of the space in which they were drawn
+    num_starts: int  # per level, the same for all
+    seed: int
+    num_gradients: int
+    num_products: int
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{level:.3g}: {float(seen):.3g} against {float(row.nanmean()):.3g} "
+            f"({float(row.min()):.3g} to {float(row.max()):.3g}), p {float(p):.2g}"
+            for level, seen, row, p in zip(self.levels, self.observed, self.null.T, self.p_values, strict=True)
+        ]
+        where = f"{len(self.null)} random {self.dim}-dimensional subspaces of {self.within}"
+        return f"DepthNull(lowest depth at E = {'; '.join(parts)}; {where})"
+
+    def save(self, path: str | Path) -> Path:
+        """Write to npz."""
+        return save_result(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> DepthNull:
+        """Read what `save` wrote."""
+        found = load_result(cls, path)
+        object.__setattr__(found, "levels", tuple(found.levels))  # JSON knows lists only
+        return found
+
+
+@torch.inference_mode(False)
+def depth_null(
+    loss: Loss,
+    canyons: CanyonSet,
+    *,
+    within: Subspace | None = None,
+    num: int = 19,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> DepthNull:
+    r"""Hold the depth of canyons against the same search in random subspaces of equal curvature.
+
+    With R, s the eigenvectors and root curvatures of the Hessian within a larger space, a random subspace is the span
+    of the rows of Q diag(1/s) R, Q random orthonormal rows: uniform in the coordinates in which energy
+    1/2 delta^T H0 delta is the same in every direction. Each is searched with as many random starts, at the same
+    levels.
+
+    Args:
+        loss: the objective in which the canyons were found.
+        canyons: a CanyonSet on energy shells (metric "hessian").
+        within: the larger space; by default the loss's top 50 eigenvectors.
+        num: random subspaces; 19 allow p = 0.05.
+        seed: of the subspaces and of the starts. The global random state is not touched.
+        progress: bars; by default they appear when it takes more than two seconds.
+
+    Returns:
+        DepthNull: the lowest depths, observed and null, (num, levels), and p-values.
+
+    Raises:
+        ValueError, TypeError: canyons on spheres (there a depth also measures curvature), a larger space that is
+            not larger.
+        NotConvergedError: as `find_canyons`.
+
+    Cost:
+        num searches, and the larger space's eigenvectors if they are not given.
+
+    Source:
+        Phipson & Smyth (2010), "Permutation P-values should never be zero", for the p-values.
+    """
+    check_loss("loss", loss)
+    if not isinstance(canyons, CanyonSet) or canyons.metric != "hessian" or canyons.space is None:
+        received = f"are {canyons!r}" if isinstance(canyons, CanyonSet) else f"is a {type(canyons).__name__}"
+        remedy = 'Pass find_canyons(..., metric="hessian", space=subspace).'
+        raise ValueError(explain("canyons", received, "a CanyonSet on energy shells of a subspace", remedy))
+    check_count("num", num, remedy="19 allow p = 0.05.")
+    check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
+    dim, spent = canyons.space.dim, [0, 0]
+    if within is None:
+        k = min(_DIMENSIONS, loss.num_params)
+        pairs = top_eigs(hessian(loss), k=k, progress=progress)
+        within, spent[1] = pairs.subspace(), pairs.num_products
+    check_space(within, loss)
+    if within.dim <= dim:
+        remedy = "Pass more eigenvectors: pairs.subspace() of top_eigs(hessian(loss), k=50)."
+        raise ValueError(explain("within", f"has {within.dim} dimensions", f"more than the canyons' {dim}", remedy))
+    shell = Shell(loss, within, "hessian", canyons.floor or None)
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for i in range(num):
+        q = torch.linalg.qr(torch.randn(shell.dim, dim, generator=generator, dtype=torch.float64))[0].T.numpy()
+        basis = torch.stack([shell.delta(row) for row in q])
+        found = find_canyons(
+            loss,
+            space=Subspace.span(basis),
+            levels=canyons.levels,
+            starts=canyons.num_starts,
+            floor=canyons.floor or None,
+            rtol=canyons.rtol,
+            seed=seed + i,
+            progress=progress,
+        )
+        rows.append(lowest_depths(found))
+        spent[0] += found.num_gradients
+        spent[1] += found.num_products
+    observed, null = torch.tensor(lowest_depths(canyons)), torch.tensor(rows)
+    p_values = (1.0 + (null <= observed).sum(0)) / (1.0 + num)
+    return DepthNull(
+        levels=canyons.levels,
+        observed=observed,
+        null=null,
+        p_values=torch.where(observed.isfinite(), p_values, torch.nan),
+        dim=dim,
+        within=within.dim,
+        num_starts=canyons.num_starts,
+        seed=seed,
+        num_gradients=shell.num_gradients + spent[0],
+        num_products=shell.num_products + spent[1],
+    )
+
+
+def lowest_depths(canyons: CanyonSet) -> Sequence[float]:
+    """The lowest depth of each level; NaN where none was found."""
+    return [min((point.depth for point in canyons.at_level(level)), default=math.nan) for level in canyons.levels]
