@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lowhanging.anchored import AnchoredObjective
 from lowhanging.errors import NotSmoothWarning
+from lowhanging.loss import common_center
 from lowhanging.models import SigmoidCNN
-from lowhanging.objective import FunctionObjective, Objective, common_center
+from lowhanging.objective import FunctionObjective, Objective
 from lowhanging.products import ENGINES
 from lowhanging.testing import dense_hessian, finite_difference_hvp
 

@@ -47,8 +47,8 @@ def agrees(loss_sum: LossSum, theta: Tensor, batches: Any = BATCHES, *, engine: 
     ours, reference = Products(loss_sum, batches), Products(loss_sum, batches, engine="double backward")
     for point in (theta, theta.cos()):
         for v in (theta.sin(), theta.cos() + 1, theta.exp()):
-            expected = reference.hvp(point, v)
-            torch.testing.assert_close(ours.hvp(point, v), expected, rtol=1e-10, atol=1e-12)
+            expected = reference.product(point, v)
+            torch.testing.assert_close(ours.product(point, v), expected, rtol=1e-10, atol=1e-12)
     assert ours.engine == engine
     assert (ours.fallback_reason is None) == (engine == "split graph")
     return ours
@@ -63,7 +63,7 @@ def test_engines_give_the_hessian_on_paper(engine: Any) -> None:
     assert products.engine == "not chosen yet"
     for point in (THETA, -THETA, THETA):  # back to the first: what was kept there is not mistaken for what is kept now
         for v in (V, V.flip(0), V):
-            torch.testing.assert_close(products.hvp(point, v), logistic_hessian(point) @ v, rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(products.product(point, v), logistic_hessian(point) @ v, rtol=1e-12, atol=1e-14)
     assert products.engine == engine
 
 
@@ -88,14 +88,14 @@ def test_any_partition_and_order_gives_the_same() -> None:
         batches = list(zip(X[order].split(sizes), Y[order].split(sizes), strict=True))
         others = Products(logistic, batches, engine="kept graph")
         torch.testing.assert_close(others.value(THETA), expected.value(THETA), rtol=1e-14, atol=0)
-        torch.testing.assert_close(others.hvp(THETA, V), expected.hvp(THETA, V), rtol=1e-13, atol=1e-15)
+        torch.testing.assert_close(others.product(THETA, V), expected.product(THETA, V), rtol=1e-13, atol=1e-15)
 
 
 def test_float32_is_accumulated_in_float64() -> None:
     batches = [(x.float(), y.float()) for x, y in BATCHES]
     for engine in REAL_ENGINES:
         products = Products(logistic, batches, engine=engine)
-        result = products.hvp(THETA.float(), V.float())
+        result = products.product(THETA.float(), V.float())
         assert result.dtype == torch.float32
         torch.testing.assert_close(result.double(), logistic_hessian(THETA) @ V, rtol=2e-6, atol=1e-7)
     # 4,000 batches of one example: a float32 sum would be off by thousands of roundings.
@@ -114,7 +114,7 @@ def test_counts_may_be_tensors_and_uneven() -> None:
     products = Products(masked, BATCHES)
     s = (X @ THETA).sigmoid()
     expected = X.T @ ((Y * s * (1 - s))[:, None] * X) / Y.sum()
-    torch.testing.assert_close(products.hvp(THETA, V), expected @ V, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(products.product(THETA, V), expected @ V, rtol=1e-12, atol=1e-14)
     assert products.engine == "split graph"
 
 
@@ -136,7 +136,7 @@ def calls_per_product(products: Products, loss: Counted, points: list[Tensor]) -
     counts = []
     for point in points:
         before = loss.calls
-        products.hvp(point, V)
+        products.product(point, V)
         counts.append(loss.calls - before)
     return counts
 
@@ -144,7 +144,7 @@ def calls_per_product(products: Products, loss: Counted, points: list[Tensor]) -
 def test_a_kept_graph_is_built_at_the_second_product() -> None:
     loss = Counted()
     products = Products(loss, BATCHES, engine="kept graph")
-    assert products.hvp(THETA, V) is not None
+    assert products.product(THETA, V) is not None
     # Two batches: the second product at a theta builds, the third and fourth only run backwards; then anew.
     assert calls_per_product(products, loss, [THETA, THETA, THETA, -THETA, -THETA, -THETA]) == [2, 0, 0, 2, 2, 0]
     products.release()
@@ -154,7 +154,7 @@ def test_a_kept_graph_is_built_at_the_second_product() -> None:
 def test_a_double_backward_keeps_nothing() -> None:
     loss = Counted()
     products = Products(loss, BATCHES, engine="double backward")
-    products.hvp(THETA, V)
+    products.product(THETA, V)
     assert calls_per_product(products, loss, [THETA, THETA, THETA]) == [2, 2, 2]
 
 
@@ -163,12 +163,12 @@ def test_the_constant_part_of_a_split_graph_runs_once_per_theta(monkeypatch: pyt
     prepare = SplitGraph.prepare
     monkeypatch.setattr(SplitGraph, "prepare", lambda *args: prepared.append(1) or prepare(*args))
     products = Products(loss, BATCHES)
-    products.hvp(THETA, V)  # self-test and product
+    products.product(THETA, V)  # self-test and product
     assert products.engine == "split graph"
     counts = []
     for point in (THETA, THETA, THETA, -THETA, -THETA, -THETA):
         before = len(prepared), loss.calls
-        products.hvp(point, V)
+        products.product(point, V)
         counts.append(len(prepared) - before[0])
         assert loss.calls == before[1]  # the recording runs, not the loss
     assert counts == [2, 0, 0, 2, 2, 0]
@@ -179,7 +179,7 @@ def test_a_budget_changes_no_bit(engine: Any) -> None:
     results = []
     for keep_bytes in (2**30, 1000, 0):
         products = Products(logistic, BATCHES, engine=engine, keep_bytes=keep_bytes)
-        results.append(torch.stack([products.hvp(THETA, V * k) for k in (1, 2, 3)]))
+        results.append(torch.stack([products.product(THETA, V * k) for k in (1, 2, 3)]))
         assert sum(size for _, size in products._kept.values()) <= keep_bytes
         assert products.engine == engine
     assert all(torch.equal(result, results[0]) for result in results)
@@ -189,10 +189,10 @@ def test_a_budget_keeps_what_fits_and_recomputes_the_rest() -> None:
     loss = Counted()
     size = Products(logistic, BATCHES, engine="kept graph")
     for _ in range(2):
-        size.hvp(THETA, V)
+        size.product(THETA, V)
     largest = max(bytes_ for _, bytes_ in size._kept.values())
     products = Products(loss, BATCHES, engine="kept graph", keep_bytes=largest)
-    products.hvp(THETA, V)
+    products.product(THETA, V)
     assert calls_per_product(products, loss, [THETA, THETA, THETA]) == [2, 1, 1]
 
 
@@ -202,7 +202,7 @@ def test_without_room_for_one_graph_auto_falls_to_a_double_backward() -> None:
         return total if float(total.detach()) > 0 else -total, count
 
     products = Products(branches, BATCHES, keep_bytes=10)
-    torch.testing.assert_close(products.hvp(THETA, V), logistic_hessian(THETA) @ V)
+    torch.testing.assert_close(products.product(THETA, V), logistic_hessian(THETA) @ V)
     assert products.engine == "double backward"
 
 
@@ -222,7 +222,7 @@ def test_without_room_for_one_graph_auto_falls_to_a_double_backward() -> None:
 def test_without_curvature_the_product_is_zero(loss: LossSum, engine: Any) -> None:
     products = Products(loss, BATCHES, engine=engine)
     for _ in range(3):
-        assert torch.equal(products.hvp(THETA, V), torch.zeros(3, dtype=torch.float64))
+        assert torch.equal(products.product(THETA, V), torch.zeros(3, dtype=torch.float64))
     assert products.value_and_gradient(THETA)[1].shape == (3,)
 
 
@@ -232,7 +232,7 @@ def test_a_part_of_theta_that_is_unused_has_zero_rows() -> None:
 
     theta = torch.cat([THETA, THETA])
     for engine in REAL_ENGINES:
-        result = Products(half, BATCHES, engine=engine).hvp(theta, theta)
+        result = Products(half, BATCHES, engine=engine).product(theta, theta)
         torch.testing.assert_close(result[:3], logistic_hessian(THETA) @ THETA, rtol=1e-12, atol=1e-14)
         assert not result[3:].any()
 
@@ -369,13 +369,13 @@ def test_many_shapes_are_not_recorded_one_by_one(monkeypatch: pytest.MonkeyPatch
     products = agrees(logistic, THETA, engine="kept graph")
     assert products.fallback_reason == "the batches have more than 1 shapes, each to be recorded"
     asked_for = Products(logistic, BATCHES, engine="split graph")
-    torch.testing.assert_close(asked_for.hvp(THETA, V), logistic_hessian(THETA) @ V)
+    torch.testing.assert_close(asked_for.product(THETA, V), logistic_hessian(THETA) @ V)
 
 
 def test_a_recording_asked_for_by_name_does_not_fall_back() -> None:
     products = Products(network(NOT_TRACED["branch on the data"]), BATCHES, engine="split graph")
     with pytest.raises(ValueError) as error:
-        products.hvp(SIX, SIX)
+        products.product(SIX, SIX)
     received, remedy = str(error.value).split("\n")
     assert received.startswith("engine is 'split graph', which fails on this loss (")
     assert received.endswith("), expected an engine that can follow it.")
@@ -463,7 +463,7 @@ def test_without_a_second_derivative_the_message_is_ours() -> None:
 
     for engine in ("auto", "kept graph", "double backward"):
         with pytest.raises(ValueError) as error:
-            Products(margin, BATCHES, engine=engine).hvp(THETA, V)
+            Products(margin, BATCHES, engine=engine).product(THETA, V)
         assert str(error.value) == (
             "the loss can't be differentiated twice (derivative for aten::multi_margin_loss_backward is not "
             "implemented), expected one with a second derivative.\n"
@@ -480,7 +480,7 @@ def test_a_result_that_is_overwritten_before_it_is_needed_is_refused(engine: Any
         return (batch[0] * theta).sigmoid().mul_(2).square().sum(), len(batch[0])
 
     with pytest.raises(ValueError, match="inplace operation"):
-        Products(overwrites, BATCHES, engine=engine).hvp(THETA, V)
+        Products(overwrites, BATCHES, engine=engine).product(THETA, V)
 
 
 def test_another_failure_of_the_loss_is_not_renamed() -> None:
@@ -488,4 +488,4 @@ def test_another_failure_of_the_loss_is_not_renamed() -> None:
         raise RuntimeError("out of coffee")
 
     with pytest.raises(RuntimeError, match="out of coffee"):
-        Products(fails, BATCHES).hvp(THETA, V)
+        Products(fails, BATCHES).product(THETA, V)

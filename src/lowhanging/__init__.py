@@ -1,7 +1,8 @@
 """lowhanging: the microscope for the low-hanging fruit prior.
 
 Data (`mnist`, `paired_mnist`), a small smooth network (`SigmoidCNN`), training to a minimum (`train`, `polish`), losses
-as functions of the weights (`Objective`, `FunctionObjective`), curvature (`hessian`, `top_eigs`, `top_hessian_eigs`),
+as functions of the weights (`Objective`, `FunctionObjective`), curvature (`hessian`, `gauss_newton`, `top_eigs`,
+`top_hessian_eigs`),
 steering between circuits (`steering_direction`, `steering_subspace`, `steering_report`, `Subspace`), other directions
 (`random_direction`, `difference_direction`, `principal_directions`, `gram_schmidt`) and slices of the loss
 (`line_slice`, `path_slice`, `plane_slice`), canyons (`find_canyons`, `trace_canyon`, and what they are held against:
@@ -29,7 +30,7 @@ from lowhanging.basin.directions import (
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs, top_hessian_eigs
 from lowhanging.basin.minimum import Minimum, polish
 from lowhanging.basin.naming import CircuitName, name_circuit
-from lowhanging.basin.operators import Hessian, hessian
+from lowhanging.basin.operators import GaussNewton, Hessian, gauss_newton, hessian
 from lowhanging.basin.planes import (
     Plane,
     PlaneSlice,
@@ -39,6 +40,7 @@ from lowhanging.basin.planes import (
 from lowhanging.basin.slices import LineSlice, PathSlice, line_slice, path_slice
 from lowhanging.basin.steering import SteeringReport, steering_direction, steering_report, steering_subspace
 from lowhanging.basin.subspace import Subspace
+from lowhanging.basin.symmetric_operator import OperatorSum
 from lowhanging.basin.trajectories import PlaneTrajectory, plane_trajectory
 from lowhanging.datasets import (
     MNIST,
@@ -77,6 +79,7 @@ __all__ = [
     "DigitImages",
     "Eigenpairs",
     "FunctionObjective",
+    "GaussNewton",
     "Hessian",
     "LineSlice",
     "Minimum",
@@ -87,6 +90,7 @@ __all__ = [
     "NotConvergedError",
     "NotSmoothWarning",
     "Objective",
+    "OperatorSum",
     "OrthogonalDirections",
     "PairedImages",
     "PairedMNIST",
@@ -108,6 +112,7 @@ __all__ = [
     "depth_null",
     "difference_direction",
     "find_canyons",
+    "gauss_newton",
     "gram_schmidt",
     "hessian",
     "line_slice",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import cast
 
 from torch import Tensor, nn
 
+from lowhanging.curvature import Curvature, Kind
 from lowhanging.errors import check_real, check_vector
-from lowhanging.objective import Loss, Objective, check_loss, check_rows, own_vector
+from lowhanging.loss import Loss, check_loss, check_rows, own_vector
+from lowhanging.objective import Objective
 from lowhanging.parameters import ParameterSpace
 
 
@@ -73,6 +76,11 @@ class AnchoredObjective:
         v = self._checked(v, "v")
         return self.unanchored.hvp(theta, v) + self.epsilon * v
 
+    def curvature(self, kind: Kind) -> Curvature:
+        """The Hessian or the Gauss-Newton matrix, plus epsilon I."""
+        inner = cast(Objective, self.unanchored).curvature(kind)
+        return replace(inner, shift=inner.shift + self.epsilon)
+
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
         """Value, the anchor's included, and accuracy."""
         theta = self._checked(theta)
@@ -88,6 +96,11 @@ class AnchoredObjective:
     def at(self, theta: Tensor) -> AnchoredObjective:
         """The same loss, with the same anchor, around another point."""
         return AnchoredObjective(self.unanchored.at(theta), self.anchor, self.epsilon)
+
+    def restricted(self, names: Collection[str]) -> AnchoredObjective:
+        """The anchored loss of the named parameters alone, up to the constant that the others' anchor adds."""
+        where = self.space.positions(names)
+        return AnchoredObjective(cast(Objective, self.unanchored).restricted(names), self.anchor[where], self.epsilon)
 
     def model_at(self, theta: Tensor) -> nn.Module:
         """A copy of the model with the weights theta (p,), as `Objective.model_at`."""

@@ -13,7 +13,7 @@ import itertools
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -56,13 +56,13 @@ class ModelLoss:
             raise ValueError(
                 explain("loss_fn", "and batch_loss are both given", "one of the two", "Leave one of them out.")
             )
-        self._model = private_copy(model, mode, device)
-        self.space = ParameterSpace(self._model)
-        self.theta0 = self.space.flatten(self._model)
+        self.model = private_copy(model, mode, device)
+        self.space = ParameterSpace(self.model)
+        self.theta0 = self.space.flatten(self.model)
         self.mode = mode
-        self._loss_fn = own_function("loss_fn", loss_fn, self.space.device) or F.cross_entropy
+        self.loss_fn = own_function("loss_fn", loss_fn, self.space.device) or F.cross_entropy
         self._batch_loss = own_function("batch_loss", batch_loss, self.space.device)
-        function = self._loss_fn if batch_loss is None else batch_loss
+        function = self.loss_fn if batch_loss is None else batch_loss
         self.name = getattr(function, "__name__", type(function).__name__)
         batches = Batches(
             data, device=self.space.device, dtype=self.space.dtype, micro_batch=micro_batch, cache=cache
@@ -76,21 +76,34 @@ class ModelLoss:
 
     def __call__(self, theta: Tensor, batch: Any, tally: Tally | None = None) -> tuple[Tensor, Any]:
         """The batch's sum (scalar, differentiable in theta) and count; outputs are counted in `tally` if given."""
-        weights = self.space.unflatten(theta)
         if self._batch_loss is not None:
-            named = {f"model.{name}": weight for name, weight in weights.items()}
-            applied = _Applied(self._model, self._batch_loss)
+            named = {f"model.{name}": weight for name, weight in self.space.unflatten(theta).items()}
+            applied = _Applied(self.model, self._batch_loss)
             return cast(tuple[Tensor, Any], functional_call(applied, named, (batch,)))
-        args, kwargs, targets = parted(batch)
-        outputs = logits_of(functional_call(self._model, weights, args, kwargs))
+        outputs = self.outputs(theta, batch)
         if tally is not None:
-            tally.add(outputs, targets)
+            tally.add(outputs, parted(batch)[2])
+        return self.loss_at(outputs, batch)
+
+    def outputs(self, theta: Tensor, batch: Any) -> Any:
+        """What `loss_fn` is given first: the model's outputs for a batch."""
+        args, kwargs, _ = parted(batch)
+        return logits_of(functional_call(self.model, self.space.unflatten(theta), args, kwargs))
+
+    def loss_at(self, outputs: Any, batch: Any) -> tuple[Tensor, int]:
+        """The batch's sum and count as a function of the outputs; only with a `loss_fn`."""
+        targets = parted(batch)[2]
         terms = targets.numel() if isinstance(targets, Tensor) and targets.ndim else num_examples(batch)
-        return self._loss_fn(outputs, targets) * terms, terms
+        return self.loss_fn(outputs, targets) * terms, terms
+
+    @property
+    def has_batch_loss(self) -> bool:
+        """Whether the loss is a `batch_loss`, which calls the model itself."""
+        return self._batch_loss is not None
 
     def context(self) -> AbstractContextManager[None]:
         """Around every evaluation: only kernels that can be differentiated twice."""
-        return differentiable_kernels(self._model)
+        return differentiable_kernels(self.model)
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
         """Mean loss (float64 scalar, summed as in `Products.value`) and accuracy."""
@@ -131,35 +144,44 @@ class ModelLoss:
     def in_double(self) -> ModelLoss:
         """The same loss in float64: weights, buffers, floating-point data, and a loss function that is a module."""
         other = copy.copy(self)
-        other._model = widened(copied(self._model), torch.float64)
-        other.space, other.theta0 = ParameterSpace(other._model), self.theta0.double()
-        if isinstance(self._loss_fn, nn.Module):
-            other._loss_fn = widened(copy.deepcopy(self._loss_fn), torch.float64)
+        other.model = widened(copied(self.model), torch.float64)
+        other.space, other.theta0 = ParameterSpace(other.model), self.theta0.double()
+        if isinstance(self.loss_fn, nn.Module):
+            other.loss_fn = widened(copy.deepcopy(self.loss_fn), torch.float64)
         other.batches = [tree_map(lambda leaf: leaf.double() if _is_real(leaf) else leaf, b) for b in self.batches]
         return other
 
     def model_at(self, theta: Tensor) -> nn.Module:
         """A copy of the private copy, with the weights theta (p,)."""
         with torch.inference_mode(False), torch.no_grad():
-            model = copied(self._model)
+            model = copied(self.model)
             weights = self.space.unflatten(theta)
             for name, parameter in model.named_parameters():
                 if name in weights:
                     parameter.copy_(weights[name])
         return model
 
+    def restricted(self, names: Collection[str], theta: Tensor) -> ModelLoss:
+        """The same loss as a function of the named parameters alone, the others fixed as in theta (p,)."""
+        other = copy.copy(self)
+        other.model = self.model_at(theta)
+        for name, parameter in other.model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name in names)
+        other.space = ParameterSpace(other.model)
+        other.theta0 = other.space.flatten(other.model)
+        return other
+
     def _check_classes(self) -> None:
         """Targets of the default cross-entropy: one integer per output, in the range of the outputs."""
         batches = iter(self.batches)
         batch = next(batches)
-        args, kwargs, targets = parted(batch)
+        targets = parted(batch)[2]
         if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
             received = f"have dtype {getattr(targets, 'dtype', type(targets).__name__)}"
             remedy = "Pass loss_fn=F.mse_loss (or another); class targets must be integers: targets.long()."
             raise ValueError(explain("targets", received, "integer classes, the loss_fn being cross-entropy", remedy))
         with self.context(), torch.no_grad():
-            weights = self.space.unflatten(self.theta0.clone())
-            outputs = attempt(lambda: logits_of(functional_call(self._model, weights, args, kwargs)), batch)
+            outputs = attempt(lambda: self.outputs(self.theta0.clone(), batch), batch)
         if not isinstance(outputs, Tensor) or outputs.ndim < 2:
             received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))}"
             raise ValueError(
@@ -182,18 +204,18 @@ class ModelLoss:
         """One watched evaluation of the first micro-batch: is the loss a finite function of the weights, and a mean?"""
         batch = next(iter(self.batches))
         before = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
-        buffers = {name: tensor.clone() for name, tensor in self._model.named_buffers()}
+        buffers = {name: tensor.clone() for name, tensor in self.model.named_buffers()}
         results: list[Any] = []
         with self.context(), torch.enable_grad():
             point = self.theta0.clone().requires_grad_()
             draws = draws_so_far()
-            found = findings(self._model, lambda: results.append(attempt(lambda: self(point, batch), batch)))
+            found = findings(self.model, lambda: results.append(attempt(lambda: self(point, batch), batch)))
             if draws_so_far() != draws:
                 found.append(Finding("random", "", self.space.owner, "numpy.random or random"))
             _refuse_impure(found, self.mode)
             total = attempt(lambda: self._checked_sum(results[0], point), batch)
         check_finite("the loss at theta0", total, remedy="Check the weights and loss_fn for overflow or log(0).")
-        changed = [name for name, buffer in self._model.named_buffers() if not _same(buffer, buffers[name])]
+        changed = [name for name, buffer in self.model.named_buffers() if not _same(buffer, buffers[name])]
         if changed:
             remedy = 'Use mode="eval", or make the forward pass leave its buffers alone.'
             raise ValueError(

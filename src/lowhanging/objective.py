@@ -10,36 +10,21 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, cast
+from collections.abc import Callable, Collection
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lowhanging.batch_matrices import GaussNewtonOfBatch
 from lowhanging.batches import draws_so_far, untouched_random_state
-from lowhanging.errors import check_choice, check_finite, check_names, check_real, check_vector, explain
+from lowhanging.curvature import Curvature, Kind
+from lowhanging.errors import check_choice, check_finite, check_real, check_vector, explain
 from lowhanging.layers import differentiable_kernels
+from lowhanging.loss import check_rows, own_vector
 from lowhanging.model_loss import BatchLoss, LossFn, ModelLoss
+from lowhanging.output_loss import OutputLoss
 from lowhanging.products import DEFAULT_KEEP_BYTES, ENGINES, Engine, Products
-
-
-class Loss(Protocol):
-    """What every tool of the library asks of a loss: pure functions of theta (p,) around the point `theta0`."""
-
-    @property
-    def theta0(self) -> Tensor: ...
-    @property
-    def num_params(self) -> int: ...
-    @property
-    def engine(self) -> str: ...
-    def __call__(self, theta: Tensor) -> Tensor: ...
-    def gradient(self, theta: Tensor) -> Tensor: ...
-    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]: ...
-    def hvp(self, theta: Tensor, v: Tensor) -> Tensor: ...
-    def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]: ...
-    def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]: ...
-    def at(self, theta: Tensor) -> Loss: ...
-    def in_double(self) -> Callable[[Tensor], Tensor]: ...
 
 
 class Objective:
@@ -63,7 +48,8 @@ class Objective:
         cache: False re-reads `data` on each pass (data too large to keep) and checks that the passes agree.
         micro_batch: examples evaluated at once; by default what fits a processor's cache.
         engine: how Hessian products are computed, see `products.py`; `objective.engine` says what runs.
-        keep_bytes: budget in bytes for what is kept between products at one theta.
+        keep_bytes: budget in bytes for what is kept between products at one theta; Gauss-Newton products have another
+            one of the same size.
 
     Attributes:
         theta0: (p,) the weights when the objective was made.
@@ -114,11 +100,16 @@ class Objective:
                 cache=cache,
                 micro_batch=micro_batch,
             )
-        self.space, self._theta0 = self._terms.space, self._terms.theta0
         self.batches, self.num_examples = self._terms.batches, self._terms.num_examples
-        self._products = Products(
-            self._terms, self._terms.batches, engine=engine, keep_bytes=keep_bytes, context=self._terms.context
-        )  # fmt: skip
+        self._settings: dict[str, Any] = {"engine": engine, "keep_bytes": keep_bytes}
+        self._take(self._terms)
+
+    def _take(self, terms: ModelLoss) -> None:
+        """Be the loss that these terms add up to, around their theta0."""
+        self._terms, self.space, self._theta0 = terms, terms.space, terms.theta0
+        self._outputs = OutputLoss(terms)
+        summed = functools.partial(Products, terms, terms.batches, context=terms.context, **self._settings)
+        self._products, self._gauss_newton = summed(), summed(matrix=GaussNewtonOfBatch(self._outputs))
 
     def __repr__(self) -> str:
         size = f"{self.num_params:,} parameters, {self.num_examples:,} examples"
@@ -163,7 +154,17 @@ class Objective:
         From the second product at one theta on, what does not depend on v is kept (`keep_bytes`); then a product costs
         about 1.3 to 1.8 gradients, against 3 to 4 of a double backward (`benchmarks/products.py`).
         """
-        return self._products.hvp(self._checked(theta), self._checked(v, "v"))
+        return self._products.product(self._checked(theta), self._checked(v, "v"))
+
+    def curvature(self, kind: Kind) -> Curvature:
+        """The Hessian or the Gauss-Newton matrix as products, for `hessian` and `gauss_newton`, which check vectors.
+
+        Raises:
+            ValueError: "gauss_newton" of a loss that is no function of the model's outputs.
+        """
+        if kind == "gauss_newton":
+            self._outputs.check()
+        return Curvature(self._products if kind == "hessian" else self._gauss_newton)
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
         """L(theta), bit for bit the objective's value, and the accuracy (None unless targets are classes).
@@ -183,6 +184,15 @@ class Objective:
         """The same loss around another point: a cheap copy whose `theta0` is theta (p,)."""
         other = copy.copy(self)
         other._theta0 = self._checked(theta)
+        return other
+
+    def restricted(self, names: Collection[str]) -> Objective:
+        """The same loss as a function of the named parameters (q,) alone, the others fixed as in `theta0`.
+
+        Costs a copy of the model, and products choose their engine anew.
+        """
+        other = copy.copy(self)
+        other._take(self._terms.restricted(names, self._theta0))
         return other
 
     def model_at(self, theta: Tensor) -> nn.Module:
@@ -297,7 +307,15 @@ class FunctionObjective:
 
     def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
         """Hessian of f at theta times v (p,): one product."""
-        return self._products.hvp(self._checked(theta), self._checked(v, "v"))
+        return self._products.product(self._checked(theta), self._checked(v, "v"))
+
+    def curvature(self, kind: Kind) -> Curvature:
+        """The Hessian as products; a function has no outputs, and so no Gauss-Newton matrix."""
+        if kind == "gauss_newton":
+            received = "is a FunctionObjective, which knows no outputs"
+            remedy = "Use hessian(), or an Objective of a model, its data and a loss_fn."
+            raise TypeError(explain("loss", received, "the loss of a model's outputs", remedy))
+        return Curvature(self._products)
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
         """f(theta) and None: a function has no accuracy."""
@@ -324,81 +342,6 @@ class FunctionObjective:
         return own_vector(check_vector(name, theta, self.num_params, owner="theta0", remedy=remedy, like=self.theta0))
 
 
-def check_rows(argument: str, rows: Any, *, like: Tensor) -> Tensor:
-    """A private copy of rows (b, p), on the device and in the dtype of the vector `like` (p,), or an error."""
-    if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != len(like) or not rows.is_floating_point():
-        received = (
-            f"is a {rows.dtype} tensor of shape {tuple(rows.shape)}"
-            if isinstance(rows, Tensor)
-            else (f"is a {type(rows).__name__}")
-        )
-        remedy = "Stack vectors as rows: torch.stack([theta, ...])."
-        raise ValueError(explain(argument, received, f"floating-point rows of shape (b, {len(like)})", remedy))
-    return own_vector(rows).to(like)
-
-
-def own_vector(vector: Tensor) -> Tensor:
-    """A private copy: nothing that a loss does can reach the caller's vector, not even under inference_mode."""
-    with torch.inference_mode(False):
-        return vector.detach().clone()
-
-
 def _is_same(a: Any, b: Any) -> bool:
     is_pair = isinstance(a, Tensor) and isinstance(b, Tensor)
     return not is_pair or torch.equal(a.nan_to_num(), b.nan_to_num())
-
-
-def check_loss(argument: str, value: Any) -> Loss:
-    """`value` if it is an objective, or an error that says how to make one."""
-    if not all(hasattr(value, name) for name in ("theta0", "num_params", "hvp", "evaluate", "at")):
-        is_model = isinstance(value, nn.Module)
-        remedy = (
-            "Wrap it: lh.Objective(model, data)." if is_model else "Wrap it: lh.FunctionObjective(function, theta0)."
-        )
-        if hasattr(value, "objective"):
-            remedy = "Pass its .objective."
-        raise TypeError(explain(argument, f"is a {type(value).__name__}", "an objective", remedy))
-    return cast(Loss, value)
-
-
-ANYWHERE: Literal["anywhere"] = "anywhere"
-
-
-def common_center(losses: Mapping[str, Loss], center: Tensor | Literal["anywhere"] | None = None) -> Tensor:
-    """The theta0 that all losses share, or `center` (p,) checked against their length, in the widest of their dtypes.
-
-    With `center=ANYWHERE` they may be around different points; the first one's is returned.
-    """
-    remedy = 'Pass a mapping such as {"mixed": objective}.'
-    if not isinstance(losses, Mapping):
-        raise TypeError(explain("losses", f"is a {type(losses).__name__}", "a mapping name -> objective", remedy))
-    names = check_names("losses", losses, remedy=remedy)
-    for name in names:
-        check_loss(f"losses[{name!r}]", losses[name])
-    first = losses[names[0]]
-    start = widest(losses)
-    for name in names[1:]:
-        if losses[name].num_params != first.num_params:
-            received = f"have {first.num_params} ({names[0]}) and {losses[name].num_params} ({name}) parameters"
-            raise ValueError(explain("losses", received, "one model's losses", "Build them from the same model."))
-        other = losses[name].theta0
-        if other.device != start.device:
-            received = f"are on {start.device} ({names[0]}) and {other.device} ({name})"
-            raise ValueError(explain("losses", received, "one device", "Pass device= when you make them."))
-        if center is None and not torch.equal(other.double(), start.double()):
-            received = f"{names[0]!r} and {name!r} are around different points"
-            remedy = "Put them around one point, objective.at(theta), or pass center=."
-            raise ValueError(explain("losses", received, "one common theta0", remedy))
-    if center is None or isinstance(center, str):
-        return start
-    remedy = "Pass a theta of the model."
-    return check_vector("center", center, first.num_params, owner=str(first), remedy=remedy, like=start)
-
-
-def widest(losses: Mapping[str, Loss]) -> Tensor:
-    """The first loss's theta0 in the widest dtype of all: points must not depend on the losses' order."""
-    points = [loss.theta0 for loss in losses.values()]
-    dtype = points[0].dtype
-    for point in points[1:]:
-        dtype = torch.promote_types(dtype, point.dtype)
-    return points[0].to(dtype)

@@ -6,12 +6,17 @@ one once; frozen ones are constants of the loss. Everything else in the library 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from lowhanging.errors import check_finite, explain
+
+# Names of parameters as in `named_parameters()`: a glob such as "conv1.*", several, or a test of a name.
+Parameters = str | Collection[str] | Callable[[str], bool]
 
 
 class ParameterSpace:
@@ -84,6 +89,43 @@ class ParameterSpace:
         """Mapping name -> view into theta (p,), differentiable."""
         parts = torch.split(theta, self.sizes)
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+
+    def named(self, parameters: Parameters) -> tuple[str, ...]:
+        """The names, in the order of theta, that any glob matches or that a test `name -> bool` accepts.
+
+        Raises:
+            ValueError: a glob matches no name, or the test accepts none.
+        """
+        if callable(parameters):
+            found = {name for name in self.names if parameters(name)}
+            if not found:
+                self._refuse("accepts no name")
+            return tuple(name for name in self.names if name in found)
+        globs = (
+            [parameters]
+            if isinstance(parameters, str)
+            else list(parameters)
+            if isinstance(parameters, Iterable)
+            else []
+        )
+        if not globs or not all(isinstance(glob, str) for glob in globs):
+            remedy = 'Pass "conv1.*", ["conv1.*", "fc.bias"] or lambda name: name.endswith("weight").'
+            expected = "a glob on names, a list of globs, or a test of a name"
+            raise TypeError(explain("parameters", f"is {parameters!r}", expected, remedy))
+        for glob in globs:
+            if not any(fnmatch.fnmatchcase(name, glob) for name in self.names):
+                self._refuse(f"has {glob!r}, which matches no name")
+        return tuple(name for name in self.names if any(fnmatch.fnmatchcase(name, glob) for glob in globs))
+
+    def positions(self, names: Collection[str]) -> Tensor:
+        """Where the named parameters lie in theta, (q,) integers in rising order."""
+        ranges = torch.split(torch.arange(self.num_params, device=self.device), self.sizes)
+        return torch.cat([where for name, where in zip(self.names, ranges, strict=True) if name in names])
+
+    def _refuse(self, received: str) -> NoReturn:
+        listed = ", ".join(self.names[:40]) + (" ..." if len(self.names) > 40 else "")
+        remedy = "Frozen parameters are constants, and a shared one stands under its first name only."
+        raise ValueError(explain("parameters", received, f"names among {listed} of {self.owner}", remedy))
 
     def _check(self, trainable: Mapping[str, Tensor]) -> None:
         devices = {str(weight.device) for weight in trainable.values()}

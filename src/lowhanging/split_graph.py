@@ -1,10 +1,11 @@
 """Which part of a Hessian product does not depend on the vector, and how is it computed once?
 
 H v = jvp(grad L)(theta; v). Traced to a graph of tensor operations, the nodes that v does not reach (activations, the
-whole backward pass, the derivatives of the activations) are a function of (theta, batch) alone. `SplitGraph` cuts the
-graph there: `first` (theta, batch) -> kept tensors, run once per micro-batch and theta; `second` (v, kept) -> H v, run
-per product. A traced graph is a recording: it is only right where the recorded operations do not depend on the values
-seen, so whoever uses one compares it with another route of differentiation on every batch (`products.py` does).
+whole backward pass, the derivatives of the activations) are a function of (theta, batch) alone; so it is in any product
+that is linear in v, such as a Gauss-Newton matrix's. `SplitGraph` cuts the graph there: `first` (theta, batch) -> kept
+tensors, run once per micro-batch and theta; `second` (v, kept) -> H v, run per product. A traced graph is a recording:
+it is only right where the recorded operations do not depend on the values seen, so whoever uses one compares it with
+another route of differentiation on every batch (`products.py` does).
 
 Differentiating forward over reverse costs less than reverse over reverse, and the recording is made once per shape of
 batch, where `torch.func.linearize` would trace every micro-batch anew.
@@ -19,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.func import grad, jvp
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 aten = torch.ops.aten
@@ -41,7 +41,7 @@ class SplitGraph:
     """H v of one shape of batch, cut into what v does not reach and what it does.
 
     Args:
-        loss_sum: (theta, batch) -> scalar sum of the loss over the batch's examples.
+        product: (theta, v, batch) -> H v (p,), by torch.func.
         theta: (p,) any point; only its shape, dtype and device count.
         batch: a pytree of tensors; other batches must have the same structure, shapes and dtypes.
 
@@ -52,23 +52,17 @@ class SplitGraph:
         tracing takes about as long as a few hundred operations of the model, once.
     """
 
-    def __init__(self, loss_sum: Callable[[Tensor, Any], Tensor], theta: Tensor, batch: Any):
+    def __init__(self, product: Callable[[Tensor, Tensor, Any], Tensor], theta: Tensor, batch: Any):
         leaves, spec = tree_flatten(batch)
         is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
         constants = [None if flag else leaf for flag, leaf in zip(is_tensor, leaves, strict=True)]
 
-        def product(theta: Tensor, v: Tensor, *tensors: Tensor) -> Tensor:
+        def on_tensors(theta: Tensor, v: Tensor, *tensors: Tensor) -> Tensor:
             values = iter(tensors)
             filled = [next(values) if flag else item for flag, item in zip(is_tensor, constants, strict=True)]
-            rebuilt = tree_unflatten(filled, spec)
+            return product(theta, v, tree_unflatten(filled, spec))
 
-            def loss(point: Tensor) -> Tensor:
-                return loss_sum(point, rebuilt)
-
-            tangent: Tensor = jvp(grad(loss), (theta,), (v,))[1]
-            return tangent
-
-        graph = _trace(product, theta, torch.ones_like(theta), *_tensors(leaves))
+        graph = _trace(on_tensors, theta, torch.ones_like(theta), *_tensors(leaves))
         self._first, self._second = _cut(graph)
 
     def prepare(self, theta: Tensor, batch: Any) -> tuple[Tensor, ...]:
@@ -77,7 +71,7 @@ class SplitGraph:
             return tuple(self._first(theta.detach(), *_tensors(tree_flatten(batch)[0])))
 
     def product(self, kept: tuple[Tensor, ...], v: Tensor) -> Tensor:
-        """H v (p,), the Hessian of the batch's *sum*."""
+        """H v (p,), of the batch's *sum*."""
         with torch.no_grad():
             result: Tensor = self._second(v.detach(), *kept)
         return result
@@ -210,6 +204,8 @@ def _cut(traced: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
     for node in graph.nodes:
         if node.op == "get_attr" or (node in reached and node is not vector):
             copies[node] = second.node_copy(node, lambda n: copies[n])
+            if node.target is aten.view.default:  # a block of vectors may lie in memory as one vector does not
+                copies[node].target = aten.reshape.default
     first.eliminate_dead_code()
     second.eliminate_dead_code()
     return fx.GraphModule(traced, first), fx.GraphModule(traced, second)

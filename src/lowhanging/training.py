@@ -31,8 +31,9 @@ from lowhanging.errors import (
     check_real,
     explain,
 )
+from lowhanging.loss import Loss
 from lowhanging.model_loss import BatchLoss, LossFn
-from lowhanging.objective import Loss, Objective
+from lowhanging.objective import Objective
 from lowhanging.parameters import ParameterSpace
 from lowhanging.results import load_result, save_result
 from lowhanging.shuffled import ShuffledBatches, own_randomness

@@ -16,7 +16,7 @@ from lowhanging.basin.operators import hessian
 from lowhanging.basin.shells import Array, Shell
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import check_real, check_vector, explain
-from lowhanging.objective import Loss, check_loss
+from lowhanging.loss import Loss, check_loss
 
 DEFAULT_RTOL = {torch.float64: 1e-8, torch.float32: 1e-4}
 _MOST_DIMENSIONS = 40  # of the default space

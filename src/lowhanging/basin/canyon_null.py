@@ -23,7 +23,7 @@ from lowhanging.basin.operators import hessian
 from lowhanging.basin.shells import Shell
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import check_count, explain
-from lowhanging.objective import Loss, check_loss
+from lowhanging.loss import Loss, check_loss
 from lowhanging.results import load_result, save_result
 
 _DIMENSIONS = 50  # of the default larger space

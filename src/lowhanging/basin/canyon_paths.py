@@ -30,7 +30,7 @@ from lowhanging.basin.shells import Shell
 from lowhanging.basin.stationary import SphereSearch
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import NotConvergedError, check_count, check_real, explain
-from lowhanging.objective import Loss, check_loss
+from lowhanging.loss import Loss, check_loss
 from lowhanging.results import digest, load_result, resume_path, save_result
 
 _STEPS = 20  # between the ends, by default

@@ -31,7 +31,7 @@ from lowhanging.basin.shells import Shell
 from lowhanging.basin.stationary import Place, SphereSearch, TangentHessian, complement
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import NotConvergedError, explain
-from lowhanging.objective import Loss
+from lowhanging.loss import Loss
 
 _APART = ("delta", "theta", "space")  # fields that are no record
 TRIVIAL = 0.95  # overlap with the softest axis, or depth, above which a point says nothing beyond the quadratic

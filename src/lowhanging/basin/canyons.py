@@ -35,7 +35,7 @@ from lowhanging.basin.shells import METRICS, Metric, Shell
 from lowhanging.basin.stationary import SphereSearch
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import NotConvergedError, check_choice, check_count, explain
-from lowhanging.objective import Loss, check_loss
+from lowhanging.loss import Loss, check_loss
 from lowhanging.results import load_result, save_result
 
 _SLOPED = 0.1  # share of the energy that the gradient at theta0 may explain

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lowhanging.objective import Loss
+from lowhanging.loss import Loss
 
 _PATIENCE = 10  # evaluations in which L-BFGS must lower the loss beyond rounding, or its gradient norm by a tenth
 _REMEDY_DRIFT = (

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lowhanging.errors import check_choice, check_count, check_vector, explain
-from lowhanging.objective import Loss, check_loss
+from lowhanging.loss import Loss, check_loss
 from lowhanging.parameters import ParameterSpace
 from lowhanging.results import load_result, save_result
 

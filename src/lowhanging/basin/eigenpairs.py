@@ -22,7 +22,9 @@ from lowhanging.basin.eigensearch import search, search_dense
 from lowhanging.basin.operators import hessian
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import NotConvergedError, check_choice, check_count, check_real, explain
-from lowhanging.objective import Loss, Objective
+from lowhanging.loss import Loss
+from lowhanging.objective import Objective
+from lowhanging.parameters import Parameters
 from lowhanging.results import load_result, save_result
 
 Which = Literal["LA", "SA", "LM"]
@@ -207,6 +209,7 @@ def top_hessian_eigs(
     mode: Literal["eval", "as_is"] = "eval",
     device: torch.device | str | None = None,
     cache: bool = True,
+    parameters: Parameters | None = None,
     **options: Unpack[SearchOptions],
 ) -> Eigenpairs:
     """The k top eigenpairs of the Hessian of a model's mean loss over a data set.
@@ -220,10 +223,13 @@ def top_hessian_eigs(
         mode: "eval" or "as_is", as in `Objective`.
         device: where to compute; by default where the model is.
         cache: False re-reads the data on each product.
+        parameters: only the block of these, as in `hessian`: a glob on names such as "conv1.*", a list of globs, or a
+            test `name -> bool`. `hessian(objective, parameters=...).embed` takes the vectors to weight space.
         **options: which, tol, max_products, seed, method, on_failure, memory, progress, as in `top_eigs`.
 
     Returns:
-        Eigenpairs in weight space: vectors (k, num_params), parameters in `named_parameters()` order.
+        Eigenpairs in weight space: vectors (k, num_params), parameters in `named_parameters()` order; with
+        `parameters`, (k, q) in the space of their q numbers alone.
 
     Raises:
         NotConvergedError, ValueError, TypeError: as `Objective` and `top_eigs`.
@@ -243,7 +249,7 @@ def top_hessian_eigs(
         objective: Loss = Objective(
             model, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, device=device, cache=cache
         )
-        return top_eigs(hessian(objective), k, **options)
+        return top_eigs(hessian(objective, parameters=parameters), k, **options)
     if not hasattr(model, "hvp") or not hasattr(model, "theta0"):
         remedy = "For a matrix or another symmetric map use top_eigs(H)."
         raise TypeError(explain("model", f"is a {type(model).__name__}", "an nn.Module or an objective", remedy))
@@ -252,7 +258,7 @@ def top_hessian_eigs(
     for name in [name for name, value in given.items() if value is not None]:
         remedy = "The objective has its own: leave it out, or pass the model."
         raise ValueError(explain(name, "is given with a ready objective", "nothing", remedy))
-    return top_eigs(hessian(model), k, **options)
+    return top_eigs(hessian(model, parameters=parameters), k, **options)
 
 
 def _max_products(p: int, k: int, given: int | None) -> int:

@@ -23,7 +23,7 @@ from lowhanging.basin.descent import Descent
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.errors import NotConvergedError, check_count, check_real
-from lowhanging.objective import Loss, check_loss
+from lowhanging.loss import Loss, check_loss
 from lowhanging.results import load_result, save_result
 
 

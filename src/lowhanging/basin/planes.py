@@ -20,7 +20,7 @@ from lowhanging.basin.points import SliceEngine, evaluate_points
 from lowhanging.basin.slices import Rays, as_direction, steps
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import check_names, check_real, check_vector, explain
-from lowhanging.objective import Loss, common_center, own_vector
+from lowhanging.loss import Loss, common_center, own_vector
 from lowhanging.results import digest, load_result, save_result
 
 _SECOND = 2**31  # added to the seed of the first random direction: planes of neighbouring seeds share none

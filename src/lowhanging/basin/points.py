@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lowhanging.errors import check_choice, explain
-from lowhanging.objective import Loss
+from lowhanging.loss import Loss
 from lowhanging.results import load_result, resume_path, save_result
 
 SliceEngine = Literal["auto", "point by point", "vmap"]

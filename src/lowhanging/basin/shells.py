@@ -25,7 +25,7 @@ from lowhanging.basin.eigenpairs import top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import check_real, explain
-from lowhanging.objective import Loss
+from lowhanging.loss import Loss
 
 Array = NDArray[np.float64]
 Metric = Literal["hessian", "euclidean"]

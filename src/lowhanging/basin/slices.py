@@ -19,7 +19,7 @@ from torch import Tensor
 from lowhanging.basin.directions import NORMALISATIONS, Normalisation, random_direction, vectors
 from lowhanging.basin.points import SliceEngine, evaluate_points
 from lowhanging.errors import check_choice, check_count, check_names, check_real, check_vector, explain
-from lowhanging.objective import ANYWHERE, Loss, common_center, own_vector, widest
+from lowhanging.loss import ANYWHERE, Loss, common_center, own_vector, widest
 from lowhanging.results import digest, load_result, save_result
 
 

@@ -23,7 +23,7 @@ from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import check_count, check_real, check_vector, explain
-from lowhanging.objective import Loss, common_center
+from lowhanging.loss import Loss, common_center
 from lowhanging.results import load_result, save_result
 
 # Below this share of its length, what is left of v after the rejection is mostly the error of the eigenvectors.

@@ -14,7 +14,7 @@ from lowhanging.basin.planes import PlaneSlice
 from lowhanging.basin.points import evaluate_points
 from lowhanging.basin.slices import Rays
 from lowhanging.errors import check_vector
-from lowhanging.objective import Loss, common_center
+from lowhanging.loss import Loss, common_center
 from lowhanging.results import load_result, save_result
 
 

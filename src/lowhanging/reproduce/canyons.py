@@ -23,7 +23,8 @@ from lowhanging.basin.operators import hessian
 from lowhanging.basin.planes import PlaneSlice, plane_slice, plane_through
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import NotConvergedError
-from lowhanging.objective import Loss, Objective
+from lowhanging.loss import Loss
+from lowhanging.objective import Objective
 from lowhanging.reproduce.claims import Claim, judged
 from lowhanging.reproduce.learning import CUES, Learning
 from lowhanging.reproduce.steering import Steered
@@ -232,9 +233,9 @@ def _merge(canyons: Canyons) -> Claim:
         "canyons merge into one basin at a radius",
         "near the minimum there is one basin; the canyons separate from it some way out",
         f"followed inwards to {INNER:g}: " + ("; ".join(texts) or "there was none to follow"),
-        "followed inwards, each branch stops being a local minimum of its own on the sphere before the inner end; each "
-        "branch is a part",
-        judged(*merged) if merged else "does not hold",
+        "two parts: at least two branches, and at most one of them still a local minimum of its own on the sphere at "
+        "the inner end",
+        judged(len(merged) >= 2, bool(merged) and merged.count(False) <= 1),
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lowhanging.basin.planes import PlaneSlice, plane_slice
-from lowhanging.objective import Loss
+from lowhanging.loss import Loss
 from lowhanging.reproduce.claims import Claim, judged, percent
 from lowhanging.reproduce.learning import Learning
 from lowhanging.reproduce.steering import Steered

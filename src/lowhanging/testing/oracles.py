@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from lowhanging.errors import check_real, check_vector, explain
 from lowhanging.layers import differentiable_kernels
+from lowhanging.loss import Loss
 from lowhanging.model_loss import BatchLoss, LossFn
-from lowhanging.objective import Loss, Objective
+from lowhanging.objective import Objective
 
 _ROWS_AT_ONCE = 16
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lowhanging.errors import NotConvergedError, check_count, check_real, check_vector, explain
-from lowhanging.objective import Loss, check_loss
+from lowhanging.loss import Loss, check_loss
 from lowhanging.results import load_result, save_result
 from lowhanging.toys.losses import Point, as_vector
 

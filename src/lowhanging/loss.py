@@ -1,0 +1,109 @@
+"""What does every tool of the library ask of a loss, and what do losses that are studied together share?
+
+`Loss` is the interface. `Objective`, `FunctionObjective` and `AnchoredObjective` have it, and so may anything else;
+what a tool checks at its door, it checks here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from lowhanging.errors import check_names, check_vector, explain
+
+
+class Loss(Protocol):
+    """What every tool of the library asks of a loss: pure functions of theta (p,) around the point `theta0`."""
+
+    @property
+    def theta0(self) -> Tensor: ...
+    @property
+    def num_params(self) -> int: ...
+    @property
+    def engine(self) -> str: ...
+    def __call__(self, theta: Tensor) -> Tensor: ...
+    def gradient(self, theta: Tensor) -> Tensor: ...
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]: ...
+    def hvp(self, theta: Tensor, v: Tensor) -> Tensor: ...
+    def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]: ...
+    def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]: ...
+    def at(self, theta: Tensor) -> Loss: ...
+    def in_double(self) -> Callable[[Tensor], Tensor]: ...
+
+
+def check_rows(argument: str, rows: Any, *, like: Tensor) -> Tensor:
+    """A private copy of rows (b, p), on the device and in the dtype of the vector `like` (p,), or an error."""
+    if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != len(like) or not rows.is_floating_point():
+        received = (
+            f"is a {rows.dtype} tensor of shape {tuple(rows.shape)}"
+            if isinstance(rows, Tensor)
+            else (f"is a {type(rows).__name__}")
+        )
+        remedy = "Stack vectors as rows: torch.stack([theta, ...])."
+        raise ValueError(explain(argument, received, f"floating-point rows of shape (b, {len(like)})", remedy))
+    return own_vector(rows).to(like)
+
+
+def own_vector(vector: Tensor) -> Tensor:
+    """A private copy: nothing that a loss does can reach the caller's vector, not even under inference_mode."""
+    with torch.inference_mode(False):
+        return vector.detach().clone()
+
+
+def check_loss(argument: str, value: Any) -> Loss:
+    """`value` if it is an objective, or an error that says how to make one."""
+    if not all(hasattr(value, name) for name in ("theta0", "num_params", "hvp", "evaluate", "at")):
+        is_model = isinstance(value, nn.Module)
+        remedy = (
+            "Wrap it: lh.Objective(model, data)." if is_model else "Wrap it: lh.FunctionObjective(function, theta0)."
+        )
+        if hasattr(value, "objective"):
+            remedy = "Pass its .objective."
+        raise TypeError(explain(argument, f"is a {type(value).__name__}", "an objective", remedy))
+    return cast(Loss, value)
+
+
+ANYWHERE: Literal["anywhere"] = "anywhere"
+
+
+def common_center(losses: Mapping[str, Loss], center: Tensor | Literal["anywhere"] | None = None) -> Tensor:
+    """The theta0 that all losses share, or `center` (p,) checked against their length, in the widest of their dtypes.
+
+    With `center=ANYWHERE` they may be around different points; the first one's is returned.
+    """
+    remedy = 'Pass a mapping such as {"mixed": objective}.'
+    if not isinstance(losses, Mapping):
+        raise TypeError(explain("losses", f"is a {type(losses).__name__}", "a mapping name -> objective", remedy))
+    names = check_names("losses", losses, remedy=remedy)
+    for name in names:
+        check_loss(f"losses[{name!r}]", losses[name])
+    first = losses[names[0]]
+    start = widest(losses)
+    for name in names[1:]:
+        if losses[name].num_params != first.num_params:
+            received = f"have {first.num_params} ({names[0]}) and {losses[name].num_params} ({name}) parameters"
+            raise ValueError(explain("losses", received, "one model's losses", "Build them from the same model."))
+        other = losses[name].theta0
+        if other.device != start.device:
+            received = f"are on {start.device} ({names[0]}) and {other.device} ({name})"
+            raise ValueError(explain("losses", received, "one device", "Pass device= when you make them."))
+        if center is None and not torch.equal(other.double(), start.double()):
+            received = f"{names[0]!r} and {name!r} are around different points"
+            remedy = "Put them around one point, objective.at(theta), or pass center=."
+            raise ValueError(explain("losses", received, "one common theta0", remedy))
+    if center is None or isinstance(center, str):
+        return start
+    remedy = "Pass a theta of the model."
+    return check_vector("center", center, first.num_params, owner=str(first), remedy=remedy, like=start)
+
+
+def widest(losses: Mapping[str, Loss]) -> Tensor:
+    """The first loss's theta0 in the widest dtype of all: points must not depend on the losses' order."""
+    points = [loss.theta0 for loss in losses.values()]
+    dtype = points[0].dtype
+    for point in points[1:]:
+        dtype = torch.promote_types(dtype, point.dtype)
+    return points[0].to(dtype)
