@@ -126,6 +126,57 @@ def test_spectra(ax):
     assert ax.get_yscale() == "log"
 
 
+def test_spectral_density(ax):
+    H = torch.diag(torch.cat([torch.tensor([9.0, 5.0]), torch.linspace(-0.1, 0.1, 48)]).double())
+    density = lh.spectral_density(H, steps=12, probes=4, deflate=2)
+    assert lh.plots.spectral_density({"mixed": density}, ax) is ax
+    (curve, stems), height = ax.get_lines(), 1 / (50 * density.width * math.sqrt(2 * math.pi))
+    seen = density.density.numpy() > height
+    assert np.allclose(curve.get_ydata()[seen], density.density.numpy()[seen])
+    assert np.allclose(curve.get_xdata(), density.grid)
+    assert np.allclose(stems.get_xdata(), [9, 5], rtol=1e-4)
+    assert np.allclose(stems.get_ydata(), height)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("symlog", "log")
+    assert ax.get_ylim()[0] < height < ax.get_ylim()[1]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        f"mixed (48 eigenvalues, smoothed by {density.width:.2g})",
+        "mixed (2 eigenvalues, one by one)",
+    ]
+    band = ax.collections[0].get_paths()[0].vertices
+    i = int(density.density.argmax())
+    at_peak = band[np.isclose(band[:, 0], density.grid[i], atol=1e-9), 1]
+    off = 2 * float(density.standard_error[i])
+    assert np.allclose([at_peak.min(), at_peak.max()], float(density.density[i]) + np.array([-off, off]))
+    ax.clear()
+    lh.plots.spectral_density({"mixed": lh.spectral_density(H, steps=5, probes=2)}, ax, log=False)
+    assert (ax.get_xscale(), ax.get_yscale(), len(ax.get_lines())) == ("linear", "linear", 1)
+    with pytest.raises(TypeError, match="densities is a Tensor, expected a SpectralDensity"):
+        lh.plots.spectral_density({"mixed": H}, ax)
+    with pytest.raises(ValueError, match="densities has the names"):
+        lh.plots.spectral_density({}, ax)
+
+
+def test_effective_dimension(ax):
+    values = torch.tensor([4.0, 2.0, 1.0, 0.5], dtype=torch.float64)
+    levels = torch.tensor([3.0, 0.1, 0.75], dtype=torch.float64)
+    whole = lh.effective_dimension(values, thresholds=levels)
+    some = lh.effective_dimension(lh.top_eigs(torch.diag(values), k=2), thresholds=levels)
+    assert lh.plots.effective_dimension({"mixed": whole, "number": some}, ax) is ax
+    counts, degrees, known, bound, _ = ax.get_lines()
+    assert np.allclose(counts.get_xdata(), [0.1, 0.75, 3.0])
+    assert np.allclose(counts.get_ydata(), [4, 3, 1])
+    assert np.allclose(degrees.get_ydata(), [float((values / (values + level)).sum()) for level in (0.1, 0.75, 3.0)])
+    assert np.allclose(known.get_ydata(), [np.nan, np.nan, 1], equal_nan=True)
+    assert np.allclose(bound.get_ydata(), [2, 2, np.nan], equal_nan=True)
+    assert (bound.get_linestyle(), degrees.get_linestyle()) == (":", "--")
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels[0] == f"mixed (participation ratio {7.5**2 / 21.25:.4g})"
+    assert labels[1] == "number (participation ratio at least 1.8)"
+    assert labels[-1] == "at least so many above it"
+    with pytest.raises(TypeError, match="dimensions is a Tensor, expected a EffectiveDimension"):
+        lh.plots.effective_dimension({"mixed": values}, ax)
+
+
 def test_overlaps(ax):
     report = lh.steering_report(torch.tensor([3.0, 4.0, 0.0]), {"mixed": quadratic(4, 2, 1)}, k=3, tol=1e-10)
     assert lh.plots.overlaps(report, ax) is ax

@@ -2,12 +2,12 @@
 
 Data (`mnist`, `paired_mnist`), a small smooth network (`SigmoidCNN`), training to a minimum (`train`, `polish`), losses
 as functions of the weights (`Objective`, `FunctionObjective`), curvature (`hessian`, `gauss_newton`, `top_eigs`,
-`top_hessian_eigs`),
-steering between circuits (`steering_direction`, `steering_subspace`, `steering_report`, `Subspace`), other directions
-(`random_direction`, `difference_direction`, `principal_directions`, `gram_schmidt`) and slices of the loss
-(`line_slice`, `path_slice`, `plane_slice`), canyons (`find_canyons`, `trace_canyon`, and what they are held against:
-`depth_null`, `ConflictControl`, `name_circuit`). `plots` draws results, `testing` checks a model and a slicer and holds
-the oracles, `toys` has losses with answers on paper.
+`top_hessian_eigs`) and spectra (`spectral_density`, `trace`, `effective_dimension`), steering between circuits
+(`steering_direction`, `steering_subspace`, `steering_report`, `Subspace`), other directions (`random_direction`,
+`difference_direction`, `principal_directions`, `gram_schmidt`) and slices of the loss (`line_slice`, `path_slice`,
+`plane_slice`), canyons (`find_canyons`, `trace_canyon`, and what they are held against: `depth_null`,
+`ConflictControl`, `name_circuit`). `plots` draws results, `testing` checks a model and a slicer and holds the oracles,
+`toys` has losses with answers on paper.
 """
 
 from lowhanging import circuits, plots, testing, toys
@@ -19,6 +19,8 @@ from lowhanging.basin.canyon_points import CanyonPoint
 from lowhanging.basin.canyon_steps import CanyonEvent
 from lowhanging.basin.canyons import CanyonSet, find_canyons
 from lowhanging.basin.conflict import AnswerShift, ConflictControl
+from lowhanging.basin.density import SpectralDensity
+from lowhanging.basin.dimension import EffectiveDimension, effective_dimension
 from lowhanging.basin.directions import (
     OrthogonalDirections,
     PrincipalDirections,
@@ -37,10 +39,13 @@ from lowhanging.basin.planes import (
     plane_slice,
     plane_through,
 )
+from lowhanging.basin.probes import Estimate
 from lowhanging.basin.slices import LineSlice, PathSlice, line_slice, path_slice
+from lowhanging.basin.spectrum import spectral_density
 from lowhanging.basin.steering import SteeringReport, steering_direction, steering_report, steering_subspace
 from lowhanging.basin.subspace import Subspace
 from lowhanging.basin.symmetric_operator import OperatorSum
+from lowhanging.basin.trace import Trace, trace
 from lowhanging.basin.trajectories import PlaneTrajectory, plane_trajectory
 from lowhanging.datasets import (
     MNIST,
@@ -77,7 +82,9 @@ __all__ = [
     "ConflictImages",
     "DepthNull",
     "DigitImages",
+    "EffectiveDimension",
     "Eigenpairs",
+    "Estimate",
     "FunctionObjective",
     "GaussNewton",
     "Hessian",
@@ -103,14 +110,17 @@ __all__ = [
     "Preset",
     "PrincipalDirections",
     "SigmoidCNN",
+    "SpectralDensity",
     "StackRun",
     "SteeringReport",
     "Subspace",
+    "Trace",
     "TrainingRun",
     "__version__",
     "circuits",
     "depth_null",
     "difference_direction",
+    "effective_dimension",
     "find_canyons",
     "gauss_newton",
     "gram_schmidt",
@@ -128,6 +138,7 @@ __all__ = [
     "polish",
     "principal_directions",
     "random_direction",
+    "spectral_density",
     "steering_direction",
     "steering_report",
     "steering_subspace",
@@ -135,6 +146,7 @@ __all__ = [
     "top_eigs",
     "top_hessian_eigs",
     "toys",
+    "trace",
     "trace_canyon",
     "train",
     "train_stack",

@@ -1,14 +1,15 @@
 """Draws one result on one Axes; nothing here computes, shows, saves or changes the global style.
 
 Lines and paths (`line_slice`, `path_slice`), planes (`plane_slice`, `plane_slices`, `surface`, `interactive`), what
-runs over them (`trajectory`, `descents`), `animation` of slices over training, curvature (`spectra`), `overlaps`,
-circuits (`circles`, `circles_animation`, `modes`) and when they formed (`births`, `birth_intensity`, `survival`),
-`training_run`, `paired_images`; `panels` sets several drawings side by side.
+runs over them (`trajectory`, `descents`), `animation` of slices over training, curvature (`spectra`,
+`spectral_density`, `effective_dimension`), `overlaps`, circuits (`circles`, `circles_animation`, `modes`) and when they
+formed (`births`, `birth_intensity`, `survival`), `training_run`, `paired_images`; `panels` sets several drawings side
+by side.
 """
 
 from lowhanging.plots.animation import animation
 from lowhanging.plots.circles import circles, circles_animation, modes
-from lowhanging.plots.curvature import spectra
+from lowhanging.plots.curvature import effective_dimension, spectra, spectral_density
 from lowhanging.plots.descents import descents
 from lowhanging.plots.formation import birth_intensity, births, circuit_ablation, survival
 from lowhanging.plots.interactive import interactive
@@ -29,6 +30,7 @@ __all__ = [
     "circles_animation",
     "circuit_ablation",
     "descents",
+    "effective_dimension",
     "interactive",
     "line_slice",
     "modes",
@@ -39,6 +41,7 @@ __all__ = [
     "plane_slice",
     "plane_slices",
     "spectra",
+    "spectral_density",
     "surface",
     "survival",
     "training_run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lowhanging.basin.dimension import effective_dimension
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.objective import Objective
@@ -18,12 +19,14 @@ def measure(losses: dict[str, Objective]) -> dict[str, Eigenpairs]:
 
 def counts(pairs: Eigenpairs) -> dict[float, int]:
     """Effective dimension: eigenvalues above each threshold; a count of all k is a lower bound."""
-    return {level: int((pairs.values > level).sum()) for level in THRESHOLDS}
+    found = effective_dimension(pairs, thresholds=THRESHOLDS)
+    return {level: int(count) for level, count in zip(THRESHOLDS, found.counts, strict=True)}
 
 
 def _text(pairs: Eigenpairs) -> str:
-    found = counts(pairs)
-    return " / ".join(f"{'at least ' if count == len(pairs.values) else ''}{count}" for count in found.values())
+    found = effective_dimension(pairs, thresholds=THRESHOLDS)
+    rows = zip(found.counts.tolist(), found.count_is_bound.tolist(), strict=True)
+    return " / ".join(f"{'at least ' if is_bound else ''}{int(count)}" for count, is_bound in rows)
 
 
 def claims(pairs: dict[str, Eigenpairs]) -> list[Claim]:
