@@ -231,6 +231,17 @@ def test_the_full_space_is_the_subspace_of_everything(metric):
         assert a.num_negative is None
 
 
+def test_full_certificates_where_the_bowl_is_flat():
+    """X^2 y^2 has no curvature at theta0 to guess a scale from, and on an axis no direction but n below 2 r^2."""
+    found = lh.find_canyons(
+        lh.toys.flat_canyons(), space=PLANE, metric="euclidean", levels=2.0, starts=8, full_certificates=True,
+        progress=False,
+    )  # fmt: skip
+    for point in found:
+        assert point.full_plane_eigenvalue == pytest.approx(8.0)
+        assert point.full_sphere_eigenvalue == pytest.approx(8.0)
+
+
 def test_the_floor_clips_the_metric_of_the_full_space():
     loss = lh.toys.quadratic([4.0, 1.0, 1e-3, 0.0], seed=1)
     found = lh.find_canyons(loss, space="full", floor=0.5, levels=0.3, starts=6, progress=False)

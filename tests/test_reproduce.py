@@ -18,7 +18,7 @@ from lowhanging.reproduce.claims import Claim, judged, markdown
 
 FIGURES = {
     "images.png", "training.png", "spectra.png", "steering.png", "overlaps.png", "planes.png", "cartoons.png",
-    "circuits.png",
+    "circuits.png", "canyons.png",
 }  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def test_the_report_is_complete(report, results):
         pixels = imread(report / name)
         assert min(pixels.shape[:2]) > 300
         assert pixels[..., :3].std() > 0.02
-    assert len(results["claims"]) == 15
+    assert len(results["claims"]) == 20
     assert {claim["verdict"] for claim in results["claims"]} <= {"holds", "holds in part", "does not hold"}
     page = (report / "claims.md").read_text()
     for claim in results["claims"]:
@@ -104,6 +104,51 @@ def test_verdicts_follow_from_the_numbers(results):
         sloped["is_at_rest"] and sloped["reached_axis"] > num / 2 and sloped["reached_both"] >= 0.95 * num,
     )
     assert verdict["flat canyons trap descent, sloped ones lead to the joint minimum"] == judged(*parts)
+
+
+def test_canyon_verdicts_follow_from_the_numbers(results):
+    verdict = {claim["name"]: claim["verdict"] for claim in results["claims"]}
+    found = results["canyons"]
+    own = [p for p in found["sphere"] if p["is_certified"] and not p["is_trivial"] and p["copy_of"] is None]
+    full = found["full"]
+    is_whole = full is not None and full["full_residual"] <= 0.1 * abs(full["slope"])
+    is_whole = is_whole and full["full_plane_eigenvalue"] > full["full_error"]
+    assert verdict["further out there are canyons, minima in all orthogonal directions"] == judged(
+        bool(own), len(own) >= 2, is_whole
+    )
+    merged = [path["merge_radius"][0] > 0 for path in found["paths"].values()]
+    assert verdict["canyons merge into one basin at a radius"] == judged(len(merged) >= 2, merged.count(False) <= 1)
+    slopes = [
+        min(p["slope_without_anchor"] for p in path["points"] if p["is_certified"] and p["radius"] >= 1.0)
+        for path in found["paths"].values()
+    ]
+    assert verdict["canyons are sloped, not flat"] == judged(*(slope > 0.01 for slope in slopes))
+    canyons = [p for p in found["sphere"] + found["shell"] if p["is_certified"] and not p["is_trivial"]]
+    canyons += [path["points"][-1] for path in found["paths"].values()]
+    named = [any(p["circuit"] == cue for p in canyons) for cue in ("number", "pattern")]
+    assert verdict["canyons execute different circuits"] == judged(*named)
+    assert verdict["the sloped cartoon's canyons are its axes"] == "holds"
+    basin = found["basin"]["losses"]
+    for p in canyons:
+        move = math.log(p["losses"]["number"] / p["losses"]["pattern"]) - math.log(basin["number"] / basin["pattern"])
+        if p["circuit"] is not None:
+            assert abs(move) > 1
+            assert p["answer_shift"][0] >= 0.1
+            assert p["answer_shift"][1] > 0
+        assert math.isclose(sum(p["followed"].values()), 1.0)
+
+
+def test_certified_points_of_the_network_are_cheap_and_continuous(results):
+    found = results["canyons"]
+    for p in found["sphere"] + found["shell"]:
+        assert p["residual"] <= p["tolerance"]
+        assert p["num_products"] <= 25
+    counts = [p["num_gradients"] for p in found["sphere"] + found["shell"]]
+    assert sum(counts) <= 25 * len(counts)
+    for path in found["paths"].values():
+        levels = [p["level"] for p in path["points"]]
+        assert levels == sorted(levels)
+        assert path["points"][0]["source"] == "followed"
 
 
 def test_the_center_of_each_scan_is_the_loss_at_the_minimum(results):

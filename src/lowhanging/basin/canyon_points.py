@@ -25,12 +25,11 @@ import torch
 from torch import Tensor
 
 from lowhanging.basin.conflict import ConflictControl
-from lowhanging.basin.eigenpairs import top_eigs
 from lowhanging.basin.naming import name_circuit
 from lowhanging.basin.shells import Shell
-from lowhanging.basin.stationary import Place, SphereSearch, TangentHessian, complement
+from lowhanging.basin.stationary import Place, SphereSearch, TangentHessian, complement, lowest_across
 from lowhanging.basin.subspace import Subspace
-from lowhanging.errors import NotConvergedError, explain
+from lowhanging.errors import explain
 from lowhanging.loss import Loss
 
 _APART = ("delta", "theta", "space")  # fields that are no record
@@ -264,26 +263,15 @@ def plane_certificate(shell: Shell, place: Place, tangent: TangentHessian) -> tu
 
 def _lowest_in_plane(loss: Loss, theta: Tensor, n: Tensor, scale: float) -> tuple[float, float, int]:
     """Smallest eigenvalue of P H P on the complement of n in all of weight space, its residual, products."""
-    lifted = _Lifted(loss, theta, n, 2.0 * scale)
-    try:
-        pairs = top_eigs(lifted, k=1, which="SA", tol=1e-3, progress=False)
-    except NotConvergedError as failure:
-        pairs = failure.result
-    return float(pairs.values[0]), float(pairs.residuals[0]), pairs.num_products
+    wide_n = n.to(loss.theta0.device).double()
 
-
-class _Lifted:
-    """P H P + lift n n^T: the plane's Hessian, its zero along n out of the way."""
-
-    def __init__(self, loss: Loss, theta: Tensor, n: Tensor, lift: float):
-        self.loss, self.theta, self.n, self.lift = loss, theta, n, lift
-        self.shape, self.dtype, self.device = (len(n), len(n)), theta.dtype, theta.device
-
-    def __matmul__(self, v: Tensor) -> Tensor:
+    def apply(v: Tensor) -> Tensor:
         wide = v.double()
-        along = self.n @ wide
-        image = self.loss.hvp(self.theta, (wide - along * self.n).to(self.theta)).double()
-        return (image - (self.n @ image) * self.n + self.lift * along * self.n).to(v.dtype)
+        image = loss.hvp(theta, (wide - (wide_n @ wide) * wide_n).to(theta)).double()
+        return (image - (wide_n @ image) * wide_n).to(v.dtype)
+
+    pairs = lowest_across(apply, wide_n.to(theta), max(scale, 1e-12), tol=1e-3)
+    return float(pairs.values[0]), float(pairs.residuals[0]), pairs.num_products
 
 
 def _evaluated(evaluate: Mapping[str, Loss], theta: Tensor) -> tuple[dict[str, float], dict[str, float]]:

@@ -10,14 +10,16 @@ quadratic would pass.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.optimize
 import torch
 from scipy.sparse.linalg import LinearOperator, minres
 
-from lowhanging.basin.eigenpairs import top_eigs
+from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.shells import Array, Shell
 from lowhanging.errors import NotConvergedError
 
@@ -105,11 +107,10 @@ class TangentHessian:
         """The lowest pair by Lanczos, where there is no matrix."""
         if hasattr(self, "values"):
             return
-        shift = max(1.0, float(np.max(self.shell.curvatures, initial=0.0)) / self.shell.floor)
-        try:
-            pairs = top_eigs(_Lifted(self, 2.0 * shift), k=1, which="SA", tol=1e-4, progress=False)
-        except NotConvergedError as failure:
-            pairs = failure.result
+        is_single = self.shell.theta0.dtype == torch.float32  # the map is as accurate as its products
+        normal = self.place.normal.astype(np.float32 if is_single else np.float64)
+        scale = max(1.0, float(np.max(self.shell.curvatures, initial=0.0)) / self.shell.floor)
+        pairs = lowest_across(lambda v: self.apply(v.astype(np.float64)).astype(v.dtype), normal, scale, tol=1e-4)
         self.values, self.vectors = pairs.values.numpy(), pairs.vectors.numpy().T.astype(np.float64)
         self.error = float(pairs.residuals[0])
 
@@ -142,17 +143,32 @@ class TangentHessian:
 
 
 class _Lifted:
-    """The tangent Hessian with its zero along n lifted out of the way, as a map for `top_eigs`."""
+    """A map that is zero along a unit vector n, with that zero lifted out of the way: v -> A v + lift n n^T v."""
 
-    def __init__(self, tangent: TangentHessian, lift: float):
-        self.tangent, self.lift = tangent, lift
-        self.shape = (tangent.shell.dim, tangent.shell.dim)
-        is_single = tangent.shell.theta0.dtype == torch.float32
-        self.dtype = np.dtype("float32" if is_single else "float64")  # as accurate as its products
+    def __init__(self, apply: Callable[[Any], Any], normal: Any, lift: float):
+        self.apply, self.normal, self.lift = apply, normal, lift
+        self.shape, self.dtype = (len(normal), len(normal)), normal.dtype
+        self.device = getattr(normal, "device", None) if isinstance(normal, torch.Tensor) else torch.device("cpu")
 
-    def __matmul__(self, v: Array) -> Array:
-        n, wide = self.tangent.place.normal, v.astype(np.float64)
-        return np.asarray(self.tangent.apply(wide) + self.lift * (n @ wide) * n).astype(self.dtype)
+    def __matmul__(self, v: Any) -> Any:
+        return self.apply(v) + self.lift * (self.normal @ v) * self.normal
+
+
+def lowest_across(apply: Callable[[Any], Any], normal: Any, scale: float, *, tol: float) -> Eigenpairs:
+    """The smallest eigenpair of a map on the complement of a unit vector along which it is zero, as far as it is found.
+
+    Both are in NumPy or both in torch; `scale` is a guess at the largest eigenvalue. Its residual says how right it is.
+    """
+    lift = 2.0 * scale
+    while True:
+        try:
+            pairs = top_eigs(_Lifted(apply, normal, lift), k=1, which="SA", tol=tol, progress=False)
+        except NotConvergedError as failure:
+            pairs = failure.result
+        way = torch.as_tensor(normal).cpu().double()
+        if abs(float(pairs.vectors[0].double() @ way)) < 0.5 or lift > 2.0 * abs(pairs.other_end):
+            return pairs  # else everything lies above the lifted zero, which was found instead
+        lift = 4.0 * max(abs(pairs.other_end), lift)
 
 
 class SphereSearch:

@@ -17,7 +17,18 @@ import torch
 
 from lowhanging._version import __version__
 from lowhanging.errors import NotConvergedError, check_count, check_writable_folder
-from lowhanging.reproduce import cartoons, curvature, figures, learning, modular, planes, redundancy, report, steering
+from lowhanging.reproduce import (
+    canyons,
+    cartoons,
+    curvature,
+    figures,
+    learning,
+    modular,
+    planes,
+    redundancy,
+    report,
+    steering,
+)
 from lowhanging.reproduce.claims import Claim
 
 DEFAULT_EPOCHS = 60
@@ -73,6 +84,7 @@ def reproduce(options: argparse.Namespace) -> int:
     toy = _timed("toy sum", seconds, redundancy.measure)
     descents = _timed("cartoons", seconds, cartoons.measure)
     near_and_far = _timed("planes of the two steering directions", seconds, lambda: planes.measure(trained, steered))
+    channels = _timed("canyons", seconds, lambda: canyons.measure(trained, steered))
     formed = _timed("modular addition, many seeds", seconds, modular.measure)
     claims = [
         *learning.claims(trained),
@@ -81,6 +93,7 @@ def reproduce(options: argparse.Namespace) -> int:
         *redundancy.claims(toy),
         *cartoons.claims(descents),
         *planes.claims(near_and_far),
+        *canyons.claims(channels),
         *modular.claims(formed),
     ]
     results = {
@@ -92,6 +105,7 @@ def reproduce(options: argparse.Namespace) -> int:
         "toy_sum": redundancy.numbers(toy),
         "cartoons": cartoons.numbers(descents),
         "planes": planes.numbers(near_and_far),
+        "canyons": canyons.numbers(channels),
         "modular": modular.numbers(formed),
         "claims": [dataclasses.asdict(claim) for claim in claims],
     }
@@ -99,7 +113,9 @@ def reproduce(options: argparse.Namespace) -> int:
         {}
         if options.no_figures
         else _timed(
-            "figures", seconds, lambda: figures.figures(trained, pairs, steered, descents, near_and_far, formed)
+            "figures",
+            seconds,
+            lambda: figures.figures(trained, pairs, steered, descents, near_and_far, channels, formed),
         )
     )
     results["seconds"] = seconds

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 from lowhanging import plots
 from lowhanging.basin.eigenpairs import Eigenpairs
 from lowhanging.basin.planes import PlaneSlice
 from lowhanging.circuits.fourier import circle_score, fourier_modes
 from lowhanging.plots.panels import Drawing
+from lowhanging.reproduce.canyons import Canyons
 from lowhanging.reproduce.cartoons import Cartoons, Descents
 from lowhanging.reproduce.learning import Learning
 from lowhanging.reproduce.modular import Modular
@@ -24,6 +25,8 @@ FIGURE_NAMES = {
     "overlaps.png",
     "planes.png",
     "cartoons.png",
+    "canyons.png",
+    "circuits.png",
 }
 
 
@@ -33,6 +36,7 @@ def figures(
     steered: list[Steered],
     cartoons: Cartoons,
     planes: Planes,
+    canyons: Canyons,
     modular: Modular,
 ) -> dict[str, bytes]:
     """File name -> PNG."""
@@ -57,6 +61,7 @@ def figures(
     last = embeddings[-1]
 
     return {
+        "canyons.png": _canyons(canyons),
         "circuits.png": plots.panels(
             [
                 [
@@ -97,6 +102,28 @@ def figures(
             height=5,
         ),
     }
+
+
+def _canyons(canyons: Canyons) -> bytes:
+    """Floors, slopes and fan of the branches that were followed, the losses along each, the plane through two."""
+    paths, plane = canyons.paths, canyons.plane
+
+    if not paths:
+        return plots.panels([[lambda ax: plots.canyon_depths(canyons.shell, ax)]], width=7, height=4.5)
+
+    def along(name: str, quantity: Literal["loss", "followed"] = "loss") -> Drawing:
+        return lambda ax: plots.canyon_losses(paths[name], ax, quantity=quantity).set_title(name)
+
+    second = [along(name) for name in paths]
+    if plane is not None:
+        second.insert(0, lambda ax: plots.plane_slice(plane, ax, name="mixed"))
+    second += [along(name, "followed") for name in paths] + [lambda ax: plots.canyon_depths(canyons.shell, ax)]
+    first: list[Drawing] = [
+        lambda ax: plots.canyon_floor(paths, ax, bowl=True),
+        lambda ax: plots.canyon_floor(paths, ax, quantity="slope_without_anchor"),
+        lambda ax: plots.canyon_fan(paths, ax, quantity="asymmetry", cues=("number", "pattern")),
+    ]
+    return plots.panels([first, second[:3]], width=17, height=9)
 
 
 def _on_one_scale(plane: PlaneSlice) -> list[Drawing]:
