@@ -2,12 +2,15 @@
 
 Lines and paths (`line_slice`, `path_slice`), planes (`plane_slice`, `plane_slices`, `surface`, `interactive`), what
 runs over them (`trajectory`, `descents`), `animation` of slices over training, curvature (`spectra`,
-`spectral_density`, `effective_dimension`), `overlaps`, circuits (`circles`, `circles_animation`, `modes`) and when they
-formed (`births`, `birth_intensity`, `survival`), `training_run`, `paired_images`; `panels` sets several drawings side
-by side.
+`spectral_density`, `effective_dimension`), `overlaps`, canyons (`canyon_floor`, `canyon_losses`, `canyon_fan`,
+`canyon_depths`), circuits (`circles`, `circles_animation`, `modes`) and when they formed (`births`, `birth_intensity`,
+`survival`), `training_run`, `paired_images`; `panels` sets several drawings side by side.
 """
 
 from lowhanging.plots.animation import animation
+from lowhanging.plots.canyon_depths import canyon_depths
+from lowhanging.plots.canyon_fan import canyon_fan
+from lowhanging.plots.canyons import canyon_floor, canyon_losses
 from lowhanging.plots.circles import circles, circles_animation, modes
 from lowhanging.plots.curvature import effective_dimension, spectra, spectral_density
 from lowhanging.plots.descents import descents
@@ -26,6 +29,10 @@ __all__ = [
     "animation",
     "birth_intensity",
     "births",
+    "canyon_depths",
+    "canyon_fan",
+    "canyon_floor",
+    "canyon_losses",
     "circles",
     "circles_animation",
     "circuit_ablation",
