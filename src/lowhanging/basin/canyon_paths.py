@@ -44,6 +44,7 @@ class CanyonPath(Sequence[CanyonPoint]):
     events: tuple[CanyonEvent, ...]  # ascending
     metric: str
     losses: dict[str, float]  # of every evaluated objective, at theta0
+    accuracies: dict[str, float]
     followed: dict[str, float]
     to: tuple[float, ...]
     step: float  # largest step of rho: r, or sqrt(2 E)
@@ -120,7 +121,7 @@ class CanyonPath(Sequence[CanyonPoint]):
 
 
 _PLAIN = (
-    "metric", "losses", "followed", "to", "step", "rtol", "is_complete", "num_gradients", "num_products", "seconds"
+    "metric", "losses", "accuracies", "followed", "to", "step", "rtol", "is_complete", "num_gradients", "num_products", "seconds"
 )  # fmt: skip
 
 
@@ -214,6 +215,7 @@ def trace_canyon(
         events=tuple(sorted(tracer.events, key=lambda event: event.low)),
         metric=point.metric,
         losses=around.losses,
+        accuracies=around.accuracies,
         followed=around.followed,
         to=goals,
         step=longest,

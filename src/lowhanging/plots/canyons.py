@@ -137,8 +137,8 @@ def canyon_losses(
     Args:
         path: what `lh.trace_canyon(..., evaluate=...)` returned.
         ax: where to draw; None makes a figure.
-        quantity: "loss"; "accuracy" in percent, whose value at the minimum a path does not hold; or "followed", the
-            shares of the answers on conflict inputs that follow each cue and neither.
+        quantity: "loss"; "accuracy" in percent; or "followed", the shares of the answers on conflict inputs that
+            follow each cue and neither.
         log: logarithmic axis for the losses.
 
     Returns:
@@ -197,7 +197,7 @@ def _evaluated(path: CanyonPath, quantity: str) -> tuple[dict[str, Array], dict[
         received = f"is {quantity!r} for a path that holds none"
         held = [name for name, part in (("loss", path[0].losses), ("followed", path[0].followed)) if part]
         raise ValueError(explain("quantity", received, f"one of {held or 'those evaluated'}", _MISSING[quantity]))
-    starts = {"loss": path.losses, "accuracy": {}, "followed": path.followed}[quantity]
+    starts: dict[str, float] = getattr(path, field)
     rows = {name: factor * np.array([column[name] for column in columns]) for name in columns[0]}
     return rows, {name: factor * value for name, value in starts.items()}
 
