@@ -121,7 +121,8 @@ class CanyonPath(Sequence[CanyonPoint]):
 
 
 _PLAIN = (
-    "metric", "losses", "accuracies", "followed", "to", "step", "rtol", "is_complete", "num_gradients", "num_products", "seconds"
+    "metric", "losses", "accuracies", "followed", "to", "step", "rtol", "is_complete", "num_gradients", "num_products",
+    "seconds",
 )  # fmt: skip
 
 
