@@ -119,8 +119,9 @@ class Tracer:
         left = goal - self.place.radius
         is_last = abs(left) <= self.length * (1 + 1e-9)
         radius = goal if is_last else self.place.radius + np.sign(left) * self.length
-        spot, how = self._step((self.place, self.tangent), radius)
-        if how != "smooth" and self.length / 2 >= self.longest / _SMALLEST:
+        can_halve = self.length / 2 >= self.longest / _SMALLEST
+        spot, how = self._step((self.place, self.tangent), radius, is_last_try=not can_halve)
+        if how != "smooth" and can_halve:
             self.length = min(self.length, abs(left)) / 2
             return
         if spot is None:
@@ -180,20 +181,23 @@ class Tracer:
             self.length, self.newest = self.longest, 0
             self._stand(self.first)
 
-    def _step(self, spot: Spot, radius: float) -> tuple[Spot | None, str]:
+    def _step(self, spot: Spot, radius: float, *, is_last_try: bool) -> tuple[Spot | None, str]:
         """The stationary point of the next sphere near the prediction, and how it continues the branch.
 
         "smooth"; "bend": the branch turns ever faster, as before a fold; "merge": onto one that turns less, as beyond a
-        fork; "lost", and None, where nothing of the same kind is near.
+        fork; "lost", and None, where nothing of the same kind is near. The last two are told apart only in a last try.
         """
         place, tangent = spot
         self._scale(tangent, radius)
         predicted = place.y + (radius - place.radius) * along(tangent)
-        found, its_tangent = self.search.newton(self.search.place(predicted, radius), tangent)
+        found, used = self.search.approach(self.search.place(predicted, radius), tangent)
         travelled = _angle(found.y, place.y)
         if not self.search.is_stationary(found) or travelled > _FARTHEST:
             return None, "lost"
         allowed = _AGREE * travelled + _AGREE_FLOOR
+        if _angle(found.y, predicted) > allowed and not is_last_try:
+            return None, "lost"  # for a shorter step: its certificate is not worth a Hessian
+        its_tangent = used if used.place is found else TangentHessian(self.shell, found)
         back = found.y + (place.radius - radius) * along(its_tangent)
         if max(_angle(found.y, predicted), _angle(back, place.y)) <= allowed:
             return (found, its_tangent), "smooth"
@@ -216,7 +220,7 @@ class Tracer:
             root += 0.4 * width * np.sign(b - a) * (1.0 if abs(root - a) < abs(b - root) else -1.0)
             root = min(max(root, min(a, b) + 0.05 * abs(b - a)), max(a, b) - 0.05 * abs(b - a))
             near = low if abs(root - a) < abs(b - root) else high
-            found, how = self._step(near[0], root)
+            found, how = self._step(near[0], root, is_last_try=False)
             if found is None or how != "smooth":
                 break
             at = found[1].lowest if kind == "crossing" else plane_certificate(self.shell, *found)[0]

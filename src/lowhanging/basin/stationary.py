@@ -253,13 +253,17 @@ class SphereSearch:
             place = self.descend(min(turned, key=lambda found: found.value).y, radius)
         return place, tangent
 
-    def newton(self, place: Place, tangent: TangentHessian | None = None) -> tuple[Place, TangentHessian]:
+    def newton(self, place: Place) -> tuple[Place, TangentHessian]:
+        """`approach`, and the tangent Hessian of the point reached, for its certificate."""
+        place, tangent = self.approach(place, TangentHessian(self.shell, place))
+        return place, tangent if tangent.place is place else TangentHessian(self.shell, place)
+
+    def approach(self, place: Place, tangent: TangentHessian) -> tuple[Place, TangentHessian]:
         """Newton steps towards the stationary point nearby, of any kind, each shortened until the residual falls.
 
-        The Hessian of one step serves the next as long as steps with it divide the residual by ten; so does `tangent`,
-        that of a neighbour. What is returned with the point is its own, one more Hessian for the certificate.
+        The Hessian of one step serves the next as long as steps with it divide the residual by ten; so does `tangent`
+        at first, that of the place or of a neighbour. The last one used is returned with the point.
         """
-        tangent = tangent or TangentHessian(self.shell, place)
         radius = place.radius
         for _ in range(_MAX_NEWTON):
             if self.is_stationary(place):
@@ -282,7 +286,7 @@ class SphereSearch:
             place = trial
             if is_slow and not self.is_stationary(place):
                 tangent = TangentHessian(self.shell, place)
-        return place, tangent if tangent.place is place else TangentHessian(self.shell, place)
+        return place, tangent
 
     def any_kind(self, y: Array, radius: float, num_steps: int = 60) -> tuple[Place, TangentHessian]:
         """A stationary point of any kind: Levenberg and Marquardt's steps on |P g|^2, then Newton."""

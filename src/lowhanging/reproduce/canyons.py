@@ -30,10 +30,10 @@ from lowhanging.reproduce.learning import CUES, Learning
 from lowhanging.reproduce.steering import Steered
 from lowhanging.toys import sloped_canyons
 
-NUM_IMAGES = 800
+NUM_IMAGES = 600
 OWN, PER_CUE = 10, 5  # eigenvectors of the loss itself, and of each single-cue loss
 RADIUS = 3.0  # of the sphere that is searched
-INNER, STEP = 0.4, 0.4  # branches are followed inwards from there
+INNER, STEP = 0.5, 0.5  # branches are followed inwards from there
 ENERGY = 0.3  # of the energy shell that is searched
 SPHERE_STARTS, SHELL_STARTS = 10, 4  # random ones; on the shell the steering directions are aimed at too, both ways
 NUM_BRANCHES = 2  # followed
