@@ -13,6 +13,7 @@ from lowhanging.errors import check_real, check_vector
 from lowhanging.loss import Loss, check_loss, check_rows, own_vector
 from lowhanging.objective import Objective
 from lowhanging.parameters import ParameterSpace
+from lowhanging.ranks import Ranks
 
 
 class AnchoredObjective:
@@ -50,6 +51,11 @@ class AnchoredObjective:
     def space(self) -> ParameterSpace:
         """Theta <-> named tensors, where the loss has them."""
         return cast(Objective, self.unanchored).space
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The processes that share its examples; None where this one has all."""
+        return getattr(self.unanchored, "ranks", None)
 
     @property
     def engine(self) -> str:

@@ -9,6 +9,7 @@ a sum over examples, so the cut changes nothing but rounding.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import pickle
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lowhanging.errors import check_count, check_finite, explain
+from lowhanging.results import digest
 
 _MICRO_BATCH_BYTES = 2**20  # of inputs: 334 images of 28 x 28 in float32
 _KINDS = "a DataLoader, an iterable of batches, a map-style Dataset or a tuple (inputs, targets) of tensors"
@@ -36,13 +38,29 @@ class Batches:
         micro_batch: examples per micro-batch; None chooses by the size of an example. With a loader whose batches
             can't be joined (no common first dimension, or shapes that differ), its own batches are used.
         cache: False re-reads `data` on every pass and checks that the passes agree.
+        shard: (i, n) keeps example i, i + n, i + 2 n ... of all that is read, or those batches where they can't be
+            joined or are not kept; and a digest of all is taken. None keeps everything and takes none.
+
+    Attributes:
+        num_batches, num_examples: of what is kept.
+        num_read: examples in all that was read; 0 without a shard.
+        digest: of all that was read, in order; "" without a shard.
 
     Raises:
         ValueError, TypeError: no batch in it, not a data set, NaN or inf, an iterator with cache=False.
         RuntimeError: with cache=False, two passes differed.
     """
 
-    def __init__(self, data: Any, *, device: torch.device, dtype: torch.dtype, micro_batch: int | None, cache: bool):
+    def __init__(
+        self,
+        data: Any,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        micro_batch: int | None,
+        cache: bool,
+        shard: tuple[int, int] | None = None,
+    ):
         if micro_batch is not None:
             check_count("micro_batch", micro_batch, remedy="Leave it out: the engine chooses one that fits the cache.")
         self._source = _as_batches(data, micro_batch or 256)
@@ -50,6 +68,8 @@ class Batches:
         self._fingerprint: tuple[float, ...] | None = None
         self._kept: list[Any] | None = None
         self._num_passes = 0
+        self._shard = shard
+        self.num_read, self.digest = 0, ""
         if cache:
             self._kept = self._recut(list(self._read()))
         elif isinstance(self._source, Iterator):
@@ -65,6 +85,10 @@ class Batches:
         if cache is False:
             for _ in self:  # the second pass, compared with the first
                 pass
+        if self.num_batches == 0 and self.num_read and shard is not None:
+            received = f"is too little for {shard[1]} processes: nothing is left for number {shard[0]}"
+            remedy = "Start fewer processes, cut the data into more batches, or pass distributed=False."
+            raise ValueError(explain("data", received, "an example or a batch for each", remedy))
         if self.num_batches == 0:
             raise ValueError(
                 explain("data", "holds no batch", "at least one example", "Check the loader's data set and drop_last.")
@@ -75,9 +99,11 @@ class Batches:
             yield from self._kept
             return
         seen: list[float] = []
-        for batch in self._read():
+        first, step = self._shard or (0, 1)
+        for index, batch in enumerate(self._read()):
             seen.append(_fingerprint(batch))
-            yield batch
+            if index % step == first:
+                yield batch
         if self._fingerprint is None:
             self._fingerprint = tuple(seen)
         elif self._fingerprint != tuple(seen):
@@ -105,7 +131,15 @@ class Batches:
                 inner = _random_states()
             batch = self._move(batch)
             if num_examples(batch):
+                if self._shard is not None and self._num_passes == 1:
+                    self._note(batch)
                 yield batch
+
+    def _note(self, batch: Any) -> None:
+        """Take a batch of the first pass into the digest."""
+        self.num_read += num_examples(batch)
+        tensors = [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
+        self.digest = hashlib.sha256(f"{self.digest} {digest(*tensors)}".encode()).hexdigest()[:16]
 
     def _move(self, batch: Any) -> Any:
         leaves, spec = tree_flatten(tree_map(_plain, batch))
@@ -134,12 +168,17 @@ class Batches:
 
     def _recut(self, batches: list[Any]) -> list[Any]:
         whole = joined(batches)
+        first, step = self._shard or (0, 1)
         if whole is None:
             return [
-                tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch) for batch in batches
+                tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
+                for batch in batches[first::step]
             ]
         leaves, spec = tree_flatten(whole)
+        leaves = [leaf[first::step] for leaf in leaves] if step > 1 else leaves
         total = leaves[0].shape[0]
+        if total == 0:
+            return []
         size = self._wanted or _micro_batch_size(leaves, total)
         # clone: a micro-batch must not be a view into the user's own tensors, which may change later.
         cuts = [leaf.split(size) if total > size else (leaf,) for leaf in leaves]

@@ -29,6 +29,7 @@ from lowhanging.errors import NotSmoothWarning, check_finite, explain
 from lowhanging.layers import Finding, differentiable_kernels, findings
 from lowhanging.parameters import ParameterSpace
 from lowhanging.private_copy import copied, own_function, private_copy, widened
+from lowhanging.ranks import Ranks, Sums, over_ranks
 
 LossFn = Callable[[Any, Any], Tensor]
 BatchLoss = Callable[[Any, Any], tuple[Tensor, Any]]
@@ -51,6 +52,8 @@ class ModelLoss:
         device: torch.device | str | None,
         cache: bool,
         micro_batch: int | None,
+        ranks: Ranks | None = None,
+        shard: tuple[int, int] | None = None,
     ):
         if loss_fn is not None and batch_loss is not None:
             raise ValueError(
@@ -64,8 +67,9 @@ class ModelLoss:
         self._batch_loss = own_function("batch_loss", batch_loss, self.space.device)
         function = self.loss_fn if batch_loss is None else batch_loss
         self.name = getattr(function, "__name__", type(function).__name__)
+        self.ranks = ranks
         batches = Batches(
-            data, device=self.space.device, dtype=self.space.dtype, micro_batch=micro_batch, cache=cache
+            data, device=self.space.device, dtype=self.space.dtype, micro_batch=micro_batch, cache=cache, shard=shard
         )  # fmt: skip
         self.batches: Iterable[Any] = batches
         self.num_examples = batches.num_examples
@@ -108,17 +112,23 @@ class ModelLoss:
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
         """Mean loss (float64 scalar, summed as in `Products.value`) and accuracy."""
         tally = Tally()
-        with self.context(), torch.no_grad():
+
+        def sums() -> Sums:
             total, count = torch.zeros((), dtype=torch.float64, device=theta.device), 0.0
             for batch in self.batches:
                 part, terms = self(theta, batch, tally)
                 total += part
                 count += float(terms)
-            return total / count, tally.accuracy
+            return [total, count, float(tally.num_right), tally.num_targets], []
+
+        with self.context(), torch.no_grad():
+            (total, count, num_right, num_targets), _ = over_ranks(self.ranks, "a value and an accuracy", sums, theta)
+            return total / count, num_right / num_targets if num_targets else None
 
     def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean losses (b,) float64 and accuracies (b,) or None at the rows of thetas (b, p), by `torch.vmap`."""
-        with self.context(), torch.no_grad():
+
+        def sums() -> Sums:
             zeros = torch.zeros(len(thetas), dtype=torch.float64, device=thetas.device)
             total, count, right, num_targets = zeros.clone(), zeros.clone(), zeros.clone(), 0
             for batch in self.batches:
@@ -133,6 +143,10 @@ class ModelLoss:
                 count += terms
                 right += num_right.to(right)
                 num_targets += tally.num_targets
+            return [num_targets], [total, count, right]
+
+        with self.context(), torch.no_grad():
+            (num_targets,), (total, count, right) = over_ranks(self.ranks, "values and accuracies", sums, thetas)
             return total / count, right / num_targets if num_targets else None
 
     def mean(self, theta: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ objective is made. Every tool of the library takes any of the three.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable, Collection
@@ -25,6 +26,8 @@ from lowhanging.loss import check_rows, own_vector
 from lowhanging.model_loss import BatchLoss, LossFn, ModelLoss
 from lowhanging.output_loss import OutputLoss
 from lowhanging.products import DEFAULT_KEEP_BYTES, ENGINES, Engine, Products
+from lowhanging.ranks import find_ranks
+from lowhanging.shards import SHARDS, Shards, agree, check_given, check_unwrapped
 
 
 class Objective:
@@ -50,23 +53,32 @@ class Objective:
         engine: how Hessian products are computed, see `products.py`; `objective.engine` says what runs.
         keep_bytes: budget in bytes for what is kept between products at one theta; Gauss-Newton products have another
             one of the same size.
+        distributed: None shares the examples among all ranks where `torch.distributed` is initialised; True does, or
+            raises; False keeps them all in this process; a process group shares them among its members. With shared
+            examples, *every rank makes the objective and makes the same calls*, and gets the same numbers.
+        shards: "split" where every rank has all of the data: rank r of n takes example r, r + n, ... of them, or these
+            batches where they can't be joined or `cache=False`. "given" where every rank has its own part.
 
     Attributes:
         theta0: (p,) the weights when the objective was made.
         space: the ParameterSpace, theta <-> named tensors.
-        batches: the micro-batches, the same on every pass.
-        num_examples: examples in the data set.
+        batches: the micro-batches, the same on every pass; with several ranks, those of this one.
+        num_examples: examples in the data set, those of all ranks.
+        ranks: the processes that share them, "rank 0 of 2"; None where this one has all.
 
     Raises:
         ValueError, TypeError: empty or unusable data, NaN or inf in data or weights, targets out of range, nothing
-            trainable, a random or batch-dependent layer in use, a device that isn't there, a loss that is not a mean.
+            trainable, a random or batch-dependent layer in use, a device that isn't there, a loss that is not a mean;
+            ranks whose model, weights, loss or data do not fit together (on every rank).
+        RuntimeError: another rank failed, or did not make the objective within ten minutes.
 
     Warns:
         NotSmoothWarning: once per objective, naming the layers with kinks (ReLU, max-pool).
 
     Cost:
         one read of the data, a gradient and four values on the first micro-batch; three values on every other one where
-        a `loss_fn` of your own meets integer targets, which it may ignore or weigh. Products: see `hvp`.
+        a `loss_fn` of your own meets integer targets, which it may ignore or weigh. Products: see `hvp`. With several
+        ranks, a SHA-256 of the data, and for each product a message of 56 bytes and 8 p bytes from every rank.
 
     Source:
         Pearlmutter (1994), "Fast exact multiplication by the Hessian".
@@ -85,11 +97,20 @@ class Objective:
         micro_batch: int | None = None,
         engine: Engine = "auto",
         keep_bytes: int = DEFAULT_KEEP_BYTES,
+        distributed: bool | torch.distributed.ProcessGroup | None = None,
+        shards: Shards = "split",
     ):
         check_choice("mode", mode, ("eval", "as_is"))
         check_choice("engine", engine, ENGINES)
         check_real("keep_bytes", keep_bytes, minimum=0, remedy="Pass bytes: 2 * 2**30 is the default.")
-        with torch.inference_mode(False):  # tensors made in it could enter no gradient
+        check_choice("shards", shards, SHARDS)
+        self.ranks = find_ranks(distributed)
+        shard = None if self.ranks is None else (self.ranks.rank, self.ranks.size) if shards == "split" else (0, 1)
+        together = contextlib.nullcontext() if self.ranks is None else self.ranks.making()
+        with together, torch.inference_mode(False):  # tensors made in inference mode could enter no gradient
+            check_unwrapped(model)
+            if shards == "given":
+                check_given(data)
             self._terms = ModelLoss(
                 model,
                 data,
@@ -99,8 +120,12 @@ class Objective:
                 device=device,
                 cache=cache,
                 micro_batch=micro_batch,
+                ranks=self.ranks,
+                shard=shard,
             )
         self.batches, self.num_examples = self._terms.batches, self._terms.num_examples
+        if self.ranks is not None:
+            self.num_examples = agree(self.ranks, self._terms, shards)
         self._settings: dict[str, Any] = {"engine": engine, "keep_bytes": keep_bytes}
         self._take(self._terms)
 
@@ -108,11 +133,14 @@ class Objective:
         """Be the loss that these terms add up to, around their theta0."""
         self._terms, self.space, self._theta0 = terms, terms.space, terms.theta0
         self._outputs = OutputLoss(terms)
-        summed = functools.partial(Products, terms, terms.batches, context=terms.context, **self._settings)
+        summed = functools.partial(
+            Products, terms, terms.batches, context=terms.context, ranks=terms.ranks, **self._settings
+        )
         self._products, self._gauss_newton = summed(), summed(matrix=GaussNewtonOfBatch(self._outputs))
 
     def __repr__(self) -> str:
         size = f"{self.num_params:,} parameters, {self.num_examples:,} examples"
+        size += f", {self.ranks}" if self.ranks is not None else ""
         how = f"{self._terms.name}, mode={self._terms.mode!r}, engine={self.engine!r}"
         return f"Objective({self.space.owner}, {size}, {how})"
 
@@ -200,7 +228,14 @@ class Objective:
         return self._terms.model_at(self._checked(theta))
 
     def in_double(self) -> Callable[[Tensor], Tensor]:
-        """L as a float64 torch function of theta (p,), differentiable by autograd: for the oracles of `testing`."""
+        """L as a float64 torch function of theta (p,), differentiable by autograd: for the oracles of `testing`.
+
+        Raises:
+            ValueError: other ranks hold a part of the data.
+        """
+        if self.ranks is not None:
+            received = f"is shared ({self.ranks})"
+            raise ValueError(explain("the loss", received, "all data in one process", "Pass distributed=False."))
         with torch.inference_mode(False):
             return self._terms.in_double().mean
 

@@ -27,6 +27,7 @@ from lowhanging.batch_matrices import BatchMatrix, HessianOfBatch, LossSum, pull
 from lowhanging.blocks import LOOP, Way, quicker_way
 from lowhanging.engines import GraphEngine, ProductEngine, SplitEngine
 from lowhanging.errors import explain
+from lowhanging.ranks import Ranks, Sums, over_ranks
 from lowhanging.split_graph import CannotSplitError
 
 Engine = Literal["auto", "split graph", "kept graph", "double backward"]
@@ -48,6 +49,7 @@ class Products:
         keep_bytes: budget for what is kept between products at one theta; batches beyond it are recomputed.
         context: a context manager factory around every evaluation (switches off kernels that can't be differentiated).
         matrix: which one; by default the Hessian.
+        ranks: the processes that hold the other batches; every method is then called by all of them alike.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Products:
         keep_bytes: int = DEFAULT_KEEP_BYTES,
         context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         matrix: BatchMatrix | None = None,
+        ranks: Ranks | None = None,
     ):
         self._loss_sum = loss_sum
         self._batches = batches
@@ -66,6 +69,7 @@ class Products:
         self._keep_bytes = keep_bytes
         self._context = context
         self._matrix = HessianOfBatch(loss_sum) if matrix is None else matrix
+        self._ranks = ranks
         self._engine: ProductEngine | None = None
         self._ways: dict[str, Way] = {}  # how blocks of vectors are multiplied, by what was asked for
         self._theta: Tensor | None = None  # where the last product was taken, and so what `_kept` belongs to
@@ -80,18 +84,23 @@ class Products:
 
     def value(self, theta: Tensor) -> Tensor:
         """Mean loss, a float64 scalar."""
-        with self._context(), torch.no_grad():
+
+        def sums() -> Sums:
             total, count = _zero(theta), 0.0
             for batch in self._batches:
                 part, terms = self._loss_sum(theta, batch)
                 total += part
                 count += float(terms)
-            self._count = count
-            return total / count
+            return [total, count], []
+
+        with self._context(), torch.no_grad():
+            (total, self._count), _ = over_ranks(self._ranks, "a value", sums, theta)
+            return cast(Tensor, total / self._count)
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss (float64 scalar) and its gradient (p,), in theta's dtype."""
-        with self._context(), torch.enable_grad():
+
+        def sums() -> Sums:
             total, gradient, count = _zero(theta), _zero(theta, theta.numel()), 0.0
             for batch in self._batches:
                 point = theta.detach().requires_grad_()
@@ -99,6 +108,10 @@ class Products:
                 total += part.detach()
                 gradient += pulled([part], [point], [torch.ones_like(part)])[0]
                 count += float(terms)
+            return [total, count], [gradient]
+
+        with self._context(), torch.enable_grad():
+            (total, count), (gradient,) = over_ranks(self._ranks, "a gradient", sums, theta)
             return total / count, (gradient / count).to(theta.dtype)
 
     def product(self, theta: Tensor, v: Tensor, block: str = "auto") -> Tensor:
@@ -111,7 +124,7 @@ class Products:
         """
         with self._context():
             if self._engine is None:
-                self._engine = self._choose(theta)
+                self._engine = self._agreed_engine(theta)
             is_second = self._theta is not None and torch.equal(theta, self._theta)
             if not is_second:
                 self.release()
@@ -120,7 +133,7 @@ class Products:
             if len(rows) < 2:
                 return self._mean(self._engine, theta, rows, LOOP, keep=is_second).reshape(v.shape)
             if block not in self._ways:
-                self._ways[block] = quicker_way(self._engine, theta, self._batches, rows, block)
+                self._ways[block] = self._agreed_way(self._engine, theta, rows, block)
             return self._mean(self._engine, theta, rows, self._ways[block], keep=True)
 
     def block(self, wanted: str = "auto") -> str:
@@ -135,7 +148,16 @@ class Products:
         """The products of rows (b, p), summed over the batches and divided by the count once."""
         if self._count is None:
             self.value(theta)
-        count = cast(float, self._count)
+
+        def sums() -> Sums:
+            return [], [self._sum(engine, theta, rows, way, keep=keep)]
+
+        question = f"a product of the {type(self._matrix).__name__.removesuffix('OfBatch')}"
+        _, (total,) = over_ranks(self._ranks, question, sums, theta, rows)
+        return (total / cast(float, self._count)).to(theta.dtype)
+
+    def _sum(self, engine: ProductEngine, theta: Tensor, rows: Tensor, way: Way, *, keep: bool) -> Tensor:
+        """The products of rows (b, p), summed over the batches that are here."""
         total = _zero(theta, *rows.shape)
         used = sum(size for _, size in self._kept.values())
         is_full = not (keep and engine.keeps)
@@ -149,7 +171,35 @@ class Products:
                     self._kept[index] = (prepared, size)
                     used += size
             total += way.products(engine, prepared, rows, again=engine.keeps)
-        return (total / count).to(theta.dtype)
+        return total
+
+    def _agreed_engine(self, theta: Tensor) -> ProductEngine:
+        """The engine that is right on the batches of every rank."""
+        if self._ranks is None:
+            return self._choose(theta)
+        chosen: list[ProductEngine] = []
+
+        def choose() -> int:
+            chosen.append(self._choose(theta))
+            return ENGINES.index(chosen[0].name)
+
+        name = ENGINES[self._ranks.highest("an engine", choose, theta)]
+        if name == chosen[0].name:
+            return chosen[0]
+        self.fallback_reason = f"{chosen[0].name} is right here, but not on another rank"
+        return GraphEngine(self._matrix, keeps=name == "kept graph")
+
+    def _agreed_way(self, engine: ProductEngine, theta: Tensor, rows: Tensor, block: str) -> Way:
+        """How all ranks multiply blocks: at once only where that is quicker, and right, on every one."""
+        if self._ranks is None:
+            return quicker_way(engine, theta, self._batches, rows, block)
+        chosen: list[Way] = []
+
+        def choose() -> int:
+            chosen.append(quicker_way(engine, theta, self._batches, rows, block))
+            return int(chosen[0].name == "loop")
+
+        return LOOP if self._ranks.highest("a way to multiply blocks", choose, theta, rows) else chosen[0]
 
     def _choose(self, theta: Tensor) -> ProductEngine:
         if self._wanted in ("auto", "split graph"):

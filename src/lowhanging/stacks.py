@@ -174,7 +174,9 @@ def train_stack(
         warnings.simplefilter("ignore", NotSmoothWarning)  # kinks are no matter for training
         loss, thetas = _stacked(make, wanted, tensors, loss_fn, batch_loss, device)
         sets = {
-            name: Objective(make(wanted[0]), given, loss_fn=loss_fn, batch_loss=batch_loss, device=device)
+            name: Objective(
+                make(wanted[0]), given, loss_fn=loss_fn, batch_loss=batch_loss, device=device, distributed=False
+            )
             for name, given in evaluation_sets(evaluate).items()
         }
     kept = _matching(loss.space, [snapshots] if isinstance(snapshots, str) else list(snapshots))

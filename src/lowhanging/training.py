@@ -268,7 +268,9 @@ class _Loop:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", NotSmoothWarning)  # kinks are no matter for training
                     loss_fn, batch_loss = self.loss.loss_fn, self.loss.batch_loss
-                    self.objectives[name] = Objective(self.model, data, loss_fn=loss_fn, batch_loss=batch_loss)
+                    self.objectives[name] = Objective(
+                        self.model, data, loss_fn=loss_fn, batch_loss=batch_loss, distributed=False
+                    )
             except (ValueError, TypeError) as error:
                 error.add_note(f"This is about evaluate[{name!r}].")
                 raise

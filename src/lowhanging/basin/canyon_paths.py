@@ -31,6 +31,7 @@ from lowhanging.basin.stationary import SphereSearch
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import NotConvergedError, check_count, check_real, explain
 from lowhanging.loss import Loss, check_loss
+from lowhanging.ranks import is_silent
 from lowhanging.results import digest, load_result, resume_path, save_result
 
 _STEPS = 20  # between the ends, by default
@@ -204,7 +205,7 @@ def trace_canyon(
     file = None if resume is None else resume_path(resume)
     tracer.start(None if file is None else _read(file, identity))
     delay = 2.0 if progress is None else 0.0
-    with tqdm(desc="canyon", unit="point", disable=progress is False, delay=delay, initial=len(tracer.points)) as bar:
+    with tqdm(desc="canyon", unit="point", disable=is_silent(progress), delay=delay, initial=len(tracer.points)) as bar:
         while not tracer.is_done and shell.num_gradients < budget:
             tracer.advance()
             bar.update(len(tracer.points) - bar.n)

@@ -36,6 +36,7 @@ from lowhanging.basin.stationary import SphereSearch
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import NotConvergedError, check_choice, check_count, explain
 from lowhanging.loss import Loss, check_loss
+from lowhanging.ranks import is_silent
 from lowhanging.results import load_result, save_result
 
 _SLOPED = 0.1  # share of the energy that the gradient at theta0 may explain
@@ -242,7 +243,11 @@ def find_canyons(
     _warn_of_slope(shell, wanted)
     failure = None
     with tqdm(
-        total=finder.num_starts * len(wanted), desc="canyons", unit="start", disable=progress is False, delay=delay
+        total=finder.num_starts * len(wanted),
+        desc="canyons",
+        unit="start",
+        disable=is_silent(progress),
+        delay=delay,
     ) as bar:
         for level in wanted:
             num_begun = finder.level(level, bar)

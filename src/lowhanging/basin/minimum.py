@@ -24,6 +24,7 @@ from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.errors import NotConvergedError, check_count, check_real
 from lowhanging.loss import Loss, check_loss
+from lowhanging.ranks import is_silent
 from lowhanging.results import load_result, save_result
 
 
@@ -132,7 +133,7 @@ def polish(
     check_count("max_products", max_products, remedy="Leave it out: 2000.")
     loss = AnchoredObjective(objective, objective.theta0, anchor) if anchor else objective
     begun, delay = time.perf_counter(), 2.0 if progress is None else 0.0
-    with tqdm(desc="polish", unit="gradient", disable=progress is False, delay=delay) as bar:
+    with tqdm(desc="polish", unit="gradient", disable=is_silent(progress), delay=delay) as bar:
         descent = Descent(loss, gtol, max_gradients, max_products, max_drift, bar)
         for attempt in range(3):
             descent.lbfgs()

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from lowhanging.errors import check_choice, explain
 from lowhanging.loss import Loss
+from lowhanging.ranks import is_silent
 from lowhanging.results import load_result, resume_path, save_result
 
 SliceEngine = Literal["auto", "point by point", "vmap"]
@@ -103,7 +104,7 @@ def _continue(
     """The rest of the points; whatever stops it, what is finished is in the file."""
     num, written, wrote_at = len(next(iter(values.losses.values()))), values.num_done, time.monotonic()
     delay = 2.0 if progress is None else 0.0
-    bar = tqdm(total=num, initial=written, desc=title, unit="point", disable=progress is False, delay=delay)
+    bar = tqdm(total=num, initial=written, desc=title, unit="point", disable=is_silent(progress), delay=delay)
     try:
         for start in range(written, num, values.at_once):
             stop = min(num, start + values.at_once)
@@ -173,6 +174,8 @@ def _choose(losses: Mapping[str, Loss], point: Callable[[int], Tensor], num: int
     alone = ("point by point", 1)
     if wanted == "point by point" or (wanted == "auto" and num < 2):
         return alone
+    if wanted == "auto" and any(getattr(loss, "ranks", None) is not None for loss in losses.values()):
+        return alone  # ranks that measure would not all decide the same
     is_cpu = point(0).device.type == "cpu"
     repeats = 1 if is_cpu else 2  # the first call on a GPU loads its kernels
     at_once = min(num, 4 if is_cpu else 32)

@@ -20,6 +20,7 @@ from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.probes import in_words, orthonormal_probes
 from lowhanging.basin.quadrature import lanczos_quadrature, padded
 from lowhanging.errors import check_count, check_real, explain
+from lowhanging.ranks import is_silent
 
 DEFAULT_MEMORY = 4 * 2**30
 
@@ -99,7 +100,7 @@ def spectral_density(
     rules = []
     starts = orthonormal_probes(probes, rows[:known], generator)
     delay = 0.0 if progress else 2.0
-    with tqdm(total=probes * steps, desc="spectral density", delay=delay, disable=progress is False) as bar:
+    with tqdm(total=probes * steps, desc="spectral density", delay=delay, disable=is_silent(progress)) as bar:
         for start in starts:
             rows[known : known + 1] = start
             rules.append(lanczos_quadrature(counted, rows, known, scale, bar.update))

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from lowhanging.basin.counted_map import CountedMap
 from lowhanging.basin.probes import in_words, orthonormal_probes, standard_error
 from lowhanging.errors import check_count, explain
+from lowhanging.ranks import is_silent
 from lowhanging.results import load_result, save_result
 
 
@@ -105,7 +106,7 @@ def trace(H: Any, *, probes: int = 60, seed: int = 0, progress: bool | None = No
     remedy = "60 is a good start; four times as many halve the error, or better."
     probes = check_count("probes", probes, minimum=min(5, p), remedy=remedy)
     seed = check_count("seed", seed, minimum=0, maximum=2**63 - 1, remedy="Any other number is as good.")
-    with tqdm(total=min(probes, p), desc="trace", delay=0.0 if progress else 2.0, disable=progress is False) as bar:
+    with tqdm(total=min(probes, p), desc="trace", delay=0.0 if progress else 2.0, disable=is_silent(progress)) as bar:
         if probes >= p:
             captured, size, rest = float(_forms(counted, _unit_vectors(counted), bar).sum()), p, torch.zeros(0)
         else:

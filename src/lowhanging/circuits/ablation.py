@@ -195,7 +195,10 @@ def circuit_losses(
         remedy = "Train longer, or name blocks or frequencies: circuits=[0, 1]."
         raise ValueError(explain("circuits", "are none", "at least one circuit", remedy))
     others = {label: tuple(other for other in labels if other != label) for label in labels}
-    return {str(label): Objective(AblatedModel(private, ablate, others[label]), tuple(pairs)) for label in labels}
+    return {
+        str(label): Objective(AblatedModel(private, ablate, others[label]), tuple(pairs), distributed=False)
+        for label in labels
+    }
 
 
 class AblatedModel(nn.Module):

@@ -121,7 +121,7 @@ def check_model(
         remedy = "Wrap a function of theta in FunctionObjective(function, theta0)."
         raise TypeError(explain("model", f"is a {type(model).__name__}", "a torch.nn.Module", remedy))
     check_count("seed", seed, minimum=0, remedy="Any integer will do.")
-    settings: dict[str, Any] = {"loss_fn": loss_fn, "batch_loss": batch_loss, "device": device}
+    settings: dict[str, Any] = {"loss_fn": loss_fn, "batch_loss": batch_loss, "device": device, "distributed": False}
     before = _state(model)
     if isinstance(data, Iterator):
         with untouched_random_state():

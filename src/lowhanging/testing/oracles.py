@@ -56,7 +56,7 @@ def dense_hessian(
         p backward passes through the gradient of all data at once; memory 8 p^2 bytes and all activations.
     """
     if isinstance(loss, nn.Module):
-        loss = Objective(loss, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode)
+        loss = Objective(loss, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, distributed=False)
     elif data is not None or loss_fn is not None or batch_loss is not None:
         remedy = "Pass a model with its data, or an objective alone."
         raise ValueError(explain("data", f"are given beside {loss!r}", "an objective's own data", remedy))
