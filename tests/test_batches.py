@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import random
-from collections import OrderedDict, UserDict, namedtuple
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from collections.abc import Iterator
 from typing import Any
 
@@ -131,6 +131,33 @@ def test_structures_survive() -> None:
         assert torch.equal(batches[name][1]["x"], X[6:])
     assert type(batches["user dict"][0]) is dict
     assert torch.equal(batches["user dict inside"][1][0]["x"], X[6:])
+
+
+class Squared(UserDict[str, Tensor]):
+    """No mapping of the items that it is made of."""
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        super().__setitem__(name, value**2)
+
+
+class Fixed(UserDict[str, Tensor]):
+    def __init__(self) -> None:
+        super().__init__(x=X, labels=Y)
+
+
+def test_a_batch_is_handed_out_as_it_was_yielded_and_can_be_emptied() -> None:
+    items = {"x": X, "labels": Y}
+    kinds = [(items, dict), (OrderedDict(items), OrderedDict), (UserDict(items), UserDict)]
+    kinds += [(Squared(items), dict), (Fixed(), dict), (defaultdict(list, items), dict)]
+    for batch, kind in kinds:
+        batches = make([batch, batch], 16)
+        kept = next(iter(batches))
+        handed = batches.as_yielded(kept)
+        assert type(handed) is kind
+        assert torch.equal(handed.pop("x"), kept["x"])
+        assert list(kept) == ["x", "labels"]
+    pair = next(iter(make([(X, Y)])))
+    assert batches.as_yielded(pair) is pair
 
 
 def test_a_data_set_that_transforms_its_tensors_is_read() -> None:

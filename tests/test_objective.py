@@ -894,6 +894,14 @@ def with_nan_weight(model: nn.Sequential) -> nn.Module:
     return model
 
 
+class Narrow(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(torch.bfloat16)).float()
+
+
 OUTSIDE = mlp()
 BAD = {
     "no module": (
@@ -935,6 +943,12 @@ BAD = {
         lambda: Objective(mlp(), (X.float(), CLASSES)),
         ValueError,
         f"{_SHAPES}RuntimeError: mat1 and mat2 must have the same dtype, but got Float and Double), {_BY_HAND}",
+    ),
+    "half precision by name": (
+        lambda: Objective(Narrow().bfloat16(), (X.float(), CLASSES)),
+        ValueError,
+        f"{_SHAPES}RuntimeError: mat1 and mat2 must have the same dtype, but got BFloat16 and Float), {_BY_HAND} "
+        "Half-precision weights are studied in float32: let forward cast to a weight's dtype.",
     ),
     "no targets": (
         lambda: Objective(mlp(), [X]),

@@ -53,6 +53,8 @@ def attempt(call: Callable[[], Any], batch: Any) -> Any:
         shapes = [tuple(leaf.shape) for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
         remedy = "Check one batch by hand: loss_fn(model(*inputs), targets)."
         first_line = (str(error).splitlines() or [""])[0]
+        if any(narrow in first_line for narrow in ("BFloat16", "Half")):
+            remedy += " Half-precision weights are studied in float32: let forward cast to a weight's dtype."
         failure = f"{type(error).__name__}: {first_line}"
         received = f"has batches of shapes {shapes}, on which the model or its loss failed ({failure})"
         raise ValueError(explain("data", received, "batches that the model and its loss accept", remedy)) from error

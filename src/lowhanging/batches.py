@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import pickle
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,7 @@ class Batches:
         self._device, self._dtype, self._wanted = device, dtype, micro_batch
         self._fingerprint: tuple[float, ...] | None = None
         self._kept: list[Any] | None = None
+        self._mapping: Callable[[dict[str, Any]], Any] = dict
         self._num_passes = 0
         self._shard = shard
         self.num_read, self.digest = 0, ""
@@ -113,6 +114,10 @@ class Batches:
             )  # fmt: skip
             raise RuntimeError(message)
 
+    def as_yielded(self, batch: Any) -> Any:
+        """A kept dict as a mapping of its own, for a caller who may `pop` from it or read `batch.input_ids`."""
+        return self._mapping(batch) if isinstance(batch, dict) else batch
+
     def _read(self) -> Iterator[Any]:
         """One pass over the source; between any two batches the global random states are the user's."""
         self._num_passes += 1
@@ -142,6 +147,8 @@ class Batches:
         self.digest = hashlib.sha256(f"{self.digest} {digest(*tensors)}".encode()).hexdigest()[:16]
 
     def _move(self, batch: Any) -> Any:
+        if isinstance(batch, Mapping) and self._mapping is dict:
+            self._mapping = _maker(type(batch), dict(batch))
         leaves, spec = tree_flatten(tree_map(_plain, batch))
         moved = []
         for leaf in leaves:
@@ -267,6 +274,16 @@ def stored_tensors(data: Any) -> tuple[Tensor, ...] | None:
 def _plain(leaf: Any) -> Any:
     """Mappings that pytrees don't know (HuggingFace's BatchEncoding) as dicts; everything else as it is."""
     return dict(leaf) if isinstance(leaf, Mapping) else leaf
+
+
+def _maker(mapping: Any, example: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+    """The mapping type, if it makes of a dict a mapping of the same items; `dict` if it doesn't."""
+    try:
+        made = mapping(example)
+        is_same = list(made) == list(example) and all(made[name] is example[name] for name in example)
+    except Exception:  # whatever another's constructor raises
+        is_same = False
+    return mapping if is_same and made is not example else dict
 
 
 def joined(batches: list[Any]) -> Any | None:

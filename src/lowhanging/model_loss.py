@@ -72,6 +72,7 @@ class ModelLoss:
             data, device=self.space.device, dtype=self.space.dtype, micro_batch=micro_batch, cache=cache, shard=shard
         )  # fmt: skip
         self.batches: Iterable[Any] = batches
+        self._as_yielded = batches.as_yielded
         self.num_examples = batches.num_examples
         with untouched_random_state():
             if loss_fn is None and batch_loss is None:
@@ -83,7 +84,7 @@ class ModelLoss:
         if self._batch_loss is not None:
             named = {f"model.{name}": weight for name, weight in self.space.unflatten(theta).items()}
             applied = _Applied(self.model, self._batch_loss)
-            return cast(tuple[Tensor, Any], functional_call(applied, named, (batch,)))
+            return cast(tuple[Tensor, Any], functional_call(applied, named, (self._as_yielded(batch),)))
         outputs = self.outputs(theta, batch)
         if tally is not None:
             tally.add(outputs, parted(batch)[2])

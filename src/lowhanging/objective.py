@@ -44,7 +44,8 @@ class Objective:
         loss_fn: (outputs, targets) -> *mean* loss, as torch's losses are by default. Floating-point targets need an
             explicit one: cross-entropy would read them as class probabilities.
         batch_loss: (model, batch) -> (sum, count) instead of `loss_fn`, where the count isn't the number of targets
-            (`ignore_index`, class weights) or the batch has another form.
+            (`ignore_index`, class weights) or the batch has another form. It gets batches as `data` yields them, a
+            BatchEncoding as such.
         mode: "eval" evaluates as after `model.eval()`, whatever the flags; "as_is" respects the flags and refuses, by
             name, the layers that are then random or mix examples. The model's own flags are not changed.
         device: where to compute; by default where the model is.

@@ -90,7 +90,10 @@ class OutputLoss:
         reached = torch.autograd.grad(total, weights, allow_unused=True)[0] if total.requires_grad else None
         if reached is not None and bool(reached.any()):
             received = "reaches the weights past the model's outputs (its logits, where it has them)"
-            remedy = "Let it call model(...) once and compute the loss from what that returns, or use hessian()."
+            remedy = (
+                "Let it call model(...) once and compute the loss from its outputs (not the model's own .loss), "
+                "or use hessian()."
+            )
             raise ValueError(explain("batch_loss", received, "a function of the model's outputs", remedy))
 
     def _sum(self, theta: Tensor, batch: Any, seen: Callable[[Any], Any]) -> Tensor:
