@@ -165,6 +165,31 @@ def test_two_canyons_merge_where_they_fork():
         assert path.values("level")[0] == 0.5
 
 
+def test_the_merge_radius_is_that_of_the_stretch_that_was_followed():
+    """The prongs of r^2 (1 + V), V'' at phi = 0 of the sign of (r^2 - 1)(r^2 - 4), live between r = 1 and 2."""
+
+    def loop(t):
+        x, y = t
+        r2 = x * x + y * y
+        return r2 + 0.05 * y * y * (r2 - 1) * (r2 - 4) + 0.1 * y**4
+
+    loss = polar(loop)
+    start = next(point for point in points_on(loss, 1.5) if abs(float(point.delta[1])) > 0.05)
+    path = lh.trace_canyon(loss, start, to=(0.5, 2.5), progress=False)
+    assert [event.kind for event in path.events] == ["merge", "merge"]
+    assert path.events[1].low < 2.0 < path.events[1].high
+    assert path.merge_radius == (path.events[0].radius_low, path.events[0].radius_high)
+    assert path.merge_radius[0] < 1.0 < path.merge_radius[1]
+
+
+def test_where_the_loss_ends_is_no_fold():
+    loss = polar(lambda t: (t[0] * t[1]) ** 2 - 0.1 * torch.expm1(-(t @ t)) + 0 * torch.log(1.7 - t @ t))
+    path = lh.trace_canyon(loss, points_on(loss, 1.0)[0], to=2.0, progress=False)
+    (event,) = path.events
+    assert event.kind == "undefined"
+    assert event.low < math.sqrt(1.7) < event.high
+
+
 @pytest.mark.parametrize("metric", ["euclidean", "hessian"])
 def test_the_predictor_is_the_derivative_of_the_branch(metric):
     loss = two_cue_minimum().objective

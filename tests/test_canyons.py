@@ -242,6 +242,75 @@ def test_full_certificates_where_the_bowl_is_flat():
         assert point.full_sphere_eigenvalue == pytest.approx(8.0)
 
 
+@pytest.mark.parametrize("spectrum", [[4.0, 1.0, 0.5, 1e-2, 5e-3, 1e-3], [2.0, 1.0, 0.5, -1.0]])
+def test_a_quadratic_has_no_canyon_in_the_full_space_either(spectrum):
+    """Its directions below the floor of the metric rise by less than their level: that is no depth."""
+    found = lh.find_canyons(lh.toys.quadratic(spectrum, seed=1), space="full", levels=0.3, starts=6, progress=False)
+    assert len(found) >= 2
+    assert found.canyons == ()
+    for point in found:
+        assert point.rise == pytest.approx(point.energy, rel=1e-6)
+
+
+def rounded_loss(center, dtype):
+    """A quadratic about weights that are not zero: what is isolated on its energy shells is rounding."""
+    scales = torch.tensor([4.0, 3.0, 2.0, 1.5, 1.2, 1.0], dtype=dtype)
+    return lh.FunctionObjective(lambda t: 0.5 * (scales * (t - center).square()).sum(), center)
+
+
+@pytest.mark.parametrize(("dtype", "energy"), [(torch.float64, 0.1), (torch.float64, 1e-9), (torch.float32, 1e-3)])
+def test_rounding_is_not_certified(dtype, energy):
+    center = 10 * torch.randn(6, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    found = lh.find_canyons(
+        rounded_loss(center, dtype), space=lh.Subspace(torch.eye(6, dtype=dtype)), levels=energy, starts=6, rtol=1e-3,
+        progress=False,
+    )  # fmt: skip
+    assert not any(point.is_certified for point in found)
+
+
+def test_levels_below_the_rounding_of_the_weights_are_refused():
+    center = 10 * torch.randn(6, generator=torch.Generator().manual_seed(2))
+    loss = rounded_loss(center, torch.float32)
+    with pytest.raises(ValueError, match="levels has 1e-12, displacements of at most"):
+        lh.find_canyons(loss, space=lh.Subspace(torch.eye(6)), levels=1e-12, starts=2, progress=False)
+
+
+def polar(function):
+    """A loss of two weights from r^2 and the unit vector (c, s)."""
+
+    def loss(t):
+        r2 = t.square().sum()
+        c, s = t / r2.clamp_min(1e-30).sqrt()
+        return r2 * (1 + function(r2, c, s))
+
+    return lh.FunctionObjective(loss, torch.tensor([1e-9, 0.0], dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore:theta0 is no minimum")
+def test_narrow_and_neighbouring_minima_are_found():
+    """Two minima 16 degrees apart, their losses 7e-4 of the rise from each other, in 1 / 8 of the circle."""
+    loss = polar(lambda r2, c, s: 2 * (20 * (s.square() - 0.0196).square() + 0.06 * 0.0196 * s) + 1 - c)
+    found = lh.find_canyons(loss, space=PLANE, metric="euclidean", levels=1.0, starts=40, rtol=1e-7, progress=False)
+    expected = minima_on_circle(loss, PLANE, 1.0, num=7200)
+    assert len(expected) >= 2
+    assert sorted(angle_in(PLANE, point.delta) for point in found) == pytest.approx(expected, abs=2e-3)
+
+
+def test_a_loss_that_overflows_is_said_to():
+    loss = lh.FunctionObjective(
+        lambda t: torch.exp(t.square().sum()) + t[0] ** 4 - 1, torch.zeros(2, dtype=torch.float64)
+    )
+    with pytest.raises(lh.NotConvergedError, match="the loss is not finite at 4 ends"):
+        lh.find_canyons(loss, space=PLANE, metric="euclidean", levels=40.0, starts=4, progress=False)
+
+
+def test_a_saddle_is_no_minimum_to_start_from():
+    with pytest.warns(RuntimeWarning, match="its smallest curvature is -1"):
+        lh.find_canyons(
+            lh.toys.quadratic([2.0, -1.0]), space=PLANE, metric="euclidean", levels=1.0, starts=2, progress=False
+        )
+
+
 def test_the_floor_clips_the_metric_of_the_full_space():
     loss = lh.toys.quadratic([4.0, 1.0, 1e-3, 0.0], seed=1)
     found = lh.find_canyons(loss, space="full", floor=0.5, levels=0.3, starts=6, progress=False)
@@ -251,7 +320,8 @@ def test_the_floor_clips_the_metric_of_the_full_space():
     for point in found:
         assert float(point.delta @ M @ point.delta) / 2 == pytest.approx(0.3, rel=1e-6)
     assert found.floor == 0.5
-    assert found[0].depth < 1e-3  # the flat directions hold no loss
+    assert found.canyons == ()  # a quadratic has none, whatever the floor
+    assert all(point.depth == pytest.approx(1.0, rel=1e-6) for point in found if point.energy > 1e-6)
 
 
 def test_start_counts_budgets_and_determinism():
@@ -416,6 +486,8 @@ def test_depth_is_held_against_random_subspaces_of_equal_curvature():
         ({"space": "full", "stationary": "all"}, ValueError, "stationary is 'all' in the full space"),
         ({"rtol": 0.0}, ValueError, r"rtol is 0, expected a finite number in \(0, 0.1\)"),
         ({"floor": -1.0, "metric": "hessian"}, ValueError, r"floor is -1, expected a finite number in \(0"),
+        ({"floor": 1.0}, ValueError, "floor is 1.0 with metric='euclidean'"),
+        ({"aimed": {"a": torch.ones(2), "-a": torch.ones(2)}}, ValueError, "aimed has the names 'a' and '-a'"),
     ],
 )
 def test_bad_arguments_are_named(options, error, message):

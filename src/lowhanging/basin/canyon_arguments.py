@@ -36,6 +36,9 @@ def aims(shell: Shell, aimed: Mapping[str, Tensor] | None) -> dict[str, Array]:
         if share < 1e-3:
             received = f"has {share:.1e} of its length inside the space"
             raise ValueError(explain(argument, received, "a vector with a part inside", "Add it: space.union(...)."))
+        if f"-{name}" in (aimed or {}):
+            received = f"has the names {name!r} and '-{name}'"
+            raise ValueError(explain("aimed", received, "one of them: both directions are tried", "Rename one."))
         starts[name], starts[f"-{name}"] = shell.coordinates(v), shell.coordinates(-v)
     return starts
 

@@ -22,7 +22,7 @@ from lowhanging.basin.eigenpairs import top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.basin.shells import Shell
 from lowhanging.basin.subspace import Subspace
-from lowhanging.errors import check_count, explain
+from lowhanging.errors import NotConvergedError, check_count, explain
 from lowhanging.loss import Loss, check_loss
 from lowhanging.results import load_result, save_result
 
@@ -96,7 +96,6 @@ def depth_null(
     Raises:
         ValueError, TypeError: canyons on spheres (there a depth also measures curvature), a larger space that is
             not larger.
-        NotConvergedError: as `find_canyons`.
 
     Cost:
         num searches, and the larger space's eigenvectors if they are not given.
@@ -126,21 +125,24 @@ def depth_null(
     for i in range(num):
         q = torch.linalg.qr(torch.randn(shell.dim, dim, generator=generator, dtype=torch.float64))[0].T.numpy()
         basis = torch.stack([shell.delta(row) for row in q])
-        found = find_canyons(
-            loss,
-            space=Subspace.span(basis),
-            levels=canyons.levels,
-            starts=canyons.num_starts,
-            floor=canyons.floor or None,
-            rtol=canyons.rtol,
-            seed=seed + i,
-            progress=progress,
-        )
+        try:
+            found = find_canyons(
+                loss,
+                space=Subspace.span(basis),
+                levels=canyons.levels,
+                starts=canyons.num_starts,
+                floor=canyons.floor or None,
+                rtol=canyons.rtol,
+                seed=seed + i,
+                progress=progress,
+            )
+        except NotConvergedError as failure:  # one subspace in which nothing was found must not cost the others
+            found = failure.result
         rows.append(lowest_depths(found))
         spent[0] += found.num_gradients
         spent[1] += found.num_products
     observed, null = torch.tensor(lowest_depths(canyons)), torch.tensor(rows)
-    p_values = (1.0 + (null <= observed).sum(0)) / (1.0 + num)
+    p_values = (1.0 + ((null <= observed) | null.isnan()).sum(0)) / (1.0 + num)  # unknown counts against us
     return DepthNull(
         levels=canyons.levels,
         observed=observed,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -47,6 +48,7 @@ class CanyonPath(Sequence[CanyonPoint]):
     losses: dict[str, float]  # of every evaluated objective, at theta0
     accuracies: dict[str, float]
     followed: dict[str, float]
+    start: float  # level of the point that was followed
     to: tuple[float, ...]
     step: float  # largest step of rho: r, or sqrt(2 E)
     rtol: float
@@ -66,9 +68,9 @@ class CanyonPath(Sequence[CanyonPoint]):
 
     def values(self, name: str) -> Tensor:
         """A number of every point, (m,) float64: any field of `CanyonPoint`, "depth", or a loss's name."""
-        if name in self.points[0].losses:
-            return torch.tensor([point.losses[name] for point in self.points], dtype=torch.float64)
         value = getattr(self.points[0], name, None)
+        if value is None and name in self.points[0].losses:
+            return torch.tensor([point.losses[name] for point in self.points], dtype=torch.float64)
         if isinstance(value, bool) or not isinstance(value, int | float):
             expected = "a numeric field of CanyonPoint or an evaluated objective"
             raise ValueError(explain("name", f"is {name!r}", expected, 'Name one, such as "loss" or "slope".'))
@@ -78,16 +80,19 @@ class CanyonPath(Sequence[CanyonPoint]):
     def merge_radius(self) -> tuple[float, float]:
         """Interval of |delta| in which the branch, followed inwards, stops being a canyon of its own.
 
-        By birth, merge or crossing, the outermost of those below the certified points; (0, innermost radius) where it
-        was one down to the end of the path.
+        By birth, merge or crossing (on spheres also where its plane eigenvalue changes sign), the first one met inwards
+        from the start; (0, innermost radius) where it was one down to the end of the path; NaN where the start is not
+        certified.
         """
-        ends = [event for event in self.events if event.kind in ("birth", "merge", "crossing")]
-        certified = [point.radius for point in self.points if point.is_certified]
-        inner = [event for event in ends if certified and event.radius_low < max(certified)]
-        if inner:
-            last = max(inner, key=lambda event: event.radius_high)
-            return last.radius_low, last.radius_high
-        return 0.0, min(certified, default=math.nan)
+        begun = min(self.points, key=lambda point: abs(point.level - self.start))
+        if not begun.is_certified:
+            return math.nan, math.nan
+        kinds = ("birth", "merge", "crossing", *(("plane",) if self.metric == "euclidean" else ()))
+        inwards = [event for event in self.events if event.kind in kinds and event.low < self.start]
+        if inwards:
+            first = max(inwards, key=lambda event: event.high)
+            return first.radius_low, first.radius_high
+        return 0.0, self.points[0].radius
 
     def __repr__(self) -> str:
         first, last = self.points[0], self.points[-1]
@@ -122,8 +127,8 @@ class CanyonPath(Sequence[CanyonPoint]):
 
 
 _PLAIN = (
-    "metric", "losses", "accuracies", "followed", "to", "step", "rtol", "is_complete", "num_gradients", "num_products",
-    "seconds",
+    "metric", "losses", "accuracies", "followed", "start", "to", "step", "rtol", "is_complete", "num_gradients",
+    "num_products", "seconds",
 )  # fmt: skip
 
 
@@ -200,7 +205,8 @@ def trace_canyon(
         "point or theta0": digest(point.delta, loss.theta0.cpu()),
         "arguments": repr((goals, longest, tol, point.metric, point.floor)),
         "evaluated objectives or conflict control": repr((around.losses, around.followed)),
-        "loss": repr(shell.center_value),
+        "loss": repr((shell.center_value, float(loss(point.theta.to(loss.theta0))))),
+        "space": "full" if point.space is None else digest(point.space.basis),
     }
     file = None if resume is None else resume_path(resume)
     tracer.start(None if file is None else _read(file, identity))
@@ -219,6 +225,7 @@ def trace_canyon(
         losses=around.losses,
         accuracies=around.accuracies,
         followed=around.followed,
+        start=point.level,
         to=goals,
         step=longest,
         rtol=tol,
@@ -235,6 +242,7 @@ def trace_canyon(
 
 def _goals(to: Any, level: float) -> tuple[float, ...]:
     """The levels to follow to, one or two."""
+    to = to.tolist() if isinstance(to, Tensor | np.ndarray) else to
     remedy = f"The point is at level {level:g}: pass another level, or (inner, outer) around it."
     given = tuple(to) if isinstance(to, Sequence) and not isinstance(to, str) else (to,)
     goals = tuple(check_real("to", goal, minimum=0.0, exclusive=True, remedy=remedy) for goal in given)

@@ -45,7 +45,7 @@ class CanyonPoint:
     metric: str  # of the shell: "hessian" or "euclidean"
     level: float  # r, or E
     radius: float  # |delta|
-    energy: float  # 1/2 delta^T H0 delta (M for H0 where the metric has a floor)
+    energy: float  # 1/2 delta^T H0 delta, what a quadratic bowl rises by; the level E where M = H0
     loss: float
     rise: float  # loss - loss at theta0
     slope: float  # n.g, per unit of distance
@@ -72,7 +72,7 @@ class CanyonPoint:
     space: Subspace | None  # that was searched; None: all of weight space
     floor: float  # of the metric
     copy_of: int | None  # number, in its level, of an earlier point with the same loss, slope and certificates
-    num_gradients: int  # spent on the start that led here and on its Newton steps
+    num_gradients: int  # spent on the start that led here and on its Newton steps; on a path: so far
     num_products: int
     full_residual: float | None = None  # |P g| in all of weight space
     full_plane_eigenvalue: float | None = None
@@ -100,6 +100,8 @@ class CanyonPoint:
     @property
     def is_trivial(self) -> bool:
         """The softest axis of the bowl, or as high as the bowl: nothing that a quadratic would not have."""
+        if self.energy < 0:  # a saddle's way down
+            return abs(self.rise - self.energy) <= (1 - TRIVIAL) * abs(self.energy)
         return self.softest_overlap > TRIVIAL or self.depth > TRIVIAL
 
     def asymmetry(self, a: str, b: str) -> float:

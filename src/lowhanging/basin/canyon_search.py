@@ -18,6 +18,7 @@ from lowhanging.basin.shells import Array, Shell
 from lowhanging.basin.stationary import Place, SphereSearch, TangentHessian
 
 SAME_BRANCH = 0.95  # signed cosine between displacements
+_ONE_PLACE = 0.999  # above it nobody asks for a ridge in between
 _SAME_LOSS = 1e-4  # share of the rise within which the losses of one branch agree; before Newton, a hundred times that
 _SAME_RISE = 1e-9  # of the largest rise among a level's starts: the same, on a flat floor
 _SCOUTS = 4  # starts that are looked at for these scales
@@ -52,6 +53,7 @@ class Finder:
         self.search, self.shell, self.around, self.budget = search, search.shell, around, budget
         self.stationary, self.starts, self.aims = stationary, starts, aims
         self.generator = torch.Generator().manual_seed(seed)
+        self.num_infinite = 0  # starts of the newest level that ended where the loss is not finite
         self.loss_floor = 0.0  # below which two losses are one
         self.points: list[CanyonPoint] = []
         self.num_lost: dict[float, int] = {}
@@ -68,6 +70,7 @@ class Finder:
         first = {**self.aims, **{f"random {i}": row for i, row in enumerate(rows)}}
         ends: list[_End] = []
         seen = [self.search.place(y, radius) for y in list(first.values())[:_SCOUTS]]
+        seen = [place for place in seen if place.value < np.inf] or seen
         self.search.typical = max(place.residual for place in seen)
         self.search.floor = _FLOOR * self.search.typical
         self.loss_floor = _SAME_RISE * max(abs(place.value - self.shell.center_value) for place in seen) + noise(
@@ -79,6 +82,7 @@ class Finder:
             ends.append(self._run(source, y, radius))
             bar.update()
         num_begun = len(ends)
+        self.num_infinite = sum(end.place.value == np.inf for end in ends)
         self.points += self._points(level, self._branches(ends))
         self.num_lost[level] = num_begun - sum(point.num_starts for point in self.points if point.level == level)
         return num_begun
@@ -151,13 +155,21 @@ class Finder:
             for group, other in zip(groups, ways, strict=True):
                 gap = abs(end.place.value - group.place.value)
                 share = _SAME_LOSS * abs(group.place.value - self.shell.center_value)
-                if float(way @ other) > SAME_BRANCH and gap <= slack * (share + self.loss_floor):
+                cosine = float(way @ other)
+                is_same = cosine > SAME_BRANCH and gap <= slack * (share + self.loss_floor)
+                if is_same and (cosine > _ONE_PLACE or not self._is_ridge(end.place, group.place)):
                     group.num_starts += end.num_starts
                     break
             else:
                 groups.append(end)
                 ways.append(way)
         return groups
+
+    def _is_ridge(self, a: Place, b: Place) -> bool:
+        """Whether the loss halfway between two ends on the shell lies above both: then they run down to two minima."""
+        between = self.search.place(a.y + b.y, a.radius)
+        higher = max(a.value, b.value)
+        return between.value > higher + self.loss_floor
 
 
 def _spread_rows(num: int, dim: int, generator: torch.Generator) -> Array:

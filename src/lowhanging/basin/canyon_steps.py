@@ -36,7 +36,8 @@ class CanyonEvent:
 
     kind: "birth" (inwards the branch ends here: going out it is born), "fold" (outwards it ends), "merge" (it runs into
     another branch, which is followed on), "crossing" (its shell eigenvalue changes sign: another branch crosses or
-    splits off, and this one gains or loses its certificate), "plane" (its plane eigenvalue changes sign).
+    splits off, and this one gains or loses its certificate), "plane" (its plane eigenvalue changes sign), "undefined"
+    (beyond it the loss is not finite, and the path ends).
     """
 
     kind: str
@@ -127,11 +128,12 @@ class Tracer:
         if spot is None:
             # A branch that reached this far beyond would have let half the step pass.
             beyond = self.place.radius + 2.0 * (radius - self.place.radius)
-            self._event("birth" if left < 0 else "fold", self.place.radius, max(beyond, 0.0))
+            kind = how if how == "undefined" else "birth" if left < 0 else "fold"
+            self._event(kind, self._where(self.place), self._where(self.place, max(beyond, 0.0)))
             self._next_leg()
             return
         if how == "merge":
-            self._event("merge", self.place.radius, radius)
+            self._event("merge", self._where(self.place), self._where(spot[0]))
         before, old = (self.place, self.tangent), self.points[self.newest]
         self.place, self.tangent = spot
         new = self._add(self.levels[self.leg] if is_last else None)
@@ -192,6 +194,8 @@ class Tracer:
         predicted = place.y + (radius - place.radius) * along(tangent)
         found, used = self.search.approach(self.search.place(predicted, radius), tangent)
         travelled = _angle(found.y, place.y)
+        if found.value == np.inf:
+            return None, "undefined"
         if not self.search.is_stationary(found) or travelled > _FARTHEST:
             return None, "lost"
         allowed = _AGREE * travelled + _AGREE_FLOOR
@@ -201,7 +205,8 @@ class Tracer:
         back = found.y + (place.radius - radius) * along(its_tangent)
         if max(_angle(found.y, predicted), _angle(back, place.y)) <= allowed:
             return (found, its_tangent), "smooth"
-        if 2.0 * _turning(its_tangent) < _turning(tangent):
+        near = 4.0 * _turning(tangent) * abs(radius - place.radius) / radius + _AGREE_FLOOR
+        if 2.0 * _turning(its_tangent) < _turning(tangent) and travelled <= near:
             return (found, its_tangent), "merge"
         if its_tangent.lowest * tangent.lowest < 0:  # round the fold, on the way back
             return None, "lost"
@@ -228,7 +233,7 @@ class Tracer:
                 low = (found, at)
             else:
                 high = (found, at)
-        self._event(kind, low[0][0].radius, high[0][0].radius)
+        self._event(kind, self._where(low[0][0]), self._where(high[0][0]))
 
     def _add(self, level: float | None) -> CanyonPoint:
         point = canyon_point(
@@ -247,12 +252,25 @@ class Tracer:
         self.points.append(point)
         return point
 
-    def _event(self, kind: str, a: float, b: float) -> None:
-        low, high = float(min(a, b)), float(max(a, b))
-        near = self.points[self.newest]
-        stretch = near.radius / self.shell.radius_of(near.level)  # |delta| / rho, here
-        levels = self.shell.level_of(low), self.shell.level_of(high)
-        self.events.append(CanyonEvent(kind, *levels, stretch * low, stretch * high))
+    def _where(self, place: Place, radius: float | None = None) -> tuple[float, float]:
+        """Rho and |delta| of a place; of a sphere near it, where the branch is not known, by proportion."""
+        length = float(np.linalg.norm(self.shell.flat(place.y)))
+        return (place.radius, length) if radius is None else (radius, length * radius / place.radius)
+
+    def _event(self, kind: str, a: tuple[float, float], b: tuple[float, float]) -> None:
+        """Between two (rho, |delta|); one that touches an event of its kind is part of it."""
+        (low, near), (high, far) = sorted([a, b])
+        event = CanyonEvent(kind, self.shell.level_of(float(low)), self.shell.level_of(float(high)), near, far)
+        for i, other in enumerate(self.events):
+            if other.kind == kind and event.low <= other.high and other.low <= event.high:
+                ends = (
+                    sorted([event, other], key=lambda part: part.low),
+                    sorted([event, other], key=lambda part: part.high),
+                )
+                first, last = ends[0][0], ends[1][-1]
+                self.events[i] = CanyonEvent(kind, first.low, last.high, first.radius_low, last.radius_high)
+                return
+        self.events.append(event)
 
     def _scale(self, tangent: TangentHessian, radius: float) -> None:
         size = 0.0 if tangent.matrix is None else float(np.linalg.norm(tangent.matrix, 2))

@@ -231,7 +231,7 @@ def find_canyons(
     budget = 10**18 if max_gradients is None else check_count("max_gradients", max_gradients, remedy="Leave it out.")
     around = check_around(loss, evaluate, conflict)
     delay = 2.0 if progress is None else 0.0
-    region = check_space(space, loss) if space is not None else default_space(loss, around.evaluate)
+    region = check_space(default_space(loss, around.evaluate) if space is None else space, loss)
     if isinstance(region, str) and stationary == "all":
         received = "is 'all' in the full space"
         raise ValueError(explain("stationary", received, "a Subspace for it", "Pass space=Subspace.span(rows)."))
@@ -241,7 +241,14 @@ def find_canyons(
     if not finder.num_starts:
         raise ValueError(explain("starts", "is 0", "at least one, or aimed= vectors", "Leave it out: 32."))
     _warn_of_slope(shell, wanted)
-    failure = None
+    for level in wanted:
+        farthest = shell.radius_of(level) / float(np.min(shell.scales, initial=np.sqrt(shell.floor or np.inf)))
+        finest = 1e3 * torch.finfo(loss.theta0.dtype).eps * float(loss.theta0.double().norm())
+        if farthest < finest:
+            received = f"has {level:g}, displacements of at most {farthest:.1g}"
+            expected = f"more than the {finest:.1g} that {loss.theta0.dtype} resolves at these weights"
+            raise ValueError(explain("levels", received, expected, "Look further out, or use model.double()."))
+    failure, is_complete = None, True
     with tqdm(
         total=finder.num_starts * len(wanted),
         desc="canyons",
@@ -254,14 +261,16 @@ def find_canyons(
             if num_begun < finder.num_starts:
                 spent = f"find_canyons spent its {budget} gradients after {num_begun} of {finder.num_starts} starts"
                 failure = f"{spent} at level {level:g}.\nRaise max_gradients=, or ask for fewer starts."
+                is_complete = False
                 break
             if finder.num_lost[level] == num_begun:
+                infinite = f" (the loss is not finite at {finder.num_infinite} ends)" if finder.num_infinite else ""
                 failure = (
                     f"find_canyons: none of the {num_begun} starts at level {level:g} became stationary to rtol "
-                    f"{tol:g}.\nRaise rtol= or starts=, use float64 (model.double()), or look closer to theta0."
+                    f"{tol:g}{infinite}.\nRaise rtol= or starts=, use float64 (model.double()), or look closer in."
                 )
-        points, is_complete = finder.points, failure is None
-        if full_certificates and is_complete:
+        points = finder.points
+        if full_certificates and failure is None:
             bar.set_postfix_str("certificates in all of weight space")
             scale = float(np.abs(shell.curvatures).max()) if len(shell.curvatures) else 1.0
             full = [with_full_certificates(loss, point, scale) for point in points]
@@ -299,11 +308,24 @@ def find_canyons(
 def _warn_of_slope(shell: Shell, levels: Sequence[float]) -> None:
     radius = shell.radius_of(min(levels))
     largest = 1.0 if shell.metric == "hessian" else float(np.max(shell.curvatures, initial=0.0))
-    linear, bowl = float(np.linalg.norm(shell.center_gradient)) * radius, 0.5 * largest * radius**2
+    slope = float(np.linalg.norm(shell.center_gradient))
+    if (
+        shell.is_full and shell.metric == "euclidean" and slope > 0
+    ):  # no curvature is known: ask for that along the slope
+        way = shell.center_gradient / slope
+        largest = abs(float(way @ shell.product(np.zeros(shell.dim), way)))
+    if shell.metric == "euclidean" and len(shell.curvatures) and shell.curvatures[-1] < -1e-3 * shell.curvatures[0]:
+        message = (
+            f"theta0 is no minimum of the loss within the space: its smallest curvature is "
+            f"{shell.curvatures[-1]:.2g}.\n"
+            "Start from a minimum: lh.polish(objective).objective."
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+    linear, bowl = slope * radius, 0.5 * largest * radius**2
     if linear > _SLOPED * bowl and linear > noise(shell):
         message = (
             "theta0 is no minimum of the loss within the space: on the smallest shell its gradient makes a difference "
             f"of {linear:.2g}, the bowl at most {bowl:.2g}. Depth and certificates are measured on that slope.\n"
             "Start from a minimum: lh.polish(objective).objective."
         )
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        warnings.warn(message, RuntimeWarning, stacklevel=4)

@@ -55,6 +55,9 @@ class Shell:
         self.is_full = isinstance(space, str)
         self.space = None if isinstance(space, str) else space.to("cpu")
         remedy = "It is the smallest curvature of the metric, such as a hundredth of the largest eigenvalue."
+        if floor is not None and metric == "euclidean":
+            expected = "nothing: spheres have no curvature"
+            raise ValueError(explain("floor", f"is {floor!r} with metric='euclidean'", expected, "Leave it out."))
         given = None if floor is None else check_real("floor", floor, minimum=0.0, exclusive=True, remedy=remedy)
         if isinstance(space, str):
             self._open_full(given)
@@ -89,6 +92,10 @@ class Shell:
             pairs = top_eigs(H, k=num, progress=False)
             self.num_products += pairs.num_products
             values = pairs.values.numpy()
+            if values[0] <= 0 and floor is None:
+                received = f"is 'full' around a point whose largest curvature is {float(values[0]):.3g}"
+                remedy = 'Start from a minimum, lh.polish(objective).objective, or pass floor= or metric="euclidean".'
+                raise ValueError(explain("space", received, "a bowl, for energy shells", remedy))
             self.floor = DEFAULT_FLOOR * float(values[0]) if floor is None else floor
             if values[-1] < self.floor or num == p:
                 break
@@ -176,13 +183,11 @@ class Shell:
         return np.asarray((self.rows @ products.T).cpu().numpy() / np.outer(self.scales, self.scales))
 
     def energy(self, y: Array) -> float:
-        """1/2 delta^T H0 delta, with the metric's floor where it has one."""
-        if self.metric == "hessian":
-            return 0.5 * float(y @ y)
-        if self.is_full:  # one product, as the metric knows no curvature
-            delta = self.delta(y)
-            return 0.5 * float(delta @ self._products(self.theta0, delta[None])[0])
-        return 0.5 * float(self.curvatures @ y**2)
+        """1/2 delta^T H0 delta: what a quadratic bowl rises by, whatever the floor. One product in the full space."""
+        if not self.is_full:
+            return 0.5 * float(self.curvatures @ (y / self.scales) ** 2)
+        delta = self.delta(y)
+        return 0.5 * float(delta @ self._products(self.theta0, delta[None])[0])
 
     def softest_overlap(self, y: Array) -> float:
         """Squared cosine of delta with the softest axis; 0 where no axis is softer than the others, NaN if unknown."""

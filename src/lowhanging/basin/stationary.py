@@ -24,7 +24,7 @@ from lowhanging.basin.shells import Array, Shell
 from lowhanging.errors import NotConvergedError
 
 _LOOSE = 3e-3  # relative residual at which L-BFGS hands over to Newton
-_ARC = 3.0  # |w| at the start: the first trial step of L-BFGS has length 1, so a third of a radian
+_ARC = 12.0  # |w| at the start: the first trial step of L-BFGS has length 1, which must not leave a narrow basin
 _MAX_TURN = 0.3  # radians of one Newton step
 _MAX_NEWTON = 12
 _MAX_ESCAPES = 3
@@ -83,10 +83,18 @@ class TangentHessian:
         self.error = 0.0  # of an eigenvalue: antisymmetric part and rounding of the products
         if shell.is_full:
             return
-        full = shell.hessian(place.y)  # (dim, dim)
+        finite = place.value < np.inf
+        full = shell.hessian(place.y) if finite else np.full((shell.dim, shell.dim), np.nan)  # (dim, dim)
         self.matrix = (full + full.T) / 2
-        eps = torch.finfo(shell.theta0.dtype).eps
-        self.error = float(np.linalg.norm(full - full.T, 2)) / 2 + 8 * eps * float(np.linalg.norm(full, 2))
+        if not np.isfinite(full).all():  # nothing is known here, and nothing is claimed
+            self.values, self.vectors = np.full(shell.dim - 1, -np.inf), np.zeros((shell.dim, shell.dim - 1))
+            self.error = np.inf
+            return
+        eps, size = torch.finfo(shell.theta0.dtype).eps, float(np.linalg.norm(full, 2))
+        self.error = float(np.linalg.norm(full - full.T, 2)) / 2 + 8 * eps * size
+        # Theta is rounded to eps |theta|, which moves the gradient, and with it mu.
+        rounding = size * float(shell.scales.max()) * float(shell.theta0.double().norm())
+        self.error += eps * (rounding + float(np.linalg.norm(place.gradient))) / place.radius
         frame = complement(place.normal)  # (dim, dim - 1) orthonormal columns
         values, weights = np.linalg.eigh(frame.T @ self.matrix @ frame)
         self.values, self.vectors = values - place.multiplier, frame @ weights  # ascending; columns
@@ -137,7 +145,7 @@ class TangentHessian:
             along[~curved] = 0.0
             return np.asarray(self.vectors @ along)
         dim = len(rhs)
-        found = minres(LinearOperator((dim, dim), matvec=self.apply, dtype=np.float64), rhs, rtol=1e-3, maxiter=200)[0]
+        found = minres(LinearOperator((dim, dim), matvec=self.apply, dtype=np.float64), rhs, rtol=1e-6, maxiter=400)[0]
         n = self.place.normal
         return np.asarray(found - (n @ found) * n)
 
@@ -266,7 +274,7 @@ class SphereSearch:
         """
         radius = place.radius
         for _ in range(_MAX_NEWTON):
-            if self.is_stationary(place):
+            if self.is_stationary(place) or place.value == np.inf:
                 break
             step = -tangent.solve(place.tangent_gradient)
             length = float(np.linalg.norm(step)) / radius

@@ -33,7 +33,7 @@ from lowhanging.toys import sloped_canyons
 NUM_IMAGES = 600
 OWN, PER_CUE = 10, 5  # eigenvectors of the loss itself, and of each single-cue loss
 RADIUS = 3.0  # of the sphere that is searched
-INNER, STEP = 0.5, 0.5  # branches are followed inwards from there
+INNER, OUTER, STEP = 0.5, 4.0, 0.5  # branches are followed between these radii
 ENERGY = 0.3  # of the energy shell that is searched
 SPHERE_STARTS, SHELL_STARTS = 10, 4  # random ones; on the shell the steering directions are aimed at too, both ways
 NUM_BRANCHES = 2  # followed
@@ -90,7 +90,7 @@ def measure(learning: Learning, steered: list[Steered]) -> Canyons:
     paths = {}
     for number, point in enumerate(_to_follow(sphere)):
         try:
-            path = trace_canyon(loss, point, to=INNER, step=STEP, evaluate=evaluate, conflict=control)
+            path = trace_canyon(loss, point, to=(INNER, OUTER), step=STEP, evaluate=evaluate, conflict=control)
         except NotConvergedError as error:
             path = error.result
         paths[f"branch {number + 1}"] = path
