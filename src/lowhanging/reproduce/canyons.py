@@ -30,14 +30,14 @@ from lowhanging.reproduce.learning import CUES, Learning
 from lowhanging.reproduce.steering import Steered
 from lowhanging.toys import sloped_canyons
 
-NUM_IMAGES = 600
+NUM_IMAGES = 400
 OWN, PER_CUE = 10, 5  # eigenvectors of the loss itself, and of each single-cue loss
 RADIUS = 3.0  # of the sphere that is searched
 INNER, OUTER, STEP = 0.5, 4.0, 0.5  # branches are followed between these radii
 ENERGY = 0.3  # of the energy shell that is searched
 SPHERE_STARTS, SHELL_STARTS = 10, 4  # random ones; on the shell the steering directions are aimed at too, both ways
 NUM_BRANCHES = 2  # followed
-NUM_ALPHAS, NUM_BETAS = 9, 9  # of the plane through two branches
+NUM_ALPHAS, NUM_BETAS = 7, 7  # of the plane through two branches
 CARTOON_RADII = (0.1, 0.5, 1.0, 3.0)
 FLAT = 0.01  # nats per unit of distance: a slope below it counts as flat, from ...
 OUTSIDE = 1.0  # ... this radius on: at the minimum every slope vanishes
