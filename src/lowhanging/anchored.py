@@ -115,8 +115,9 @@ class AnchoredObjective:
     def double(self) -> AnchoredObjective:
         """The same anchored loss in float64, around the same point."""
         inner: Any = self.unanchored
-        own = inner.double() if hasattr(inner, "double") else FunctionObjective(inner.in_double(), inner.theta0.double())
-        return AnchoredObjective(own, self.anchor.double(), self.epsilon)
+        if not hasattr(inner, "double"):
+            inner = FunctionObjective(inner.in_double(), inner.theta0)
+        return AnchoredObjective(inner.double(), self.anchor.double(), self.epsilon)
 
     def in_double(self) -> Callable[[Tensor], Tensor]:
         """The loss, the anchor's included, as a float64 torch function of theta (p,)."""

@@ -17,7 +17,6 @@ from lowhanging.basin.lanczos import ASYMMETRY, not_symmetric
 from lowhanging.basin.symmetric_operator import SymmetricOperator
 from lowhanging.errors import explain
 
-
 WORTH_A_BLOCK = 16  # rows: for fewer, finding out how a block is multiplied costs more than the block
 
 

@@ -1,9 +1,10 @@
 r"""How far is a Ritz value from an eigenvalue, and which vectors can be told from their neighbours?
 
-For a symmetric map and a unit vector v with theta = v' H v and r = |H v - theta v|, an eigenvalue lies within r of theta;
-and if no other eigenvalue is nearer to theta than `gap`, within r^2 / gap, which is far less once r is small. The gap is
-taken to the other Ritz values, less their own residuals, and so holds as far as the search has missed nothing: it is
-what the second chain and the pairs that are followed are for. Products that are off by `noise` move theta by as much.
+For a symmetric map and a unit vector v with theta = v' H v and r = |H v - theta v|, an eigenvalue lies within r of
+theta; and if no other eigenvalue is nearer to theta than `gap`, within r^2 / gap, which is far less once r is small.
+The gap is taken to the other Ritz values, less their own residuals, and so holds as far as the search has missed
+nothing: it is what the second chain and the pairs that are followed are for. Products that are off by `noise` move
+theta by as much.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def error_bounds(values: Array, residuals: Array, noise: float, others: Array, b
     gaps, true = distances.min(axis=1), residuals + noise
     is_alone = gaps > true
     squared = np.where(is_alone, true**2 / np.where(is_alone, gaps, 1.0) + noise, np.inf)
-    return np.asarray(np.minimum(true, squared) + 8 * np.finfo(np.float64).eps * scale)
+    return np.asarray(np.minimum(true, squared) + len(others) * np.finfo(np.float64).eps * scale)  # the last: of T's
 
 
 def in_clusters(values: Array, residuals: Array, noise: float, others: Array, bars: Array) -> NDArray[np.bool_]:

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from lowhanging.basin.counted_map import CountedMap
+from lowhanging.basin.eigen_arguments import check_memory, in_double, known_rows, product_limit
 from lowhanging.basin.eigendense import search_dense
-from lowhanging.basin.eigensearch import least_rows, search
+from lowhanging.basin.eigensearch import search
 from lowhanging.basin.operators import hessian
 from lowhanging.basin.search_file import SearchFile
 from lowhanging.basin.subspace import Subspace
-from lowhanging.basin.symmetric_operator import SymmetricOperator
-from lowhanging.errors import NotConvergedError, check_choice, check_count, check_finite, check_real, explain
+from lowhanging.errors import NotConvergedError, check_choice, check_count, check_real, explain
 from lowhanging.loss import Loss
 from lowhanging.objective import Objective
 from lowhanging.parameters import Parameters
@@ -164,7 +164,8 @@ def top_eigs(
         on_failure: "raise", or "warn" to get what was found, with a RuntimeWarning.
         memory: bytes for the basis and its products, 2 p numbers per step (p when that is too much).
         warm_start: vectors that are nearly right, such as the pairs of the last checkpoint (or a Subspace, or rows
-            (j, p)): the search takes their products first, and then only what the change of H asks for.
+            (j, p)). Where H hardly changed, one product for each of them, and 10 more, will do; where it did, the
+            search is a little shorter than one from nothing.
         resume: npz file where the search is kept every few steps, and gone on with if it exists, after a crash or with
             a larger `max_products`; one more product finds out whether H is the same. Its size is that of the basis.
         progress: True or False; by default a bar appears after two seconds.
@@ -188,7 +189,7 @@ def top_eigs(
         the bounds Parlett (1998), "The Symmetric Eigenvalue Problem", chapters 11 and 13.
     """
     started = time.perf_counter()
-    counted = CountedMap(_in_double(H) if method == "dense" else H)
+    counted = CountedMap(in_double(H) if method == "dense" else H)
     p = counted.size
     k = check_count("k", k, maximum=p, remedy=f"The map has {p} eigenpairs.")
     check_choice("which", which, ("LA", "SA", "LM", "BE"))
@@ -196,7 +197,7 @@ def top_eigs(
     seed = check_count("seed", seed, minimum=0, maximum=2**63 - 1, remedy="Any other number is as good.")
     check_choice("method", method, ("lanczos", "dense"))
     check_choice("on_failure", on_failure, ("raise", "warn"))
-    known = None if warm_start is None else _known_rows(warm_start, counted)
+    known = None if warm_start is None else known_rows(warm_start, counted)
     num_known = 0 if known is None else len(known)
     if method == "dense":
         for name, value in (("warm_start", warm_start), ("resume", resume)):
@@ -205,12 +206,12 @@ def top_eigs(
                 raise ValueError(explain(name, 'is given with method="dense"', "nothing: every column is new", remedy))
         outcome = search_dense(counted, k, which, tol, max_products, progress)
     else:
-        _check_memory(counted, k, memory, num_known)
-        limit = _max_products(counted, k, max_products, memory)
+        check_memory(counted, k, memory, num_known)
+        limit = product_limit(counted, k, max_products, memory)
         file = None
         if resume is not None:
-            answer = {"k": k, "which": which, "tol": tol, "seed": seed, "memory": memory, "p": p, "dtype": counted.dtype}
-            answer["warm_start"] = None if known is None else digest(known)
+            answer: dict[str, Any] = {"k": k, "which": which, "tol": tol, "seed": seed, "memory": memory, "p": p}
+            answer |= {"dtype": counted.dtype, "warm_start": None if known is None else digest(known)}
             file = SearchFile(resume, {name: str(value) for name, value in answer.items()})
         outcome = search(
             counted, k, which=which, tol=tol, max_products=limit, seed=seed, memory=memory, progress=progress,
@@ -309,48 +310,6 @@ def top_hessian_eigs(
         remedy = "The objective has its own: leave it out, or pass the model."
         raise ValueError(explain(name, "is given with a ready objective", "nothing", remedy))
     return top_eigs(hessian(model, parameters=parameters), k, **options)
-
-
-def _max_products(operator: CountedMap, k: int, given: int | None, memory: float) -> int:
-    """The limit: what was given if it can yield k checked pairs, else what the problem can need."""
-    if given is not None:
-        remedy = "k pairs need k steps and two fresh products at least; leave it out for a safe limit."
-        return check_count("max_products", given, minimum=k + min(k, 2), remedy=remedy)
-    # After p steps the space is full. Outliers take about 2 k steps; an eigenvalue whose relative gap to the rest of
-    # the spectrum is g takes log(1 / tol) / (2 sqrt(g)): 1,000 steps reach down to gaps of 1e-5. Restarts take more.
-    wanted = 20 * k + 1000
-    is_restarted = memory < min(operator.size, wanted) * operator.size * operator.dtype.itemsize
-    return (5 * wanted if is_restarted else min(operator.size, wanted)) + k + 2
-
-
-def _check_memory(operator: CountedMap, k: int, memory: float, num_known: int) -> None:
-    """Refuse a budget in which a restarted search of k pairs can't move."""
-    remedy = "Memory is in bytes: 4 * 2**30 is 4 GiB. Ask for fewer pairs, or for more memory."
-    check_real("memory", memory, minimum=0.0, exclusive=True, remedy=remedy)
-    needed = min(least_rows(k, num_known), operator.size) * operator.size * operator.dtype.itemsize
-    if memory < needed:
-        expected = f"at least {needed:,} bytes for {k} pairs of {operator.size:,} entries"
-        raise ValueError(explain("memory", f"is {memory:,.0f} bytes", expected, remedy))
-
-
-def _known_rows(warm_start: Any, operator: CountedMap) -> Tensor:
-    """The vectors to start from, (j, p) with 1 <= j <= p, on the map's device and in its dtype, or an error."""
-    rows = getattr(warm_start, "vectors", getattr(warm_start, "basis", warm_start))
-    expected = f"Eigenpairs, a Subspace or rows of shape (j, {operator.size})"
-    remedy = "Pass the pairs of the last checkpoint of the same parameters."
-    if not isinstance(rows, Tensor) or not rows.is_floating_point():
-        raise TypeError(explain("warm_start", f"is a {type(warm_start).__name__}", expected, remedy))
-    if rows.ndim != 2 or rows.shape[1] != operator.size or not 1 <= len(rows) <= operator.size:
-        raise ValueError(explain("warm_start", f"has vectors of shape {tuple(rows.shape)}", expected, remedy))
-    check_finite("warm_start", rows.detach(), remedy=remedy)
-    return rows.detach().to(device=operator.device, dtype=operator.dtype)
-
-
-def _in_double(H: Any) -> Any:
-    """The same map in float64, where it is known how; else the map as it is."""
-    if isinstance(H, SymmetricOperator) or (isinstance(H, Tensor) and H.dtype == torch.float32):
-        return H.double()
-    return H
 
 
 def _with_canonical_signs(rows: Tensor) -> Tensor:

@@ -23,7 +23,9 @@ from lowhanging.errors import explain
 from lowhanging.ranks import is_silent
 
 PROBE_STEPS = 8  # of the second chain; what it glimpses in them is followed until it is decided
+_NEAR = 3.0  # tolerances that a known span may leak: measured on networks, where the two ways cost the same
 _AT_ONCE = 32  # known vectors multiplied in one block
+_KEPT = ("noise", "num_probe_steps", "num_known", "num_kept")  # numbers of a search that its file holds
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class _Search:
     max_products: int
     bar: tqdm[None]
     file: SearchFile | None = None
-    num_known: int = 0  # vectors that the search started from
+    num_known: int = 0  # vectors that the search steps along first
     num_kept: int = 2**62  # pairs that survive a restart: those further in are forgotten before they are known
     noise: float = 0.0
     num_probe_steps: int = 0
@@ -106,9 +108,8 @@ class _Search:
         """Start from what the file holds, from known vectors, or from nothing."""
         saved = None if self.file is None else self.file.read(self.space)
         if saved is not None:
-            self.noise, self.num_probe_steps, self.num_known, self.num_kept = (
-                saved[name] for name in ("noise", "num_probe_steps", "num_known", "num_kept")
-            )
+            for name in _KEPT:
+                setattr(self, name, saved[name])
             self.probed = saved.get("probed")
             self.max_products += self.operator.num_products  # what it took to know that the file is of this map
             self.operator.num_products += saved["num_products"]
@@ -119,14 +120,10 @@ class _Search:
     def save(self, *, now: bool = False) -> None:
         """Write the search to its file, if it has one and that is due."""
         if self.file is not None:
-            numbers: dict[str, Any] = {
-                "noise": self.noise,
-                "num_probe_steps": self.num_probe_steps,
-                "num_known": self.num_known,
-                "num_kept": self.num_kept,
-                "num_products": self.operator.num_products,
-            }
-            self.file.write_if_due(self.space, numbers | ({} if self.probed is None else {"probed": self.probed}), now=now)
+            numbers: dict[str, Any] = {name: getattr(self, name) for name in _KEPT}
+            if self.probed is not None:
+                numbers["probed"] = self.probed
+            self.file.write_if_due(self.space, {**numbers, "num_products": self.spent}, now=now)
 
     def until(self, tol: float) -> str | None:
         """Grow until k pairs hold and nothing else can be among them; None, or the kind of failure."""
@@ -134,7 +131,7 @@ class _Search:
         while failure is None:
             self.save()
             if space.size < max(k, self.num_known):
-                failure = self.grow_first()
+                failure = self.grow_first(tol)
                 continue
             ritz = space.ritz(self.which)
             estimates = ritz.estimates
@@ -143,7 +140,7 @@ class _Search:
             is_open = estimates[:k] > goal - self.noise
             self.show(is_open, estimates[:k].max() / (ritz.scale or 1.0))
             if is_open.any():
-                failure = self.grow(stride, ritz.couplings[:, np.argmax(is_open)])
+                failure = self.grow(stride, _shared(ritz.couplings[:, :k][:, is_open]))
                 continue
             residuals = space.residuals(ritz, range(k))
             worst = int(np.argmax(residuals))
@@ -167,13 +164,24 @@ class _Search:
             failure = "floor" if is_rounding else self.grow(1, ritz.couplings[:, worst])
         return failure
 
-    def grow_first(self) -> str | None:
-        """A few of the steps before which nothing can be judged: along known vectors, or as many as pairs."""
-        left = max(self.k, self.num_known) - self.space.size
-        num = min(_AT_ONCE, self.num_known - self.space.size, self.max_products - self.num_checks - self.spent)
+    def grow_first(self, tol: float) -> str | None:
+        """A few of the steps before which nothing can be judged.
+
+        Known vectors begin with their sum. If H hardly leads out of their span, each of them is nearly an eigenvector,
+        and one product for each will do. Else each would need several, and a chain from the sum takes fewer.
+        """
+        space, num_known = self.space, self.num_known
+        left = max(self.k, num_known) - space.size
+        num = min(_AT_ONCE, num_known - space.size, self.max_products - self.num_checks - self.spent)
         if num < 1:
             return self.grow(min(left, 4))
-        self.space.step_along(num)
+        if space.size == 1:
+            leak = space.coefficients[num_known, 0] if space.num_open == num_known else 0.0
+            if leak > _NEAR * tol * space.largest_image:
+                space.follow_first()
+                self.num_known = 0
+                return None
+        space.step_along(num if space.size else 1)
         self.bar.set_postfix(products=self.spent, refresh=False)
         self.bar.update(0)
         return None
@@ -201,7 +209,7 @@ class _Search:
         return None
 
     def restart(self) -> bool:
-        """Thick restart: keep the wanted pairs, the better half of the others and the other end; False if that won't do.
+        """Thick restart with the wanted pairs, the better half of the others and the other end; False if that fails.
 
         What is kept of the others saves the steps that they took; what is not gives room for new ones.
         """
@@ -227,7 +235,8 @@ class _Search:
             if self.space.is_full:
                 break
             direction = None
-            if self.space.num_open <= chains and (self.space.has_room() or self.restart()):  # the start, or the second chain broke down
+            is_start = self.space.num_open <= chains  # or the second chain broke down
+            if is_start and (self.space.has_room() or self.restart()):
                 self.space.open_random()
                 # Mixed with the open rows: what hides in them is orthogonal to a random row and all that follows it.
                 direction = np.full(self.space.num_open, self.space.num_open**-0.5)
@@ -303,6 +312,11 @@ class _Search:
             return explain(kind, received, expected, "Raise memory (bytes), loosen tol or ask for fewer pairs.")
         floor = float(relative.max()) + self.noise / (self.space.ritz(self.which).scale or 1.0)
         return explain_floor(tol, floor, self.operator.dtype)
+
+
+def _shared(couplings: Array) -> Array:
+    """The open direction (b,) that most of these pairs' residuals (b, n) have in common."""
+    return np.asarray(np.linalg.svd(couplings)[0][:, 0])
 
 
 def _reaching(ritz: Ritz, k: int, which: str, goal: float) -> NDArray[np.bool_]:

@@ -19,9 +19,9 @@ Why full reorthogonalization, when three terms suffice on paper: without it, con
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -144,12 +144,13 @@ class KrylovSpace:
         return True
 
     def open_rows(self, rows: Tensor) -> None:
-        """Open these rows (j, p), made orthonormal, in an empty space; nothing happens where there is no room."""
+        """Open the span of these rows (j, p) in an empty space, their sum first; nothing where there is no room."""
         exact = torch.linalg.qr(rows.double().T)[0].T  # of dependent rows, the later ones become random directions
         if not self._make_room(min(2 * len(exact) + 2, self.operator.size)):
             return
         self.rows[: len(exact)] = exact.to(self.rows)
         self.num_open = len(exact)
+        self._bring_forward(np.ones(len(exact)))
 
     def open_random(self) -> None:
         """Open a random unit row orthogonal to all others; nothing happens where they already span everything."""
@@ -182,6 +183,11 @@ class KrylovSpace:
         self.is_tridiagonal = False
         for image in self.operator.products_of(self.rows[self.size : self.size + num]):
             self._absorb(image)
+
+    def follow_first(self) -> None:
+        """Keep of the open rows only what the product of the one basis row opened: a chain from a known start."""
+        self._bring_forward(self.coefficients[1 : 1 + self.num_open, 0])
+        self.num_open, self.is_tridiagonal = 1, True
 
     def _absorb(self, image: Tensor) -> None:
         """Make the first open row one of the basis, `image` (p,) being its product, and open what remains of that."""
@@ -244,36 +250,6 @@ class KrylovSpace:
         self.coefficients, self.size, self.is_tridiagonal = K, r, False
         self.num_restarts += 1
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        """All that the next step depends on, as arrays of their own."""
-        end = self.size + self.num_open
-        arrays = {
-            "rows": self.rows[:end].cpu().numpy().copy(),
-            "coefficients": self.coefficients[:end, : self.size].copy(),
-            "generator": self.generator.get_state().numpy().copy(),
-            "counts": np.array([self.size, self.num_open, len(self.rows), self.num_steps, self.num_restarts]),
-            "is_tridiagonal": np.array(self.is_tridiagonal),
-            "largest_image": np.array(self.largest_image),
-        }
-        if self.products is not None:
-            arrays["products"] = self.products[: self.size].cpu().numpy().copy()
-        return arrays
-
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Be the space that `state` was taken of, of the same map and with the same memory."""
-        self.size, self.num_open, capacity, self.num_steps, self.num_restarts = map(int, arrays["counts"])
-        self.is_tridiagonal, self.largest_image = bool(arrays["is_tridiagonal"]), float(arrays["largest_image"])
-        end = self.size + self.num_open
-        self.rows = self.rows.new_empty((capacity, self.operator.size))
-        self.rows[:end] = torch.from_numpy(arrays["rows"]).to(self.rows)
-        self.products = None
-        if "products" in arrays:
-            self.products = torch.empty_like(self.rows)
-            self.products[: self.size] = torch.from_numpy(arrays["products"]).to(self.rows)
-        self.coefficients = np.zeros((capacity, capacity))
-        self.coefficients[:end, : self.size] = arrays["coefficients"]
-        self.generator.set_state(torch.from_numpy(arrays["generator"].copy()))
-
     def ritz(self, which: str) -> Ritz:
         """Eigenpairs of the symmetrised T, after a look at how symmetric it was."""
         T = self.projected
@@ -281,8 +257,8 @@ class KrylovSpace:
         if share > ASYMMETRY[self.operator.dtype]:
             raise not_symmetric(f"has an antisymmetric part, {share:.1e} of the whole on the {self.size} vectors tried")
         S = (T + T.T) / 2
-        # LAPACK's tridiagonal solver is several times quicker, and runs on one thread: in between torch's threads, those
-        # of the dense solver can wait for each other a hundred times longer.
+        # LAPACK's tridiagonal solver is several times quicker, and runs on one thread: in between torch's threads,
+        # those of the dense solver can wait for each other a hundred times longer.
         if self.is_tridiagonal:
             values, weights = eigh_tridiagonal(S.diagonal(), S.diagonal(1))
         else:

@@ -47,7 +47,7 @@ class SearchFile:
         if not self.path.exists():
             return None
         try:
-            with np.load(self.path, allow_pickle=False) as stored:
+            with open(self.path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             meta = json.loads(str(arrays.pop(_META)))
             identity, numbers = dict(meta["identity"]), dict(meta["numbers"])
@@ -58,7 +58,7 @@ class SearchFile:
         different = [key for key in {**self.identity, **identity} if self.identity.get(key) != identity.get(key)]
         if different:
             self._refuse(different)
-        space.restore(arrays)
+        _restore(space, arrays)
         numbers |= {name: arrays[name] for name in ("probed",) if name in arrays}
         if space.size:
             limit = 100 * torch.finfo(space.operator.dtype).eps * space.largest_image + 3 * float(numbers["noise"])
@@ -71,11 +71,12 @@ class SearchFile:
         products, begun = space.operator.num_products, time.monotonic()
         if not now and (products < self._products + STRIDE or begun < self._next):
             return
-        arrays: dict[str, NDArray[Any]] = space.state()
+        arrays = _state(space)
         arrays |= {name: value for name, value in numbers.items() if isinstance(value, np.ndarray)}
         plain = {name: value for name, value in numbers.items() if not isinstance(value, np.ndarray)}
         meta = np.array(json.dumps({"identity": self.identity, "numbers": plain}))
-        write_atomically(self.path, lambda stream: np.savez(stream, **arrays, **{_META: meta}))
+        entries: dict[str, Any] = {**arrays, _META: meta}
+        write_atomically(self.path, lambda stream: np.savez(stream, **entries))
         elapsed = time.monotonic() - begun
         self._products, self._next = products, time.monotonic() + elapsed / _SHARE
 
@@ -83,3 +84,32 @@ class SearchFile:
         received = f"is {str(self.path)!r}, the file of a search with another {', '.join(sorted(different))}"
         remedy = "Name another file, or repeat the call that made this one."
         raise ValueError(explain("resume", received, "a new file or that of this search", remedy))
+
+
+def _state(space: KrylovSpace) -> dict[str, NDArray[Any]]:
+    """All that the next step depends on."""
+    end = space.size + space.num_open
+    arrays = {
+        "rows": space.rows[:end].cpu().numpy(),
+        "coefficients": space.coefficients[:end, : space.size],
+        "generator": space.generator.get_state().numpy(),
+        "counts": np.array([space.size, space.num_open, len(space.rows), space.num_steps, space.num_restarts]),
+        "is_tridiagonal": np.array(space.is_tridiagonal),
+        "largest_image": np.array(space.largest_image),
+    }
+    return arrays if space.products is None else arrays | {"products": space.products[: space.size].cpu().numpy()}
+
+
+def _restore(space: KrylovSpace, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Make the space what it was when `_state` was taken of it."""
+    space.size, space.num_open, capacity, space.num_steps, space.num_restarts = map(int, arrays["counts"])
+    space.is_tridiagonal, space.largest_image = bool(arrays["is_tridiagonal"]), float(arrays["largest_image"])
+    end = space.size + space.num_open
+    space.rows = space.rows.new_empty((capacity, space.operator.size))
+    space.rows[:end] = torch.from_numpy(arrays["rows"]).to(space.rows)
+    space.products = torch.empty_like(space.rows) if "products" in arrays else None
+    if space.products is not None:
+        space.products[: space.size] = torch.from_numpy(arrays["products"]).to(space.rows)
+    space.coefficients = np.zeros((capacity, capacity))
+    space.coefficients[:end, : space.size] = arrays["coefficients"]
+    space.generator.set_state(torch.from_numpy(arrays["generator"]))

@@ -147,7 +147,7 @@ class OperatorSum(SymmetricOperator):
 
     def double(self) -> OperatorSum:
         """The sum of the same terms in float64."""
-        return OperatorSum([(factor, part.double() if hasattr(part, "double") else part) for factor, part in self.terms])
+        return OperatorSum([(c, part.double() if hasattr(part, "double") else part) for c, part in self.terms])
 
     def _product(self, v: Tensor) -> Tensor:
         return sum((factor * (part @ v.to(part.dtype)).to(self.dtype) for factor, part in self.terms), start=0 * v)
