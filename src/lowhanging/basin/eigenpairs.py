@@ -259,6 +259,8 @@ def top_hessian_eigs(
     mode: Literal["eval", "as_is"] = "eval",
     device: torch.device | str | None = None,
     cache: bool = True,
+    micro_batch: int | None = None,
+    distributed: bool | torch.distributed.ProcessGroup | None = None,
     parameters: Parameters | None = None,
     **options: Unpack[SearchOptions],
 ) -> Eigenpairs:
@@ -273,6 +275,8 @@ def top_hessian_eigs(
         mode: "eval" or "as_is", as in `Objective`.
         device: where to compute; by default where the model is.
         cache: False re-reads the data on each product.
+        micro_batch: examples evaluated at once, as in `Objective`.
+        distributed: how ranks share the data, as in `Objective`.
         parameters: only the block of these, as in `hessian`: a glob on names such as "conv1.*", a list of globs, or a
             test `name -> bool`. `hessian(objective, parameters=...).embed` takes the vectors to weight space.
         **options: which, tol, max_products, seed, method, on_failure, memory, warm_start, resume, progress, as in
@@ -298,13 +302,15 @@ def top_hessian_eigs(
         raise TypeError(f"top_hessian_eigs() got an unexpected keyword argument {unknown[0]!r}")
     if isinstance(model, nn.Module):
         objective: Loss = Objective(
-            model, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, device=device, cache=cache
-        )
+            model, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, device=device, cache=cache,
+            micro_batch=micro_batch, distributed=distributed,
+        )  # fmt: skip
         return top_eigs(hessian(objective, parameters=parameters), k, **options)
     if not hasattr(model, "hvp") or not hasattr(model, "theta0"):
         remedy = "For a matrix or another symmetric map use top_eigs(H)."
         raise TypeError(explain("model", f"is a {type(model).__name__}", "an nn.Module or an objective", remedy))
     given = {"data": data, "loss_fn": loss_fn, "batch_loss": batch_loss, "device": device}
+    given |= {"micro_batch": micro_batch, "distributed": distributed}
     given |= {"mode": None if mode == "eval" else mode, "cache": None if cache else cache}
     for name in [name for name, value in given.items() if value is not None]:
         remedy = "The objective has its own: leave it out, or pass the model."
