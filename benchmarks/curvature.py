@@ -2,13 +2,14 @@
 
     python benchmarks/curvature.py [--tasks a10 a50 b10 c10] [--contenders ours curvlinops ...] [--json FILE]
 
-Tasks: (a) the paired-digit CNN, 10 and 50 pairs; (b) a modular-addition transformer, 10; (c) a tanh MLP with 1.2 million
-weights, 10. `benchmarks/requirements.txt` says how to install the others; one that is not there is named as missing.
+Tasks: (a) the paired-digit CNN, 10 and 50 pairs; (b) a modular-addition transformer, 10; (c) a tanh MLP with 1.2
+million weights, 10. `benchmarks/requirements.txt` says how to install the others; one that is not there is named as
+missing.
 
-Each contender runs in a fresh process, one after another, from the trained model and its loader to the pairs. The others
-may choose between the user's loader and batches of our size in memory: three products with each decide. Every pair is then
-judged by the same float64 double backward: "residual" is the worst |H v - value v| / lambda_1, "off" is how far the
-values are from the best set found, by lambda_1 (a skipped or a doubled eigenvalue shows here only).
+Each contender runs in a fresh process, one after another, from the trained model and its loader to the pairs. The
+others may choose between the user's loader and batches of our size in memory: three products with each decide. Every
+pair is then judged by the same float64 double backward: "residual" is the worst |H v - value v| / lambda_1, "off" is
+how far the values are from the best set found, by lambda_1 (a skipped or a doubled eigenvalue shows here only).
 """
 
 from __future__ import annotations
@@ -129,8 +130,9 @@ class _Runner:
         environment = dict(os.environ)
         if options.threads:
             environment["OMP_NUM_THREADS"] = str(options.threads)
+        how: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+            done = subprocess.run(command, timeout=timeout, env=environment, **how)
         except subprocess.TimeoutExpired:
             return {"stopped": f"after {timeout:.0f} s"}
         lines = done.stdout.strip().splitlines()
@@ -180,8 +182,9 @@ def table_of(table: Row) -> str:
     task, prepared, rows = TASKS[table["task"]], table["prepared"], table["rows"]
     ours = rows.get("ours", {})
     title = f"\n### {table['task']}: {task.title}; k = {task.k}, residuals to {table['tol']:.0e} of λ₁\n"
-    head = "| tool | seconds | / ours | CPU s | products | ms each | residual / λ₁ | off / λ₁ | there | MB | batches | note |"
-    lines = [title, head, "|" + "---|" * 12]
+    columns = ("tool", "seconds", "/ ours", "CPU s", "products", "ms each", "residual / λ₁", "off / λ₁", "there", "MB")
+    columns += ("batches", "note")
+    lines = [title, f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for name, row in rows.items():
         lines.append(_line(PEERS[name].title, row, ours, prepared))
     return "\n".join([*lines, "", *_ratios(rows, ours, {name: PEERS[name].title for name in rows})])

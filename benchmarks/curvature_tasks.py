@@ -1,6 +1,6 @@
 """Which eigenproblems does `benchmarks/curvature.py` set? A trained network, its data, and how many pairs.
 
-The weights are trained once, on the CPU, and kept in a file that every contender reads: all of them see the same numbers.
+The weights are trained once, on the CPU, and kept in a file that every contender reads: all see the same numbers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How does one ask each tool for the top eigenpairs of a Hessian? One function per tool, by its documentation.
 
-Each takes a `Problem` and returns `Pairs`; the import of the tool is inside, so that a missing one is found out by its own
-process. All of them look for the algebraically largest eigenvalues of the mean loss, except PyHessian, whose power
+Each takes a `Problem` and returns `Pairs`; the import of the tool is inside, so that a missing one is found out by its
+own process. All of them look for the algebraically largest eigenvalues of the mean loss, except PyHessian, whose power
 iteration knows magnitude only.
 """
 
@@ -82,7 +82,7 @@ def lowhanging(problem: Problem) -> Pairs:
     return Pairs(found.values, found.vectors, note)
 
 
-# A double backward by hand, and ARPACK ----------------------------------------------------------------------------------
+# A double backward by hand, and ARPACK --------------------------------------------------------------------------------
 
 
 def double_backward(problem: Problem) -> Product:
@@ -128,7 +128,7 @@ def _eigsh(problem: Problem, operator: Any) -> Pairs:
     return Pairs(torch.from_numpy(values[::-1].copy()).double(), torch.from_numpy(vectors.T[::-1].copy()))
 
 
-# Others -----------------------------------------------------------------------------------------------------------------
+# Others ---------------------------------------------------------------------------------------------------------------
 
 
 def _curvlinops(problem: Problem) -> Any:

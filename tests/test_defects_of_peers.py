@@ -1,8 +1,8 @@
 """Ways in which tools for the same job were found to be wrong, one test each, against our calls.
 
 Oracles: Hessians on paper (softmax regression, diagonal and quadratic losses), `torch.autograd.functional.hessian` of
-the whole data set at once, and `testing.dense_hessian`. Where the defect can be re-created in a few lines, the test does
-so and asserts that its answer is far from the oracle: a test that the defect passes would prove nothing.
+the whole data set at once, and `testing.dense_hessian`. Where the defect can be re-created in a few lines, the test
+does so and asserts that its answer is far from the oracle: a test that the defect passes would prove nothing.
 """
 
 from __future__ import annotations
@@ -82,8 +82,12 @@ def test_ragged_last_batch() -> None:
     assert distance(spectrum(defective), exact) > 1e-2
     ragged = [(inputs[:5], targets[:5]), (inputs[5:], targets[5:])]
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=5)
-    for data, cache in ((loader, True), (loader, False), (ragged[::-1], True)):
-        assert distance(lh.top_hessian_eigs(model, data, k=15, tol=TOL, cache=cache).values, exact) < 1e-12
+    by_default = lh.top_hessian_eigs(model, loader, k=15, tol=TOL)
+    as_they_come, cut_again = lh.Objective(model, ragged, cache=False), lh.Objective(model, loader, micro_batch=3)
+    for loss in (as_they_come, cut_again):
+        assert len({len(targets) for _, targets in loss.batches}) == 2  # ragged inside, too
+    for pairs in (by_default, *(lh.top_hessian_eigs(loss, k=15, tol=TOL) for loss in (as_they_come, cut_again))):
+        assert distance(pairs.values, exact) < 1e-12
 
 
 def test_shuffled_loader() -> None:
