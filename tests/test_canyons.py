@@ -18,6 +18,7 @@ import lowhanging as lh
 from canyon_scene import angle_in, minima_on_circle, two_cue_minimum, two_cues
 
 PLANE = lh.Subspace(torch.eye(2, dtype=torch.float64))
+UNRECORDED = "double backward"  # to record the products of a small function takes longer than to multiply
 
 
 sloped_canyons = functools.cache(lh.toys.sloped_canyons)  # recorded once
@@ -224,8 +225,8 @@ def quartic():
     mix = torch.randn(6, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     return lh.FunctionObjective(
         lambda t: 0.5 * (mix @ t).square().sum() - 0.2 * (mix @ t).pow(3).sum() + 0.1 * (mix @ t).pow(4).sum(),
-        torch.zeros(6, dtype=torch.float64),
-    )
+        torch.zeros(6, dtype=torch.float64), engine=UNRECORDED,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "hessian"])
@@ -273,7 +274,7 @@ def test_a_quadratic_has_no_canyon_in_the_full_space_either(spectrum):
 def rounded_loss(center, dtype):
     """A quadratic about weights that are not zero: what is isolated on its energy shells is rounding."""
     scales = torch.tensor([4.0, 3.0, 2.0, 1.5, 1.2, 1.0], dtype=dtype)
-    return lh.FunctionObjective(lambda t: 0.5 * (scales * (t - center).square()).sum(), center)
+    return lh.FunctionObjective(lambda t: 0.5 * (scales * (t - center).square()).sum(), center, engine=UNRECORDED)
 
 
 @pytest.mark.parametrize(("dtype", "energy"), [(torch.float64, 0.1), (torch.float64, 1e-9), (torch.float32, 1e-3)])
@@ -301,7 +302,7 @@ def polar(function):
         c, s = t / r2.clamp_min(1e-30).sqrt()
         return r2 * (1 + function(r2, c, s))
 
-    return lh.FunctionObjective(loss, torch.tensor([1e-9, 0.0], dtype=torch.float64))
+    return lh.FunctionObjective(loss, torch.tensor([1e-9, 0.0], dtype=torch.float64), engine=UNRECORDED)
 
 
 @pytest.mark.filterwarnings("ignore:theta0 is no minimum")
@@ -316,7 +317,7 @@ def test_narrow_and_neighbouring_minima_are_found():
 
 def test_a_loss_that_overflows_is_said_to():
     loss = lh.FunctionObjective(
-        lambda t: torch.exp(t.square().sum()) + t[0] ** 4 - 1, torch.zeros(2, dtype=torch.float64)
+        lambda t: torch.exp(t.square().sum()) + t[0] ** 4 - 1, torch.zeros(2, dtype=torch.float64), engine=UNRECORDED
     )
     with pytest.raises(lh.NotConvergedError, match="the loss is not finite at 4 ends"):
         lh.find_canyons(loss, space=PLANE, metric="euclidean", levels=40.0, starts=4, progress=False)
@@ -463,7 +464,7 @@ def test_depth_is_held_against_random_subspaces_of_equal_curvature():
     def function(t):
         return 0.5 * t.square().sum() - 0.3 * t[0].pow(4) + 0.1 * t[0].pow(6)
 
-    loss = lh.FunctionObjective(function, torch.zeros(6, dtype=torch.float64))
+    loss = lh.FunctionObjective(function, torch.zeros(6, dtype=torch.float64), engine=UNRECORDED)
     axes = torch.eye(6, dtype=torch.float64)
     found = lh.find_canyons(loss, space=lh.Subspace(axes[:2]), levels=0.3, starts=6, progress=False)
     null = lh.depth_null(loss, found, within=lh.Subspace(axes), num=9, progress=False)
