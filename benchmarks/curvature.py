@@ -234,7 +234,7 @@ def _ratios(rows: dict[str, Row], ours: Row, titles: dict[str, str]) -> list[str
                 first = min(able, key=able.__getitem__)
                 told.append(f"- {able[first] / ours['seconds']:.2f} times as fast as {titles[first]}")
         if not told:
-            told.append("- no other tool gets there")
+            told.append(f"- none of the {len(rows) - 1} other contenders that were asked for gets there")
     else:
         told.append("- ours does not get there")
     product, gradient = ours["seconds_per_product"], ours["seconds_per_gradient"]
