@@ -125,8 +125,8 @@ def test_from_training_to_canyons() -> None:
     data = (X.float(), Y)
     lh.train(model, data, epochs=20, seed=0, progress=False)
     minimum = lh.polish(lh.Objective(model, data), anchor=0.1, progress=False)
-    assert minimum.theta.device.type == "cuda"
     loss = minimum.objective
+    assert loss.theta0.device.type == "cuda"
     pairs = lh.top_eigs(lh.hessian(loss), k=3)
     scan = lh.line_slice({"loss": loss}, pairs.vectors[0], extent=(-1, 1), num=5)
     plane = {
