@@ -232,7 +232,7 @@ class KrylovSpace:
         mirror[0] -= 1.0
         mirror /= np.linalg.norm(mirror)
         opened = slice(self.size, self.size + self.num_open)
-        w = torch.as_tensor(mirror).to(self.rows)
+        w = torch.as_tensor(mirror, device=self.rows.device).to(self.rows.dtype)
         self.rows[opened] -= 2 * w[:, None] * (w @ self.rows[opened])
         K = self.coefficients[opened, : self.size]
         K -= 2 * mirror[:, None] * (mirror @ K)
