@@ -106,8 +106,9 @@ class Pictures:
         for number in plt.get_fignums():
             figure = plt.figure(number)
             place = self._place(".png")
-            figure.savefig(place, dpi=DPI)
-            yield f"![{described(figure)}]({place.name}){{ width={round(96 * figure.get_figwidth())} }}"
+            figure.savefig(place, dpi=DPI, bbox_inches="tight", pad_inches=0.05)
+            width = int.from_bytes(place.read_bytes()[16:20], "big")  # where a PNG says it
+            yield f"![{described(figure)}]({place.name}){{ width={round(96 * width / DPI)} }}"
             plt.close(figure)
         for written in sorted(path for path in Path.cwd().iterdir() if path.suffix in PICTURES):
             place = self._place(written.suffix)
