@@ -96,10 +96,10 @@ print(found.canyons[0])
 # Would any three directions have done? The same search in random three-dimensional subspaces of equal curvature:
 
 # %%
-print(lh.depth_null(basin, found, within=lh.top_hessian_eigs(basin, k=12).subspace(), num=9, progress=False))
+print(lh.depth_null(basin, found, within=lh.top_hessian_eigs(basin, k=12).subspace(), num=7, progress=False))
 
 # %% [markdown]
-# Read p with care: with nine random subspaces it can't be smaller than 0.1. Ask for more where it matters.
+# Read p with care: with seven random subspaces it cannot be smaller than 1/8. Ask for more where it matters.
 #
 # ## Follow
 #

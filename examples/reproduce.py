@@ -35,7 +35,7 @@ ax = lh.plots.paired_images(views)
 # %%
 model = lh.SigmoidCNN(seed=0)
 held_out = {"mixed": views.mixed.test, "number": views.number.test, "pattern": views.pattern.test}
-run = lh.train(model, views.mixed.train, epochs=25, batch_size=32, evaluate=held_out, seed=0, progress=False)
+run = lh.train(model, views.mixed.train, epochs=40, batch_size=32, evaluate=held_out, seed=0, progress=False)
 print(run)
 ax = lh.plots.training_run(run)
 
@@ -45,7 +45,7 @@ ax = lh.plots.training_run(run)
 # Second-order geometry belongs to a minimum of a fixed loss. The anchor keeps the solution from running to infinity.
 
 # %%
-minimum = lh.polish(lh.Objective(model, views.mixed.train), anchor=1e-2, progress=False)
+minimum = lh.polish(lh.Objective(model, views.mixed.train), anchor=3e-2, progress=False)
 print(minimum)
 
 # %% [markdown]
