@@ -52,8 +52,8 @@ print(lh.testing.check_model(model, loader))
 # %% [markdown]
 # ## The bottom, and is this a minimum?
 #
-# An `Objective` is the loss as a function of flat weights, and its Hessian a map that every tool takes. Training stopped
-# somewhere on a slope: *expect* a gradient that is not zero, and negative eigenvalues.
+# An `Objective` is the loss as a function of flat weights, and its Hessian a map that every tool takes. Training
+# stopped somewhere on a slope: *expect* a gradient that is not zero, and negative eigenvalues.
 
 # %%
 loss = lh.Objective(model, loader)
@@ -81,8 +81,8 @@ print(density)
 ax = lh.plots.spectral_density({"spirals": density})
 
 # %% [markdown]
-# *Expect* a peak at zero, as wide as the smoothing: most directions hardly change the loss. How many do? That depends on
-# where the line is drawn, so it is a curve; the band is two standard errors and what 40 steps leave open.
+# *Expect* a peak at zero, as wide as the smoothing: most directions hardly change the loss. How many do? That depends
+# on where the line is drawn, so it is a curve; the band is two standard errors and what 40 steps leave open.
 
 # %%
 dimension = lh.effective_dimension(density, thresholds=torch.logspace(-3, 0, 25))
@@ -101,8 +101,8 @@ ax = lh.plots.line_slice(scan)
 # ## A part of the weights, another matrix, another loss
 #
 # One layer alone; the Gauss-Newton matrix, which leaves out how the network itself bends (see
-# [Hessian or Gauss-Newton?](../docs/hessian-or-gauss-newton.md)); and a loss of your own, here with class weights, which
-# returns its sum and its count.
+# [Hessian or Gauss-Newton?](../docs/hessian-or-gauss-newton.md)); and a loss of your own, here with class weights,
+# which returns its sum and its count.
 
 # %%
 print("last layer  ", lh.top_hessian_eigs(model, loader, k=3, parameters="5.*"))

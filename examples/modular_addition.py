@@ -6,8 +6,6 @@
 # they last, and what is each worth? The tools work on any embedding whose planes you can name.
 
 # %%
-import torch
-
 import lowhanging as lh
 
 # %% [markdown]
@@ -48,9 +46,9 @@ print("held-out accuracy by seed", [round(float(share), 2) for share in stack.ac
 #
 # ## Is it a circle?
 #
-# Two coordinates of the embedding are a plane; over the tokens 0, 1, ..., p - 1 they draw a curve. Its circle score is the
-# share of its power in the strongest signed frequency: 1 for a circle walked f times, 1/2 for a line. *Expect* both: a
-# circle reads (a, b) by turning, a line is half of that.
+# Two coordinates of the embedding are a plane; over the tokens 0, 1, ..., p - 1 they draw a curve. Its circle score is
+# the share of its power in the strongest signed frequency: 1 for a circle walked f times, 1/2 for a line. *Expect*
+# both: a circle reads (a, b) by turning, a line is half of that.
 
 # %%
 embeddings = stack.snapshots["embedding"]  # (seeds, logs, p, width)
@@ -109,8 +107,8 @@ ax = lh.plots.circuit_ablation(ablation)
 # %% [markdown]
 # ## And the rest of the library
 #
-# `stack.model(seed)` is a plain module: every other tool takes it. `lh.circuits.circuit_losses` makes one loss per circle,
-# that of the network with this circle alone, so that circuits can be preserved and ablated, as in
+# `stack.model(seed)` is a plain module: every other tool takes it. `lh.circuits.circuit_losses` makes one loss per
+# circle, that of the network with this circle alone, so that circuits can be preserved and ablated, as in
 # [steering between two behaviours](steering.py).
 
 # %%

@@ -4,11 +4,13 @@
 # One command measures every claim of [the write-up](../docs/what-was-found.md) and writes a report with figures, tables
 # and the numbers behind them:
 #
-#     lowhanging reproduce --out report
+# ```bash
+# lowhanging reproduce --out report
+# ```
 #
-# This page takes the central experiment apart, at a size that runs in seconds: a small network learns digits that can be
-# read in two ways, and directions in weight space are to keep one reading and ablate the other. An eighth of the bundled
-# digits, three patterns per class and ten eigenpairs make it quick; its numbers are not those of the report.
+# This page takes the central experiment apart, at a size that runs in seconds: a small network learns digits that can
+# be read in two ways, and directions in weight space are to keep one reading and ablate the other. An eighth of the
+# bundled digits, three patterns per class and ten eigenpairs make it quick; its numbers are not those of the report.
 
 # %%
 import matplotlib.pyplot as plt
@@ -51,8 +53,8 @@ print(minimum)
 # %% [markdown]
 # ## Claim: each task has a small effective dimension
 #
-# Three losses around that minimum, each a pure function of the weights, and the top of their Hessians' spectra. *Expect*
-# a fall within ten of the 3,340 eigenvalues.
+# Three losses around that minimum, each a pure function of the weights, and the top of their Hessians' spectra.
+# *Expect* a fall within ten of the 3,340 eigenvalues.
 
 # %%
 losses = {name: lh.Objective(model, view).at(minimum.theta) for name, view in held_out.items()}
@@ -121,6 +123,6 @@ ax = lh.plots.plane_slice(plane)
 # %% [markdown]
 # ## The other claims
 #
-# [Canyons](canyons.py) are searched and followed as on that page; the circuits of [modular addition](modular_addition.py)
-# likewise. All twenty claims, how each is measured and against what, and the verdicts:
-# [What the write-up claims and what was found](../docs/what-was-found.md).
+# [Canyons](canyons.py) are searched and followed as on that page; the circuits of
+# [modular addition](modular_addition.py) likewise. All twenty claims, how each is measured and against what, and the
+# verdicts: [What the write-up claims and what was found](../docs/what-was-found.md).

@@ -122,4 +122,5 @@ ax = lh.plots.plane_slice(ground)
 
 # %% [markdown]
 # Long slices show a bar, and continue from a file after an interruption: [how to resume](../docs/resume.md). Whether a
-# slicer, ours or another, draws the right picture can be tested: [Is this picture right?](../docs/is-this-picture-right.md)
+# slicer, ours or another, draws the right picture can be tested:
+# [Is this picture right?](../docs/is-this-picture-right.md)

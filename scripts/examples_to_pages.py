@@ -37,9 +37,13 @@ class Cell:
         return "\n".join(self.lines).strip("\n")
 
     @property
+    def text_lines(self) -> list[str]:
+        """The lines of a markdown cell without their comment signs."""
+        return [line.removeprefix("#").removeprefix(" ") for line in self.lines]
+
+    @property
     def text(self) -> str:
-        """A markdown cell without its comment signs."""
-        return "\n".join(line.removeprefix("#").removeprefix(" ") for line in self.lines).strip("\n")
+        return "\n".join(self.text_lines).strip("\n")
 
 
 def cells(script: str) -> list[Cell]:
@@ -74,7 +78,8 @@ def make_page(script: Path, folder: Path) -> str:
             parts.append(f"``` {{ .text .output }}\n{printed.rstrip()}\n```")
         parts += pictures.new()
     title, _, rest = parts[0].partition("\n")
-    parts[0] = f"{title}\n\n*This page is a script: [{script.name}]({script.name}). It was run to make the page.*\n{rest}"
+    origin = f"*This page is a script: [{script.name}]({script.name}). It was run to make the page.*"
+    parts[0] = f"{title}\n\n{origin}\n{rest}"
     return "\n\n".join(parts) + "\n"
 
 
