@@ -39,8 +39,8 @@ print(lh.train(model, loader, epochs=150, lr=0.01, progress=False))
 # %%
 pairs = lh.top_hessian_eigs(model, loader, k=10)
 print(pairs)
-for value, residual in zip(pairs.values, pairs.residuals, strict=True):
-    print(f"{float(value):9.4f}   an eigenvalue of the Hessian lies within {float(residual):.1e} of this")
+for value, bound in zip(pairs.values, pairs.bounds, strict=True):
+    print(f"{float(value):9.4f}   an eigenvalue of the Hessian lies within {float(bound):.1e} of this")
 
 # %% [markdown]
 # What had not converged would have raised an error. Is the loss the smooth function of the weights that it should be?
@@ -52,13 +52,14 @@ print(lh.testing.check_model(model, loader))
 # %% [markdown]
 # ## The bottom, and is this a minimum?
 #
-# An `Objective` is the loss as a function of flat weights, and its Hessian a map that every tool takes. Training
-# stopped somewhere on a slope: *expect* a gradient that is not zero, and negative eigenvalues.
+# An `Objective` is the loss as a function of flat weights, and its Hessian a map that every tool takes; `which="BE"` asks
+# for both ends of its spectrum. Training stopped somewhere on a slope: *expect* a gradient that is not zero, and
+# negative eigenvalues.
 
 # %%
 loss = lh.Objective(model, loader)
-lowest = lh.top_eigs(lh.hessian(loss), k=3, which="SA")
-print(lowest)
+ends = lh.top_eigs(lh.hessian(loss), k=6, which="BE")
+print(ends)
 print(f"gradient norm {float(loss.gradient(loss.theta0).norm()):.2g}")
 
 # %% [markdown]
