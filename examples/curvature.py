@@ -52,8 +52,8 @@ print(lh.testing.check_model(model, loader))
 # %% [markdown]
 # ## The bottom, and is this a minimum?
 #
-# An `Objective` is the loss as a function of flat weights, and its Hessian a map that every tool takes; `which="BE"` asks
-# for both ends of its spectrum. Training stopped somewhere on a slope: *expect* a gradient that is not zero, and
+# An `Objective` is the loss as a function of flat weights, and its Hessian a map that every tool takes; `which="BE"`
+# asks for both ends of its spectrum. Training stopped somewhere on a slope: *expect* a gradient that is not zero, and
 # negative eigenvalues.
 
 # %%

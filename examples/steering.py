@@ -124,9 +124,14 @@ other = (labels + torch.randint(1, 6, labels.shape, generator=rng)) % 6
 disagreeing = torch.cat([shape, noisy(COLOURS, other)], 1)
 control = lh.ConflictControl(losses["both"], disagreeing, {"shape": labels, "colour": other})
 
+
+def told(theta):
+    return ", ".join(f"{cue} {share:.1%}" for cue, share in control(theta).items())
+
+
 steered = minimum.theta + 3 * keep_shape
-print("answers at the minimum", control(minimum.theta))
-print("answers, steered      ", control(steered))
+print("answers at the minimum:", told(minimum.theta))
+print("answers, steered:      ", told(steered))
 print(control.shift(steered, minimum.theta, towards="shape", away="colour"))
 
 # %% [markdown]
@@ -157,7 +162,7 @@ reading = {name: torch.zeros_like(tensor) for name, tensor in space.unflatten(mi
 reading["0.weight"][:, 12:] = -space.unflatten(minimum.theta)["0.weight"][:, 12:]
 blind = minimum.theta + space.flatten(reading)
 
-print("answers, colour-blind ", control(blind))
+print("answers, colour-blind: ", told(blind))
 print(control.shift(blind, minimum.theta, towards="shape", away="colour"))
 
 # %% [markdown]
