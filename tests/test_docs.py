@@ -192,7 +192,8 @@ def outside_blocks(page: Path) -> list[tuple[int, str]]:
 
 def anchors(page: Path) -> set[str]:
     headings = [line.lstrip("#").strip() for _, line in outside_blocks(page) if line.startswith("#")]
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    named = re.findall(r"^::: ([\w.]+)$", text_of(page), flags=re.MULTILINE)  # what the reference says of a name
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings} | set(named)
 
 
 @pytest.fixture
