@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import lowhanging as lh
 
-JUDGE_BATCH = 320
+JUDGE_BATCH = 80  # in float64, small ones fit the cache
 
 
 def prepare(order: dict[str, Any]) -> dict[str, Any]:
@@ -168,20 +168,24 @@ def _peak(device: str) -> float:
         return size / 1e6 if sys.platform == "darwin" else size * 1024 / 1e6
 
 
+def report_of(verb: str, order: dict[str, Any]) -> dict[str, Any]:
+    """What one step found, or why it did not."""
+    verbs = {"prepare": prepare, "pilot": pilot, "solve": solve, "judge": judge}
+    try:
+        return verbs[verb](order)
+    except ModuleNotFoundError as error:
+        return {"missing": str(error)}
+    except Exception as error:  # one contender's failure is a row of the table
+        return {"failure": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
 def main() -> None:
     """Do what the order says."""
     order = json.loads(sys.argv[1])
     warnings.simplefilter("ignore")
     if order["threads"]:
         torch.set_num_threads(order["threads"])
-    verbs = {"prepare": prepare, "pilot": pilot, "solve": solve, "judge": judge}
-    try:
-        report = verbs[order["verb"]](order)
-    except ModuleNotFoundError as error:
-        report = {"missing": str(error)}
-    except Exception as error:  # one contender's failure is a row of the table
-        report = {"failure": f"{type(error).__name__}: {error}".splitlines()[0]}
-    print(json.dumps(report), flush=True)
+    print(json.dumps(report_of(order["verb"], order)), flush=True)
 
 
 if __name__ == "__main__":

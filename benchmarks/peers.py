@@ -61,7 +61,6 @@ class Peer:
     """A tool with its settings: the search, and one product of it, (p,) -> (p,), to choose the batches by."""
 
     title: str
-    module: str | None  # what must be importable
     solve: Callable[[Problem], Pairs]
     product: Callable[[Problem], Product] | None = None
 
@@ -217,24 +216,22 @@ def pyhessian_product(problem: Problem) -> Product:
 
 
 PEERS = {
-    "ours": Peer("lowhanging", "lowhanging", lowhanging),
-    "double-backward": Peer("double backward + eigsh", "scipy", double_backward_eigsh, double_backward),
-    "curvlinops": Peer("curvlinops + eigsh", "curvlinops", curvlinops_eigsh, curvlinops_product),
+    "ours": Peer("lowhanging", lowhanging),
+    "double-backward": Peer("double backward + eigsh", double_backward_eigsh, double_backward),
+    "curvlinops": Peer("curvlinops + eigsh", curvlinops_eigsh, curvlinops_product),
     "eigenthings-default": Peer(
-        "hessian-eigenthings, defaults", "hessian_eigenthings", eigenthings(lambda problem: {}), eigenthings_product
+        "hessian-eigenthings, defaults", eigenthings(lambda problem: {}), eigenthings_product
     ),
     "eigenthings": Peer(
         "hessian-eigenthings, 4 k steps, reorthogonalized",
-        "hessian_eigenthings",
         eigenthings(lambda problem: {"max_iter": 4 * problem.k, "reorthogonalize": True}),
         eigenthings_product,
     ),
     "eigenthings-hindsight": Peer(
         "hessian-eigenthings, steps known beforehand",
-        "hessian_eigenthings",
         eigenthings(lambda problem: {"max_iter": problem.steps_known, "reorthogonalize": True}),
         eigenthings_product,
     ),
-    "pyhessian": Peer("PyHessian, defaults", "pyhessian", pyhessian, pyhessian_product),
+    "pyhessian": Peer("PyHessian, defaults", pyhessian, pyhessian_product),
 }
 PACKAGES = {"curvlinops": "curvlinops-for-pytorch", "eigenthings": "hessian-eigenthings", "pyhessian": "PyHessian"}

@@ -138,7 +138,10 @@ def test_ignore_index() -> None:
         return total, (batch[1] != -100).sum()
 
     batches = [(inputs[part], targets[part]) for part in parts]
-    assert distance(lh.top_hessian_eigs(model, batches, k=15, batch_loss=batch_loss, tol=TOL).values, exact) < 1e-12
+    for settings in ({}, {"cache": False}, {"micro_batch": 5}):
+        loss = lh.Objective(model, batches, batch_loss=batch_loss, **settings)
+        assert distance(lh.top_hessian_eigs(loss, k=15, tol=TOL).values, exact) < 1e-12
+    assert len(list(loss.batches)) == 3  # and in one of them every target is ignored
     with pytest.raises(ValueError, match="batch_loss"):  # a mean that hides its count is refused, not guessed
         lh.top_hessian_eigs(model, batches, k=3, loss_fn=nn.CrossEntropyLoss(ignore_index=-100))
 
