@@ -19,9 +19,10 @@ BEGIN, END = "<!-- report:begin -->", "<!-- report:end -->"
 KEYS = ("number", "name", "post", "measured", "null", "rule", "verdict")
 
 
-def section(claims: list[dict[str, Any]]) -> str:
-    """A table of verdicts, then every claim in full."""
-    lines = ["| | claim | verdict |", "|---|---|---|"]
+def section(claims: list[dict[str, Any]], command: str = "") -> str:
+    """The command that repeats the numbers, a table of verdicts, then every claim in full."""
+    lines = [f"From `{command}`:", ""] if command else []
+    lines += ["| | claim | verdict |", "|---|---|---|"]
     lines += [f"| {c['number']} | {cell(c['name'])} | **{cell(c['verdict'])}** |" for c in claims]
     for c in claims:
         lines += ["", f"**{c['number']}. {plain(c['name'])}: {plain(c['verdict'])}**", ""]
@@ -40,21 +41,22 @@ def cell(text: str) -> str:
     return plain(text).replace("|", "\\|")
 
 
-def read_claims(path: Path) -> list[dict[str, Any]]:
-    """The claims of a results.json in the order of their numbers; each must have all keys."""
-    claims = json.loads(path.read_text())["claims"]
+def read_report(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """The claims of a results.json in the order of their numbers, each with all keys; and the command, if it is there."""
+    report = json.loads(path.read_text())
+    claims = report["claims"]
     for claim in claims:
         if missing := [key for key in KEYS if key not in claim]:
             raise ValueError(f"claim {claim.get('number', claim.get('name', '?'))} of {path} has no {missing}")
-    return sorted(claims, key=lambda claim: int(claim["number"]))
+    return sorted(claims, key=lambda claim: int(claim["number"])), report.get("settings", {}).get("command", "")
 
 
-def filled(page: str, claims: list[dict[str, Any]]) -> str:
+def filled(page: str, claims: list[dict[str, Any]], command: str = "") -> str:
     """The page with the claims between its marks."""
     if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
         raise ValueError(f"the page must have {BEGIN} once, and {END} once after it")
     before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n{section(claims)}\n{END}{rest.split(END)[1]}"
+    return f"{before}{BEGIN}\n{section(claims, command)}\n{END}{rest.split(END)[1]}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit with 1 if the page differs, and write nothing")
     options = parser.parse_args(arguments)
     page = options.page.read_text()
-    new = filled(page, read_claims(options.results))
+    new = filled(page, *read_report(options.results))
     if options.check:
         print("the page has these numbers" if new == page else "the page has other numbers")
         return int(new != page)

@@ -330,6 +330,7 @@ CLAIM = {
     "rule": "above it",
     "verdict": "holds in part",
 }
+HELD = CLAIM | {"verdict": "holds"}
 
 
 def test_what_was_found_has_a_place_for_the_report() -> None:
@@ -342,15 +343,18 @@ def test_what_was_found_has_a_place_for_the_report() -> None:
 
 def test_what_was_found_is_filled_in_from_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results, page = tmp_path / "results.json", tmp_path / "page.md"
-    results.write_text(json.dumps({"claims": [{"number": 2, **CLAIM, "verdict": "holds"}, {"number": 1, **CLAIM}]}))
+    results.write_text(
+        json.dumps({"settings": {"command": "lowhanging x"}, "claims": [{"number": 2, **HELD}, {"number": 1, **CLAIM}]})
+    )
     page.write_text("Before.\n<!-- report:begin -->\nEarlier.\n<!-- report:end -->\nAfter.\n")
     run = script("what_was_found").main
     assert run([str(results), "--page", str(page), "--check"]) == 1
     assert run([str(results), "--page", str(page)]) == 0
     assert run([str(results), "--page", str(page), "--check"]) == 0
     text = page.read_text()
+    head = "From `lowhanging x`:\n\n| | claim | verdict |\n|---|---|---|\n"
     rows = "| 1 | both cues | **holds in part** |\n| 2 | both cues | **holds** |\n"
-    assert text.startswith(f"Before.\n<!-- report:begin -->\n| | claim | verdict |\n|---|---|---|\n{rows}")
+    assert text.startswith(f"Before.\n<!-- report:begin -->\n{head}{rows}")
     assert text.endswith("<!-- report:end -->\nAfter.\n") and "Earlier" not in text
     assert "* *Measured:* 98.0 % \\[97, 99\\], |Pg| \\< 1" in text
     assert "* *The write-up:* It \\*learns\\* both." in text and "chance\\_level" in text
