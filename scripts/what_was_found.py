@@ -33,7 +33,7 @@ def section(claims: list[dict[str, Any]], command: str = "") -> str:
 
 def plain(text: str) -> str:
     """Text in which markdown sees no markup, on one line."""
-    return re.sub(r"([\\*_<\[\]])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\*_\[\]])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
 
 
 def cell(text: str) -> str:
@@ -42,7 +42,7 @@ def cell(text: str) -> str:
 
 
 def read_report(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The claims of a results.json in the order of their numbers, each with all keys; and the command, if it is there."""
+    """The claims of a results.json in the order of their numbers, each with all keys; and its command, if it has one."""
     report = json.loads(path.read_text())
     claims = report["claims"]
     for claim in claims:

@@ -356,7 +356,7 @@ def test_what_was_found_is_filled_in_from_a_report(tmp_path: Path, capsys: pytes
     rows = "| 1 | both cues | **holds in part** |\n| 2 | both cues | **holds** |\n"
     assert text.startswith(f"Before.\n<!-- report:begin -->\n{head}{rows}")
     assert text.endswith("<!-- report:end -->\nAfter.\n") and "Earlier" not in text
-    assert "* *Measured:* 98.0 % \\[97, 99\\], |Pg| \\< 1" in text
+    assert "* *Measured:* 98.0 % \\[97, 99\\], |Pg| &lt; 1" in text
     assert "* *The write-up:* It \\*learns\\* both." in text and "chance\\_level" in text
     assert "other numbers" in capsys.readouterr().out
 
