@@ -42,7 +42,7 @@ def cell(text: str) -> str:
 
 
 def read_report(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The claims of a results.json in the order of their numbers, each with all keys; and its command, if it has one."""
+    """The claims of a results.json in the order of their numbers, each with all keys; and its command, if any."""
     report = json.loads(path.read_text())
     claims = report["claims"]
     for claim in claims:
