@@ -44,6 +44,7 @@ ORDER = (
     "products",
     "curvature",
     "objective",
+    "function_objective",
     "anchored",
     "training",
     "presets",

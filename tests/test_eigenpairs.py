@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from lowhanging.basin.eigenpairs import Eigenpairs, _with_canonical_signs, top_eigs, top_hessian_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.errors import NotConvergedError
-from lowhanging.objective import FunctionObjective, Objective
+from lowhanging.function_objective import FunctionObjective
+from lowhanging.objective import Objective
 
 
 class Counted:

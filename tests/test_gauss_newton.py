@@ -22,8 +22,9 @@ from torch.func import functional_call, jacrev
 from lowhanging.anchored import AnchoredObjective
 from lowhanging.basin.operators import GaussNewton, gauss_newton, hessian
 from lowhanging.errors import NotSmoothWarning
+from lowhanging.function_objective import FunctionObjective
 from lowhanging.layers import differentiable_kernels
-from lowhanging.objective import FunctionObjective, Objective
+from lowhanging.objective import Objective
 from lowhanging.output_loss import OutputLoss
 from lowhanging.testing import dense_hessian
 

@@ -25,9 +25,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lowhanging.anchored import AnchoredObjective
 from lowhanging.errors import NotSmoothWarning
+from lowhanging.function_objective import FunctionObjective
 from lowhanging.loss import common_center
 from lowhanging.models import SigmoidCNN
-from lowhanging.objective import FunctionObjective, Objective
+from lowhanging.objective import Objective
 from lowhanging.products import ENGINES
 from lowhanging.testing import dense_hessian, finite_difference_hvp
 

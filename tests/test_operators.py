@@ -22,7 +22,8 @@ from lowhanging.basin.eigenpairs import top_eigs, top_hessian_eigs
 from lowhanging.basin.operators import Hessian, gauss_newton, hessian
 from lowhanging.basin.symmetric_operator import OperatorSum
 from lowhanging.blocks import LOOP, Way
-from lowhanging.objective import FunctionObjective, Objective
+from lowhanging.function_objective import FunctionObjective
+from lowhanging.objective import Objective
 from lowhanging.products import Products
 from lowhanging.testing import dense_hessian
 

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lowhanging.testing.model_check
 from lowhanging.anchored import AnchoredObjective
-from lowhanging.objective import FunctionObjective, Objective
+from lowhanging.function_objective import FunctionObjective
+from lowhanging.objective import Objective
 from lowhanging.testing import ModelCheck, check_model, dense_hessian, finite_difference_hvp
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -61,8 +61,9 @@ from lowhanging.datasets import (
     paired_mnist,
 )
 from lowhanging.errors import NotConvergedError, NotSmoothWarning
+from lowhanging.function_objective import FunctionObjective
 from lowhanging.models import ModularMLP, ModularTransformer, SigmoidCNN
-from lowhanging.objective import FunctionObjective, Objective
+from lowhanging.objective import Objective
 from lowhanging.parameters import ParameterSpace
 from lowhanging.presets import PRESETS, Preset
 from lowhanging.stacks import StackRun, train_stack

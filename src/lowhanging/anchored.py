@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from lowhanging.curvature import Curvature, Kind
 from lowhanging.errors import check_real, check_vector
+from lowhanging.function_objective import FunctionObjective
 from lowhanging.loss import Loss, check_loss, check_rows, own_vector
-from lowhanging.objective import FunctionObjective, Objective
+from lowhanging.objective import Objective
 from lowhanging.parameters import ParameterSpace
 from lowhanging.ranks import Ranks
 

@@ -1,9 +1,9 @@
-"""What is the loss as a function of the weights?
+"""What is the loss of a model on a data set, as a function of the weights?
 
-Three kinds of objective, one interface (`Loss`): `Objective` (a model on a data set), `FunctionObjective` (any torch
-function of theta) and `AnchoredObjective` (either plus a quadratic). All are pure functions of a flat vector theta
-(p,): the user's model is copied once and never written to, and what a value depends on besides theta is fixed when the
-objective is made. Every tool of the library takes any of the three.
+Three kinds of objective, one interface (`Loss`): `Objective` here, `FunctionObjective` (any torch function of theta)
+and `AnchoredObjective` (either plus a quadratic). All are pure functions of a flat vector theta (p,): the user's model
+is copied once and never written to, and what a value depends on besides theta is fixed when the objective is made.
+Every tool of the library takes any of the three.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lowhanging.batch_matrices import GaussNewtonOfBatch
-from lowhanging.batches import draws_so_far, untouched_random_state
 from lowhanging.curvature import Curvature, Kind
-from lowhanging.errors import check_choice, check_finite, check_real, check_vector, explain
-from lowhanging.layers import differentiable_kernels
+from lowhanging.errors import check_choice, check_real, check_vector, explain
 from lowhanging.loss import check_rows, own_vector
 from lowhanging.model_loss import BatchLoss, LossFn, ModelLoss
 from lowhanging.output_loss import OutputLoss
@@ -253,143 +251,3 @@ class Objective:
         return own_vector(
             check_vector(name, theta, self.num_params, owner=self.space.owner, remedy=remedy, like=self.theta0)
         )
-
-
-class FunctionObjective:
-    """Any scalar torch function of theta as an objective: every tool of the library takes it.
-
-    Args:
-        function: theta (p,) -> scalar tensor, twice differentiable with torch operations.
-        theta0: (p,) floating-point, the point around which it is studied.
-        engine: as in `Objective`.
-
-    Raises:
-        ValueError: theta0 is no finite vector, or the function does not return a finite scalar there.
-
-    Example:
-        >>> f = FunctionObjective(lambda theta: (theta**4).sum(), torch.ones(3))
-        >>> f.hvp(f.theta0, torch.ones(3))
-        tensor([12., 12., 12.])
-    """
-
-    def __init__(self, function: Callable[[Tensor], Tensor], theta0: Tensor, *, engine: Engine = "auto"):
-        check_choice("engine", engine, ENGINES)
-        if not isinstance(theta0, Tensor) or theta0.ndim != 1 or not theta0.numel() or not theta0.is_floating_point():
-            received = f"is {tuple(theta0.shape) if isinstance(theta0, Tensor) else type(theta0).__name__}"
-            raise ValueError(
-                explain(
-                    "theta0",
-                    received,
-                    "a floating-point tensor of shape (p,)",
-                    "Use tensor.reshape(-1), torch.from_numpy(array) for an array.",
-                )
-            )
-        check_finite("theta0", theta0, remedy="Start from a finite point.")
-        self._theta0 = own_vector(theta0)
-        self._function = function
-        kernels = functools.partial(differentiable_kernels, None)
-        self._products = Products(lambda theta, _: (function(theta), 1), [()], engine=engine, context=kernels)
-        if not callable(function):
-            received = f"is a {type(function).__name__}"
-            raise TypeError(explain("function", received, "a function theta (p,) -> scalar", "Pass lambda theta: ..."))
-        point = own_vector(theta0)
-        with kernels(), torch.enable_grad(), untouched_random_state():
-            draws = draws_so_far()
-            point = point.requires_grad_().clone()  # no leaf: writing into it is found below, in our words
-            value = function(point)
-            is_random = draws_so_far() != draws or not _is_same(
-                value, function(own_vector(theta0).requires_grad_().clone())
-            )
-        point = point.detach()
-        if is_random:
-            received = "gives another value at the same theta"
-            raise ValueError(
-                explain("function", received, "a function of theta alone", "Draw what is random once, outside.")
-            )
-        if not torch.equal(point, self.theta0):
-            remedy = "Start it with theta = theta.clone()."
-            raise ValueError(explain("function", "writes into theta", "a pure function of theta", remedy))
-        if not isinstance(value, Tensor) or value.ndim:
-            received = f"returned {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
-            raise ValueError(explain("function", received, "a scalar tensor, shape ()", "Sum or average its terms."))
-        if not value.requires_grad:
-            received = "returned a value that does not depend on theta"
-            remedy = "Use torch operations throughout: no float(...), no .detach(), no torch.tensor(...)."
-            raise ValueError(explain("function", received, "a differentiable function of theta", remedy))
-        check_finite("function(theta0)", value.detach(), remedy="Check it for overflow or log(0).")
-
-    def __repr__(self) -> str:
-        name = getattr(self._function, "__name__", type(self._function).__name__)
-        return f"FunctionObjective({name}, {self.num_params:,} parameters, engine={self.engine!r})"
-
-    @property
-    def theta0(self) -> Tensor:
-        """The point around which the loss is studied, (p,); a copy of its own each time."""
-        return own_vector(self._theta0)
-
-    @property
-    def num_params(self) -> int:
-        """The length of theta, p."""
-        return self.theta0.numel()
-
-    @property
-    def engine(self) -> str:
-        """How products are computed; chosen at the first product."""
-        return self._products.engine
-
-    def __call__(self, theta: Tensor) -> Tensor:
-        """f(theta), a float64 scalar."""
-        return self._products.value(self._checked(theta))
-
-    def gradient(self, theta: Tensor) -> Tensor:
-        """Gradient of f at theta, (p,)."""
-        return self.value_and_gradient(theta)[1]
-
-    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """f(theta), a float64 scalar, and its gradient (p,)."""
-        return self._products.value_and_gradient(self._checked(theta))
-
-    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
-        """Hessian of f at theta times v (p,): one product."""
-        return self._products.product(self._checked(theta), self._checked(v, "v"))
-
-    def curvature(self, kind: Kind) -> Curvature:
-        """The Hessian as products; a function has no outputs, and so no Gauss-Newton matrix."""
-        if kind == "gauss_newton":
-            received = "is a FunctionObjective, which knows no outputs"
-            remedy = "Use hessian(), or an Objective of a model, its data and a loss_fn."
-            raise TypeError(explain("loss", received, "the loss of a model's outputs", remedy))
-        return Curvature(self._products)
-
-    def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
-        """f(theta) and None: a function has no accuracy."""
-        return self(theta), None
-
-    def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`evaluate` at every row of thetas (b, p) at once, by `torch.vmap`: equal to rounding only."""
-        thetas = check_rows("thetas", thetas, like=self.theta0)
-        with differentiable_kernels(None), torch.no_grad():
-            return torch.vmap(self._function)(thetas).double(), None
-
-    def at(self, theta: Tensor) -> FunctionObjective:
-        """The same function around another point."""
-        other = copy.copy(self)
-        other._theta0 = self._checked(theta)
-        return other
-
-    def double(self) -> FunctionObjective:
-        """The same function of a float64 theta, around the same point."""
-        return FunctionObjective(self._function, self._theta0.double())
-
-    def in_double(self) -> Callable[[Tensor], Tensor]:
-        """The function itself, for float64 vectors."""
-        return self._function
-
-    def _checked(self, theta: Tensor, name: str = "theta") -> Tensor:
-        remedy = "Pass vectors as long as theta0."
-        return own_vector(check_vector(name, theta, self.num_params, owner="theta0", remedy=remedy, like=self.theta0))
-
-
-def _is_same(a: Any, b: Any) -> bool:
-    is_pair = isinstance(a, Tensor) and isinstance(b, Tensor)
-    return not is_pair or torch.equal(a.nan_to_num(), b.nan_to_num())

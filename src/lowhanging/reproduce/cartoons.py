@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lowhanging.basin.planes import PlaneSlice, plane_slice
-from lowhanging.objective import FunctionObjective
+from lowhanging.function_objective import FunctionObjective
 from lowhanging.reproduce.claims import Claim, interval, judged, percent
 from lowhanging.toys import GradientPath, copies, flat_canyons, gradient_path, on_axis, sloped_canyons
 

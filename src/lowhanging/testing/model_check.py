@@ -21,9 +21,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lowhanging.batches import num_examples, untouched_random_state
 from lowhanging.errors import NotSmoothWarning, check_count, explain
+from lowhanging.function_objective import FunctionObjective
 from lowhanging.loss import Loss
 from lowhanging.model_loss import BatchLoss, LossFn
-from lowhanging.objective import FunctionObjective, Objective
+from lowhanging.objective import Objective
 from lowhanging.testing.oracles import finite_difference_hvp
 
 _ROUNDING = {torch.float64: 1e-8, torch.float32: 2e-3}  # of a product, relative

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import check_count, check_finite, check_real, check_vector, explain
+from lowhanging.function_objective import FunctionObjective
 from lowhanging.loss import own_vector
-from lowhanging.objective import FunctionObjective
 
 Point = Tensor | np.ndarray | Sequence[float]
 
