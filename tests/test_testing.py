@@ -481,9 +481,9 @@ def test_a_model_is_needed() -> None:
 
 
 def test_examples_in_docstrings() -> None:
-    import lowhanging.objective
+    import lowhanging.function_objective
 
-    for module in (lowhanging.testing.model_check, lowhanging.objective):
+    for module in (lowhanging.testing.model_check, lowhanging.function_objective):
         names = vars(module) | {"nn": nn, "torch": torch}
         tried = [doctest.testmod(module, extraglobs=names)]
         assert all(result.attempted and not result.failed for result in tried)
