@@ -56,8 +56,8 @@ def _minima_across(rows: Sequence[Row]) -> Claim:
     )
     nulls = [depth for row in rows for depth in row["null_depths"] if depth is not None]
     random = (
-        f"; the same search in {len(nulls)} random {rows[0]['null_dim']}-dimensional subspaces of equal curvature: depth "
-        f"{statistics.fmean(nulls):.2f} ({min(nulls):.2f} to {max(nulls):.2f})"
+        f"; the same search in {len(nulls)} random {rows[0]['null_dim']}-dimensional subspaces of equal curvature: "
+        f"depth {statistics.fmean(nulls):.2f} ({min(nulls):.2f} to {max(nulls):.2f})"
         if nulls
         else ""
     )
@@ -66,10 +66,10 @@ def _minima_across(rows: Sequence[Row]) -> Claim:
         "further out there are canyons, minima in all orthogonal directions",
         "away from the basin, each circuit has a canyon: a local minimum in all directions orthogonal to the way there",
         f"on the sphere of radius {RADIUS:g} in the {rows[0]['dim']}-dimensional span of the loss's top eigenvectors "
-        f"{over_seeds(len(rows))}, {found}: {'; '.join(texts) or 'none'}. On the energy shell E = {ENERGY:g} in the span "
-        f"of the two single-cue losses' top eigenvectors, {mean_interval([float(len(s)) for s in shells])}, the deepest "
-        f"of depth {mean_interval(depths, 2) if depths else '–'}. In all {rows[0]['num_params']:,} directions the first "
-        f"canyon of the sphere has {listed or '–'}",
+        f"{over_seeds(len(rows))}, {found}: {'; '.join(texts) or 'none'}. On the energy shell E = {ENERGY:g} in the "
+        f"span of the two single-cue losses' top eigenvectors, {mean_interval([float(len(s)) for s in shells])}, the "
+        f"deepest of depth {mean_interval(depths, 2) if depths else '–'}. In all {rows[0]['num_params']:,} directions "
+        f"the first canyon of the sphere has {listed or '–'}",
         f"a quadratic bowl: no canyon, depth 1{random}",
         "three parts, each in more than half of the seeds: a certified canyon on the sphere, beyond the softest axis; "
         "two of them, as there are two circuits; the first one stationary in all of weight space too (|Pg| at most a "
@@ -111,9 +111,10 @@ def _circuits(rows: Sequence[Row]) -> Claim:
         f"after a circuit: {called}",
         "no difference between the circuits: a change of 0 in the losses and in the answers; a cue whose loss explodes "
         "while the answers stay is broken on single-cue images and names nothing",
-        f"a point is called after a circuit if the asymmetry moved by more than {MIN_ASYMMETRY_CHANGE:g} and the answers "
-        f"on conflict images moved the same way by at least {MIN_ANSWER_SHIFT:g}, with an interval above 0; two parts, "
-        "each in more than half of the seeds: a canyon that runs the number circuit, one that runs the pattern circuit",
+        f"a point is called after a circuit if the asymmetry moved by more than {MIN_ASYMMETRY_CHANGE:g} and the "
+        f"answers on conflict images moved the same way by at least {MIN_ANSWER_SHIFT:g}, with an interval above 0; "
+        "two parts, each in more than half of the seeds: a canyon that runs the number circuit, one that runs the "
+        "pattern circuit",
         judged(*map(most, named.values())),
     )
 

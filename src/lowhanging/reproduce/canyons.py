@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from lowhanging.basin.canyon_null import DepthNull, depth_null
 from lowhanging.basin.canyon_paths import CanyonPath, trace_canyon
@@ -37,6 +37,8 @@ ENERGY = 0.3  # of the energy shell that is searched
 NUM_BRANCHES = 2  # followed
 NUM_ALPHAS, NUM_BETAS = 7, 7  # of the plane through two branches
 
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True)
 class Canyons:
@@ -56,7 +58,8 @@ def canyons_of(network: Learning, sizes: Sizes, shelf: Shelf) -> Canyons:
     loss = minimum.objective
     evaluate = {name: objective.at(minimum.theta) for name, objective in network.losses.items()}
     images = network.views.conflict
-    watched = {"evaluate": evaluate, "conflict": ConflictControl(evaluate["mixed"], images.inputs, images.answers)}
+    control = ConflictControl(evaluate["mixed"], images.inputs, images.answers)
+    watched: dict[str, Any] = {"evaluate": evaluate, "conflict": control}
 
     def own_axes() -> Subspace:
         return top_eigs(hessian(loss), k=sizes.canyon_axes).subspace()
@@ -111,7 +114,7 @@ def minimum_of(network: Learning, sizes: Sizes, shelf: Shelf) -> Minimum:
     some = _first(network, "mixed", sizes)
 
     def polished() -> Minimum:
-        return _found(lambda: polish(some, anchor=network.minimum.anchor))
+        return _found(lambda: polish(some, anchor=sizes.anchor))
 
     return shelf.result("canyon-minimum", lambda path: Minimum.load(path, some), polished)
 
@@ -122,12 +125,13 @@ def _first(network: Learning, name: str, sizes: Sizes) -> Objective:
     return Objective(network.model, (view.inputs[: sizes.canyon_images], view.targets[: sizes.canyon_images]))
 
 
-def _found(make: Callable[[], Any]) -> Any:
+def _found(make: Callable[[], _T]) -> _T:
     """What was found, also where it missed its tolerance: every point carries its own certificate."""
     try:
         return make()
     except NotConvergedError as error:
-        return error.result
+        result: _T = error.result
+        return result
 
 
 def _to_follow(found: CanyonSet) -> list[CanyonPoint]:

@@ -29,7 +29,7 @@ def _canyons(row: Row) -> Claim:
     return Claim(
         14,
         "the cartoons' canyons are their axes",
-        "x²y² has two flat canyons, the axes, and x²y² + 0.1 (1 − exp(−x² − y²)) two sloped ones, meeting at the origin",
+        "x²y² has two flat canyons, the axes, and x²y² + 0.1 (1 − exp(−x² − y²)) two sloped ones, meeting at 0",
         f"the code that searches the network finds the four half-axes and nothing else at each of r = "
         f"{', '.join(f'{radius:g}' for radius in RADII)}; largest difference of height, slope, plane and sphere "
         f"eigenvalue from paper: {'; '.join(texts)}. Steepest floor: flat {slopes['flat']:.1g}, sloped "
@@ -57,15 +57,15 @@ def _descent(row: Row) -> Claim:
         f"{interval(sloped['reached_both'], num)} end at the joint minimum. With noise, of which the argument says "
         f"nothing (steps of {STEP:g}, noise {NOISE:g} on each coordinate of the gradient, to time "
         f"{row['noisy_time']:g}), within {JUNCTION:g} of the joint minimum at some time: "
-        f"{interval(flat['noisy_visits'], num)} of the flat runs, {interval(sloped['noisy_visits'], num)} of the sloped "
-        f"ones; over the last quarter of the time {percent(flat['noisy_share'])} and {percent(sloped['noisy_share'])} of "
-        "it is spent there",
+        f"{interval(flat['noisy_visits'], num)} of the flat runs, {interval(sloped['noisy_visits'], num)} of the "
+        f"sloped ones; over the last quarter of the time {percent(flat['noisy_share'])} and "
+        f"{percent(sloped['noisy_share'])} of it is spent there",
         "the flat cartoon is the sloped one's null; on paper none of its flows ends at the joint minimum (largest "
         f"distance to the ends on paper {row['flow_error']:.1g})",
         f"four parts. Flow: more than half of the starts reach an axis (one weight within {NEAR:g} of 0, the other at "
         f"least {FAR:g} from it) on each cartoon, and at most 5 % end at the joint minimum of the flat one; at least "
-        "95 % at that of the sloped one. With noise: at most half of the flat runs ever get there; at least 95 % of the "
-        "sloped ones do",
+        "95 % at that of the sloped one. With noise: at most half of the flat runs ever get there; at least 95 % of "
+        "the sloped ones do",
         judged(
             flat["is_at_rest"] and flat_axis > num / 2 and flat["reached_both"] <= 0.05 * num,
             sloped["is_at_rest"] and sloped_axis > num / 2 and sloped["reached_both"] >= 0.95 * num,

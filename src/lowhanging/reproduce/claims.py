@@ -72,7 +72,7 @@ def over_seeds(num: int) -> str:
 
 
 def most_of(flags: Iterable[bool]) -> str:
-    """ "3 of 3 seeds [43.9 %, 100.0 %]", the Wilson 95 % interval; of one seed, "the one seed" or "not the one seed"."""
+    """How many seeds, with the Wilson 95 % interval: "3 of 3 seeds [43.9 %, 100.0 %]"; of one, "(not) the one seed"."""
     found = list(flags)
     if len(found) == 1:
         return "the one seed" if found[0] else "not the one seed"

@@ -51,7 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     reproduce.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="digit networks, for intervals over them (default: 1)"
     )
-    reproduce.add_argument("--seed", type=int, default=0, help="of the first network's data, weights, training (default: 0)")
+    reproduce.add_argument(
+        "--seed", type=int, default=0, help="of the first network's data, weights and training (default: 0)"
+    )
     reproduce.add_argument(
         "--only", default=",".join(NAMES), metavar="THEME,...", help=f"measure these only: {', '.join(NAMES)}"
     )

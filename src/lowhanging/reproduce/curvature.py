@@ -6,6 +6,7 @@ not with those at the minimum.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from lowhanging.basin.dimension import effective_dimension
@@ -24,10 +25,11 @@ SMALL = 0.01  # share of all eigenvalues
 
 def pairs_of(network: Learning, sizes: Sizes, shelf: Shelf) -> dict[str, Eigenpairs]:
     """The top eigenpairs of each loss's Hessian at the minimum."""
-    return {
-        name: shelf.result(f"pairs-{name}", Eigenpairs.load, lambda loss=loss: top_eigs(hessian(loss), k=sizes.pairs))
-        for name, loss in network.losses.items()
-    }
+    found = {}
+    for name, loss in network.losses.items():
+        make = functools.partial(top_eigs, hessian(loss), k=sizes.pairs)
+        found[name] = shelf.result(f"pairs-{name}", Eigenpairs.load, make)
+    return found
 
 
 def measure(network: Learning, sizes: Sizes, shelf: Shelf) -> Row:
@@ -48,7 +50,7 @@ def _along(network: Learning, sizes: Sizes) -> list[Row]:
         view = getattr(network.views, name).test
         images = view.inputs[: sizes.early_images], view.targets[: sizes.early_images]
         losses[name] = Objective(network.model, images).at(loss.theta0)
-    rows = []
+    rows: list[Row] = []
     for epoch, theta in zip(network.run.checkpoint_epochs.tolist(), network.run.checkpoints, strict=True):
         found = {name: top_eigs(hessian(loss.at(theta)), k=sizes.early_pairs) for name, loss in losses.items()}
         rows.append({"epoch": epoch, **{name: _record(pairs) for name, pairs in found.items()}})
@@ -100,8 +102,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             f"0.1: {along}",
             f"all {size:,} directions; the same network before training: "
             + "; ".join(f"{name} {_counts([entry[name] for entry in before])}" for name in TASKS),
-            f"at most {100 * SMALL:g} % of the eigenvalues exceed 0.1, in more than half of the seeds; each of the three "
-            "tasks is a part",
+            f"at most {100 * SMALL:g} % of the eigenvalues exceed 0.1, in more than half of the seeds; each of the "
+            "three tasks is a part",
             judged(*small),
         )
     ]

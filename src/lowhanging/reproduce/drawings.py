@@ -16,7 +16,7 @@ from lowhanging.reproduce.steering import STEP
 def halves(rows: Sequence[Row], ax: Any) -> None:
     """Steps to half of the final accuracy, number against pattern, one point per seed."""
     number, pattern = ([row["steps_to_half"][cue] for row in rows] for cue in CUES)
-    top = 1.15 * max(*number, *pattern)
+    top = 1.15 * max(*(value or 0.0 for value in (*number, *pattern)), 1.0)
     ax.fill_between([0, top], [0, top / 2], [0, 2 * top], color="0.9", label="within a factor of 2")
     ax.plot([0, top], [0, top], color="0.6", linewidth=0.8)
     ax.scatter(number, pattern, color="black", zorder=3, label="a network")
@@ -36,8 +36,8 @@ def stability(row: Row, ax: Any) -> None:
         for place, cue, values in zip(places, CUES, lost, strict=True):
             ax.scatter([place] * len(values), [100 * value for value in values], color=color_of(cue, 0), s=18, zorder=2)
     ax.set_xticks([3 * i + j for i in range(len(LENGTHS)) for j in (0, 1)], list(CUES) * len(LENGTHS))
-    for i, length in enumerate(LENGTHS):
-        ax.annotate(f"‖Δθ‖ = {length:g} ‖θ‖", (3 * i + 0.5, 1.01), xycoords=("data", "axes fraction"), ha="center")
+    for i, length in enumerate(map("{:g}".format, LENGTHS)):
+        ax.annotate(f"‖Δθ‖ = {length} ‖θ‖", (3 * i + 0.5, 1.01), xycoords=("data", "axes fraction"), ha="center")
     ax.axhline(0, color="0.6", linewidth=0.8)
     ax.set_ylabel("held-out accuracy lost (points)")
 

@@ -172,15 +172,19 @@ CAPTIONS: Mapping[str, tuple[tuple[int, ...], str]] = {
         (2,), "Left: steps to half of the final accuracy, a point per network. Right: accuracy that the same random "
         "displacements of the minimum cost either cue.",
     ),
-    "spectra.png": ((3,), "Left: top eigenvalues of each task's Hessian at the minimum. Right: how many exceed 0.1 along training."),
+    "spectra.png": (
+        (3,), "Left: top eigenvalues of each task's Hessian at the minimum. Right: how many exceed 0.1 along training.",
+    ),
     "steering.png": ((4, 5), "The three losses (top) and accuracies (bottom) along both steering directions."),
     "ranks.png": ((7,), "The mixed spectrum, and the mixed loss's curvature along the steering directions."),
     "overlaps.png": ((8,), "How much of each steering direction lies in the top eigenvectors of each loss."),
     "planes.png": ((9,), "The three losses on the plane of the two steering directions, on one colour scale."),
-    "radii.png": ((9,), "How far the losses on circles are from quadratic, and whether the cues can be told apart there."),
+    "radii.png": (
+        (9,), "How far the losses on circles are from quadratic, and whether the cues can be told apart there.",
+    ),
     "canyons.png": (
-        (10, 11, 12, 13), "Floors and slopes of the branches that were followed, how they lie to each other, the losses "
-        "along them, and the depths found on the energy shell beside those in random subspaces.",
+        (10, 11, 12, 13), "Floors and slopes of the branches that were followed, how they lie to each other, the "
+        "losses along them, and the depths found on the energy shell beside those in random subspaces.",
     ),
     "cartoons.png": ((14, 20), "Gradient flow on the flat and on the sloped cartoon, from the same starts."),
     "circuits.png": (

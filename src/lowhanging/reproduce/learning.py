@@ -16,11 +16,10 @@ from lowhanging.objective import Objective
 from lowhanging.parameters import ParameterSpace
 from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most_of, over_seeds
 from lowhanging.reproduce.settings import SIZES, Sizes
-from lowhanging.reproduce.shelf import Row, Shelf
+from lowhanging.reproduce.shelf import NO_SHELF, Row, Shelf
 from lowhanging.training import TrainingRun, train
 
 CUES = ("number", "pattern")
-ANCHOR = 1e-2
 READ = 0.8  # accuracy on held-out images from which a cue counts as learned
 CHANCE = 0.1
 
@@ -40,7 +39,7 @@ class Learning:
 
 
 def learn(
-    *, source: str, seed: int, epochs: int | None = None, sizes: Sizes = SIZES["quick"], shelf: Shelf = Shelf(None)
+    *, source: str, seed: int, epochs: int | None = None, sizes: Sizes = SIZES["quick"], shelf: Shelf = NO_SHELF
 ) -> Learning:
     """Train on the mixed view, polish to a minimum of the training loss; what the shelf has is taken from there."""
     views = paired_mnist(_digits(source, sizes.images), seed=seed)
@@ -59,10 +58,10 @@ def learn(
 
     def polished() -> Minimum:
         try:
-            return polish(train_loss, anchor=ANCHOR)
+            return polish(train_loss, anchor=sizes.anchor)
         except NotConvergedError as error:  # the report goes on from where it got, and says so
             notes.append(str(error))
-            shelf.plain("minimum-note", lambda: str(error))
+            shelf.plain("minimum-note", lambda: notes[0])
             found: Minimum = error.result
             return found
 

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ from lowhanging.reproduce.shelf import Row, Shelf
 from lowhanging.stacks import StackRun, train_stack
 
 SCARCE = {"width": 6, "hidden": 4}  # three planes of four units each
-NULLS = ("shuffle", "clock", "poisson")
+NULLS: tuple[Literal["shuffle", "clock", "poisson"], ...] = ("shuffle", "clock", "poisson")
 WINDOWS = (10, 20, 50)  # steps
 TRANSFORMER_SEEDS = 2
 
@@ -117,7 +117,9 @@ def measure(sizes: Sizes, shelf: Shelf) -> Row:
     found, scores = it.births, it.scores
     with warnings.catch_warnings():
         _quiet_about_windows()
-        tests = shelf.plain("pairing", lambda: {null: _record(pairing_test(found, WINDOWS, null=null)) for null in NULLS})
+        tests = shelf.plain(
+            "pairing", lambda: {null: _record(pairing_test(found, WINDOWS, null=null)) for null in NULLS}
+        )
     p = it.run.snapshots["embedding"].shape[2]
     relations = frequency_relations(found, p)
     assert found.frequency is not None  # it was given

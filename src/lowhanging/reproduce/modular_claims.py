@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 
 from scipy.stats import fisher_exact
 
@@ -39,13 +40,13 @@ def _several(row: Row) -> Claim:
         "modular addition learns several redundant Fourier circuits",
         "several Fourier circuits form, any of which could solve the task",
         f"2-D blocks, p = {row['p']}, {num} seeds: {mean_interval(list(map(float, counts)))} circles of "
-        f"{row['num_blocks']} blocks, at least two in {interval(several, num)} of the seeds (median accuracy on held-out "
-        f"pairs {100 * statistics.median(row['accuracy_held_out']):.1f} %). Unblocked, p = {row['unblocked_p']}, "
-        f"{len(keys)} seeds: {mean_interval(list(map(float, keys)))} key frequencies, at least two in "
-        f"{interval(many, len(keys))}.{third} The frequency of a circle led its plane before training in "
+        f"{row['num_blocks']} blocks, at least two in {interval(several, num)} of the seeds (median accuracy on "
+        f"held-out pairs {100 * statistics.median(row['accuracy_held_out']):.1f} %). Unblocked, p = "
+        f"{row['unblocked_p']}, {len(keys)} seeds: {mean_interval(list(map(float, keys)))} key frequencies, at least "
+        f"two in {interval(many, len(keys))}.{third} The frequency of a circle led its plane before training in "
         f"{interval(*row['dominant_before_training'])} of the births",
-        f"one circuit per network, as many as the task needs. Frequencies dealt out across seeds: {duplicates['pairs']} "
-        f"pairs of one seed share a frequency, {duplicates['null_mean']:.1f} by chance{ratio}",
+        f"one circuit per network, as many as the task needs. Frequencies dealt out across seeds: "
+        f"{duplicates['pairs']} pairs of one seed share a frequency, {duplicates['null_mean']:.1f} by chance{ratio}",
         f"at least {100 * SEVERAL:.0f} % of the seeds have two or more circuits; each of the two networks is a part",
         judged(several >= SEVERAL * num, many >= SEVERAL * len(keys)),
     )
@@ -59,9 +60,7 @@ def gaps(row: Row) -> list[float]:
 def _pairs(row: Row) -> Claim:
     between, tests, at = gaps(row), row["pairing"], WINDOWS.index(WINDOW)
     apart = sum(gap > WINDOW for gap in between)
-    close = sum(
-        any(b - a <= WINDOW for a, b in zip(steps, steps[1:], strict=False)) for steps in map(sorted, row["birth_steps"])
-    )
+    close = sum(any(b - a <= WINDOW for a, b in pairwise(sorted(steps))) for steps in row["birth_steps"])
     texts = [f"{null}: {_ratios(test)}" for null, test in tests.items()]
     first = [min(steps) for steps in row["birth_steps"] if steps]
     listed = " / ".join(map(str, WINDOWS))

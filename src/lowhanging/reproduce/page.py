@@ -54,9 +54,11 @@ img.narrow { max-width: 38rem; margin: 0 auto; }
 code { font: .88em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; background: var(--card);
        padding: .12em .35em; border-radius: .25rem; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr; gap: .1rem; } dd { margin-bottom: .6rem; }
-  article h3 .verdict { float: none; display: block; margin: .2rem 0 0; font-size: .95rem; } td.v { white-space: normal; } }
+  article h3 .verdict { float: none; display: block; margin: .2rem 0 0; font-size: .95rem; }
+  td.v { white-space: normal; } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } article { border: 0; padding: .5rem 0;
-  border-top: 1px solid #999; border-radius: 0; } figure, h3, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
+  border-top: 1px solid #999; border-radius: 0; } figure, h3, tr { break-inside: avoid; }
+  h2, h3 { break-after: avoid; } }
 """
 
 
@@ -76,8 +78,8 @@ def page(claims: Sequence[Claim], heading: Sequence[str], measured: Measured, pi
 <body>
 <header>
 <h1>{title}</h1>
-<p class="lead">Vaintrob &amp; Rimsky (2023), “The low-hanging fruit prior and sloped valleys in the loss landscape”, held
-against what this run measured. Each verdict is computed from the numbers by the rule printed with it.</p>
+<p class="lead">Vaintrob &amp; Rimsky (2023), “The low-hanging fruit prior and sloped valleys in the loss landscape”,
+held against what this run measured. Each verdict is computed from the numbers by the rule printed with it.</p>
 {_tally(claims)}
 {"".join(f'<p class="note">{_inline(line)}</p>' for line in heading)}
 </header>
@@ -109,7 +111,8 @@ def _table(claims: Sequence[Claim]) -> str:
         f'<td class="v">{_verdict(claim)}</td></tr>'
         for claim in claims
     ]
-    return f"<table><thead><tr><th></th><th>claim</th><th>verdict</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    head = "<thead><tr><th></th><th>claim</th><th>verdict</th></tr></thead>"
+    return f"<table>{head}<tbody>{''.join(rows)}</tbody></table>"
 
 
 def _verdict(claim: Claim) -> str:
@@ -156,15 +159,17 @@ def _figure(name: str, claim: Claim, pictures: Mapping[str, bytes], drawn: dict[
 def _made(measured: Measured) -> str:
     titles = {theme.name: theme.title for theme in THEMES}
     rows = [
-        f'<tr><td><code>{name}</code></td><td>{html.escape(titles[name])}</td><td class="n">{sum(seconds):.0f}</td></tr>'
+        f"<tr><td><code>{name}</code></td><td>{html.escape(titles[name])}</td>"
+        f'<td class="n">{sum(seconds):.0f}</td></tr>'
         for name, seconds in measured.seconds.items()
     ]
     total = sum(map(sum, measured.seconds.values()))
     listed = ", ".join(f"{name} {number}" for name, number in versions().items())
     return (
         f'<p>Figures show network {measured.settings.seed}. Versions: {html.escape(listed)}. Every number is in '
-        "<code>results.json</code>. Time on the clock, by theme, when it was measured:</p><table><thead><tr><th>theme</th>"
-        f'<th>what was done</th><th>seconds</th></tr></thead><tbody>{"".join(rows)}<tr><td></td><td>all</td>'
+        "<code>results.json</code>. Time on the clock, by theme, when it was measured:</p><table><thead><tr>"
+        "<th>theme</th><th>what was done</th><th>seconds</th></tr></thead>"
+        f'<tbody>{"".join(rows)}<tr><td></td><td>all</td>'
         f'<td class="n">{total:.0f}</td></tr></tbody></table>'
     )
 

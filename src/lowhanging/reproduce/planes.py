@@ -59,7 +59,8 @@ def measure(network: Learning, sizes: Sizes, shelf: Shelf) -> Row:
         found["number"]["center"] / found["pattern"]["center"], found["number"]["losses"], found["pattern"]["losses"],
     )  # fmt: skip
     moves = [
-        max(abs(math.log(a / b / start)) for a, b in zip(*rows, strict=True)) for rows in zip(number, pattern, strict=True)
+        max(abs(math.log(a / b / start)) for a, b in zip(*pair, strict=True))
+        for pair in zip(number, pattern, strict=True)
     ]
     plane_of(network, sizes, shelf)
     return {"radii": list(RADII), "angle": angle, "circles": found, "asymmetry_change": moves}
@@ -116,8 +117,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             f"a quadratic loss: a fit error of 0 at every radius, {rounding:.1g} with the rounding of these losses at "
             f"the smallest; no difference between the circuits: a change of 0",
             f"four parts, each in more than half of the seeds: for each of the three losses, a fit error of at most "
-            f"{percent(QUADRATIC)} at radius {NEAR:g} and above it at {FAR:g}; and log(L_number / L_pattern) changes by "
-            f"at most {MIN_ASYMMETRY_CHANGE:g} nat at radius {NEAR:g} and by more at {FAR:g}",
+            f"{percent(QUADRATIC)} at radius {NEAR:g} and above it at {FAR:g}; and log(L_number / L_pattern) changes "
+            f"by at most {MIN_ASYMMETRY_CHANGE:g} nat at radius {NEAR:g} and by more at {FAR:g}",
             judged(*quadratic, told),
         )
     ]

@@ -52,39 +52,47 @@ def measure(network: Learning, sizes: Sizes) -> Row:
 
 
 def ratio(row: Row) -> float:
-    """Steps of the slower cue over those of the faster one."""
-    slow, fast = (pick(row["steps_to_half"][name] or 0.0 for name in CUES) for pick in (max, min))
-    return slow / fast if fast else math.inf
+    """Steps of the slower cue over those of the faster one; infinite where one never gets there."""
+    share = _number_over_pattern(row)
+    return max(share, 1 / share if share else math.inf)
+
+
+def _number_over_pattern(row: Row) -> float:
+    number, pattern = (row["steps_to_half"][name] for name in CUES)
+    return number / pattern if number is not None and pattern else math.inf
+
+
+def _steps(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return mean_interval(known) if len(known) == len(values) else "not reached"
+
+
+def _stability(rows: Sequence[Row], length: str) -> str:
+    """What displacements of one length cost either cue, and which cue they cost less."""
+    lost = {cue: [row["accuracy_lost"][cue][length] for row in rows] for cue in CUES}
+    texts = {cue: mean_interval([100 * statistics.fmean(row) for row in lost[cue]], unit=" points") for cue in CUES}
+    pairs = [pair for number, pattern in zip(*lost.values(), strict=True) for pair in zip(number, pattern, strict=True)]
+    number, pattern = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
+    stable = "numbers are" if number > pattern else "patterns are" if pattern > number else "neither cue is"
+    return (
+        f"|Δθ| = {length} |θ|: number-only accuracy falls by {texts['number']}, pattern-only by {texts['pattern']}; "
+        f"numbers lose less in {number} of {len(pairs)}, patterns in {pattern}: {stable} the more stable"
+    )
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
     """At comparable rates; which cue is the more stable."""
     ratios = [ratio(row) for row in rows]
-    steps = {name: [row["steps_to_half"][name] or math.nan for row in rows] for name in CUES}
-    first = [row["steps_to_half"]["number"] < row["steps_to_half"]["pattern"] for row in rows]
-    texts = []
-    for length in map("{:g}".format, LENGTHS):
-        means = {cue: [statistics.fmean(row["accuracy_lost"][cue][length]) for row in rows] for cue in CUES}
-        pairs = [
-            (a, b)
-            for row in rows
-            for a, b in zip(*(row["accuracy_lost"][cue][length] for cue in CUES), strict=True)
-        ]
-        less = sum(a < b for a, b in pairs)
-        stable = "numbers" if 2 * less > len(pairs) else "patterns"
-        texts.append(
-            f"|Δθ| = {length} |θ|: number-only accuracy falls by "
-            f"{mean_interval([100 * value for value in means['number']], unit=' points')}, pattern-only by "
-            f"{mean_interval([100 * value for value in means['pattern']], unit=' points')}; numbers lose less in "
-            f"{less} of {len(pairs)}, so {stable} are the more stable"
-        )
+    steps = {name: [row["steps_to_half"][name] for row in rows] for name in CUES}
+    first = [value < 1 for value in map(_number_over_pattern, rows)]
+    texts = [_stability(rows, f"{length:g}") for length in LENGTHS]
     return [
         Claim(
             2,
             "at comparable rates",
             "the two circuits form at similar speed",
             f"steps to half of the final single-cue accuracy {over_seeds(len(rows))}: number "
-            f"{mean_interval(steps['number'])}, pattern {mean_interval(steps['pattern'])}; slower over faster "
+            f"{_steps(steps['number'])}, pattern {_steps(steps['pattern'])}; slower over faster "
             f"{mean_interval(ratios)}, numbers first in {most_of(first)}. The same random displacements of the minimum "
             f"for both cues: {'; '.join(texts)}",
             "equal rates: a ratio of 1; equal stability: either cue loses less in half of the displacements",

@@ -29,8 +29,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             "each knows 90 % and guesses 10 ways on the rest: 0.1·ln 10 each, 0.01·ln 10 together",
             f"cross-entropy of logits: {toy['single_measured']:.6f} each, {toy['joint_measured']:.6f} together, a "
             f"factor of {toy['single_measured'] / toy['joint_measured']:.4g} (exact: no seed, no interval)",
-            f"the formula: {toy['single']:.6f} each, {toy['joint']:.6f} together; circuits that know the same examples: "
-            "a factor of 1",
+            f"the formula: {toy['single']:.6f} each, {toy['joint']:.6f} together; circuits that know the same "
+            "examples: a factor of 1",
             "both cross-entropies of the logits equal the formula to 9 digits",
             judged(*agrees),
         )

@@ -11,7 +11,7 @@ from lowhanging.reproduce.claims import ONE_SEED, Claim
 from lowhanging.reproduce.figures import CAPTIONS
 from lowhanging.reproduce.page import page
 from lowhanging.reproduce.run import Measured
-from lowhanging.reproduce.settings import Settings, versions
+from lowhanging.reproduce.settings import versions
 from lowhanging.reproduce.shelf import Row, as_json
 from lowhanging.results import write_atomically
 
@@ -56,10 +56,10 @@ def heading_of(measured: Measured) -> list[str]:
         f"{networks}, {sizes.epochs} epochs, {settings.data} digits, {sizes.name} size. Repeat it with "
         f"`{settings.command()}`. The same seed gives the same numbers on the same processor and number of threads "
         f"({versions()['threads']} here); another one rounds differently and so trains another network.",
-        "Losses, accuracies and Hessians are those of held-out images, without the anchor, at the minimum of the anchored "
-        "training loss (where the held-out losses themselves are not stationary).",
+        "Losses, accuracies and Hessians are those of held-out images, without the anchor, at the minimum of the "
+        "anchored training loss (where the held-out losses themselves are not stationary).",
     ]
-    return lines + [_minimum(seed, row) for seed, row in zip(settings.seeds, measured.rows.get("learning", []))]
+    return lines + [_minimum(settings.seed + i, row) for i, row in enumerate(measured.rows.get("learning", []))]
 
 
 def _minimum(seed: int, row: Row) -> str:
@@ -90,7 +90,7 @@ def markdown(claims: Sequence[Claim], heading: Sequence[str], pictures: Sequence
 
 def show(claims: Sequence[Claim], measured: Measured, out: Path) -> None:
     """The claims on a terminal, as wide as one usually is."""
-    for seed, row in zip(measured.settings.seeds, measured.rows.get("learning", [])):
+    for seed, row in enumerate(measured.rows.get("learning", []), measured.settings.seed):
         if not row["minimum"]["is_minimum"]:
             print(f"\nNOT A MINIMUM (network {seed}): {row['minimum']['note']}")
     for claim in claims:

@@ -1,8 +1,9 @@
-"""How does a run go from settings to claims? Every unit, one theme of one network, in order; what is finished is read."""
+"""How does a run go from settings to claims? Unit by unit, one theme of one network each; what is finished is read."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -49,7 +50,7 @@ def measure(settings: Settings, work: Path, only: Sequence[str]) -> Measured:
         _clear(place.shelf)
         label = f"[{number}/{len(units)}] {name}{theme.title}"
         print(f"{label} ...", file=sys.stderr, flush=True)
-        row, seconds, is_old = place.shelf.unit(theme.name, lambda theme=theme, place=place: _timed(theme, place))
+        row, seconds, is_old = place.shelf.unit(theme.name, functools.partial(_timed, theme, place))
         _describe(folder, settings)
         told = "finished earlier" if is_old else f"{seconds:.1f} s"
         print(f"{label}: {told}", file=sys.stderr, flush=True)
@@ -101,12 +102,13 @@ def _describe(folder: Path, settings: Settings) -> None:
 
 def _tell_of_others(work: Path, settings: Settings) -> None:
     """Which earlier work this run can't go on from, and why."""
+    wanted = json.loads(as_json(settings.told))
     for path in sorted(work.glob("*/settings.json")):
         if path.parent.name == settings.digest:
             continue
         try:
             told = json.loads(path.read_text())
-            different = ", ".join(key for key in settings.told if told.get(key) != json.loads(as_json(settings.told))[key])
+            different = ", ".join(key for key in wanted if told.get(key) != wanted[key])
         except (ValueError, AttributeError):
             different = "settings that can't be read"
         print(f"{path.parent} is work of a run with other {different or 'settings'}: left alone", file=sys.stderr)

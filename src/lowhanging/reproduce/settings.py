@@ -26,6 +26,7 @@ class Sizes:
     name: str
     images: int | None = None  # first ones of each view to use; None: all
     epochs: int = 60
+    anchor: float = 1e-2  # of the polished loss
     pairs: int = 50  # eigenpairs of each loss
     removed: int = 50  # eigenvectors of the preserved loss, the post's k
     early_epochs: tuple[int, ...] = (0, 3, 10, 25)  # where the spectrum is taken along training
@@ -77,7 +78,8 @@ SIZES = {
     "tiny": Sizes(
         "tiny",
         images=150,
-        epochs=3,
+        epochs=30,
+        anchor=0.1,
         pairs=10,
         removed=4,
         early_epochs=(0, 1),
@@ -95,10 +97,9 @@ SIZES = {
         cartoon_starts=20,
         cartoon_time=5.0,
         stack_seeds=6,
-        stack_steps=500,
+        stack_steps=450,
         unblocked_seeds=2,
         scarce_seeds=2,
-        log_every=25,
     ),
 }
 

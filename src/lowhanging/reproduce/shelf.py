@@ -69,6 +69,9 @@ class Shelf:
         return stored["numbers"], seconds, False
 
 
+NO_SHELF = Shelf(None)
+
+
 def as_json(value: Any) -> str:
     """The value as strict JSON; NaN and infinite numbers become null, which every reader understands."""
     return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"

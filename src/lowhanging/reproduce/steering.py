@@ -7,6 +7,7 @@ lies in, the removed eigenvectors and the ablated one: do they overlap less with
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,8 +65,10 @@ def directions_of(network: Learning, sizes: Sizes, shelf: Shelf) -> list[Steered
         report = shelf.result(f"keep-{preserved}", SteeringReport.load, reported)
 
         def scanned(report: SteeringReport = report) -> LineSlice:
-            name, engine = "steering direction", "point by point"
-            return line_slice(network.losses, report.direction, (-EXTENT, EXTENT), NUM_STEPS, name=name, engine=engine)
+            return line_slice(
+                network.losses, report.direction, (-EXTENT, EXTENT), NUM_STEPS,
+                name="steering direction", engine="point by point",
+            )  # fmt: skip
 
         found.append(Steered(preserved, ablated, report, shelf.result(f"scan-{preserved}", LineSlice.load, scanned)))
     return found
@@ -95,7 +98,9 @@ def measure(network: Learning, sizes: Sizes, shelf: Shelf) -> Row:
                 "curvature_ratio": s.report.quotients[s.ablated] / curvature,
                 "conflict": shift.after,
                 "conflict_shift": {"shift": shift.shift, "interval": [shift.low, shift.high]},
-                "null": shelf.plain(f"null-{s.preserved}", lambda c=curvature: _null(network, sizes, random, c)),
+                "null": shelf.plain(
+                    f"null-{s.preserved}", functools.partial(_null, network, sizes, random, curvature)
+                ),
                 "null_overlap": _overlap_null(network, sizes, shelf, s),
             }
         )
@@ -117,7 +122,8 @@ def _rows(network: Learning, num: int) -> Tensor:
     """(num, p) random unit vectors, the same for the same network."""
     generator = torch.Generator().manual_seed(1000 + network.seed)
     rows = torch.randn(num, network.minimum.theta.numel(), generator=generator)
-    return rows / rows.norm(dim=1, keepdim=True)
+    units: Tensor = rows / rows.norm(dim=1, keepdim=True)
+    return units
 
 
 def _null(network: Learning, sizes: Sizes, curvatures: list[float], curvature: float) -> list[Row]:
@@ -125,7 +131,7 @@ def _null(network: Learning, sizes: Sizes, curvatures: list[float], curvature: f
 
     A random direction of negative curvature has no such place and is left out.
     """
-    found = []
+    found: list[Row] = []
     for row, own in zip(_rows(network, sizes.null_directions), curvatures, strict=True):
         if own <= 0 or curvature <= 0:
             continue

@@ -98,10 +98,10 @@ def _keeps_one(rows: Sequence[Row]) -> Claim:
         "single-cue images”, not shown to be ablated",
         "random directions of weight space, stretched until the quadratic of the mixed loss rises as much: "
         + _each(rows, null),
-        f"four parts, two for each direction, each in more than half of the seeds. Losses: at step {STEP:g} the ablated "
-        f"one has risen by at least {LEAST_RISE:g} nats, the preserved one by at most {SHARE:g} of that, and "
-        "log(L_ablated / L_preserved) by more than along every random direction. Answers: at most half as many conflict "
-        "images as at the minimum are answered after the ablated cue",
+        f"four parts, two for each direction, each in more than half of the seeds. Losses: at step {STEP:g} the "
+        f"ablated one has risen by at least {LEAST_RISE:g} nats, the preserved one by at most {SHARE:g} of that, and "
+        "log(L_ablated / L_preserved) by more than along every random direction. Answers: at most half as many "
+        "conflict images as at the minimum are answered after the ablated cue",
         judged(*map(most, kept), *map(most, left)),
     )
 
@@ -123,7 +123,8 @@ def _joint(rows: Sequence[Row]) -> Claim:
         if not values:
             return "no random direction of positive curvature"
         start = [at(d, d["ablate"], 0.0) / at(d, "mixed", 0.0) for d in found]
-        return f"{_mean(start, 2)} at the minimum itself, {statistics.fmean(values):.2g} along {len(values)} random ones"
+        mean = statistics.fmean(values)
+        return f"{_mean(start, 2)} at the minimum itself, {mean:.2g} along {len(values)} random ones"
 
     below = [min(ratios(d)) > 1.0 for row in rows for d in row["directions"]]
     is_large = [most(geometric(d) >= LARGE for d in found) for found in by_direction(rows).values()]
@@ -159,14 +160,14 @@ def _rank(rows: Sequence[Row]) -> Claim:
         f"curvature of the mixed loss along the direction {over_seeds(len(rows))}, {_each(rows, text)}",
         f"random directions of weight space: {statistics.fmean(random):.2g} on average ({min(random):.2g} to "
         f"{max(random):.2g} over {len(random)})",
-        f"its rank among the mixed Hessian's eigenvalues is at most {RANK}, in more than half of the seeds; each of the "
-        "two directions is a part",
+        f"its rank among the mixed Hessian's eigenvalues is at most {RANK}, in more than half of the seeds; each of "
+        "the two directions is a part",
         judged(*map(most, within)),
     )
 
 
 def _number(rank: str) -> float:
-    """ "7" -> 7; "> 50" -> infinity."""
+    """A rank as it is printed, as a number: infinity for "> 50"."""
     return math.inf if rank.startswith(">") else float(rank)
 
 
