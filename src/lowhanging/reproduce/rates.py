@@ -59,12 +59,14 @@ def ratio(row: Row) -> float:
 
 def _number_over_pattern(row: Row) -> float:
     number, pattern = (row["steps_to_half"][name] for name in CUES)
-    return number / pattern if number is not None and pattern else math.inf
+    if number is None or pattern is None:
+        return math.inf
+    return number / pattern if pattern else 1.0 if number == pattern else math.inf
 
 
-def _steps(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return mean_interval(known) if len(known) == len(values) else "not reached"
+def _known(values: Sequence[float | None], otherwise: str) -> str:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return mean_interval(known) if len(known) == len(values) else otherwise
 
 
 def _stability(rows: Sequence[Row], length: str) -> str:
@@ -92,9 +94,9 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             "at comparable rates",
             "the two circuits form at similar speed",
             f"steps to half of the final single-cue accuracy {over_seeds(len(rows))}: number "
-            f"{_steps(steps['number'])}, pattern {_steps(steps['pattern'])}; slower over faster "
-            f"{mean_interval(ratios)}, numbers first in {most_of(first)}. The same random displacements of the minimum "
-            f"for both cues: {'; '.join(texts)}",
+            f"{_known(steps['number'], 'never')}, pattern {_known(steps['pattern'], 'never')}; slower over "
+            f"faster {_known(ratios, 'without a limit')}, numbers first in {most_of(first)}. The same random "
+            f"displacements of the minimum for both cues: {'; '.join(texts)}",
             "equal rates: a ratio of 1; equal stability: either cue loses less in half of the displacements",
             f"the slower cue takes at most {FACTOR:g} times as long as the faster one, in more than half of the seeds; "
             "which cue is the more stable is reported and not judged",
