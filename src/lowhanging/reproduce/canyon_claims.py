@@ -182,9 +182,9 @@ def _sloped(rows: Sequence[Row]) -> Claim:
         f"{over_seeds(len(rows))}: {_listed(texts)}{over}. Above {FLAT:g} all along: {sum(flags)} of {len(flags)} "
         "branches",
         f"the flat cartoon, whose floors the same code finds to slope by at most {flat:.1g}",
-        f"two parts: more than half of the branches have a slope without the anchor above {FLAT:g} at every certified "
-        f"point from r = {OUTSIDE:g} on; all of them have",
-        judged(most(flags), all(flags)) if flags else "does not hold",
+        f"the slope without the anchor is above {FLAT:g} at every certified point from r = {OUTSIDE:g} on; each branch "
+        "is a part",
+        judged(*flags) if flags else "does not hold",
     )
 
 

@@ -174,7 +174,7 @@ def _number(rank: str) -> float:
 def _no_eigenvector(rows: Sequence[Row]) -> Claim:
     def text(found: list[Row]) -> str:
         overlap = [d["largest_squared_overlap"] for d in found]
-        listed = ", ".join(f"{name} {_mean([o[name] for o in overlap], 2)}" for name in ("mixed", *CUES))
+        listed = ", ".join(f"{name} {_mean([round(o[name], 3) for o in overlap], 2)}" for name in ("mixed", *CUES))
         spread = _mean([d["participation_ratio"] for d in found])
         return f"{listed}; spread over {spread} mixed eigenvectors (participation ratio)"
 
