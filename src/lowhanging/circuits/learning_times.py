@@ -124,6 +124,39 @@ class LearningTimes:
         return self.times[name]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Competences:
+    """How far several abilities of the same networks have come, over training.
+
+    Attributes:
+        times: ascending, in `unit`.
+        progress: name -> share of the way to where it ends, a row per seed; NaN where nothing was learned.
+        unit: of times, such as "epoch".
+    """
+
+    times: Tensor  # (logs,) float64
+    progress: dict[str, Tensor]  # name -> (seeds, logs) float64
+    unit: str
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{name} {float(self.crossing(name, 0.5).median()):.3g}" for name in self.progress)
+        return f"Competences(median {self.unit} of half the way: {rows})"
+
+    def crossing(self, name: str, share: float) -> Tensor:
+        """(seeds,) time of the first log at which a share of the way is done; inf where it never is."""
+        check_choice("name", name, tuple(self.progress))
+        return first_crossing(self.times, self.progress[name], share, is_rising=True)
+
+    def save(self, path: str | Path) -> Path:
+        """Write to `path` as npz; returns the path written."""
+        return save_result(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Competences:
+        """Read what `save` wrote."""
+        return load_result(cls, path)
+
+
 def first_crossing(steps: Tensor, rows: Tensor, threshold: float, *, is_rising: bool = False) -> Tensor:
     """The step of the first log at which each row is at or beyond a threshold; inf where none is.
 
@@ -154,7 +187,7 @@ def _ratio_of_medians(slow: Tensor, fast: Tensor) -> Tensor:
 
 
 def _over(above: Tensor, below: Tensor) -> Tensor:
-    """above / below; 0 where `below` is infinite, inf where it is 0."""
+    """Quotient; 0 where the denominator is infinite, inf where it is 0."""
     quotient = above / below
     return torch.where(torch.isinf(below), torch.zeros_like(quotient), quotient.nan_to_num(nan=0.0, posinf=torch.inf))
 

@@ -213,9 +213,8 @@ def _ideal_loss(*reliabilities: float) -> float:
     """Entropy (nats) of the label given witnesses that are independent of each other once the label is known."""
     joint = [(0.5, 0.5)]  # probabilities of (what the witnesses say, label 1) and of (the same, label 0)
     for right in reliabilities:
-        joint = [
-            pair for one, zero in joint for pair in ((one * right, zero * (1 - right)), (one * (1 - right), zero * right))
-        ]
+        wrong = 1 - right
+        joint = [pair for one, zero in joint for pair in ((one * right, zero * wrong), (one * wrong, zero * right))]
     return -sum(p * math.log(p / (one + zero)) for one, zero in joint for p in (one, zero))
 
 

@@ -30,6 +30,13 @@ from lowhanging.reproduce import size_runs as runs
 from lowhanging.reproduce.claims import Claim, interval, judged
 from lowhanging.reproduce.size_runs import FULL, NAMES, QUICK, Design, Other, Rule
 
+TOLD = {
+    "atomic": "one circuit of n parameters",
+    "decomposable": "two of n / 2 parameters",
+    "same bits": "one of as many bits as the two",
+    "one half": "one of the two, alone",
+}
+
 
 def measure(*, seeds: int = 30, quick: bool = False, design: Design | None = None) -> dict[str, Any]:
     """Times to learn each rule at each size, over seeds 0, 1, ..., as plain numbers (None: infinite)."""
@@ -57,8 +64,13 @@ def measure(*, seeds: int = 30, quick: bool = False, design: Design | None = Non
 
 
 def learning_times(row: Mapping[str, Any]) -> LearningTimes:
-    """The times that `measure` found, for `plots.learning_times`."""
-    return _times(row["sizes"])
+    """The times that `measure` found, under names that a reader of `plots.learning_times` understands."""
+    found = _times(row["sizes"])
+    return LearningTimes(
+        found.sizes,
+        {told: found.times[name] for name, told in TOLD.items()},
+        {told: found.budgets[name] for name, told in TOLD.items()},
+    )
 
 
 def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
@@ -67,14 +79,14 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
         remedy = "Its seeds are inside the one row that measure() returns."
         raise ValueError(explain("rows", f"has {len(rows)} rows", "one", remedy))
     row = rows[0]
-    times, ratio, num = learning_times(row), row["ratios"]["atomic"], row["seeds"]
+    times, ratio, num = _times(row["sizes"]), row["ratios"]["atomic"], row["seeds"]
     texts = [
         f"n = {size['size']}: median {_span(times, 'decomposable', i)} steps for two circuits of {size['size'] // 2} "
         f"parameters, {_span(times, 'atomic', i)} for one of {size['size']}, a factor of {_factor(ratio, i)}; the one "
         f"is learned later by {ratio['num_later'][i]} of {num} seeds ({_never(times, 'atomic', i)})"
         for i, size in enumerate(row["sizes"])
     ]
-    growth = f"; from the first size to the last the factor grows by {_bracketed(ratio['growth'], *ratio['growth_interval'])}"
+    growth = _bracketed(ratio["growth"], *ratio["growth_interval"])
     joint = [
         f"with both rules at once, n = {found['size']}: both halves before the whole in "
         f"{interval(found['num_halves_before'], num)} of the seeds, the other way round in {found['num_atomic_before']}"
@@ -85,7 +97,8 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
         for other in row["others"]
     ]
     measured = (
-        f"{num} seeds, {row['num_bits']} bits, medians with 95 % intervals. " + "; ".join(texts) + growth + ". "
+        f"{num} seeds, {row['num_bits']} bits, medians with 95 % intervals. " + "; ".join(texts)
+        + f"; from the first size to the last the factor grows by {growth}. "
         + "; ".join(joint) + "".join(f". {text}" for text in others)
     )  # fmt: skip
     is_slower = [low is None or low > 1 for low in ratio["low"]]
@@ -160,8 +173,11 @@ def _other(plan: Design, other: Other, seeds: int) -> dict[str, Any]:
         name: runs.times_to_learn(rules, name, steps, seeds, log_every=runs.LOG_EVERY[name], other=other)[None]
         for name, steps in made.items()
     }
-    budgets = {name: torch.tensor([float(steps)]) for name, steps in made.items()}
-    found = LearningTimes(torch.tensor([float(plan.sizes[0])]), dict(rows), dict(budgets))
+    found = LearningTimes(
+        sizes=torch.tensor([float(plan.sizes[0])]),
+        times={str(name): times for name, times in rows.items()},
+        budgets={str(name): torch.tensor([float(steps)]) for name, steps in made.items()},
+    )
     return {
         **asdict(other),
         "size": plan.sizes[0],
