@@ -103,7 +103,9 @@ def early(network: Learning, *, epochs: int, log_every: int, images: int) -> Sta
 def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
     """One circuit, then both, and no trap between them, over seeds."""
     sequential = [_is_below(row["other_progress_at_most"], HALF) for row in rows]
-    before = [row["first"] is not None and _late(row["half"], row["first"]) <= _late(row["half"], "mixed") for row in rows]
+    before = [
+        row["first"] is not None and _late(row["half"], row["first"]) <= _late(row["half"], "mixed") for row in rows
+    ]
     between = [row["between"] for row in rows if row["between"] is not None]
     is_free = [
         row["between"] is not None and row["between"]["fall"][1] > 0 and row["between"]["slowest_third"] > 0
@@ -116,19 +118,19 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
             f"From there until the other cue has gone half of its way the mixed loss falls by "
             f"{mean_interval([b['fall'][0] for b in between])} nats (that of the first cue alone by "
             f"{mean_interval([b['own_fall'] for b in between])}), {mean_interval([b['rate'] for b in between])} per "
-            f"epoch, and by {mean_interval([b['slowest_third'] for b in between])} per epoch in the slowest third of that time"
+            f"epoch, {mean_interval([b['slowest_third'] for b in between])} in the slowest third of that time"
         )
     else:
         told = "The time between the two cues was too short to be measured, or no cue came so far"
     other = [row["other_progress_at_most"] for row in rows if row["other_progress_at_most"] is not None]
-    lag = f"then at {mean_interval([100 * p for p in other], unit=' %')}" if other else "never got there"
+    lag = f"has gone {mean_interval([100 * p for p in other], unit=' %')}" if other else "has not gone the whole"
     return [
         Claim(
             number=20,
             name="training learns one circuit, then both, and is not trapped between them",
             post="flat canyons would stop descent after one circuit; sloped ones lead it on from one to both",
             measured=f"half of the way from chance to the final accuracy {over_seeds(len(rows))}, in epochs: {half}. "
-            f"First cue: {firsts} of {len(rows)}; when it has gone 90 % of its way the other one is {lag} of its own "
+            f"First cue: {firsts} of {len(rows)}; when it has gone 90 % of its way the other one {lag} of its own "
             f"(less than half in {most_of(sequential)}). {told}".strip(),
             null="on a flat floor the loss stays where the first circuit has brought it: a fall of 0",
             rule="three parts, each in most seeds: when the first cue has gone 90 % of its way, the other has gone "

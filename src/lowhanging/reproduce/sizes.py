@@ -221,7 +221,7 @@ def _above(value: float | None, floor: float) -> bool:
 
 
 def _number(value: float | None) -> str:
-    return "∞" if value is None or math.isinf(value) else f"{value:.3g}"
+    return "∞" if value is None or math.isinf(value) else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _bracketed(value: float | None, low: float | None, high: float | None) -> str:
