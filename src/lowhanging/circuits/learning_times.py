@@ -95,19 +95,19 @@ class LearningTimes:
         above, below = self._rows(slow), self._rows(fast)
         num = above.shape[1]
         drawn = torch.from_numpy(np.random.default_rng(seed).integers(num, size=(num_draws, num)))
-        sampled = torch.stack([_ratio_of_medians(above[:, rows], below[:, rows]) for rows in drawn])  # (draws, k)
+        sampled = _ratio_of_medians(above[:, drawn], below[:, drawn])  # (k, draws, seeds) each -> (k, draws)
         ratio = _ratio_of_medians(above, below)
-        growth = _over(sampled[:, -1], sampled[:, 0])
+        growth = _over(sampled[-1], sampled[0])
         later = (above > below).sum(1)
         p_values = [binomtest(count, num, 0.5, alternative="greater").pvalue for count in later.tolist()]
         return TimesRatio(
             ratio=ratio,
-            interval=_quantiles(sampled).T,
+            interval=_quantiles(sampled),
             num_later=later,
             num_seeds=num,
             p_value=torch.tensor(p_values, dtype=torch.float64),
             growth=float(_over(ratio[-1:], ratio[:1])),
-            growth_interval=_quantiles(growth[:, None])[:, 0],
+            growth_interval=_quantiles(growth),
         )
 
     def save(self, path: str | Path) -> Path:
@@ -181,9 +181,9 @@ def first_crossing(steps: Tensor, rows: Tensor, threshold: float, *, is_rising: 
 
 
 def _ratio_of_medians(slow: Tensor, fast: Tensor) -> Tensor:
-    """(k,) of (k, seeds) each."""
-    middle = slow.shape[1] // 2
-    return _over(slow.sort(dim=1).values[:, middle], fast.sort(dim=1).values[:, middle])
+    """Over the last axis, seeds."""
+    middle = slow.shape[-1] // 2
+    return _over(slow.sort(dim=-1).values[..., middle], fast.sort(dim=-1).values[..., middle])
 
 
 def _over(above: Tensor, below: Tensor) -> Tensor:
@@ -193,6 +193,6 @@ def _over(above: Tensor, below: Tensor) -> Tensor:
 
 
 def _quantiles(samples: Tensor) -> Tensor:
-    """(2, k) ends of the middle 95 % of (draws, k), each one of the samples: some may be infinite."""
-    ends = np.quantile(samples.numpy(), [_LEVEL / 2, 1 - _LEVEL / 2], axis=0, method="inverted_cdf")
-    return torch.from_numpy(ends)
+    """(..., 2) ends of the middle 95 % of (..., draws), each one of the samples: some may be infinite."""
+    ends = np.quantile(samples.numpy(), [_LEVEL / 2, 1 - _LEVEL / 2], axis=-1, method="inverted_cdf")
+    return torch.from_numpy(ends).movedim(0, -1)

@@ -180,6 +180,7 @@ def _other(plan: Design, other: Other, seeds: int) -> dict[str, Any]:
     )
     return {
         **asdict(other),
+        "budgets": list(other.budgets),
         "size": plan.sizes[0],
         "steps": {name: _plain(times[0]) for name, times in rows.items()},
         "ratio": _ratio(found, "atomic", "decomposable"),
