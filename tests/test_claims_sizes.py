@@ -9,17 +9,7 @@ import torch
 import lowhanging as lh
 from lowhanging.reproduce import size_runs, sizes
 from lowhanging.reproduce.cosine_network import CosineNetwork, TanhNetwork, exact_network
-from lowhanging.reproduce.size_runs import Design, Other
-
-TINY = Design(
-    sizes=(6, 8),
-    budgets=((40, 30, 30, 20), (20, 20, 20, 20)),
-    joint=(6,),
-    others=(Other("tanh", "sgd", 0.1, (10, 10)),),
-    num_train=1024,
-    num_test=256,
-)
-
+from lowhanging.reproduce.size_runs import TINY
 
 @pytest.fixture(scope="module")
 def row():

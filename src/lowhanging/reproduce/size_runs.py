@@ -60,6 +60,15 @@ class Design:
 
 
 QUICK = Design((6, 8), ((400, 60, 150, 60), (700, 100, 400, 120)), (6,))
+# For tests: every line of the code, on next to nothing.
+TINY = Design(
+    sizes=(6, 8),
+    budgets=((40, 30, 30, 20), (20, 20, 20, 20)),
+    joint=(6,),
+    others=(Other("tanh", "sgd", 0.1, (10, 10)),),
+    num_train=1024,
+    num_test=256,
+)
 FULL = Design(
     sizes=(6, 8, 10),
     budgets=((1000, 200, 500, 200), (2500, 400, 1500, 400), (5000, 800, 4000, 800)),
