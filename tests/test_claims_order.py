@@ -43,7 +43,7 @@ def test_the_run_is_the_networks_own_recipe(network):
 
 
 def test_nothing_learned_is_no_progress():
-    assert bool(order._progress(torch.tensor([0.1, 0.5]), 0.1).isnan().all())
+    assert bool(order._progress(torch.tensor([0.1, 0.5]), 0.49).isnan().all())
     assert order._crossing(torch.tensor([0, 1]), torch.tensor([math.nan, math.nan]), 0.5) == math.inf
     assert order._progress(torch.tensor([0.1, 0.5, 0.9]), 0.9).tolist() == pytest.approx([0.0, 0.5, 1.0])
 

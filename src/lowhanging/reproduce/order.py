@@ -5,7 +5,8 @@ goes on until it has both. The history of `learn` has a row per epoch, too coars
 come within one; so the same recipe (start, data, rate, batch size) is run once more over its first epochs, with a row
 every few steps. Batches come in another order there, which is part of what the seeds differ in.
 
-A cue's progress is the share of the way from chance to the accuracy that the whole training ended with.
+A cue's progress is the share of the way from chance to the accuracy that the whole training ended with; where that is
+below one half, it was not learned, and has none.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most
 from lowhanging.reproduce.learning import CUES, Learning
 from lowhanging.stacks import StackRun, train_stack
 
-CHANCE = 0.1
+CHANCE, LEARNED = 0.1, 0.5
 HALF, MOST = 0.5, 0.9  # of the way
 LR, BATCH_SIZE = 0.02, 64  # those of `learn`
 QUICK, FULL = {"epochs": 12, "log_every": 12, "images": 400}, {"epochs": 25, "log_every": 6, "images": 2000}
@@ -193,7 +194,7 @@ def _steps_per_epoch(network: Learning) -> int:
 
 
 def _progress(accuracies: Tensor, final: float) -> Tensor:
-    return (accuracies - CHANCE) / (final - CHANCE if final > CHANCE else math.nan)  # nothing was learned: no progress
+    return (accuracies - CHANCE) / (final - CHANCE if final >= LEARNED else math.nan)
 
 
 def _crossing(steps: Tensor, progress: Tensor, share: float) -> float:
