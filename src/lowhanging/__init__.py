@@ -56,9 +56,13 @@ from lowhanging.datasets import (
     PairedImages,
     PairedMNIST,
     PairedView,
+    ParityBits,
+    ParityRules,
+    ParityView,
     mnist,
     modular_addition,
     paired_mnist,
+    parity_rules,
 )
 from lowhanging.errors import NotConvergedError, NotSmoothWarning
 from lowhanging.models import ModularMLP, ModularTransformer, SigmoidCNN
@@ -103,6 +107,9 @@ __all__ = [
     "PairedMNIST",
     "PairedView",
     "ParameterSpace",
+    "ParityBits",
+    "ParityRules",
+    "ParityView",
     "PathSlice",
     "Plane",
     "PlaneSlice",
@@ -130,6 +137,7 @@ __all__ = [
     "modular_addition",
     "name_circuit",
     "paired_mnist",
+    "parity_rules",
     "path_slice",
     "plane_slice",
     "plane_through",
