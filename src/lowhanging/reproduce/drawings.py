@@ -37,7 +37,7 @@ def stability(row: Row, ax: Any) -> None:
             ax.scatter([place] * len(values), [100 * value for value in values], color=color_of(cue, 0), s=18, zorder=2)
     ax.set_xticks([3 * i + j for i in range(len(LENGTHS)) for j in (0, 1)], list(CUES) * len(LENGTHS))
     for i, length in enumerate(map("{:g}".format, LENGTHS)):
-        ax.annotate(f"‖Δθ‖ = {length} ‖θ‖", (3 * i + 0.5, 1.01), xycoords=("data", "axes fraction"), ha="center")
+        ax.annotate(f"‖Δθ‖ = {length} ‖θ‖", (3 * i + 0.5, 1.03), xycoords=("data", "axes fraction"), ha="center")
     ax.axhline(0, color="0.6", linewidth=0.8)
     ax.set_ylabel("held-out accuracy lost (points)")
 
@@ -54,7 +54,8 @@ def dimensions_along(row: Row, ax: Any) -> None:
             if entry[name]["is_bound"][0]:
                 ax.annotate("≥", (place, count), textcoords="offset points", xytext=(0, 5), ha="center")
     ax.set_xticks(list(places), [str(entry["epoch"]) for entry in entries])
-    ax.set_ylim(0, None)
+    ax.set_ylim(0, 1.15 * ax.get_ylim()[1])
+    ax.locator_params(axis="y", integer=True)
     ax.set_xlabel(f"epoch (on {row['along_images']} held-out images of each task)")
     ax.set_ylabel(f"eigenvalues above {level}")
     ax.grid(alpha=0.3)

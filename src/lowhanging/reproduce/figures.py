@@ -14,7 +14,18 @@ from lowhanging import plots
 from lowhanging.basin.planes import PlaneSlice
 from lowhanging.circuits.fourier import circle_score, fourier_modes
 from lowhanging.plots.panels import Drawing
-from lowhanging.reproduce import canyons, cartoons, curvature, drawings, modular, planes, steering
+from lowhanging.reproduce import (
+    canyons,
+    cartoons,
+    curvature,
+    drawings,
+    logits,
+    modular,
+    order,
+    planes,
+    sizes,
+    steering,
+)
 from lowhanging.reproduce.place import Place
 from lowhanging.reproduce.shelf import Row
 
@@ -104,16 +115,18 @@ def canyons_figures(place: Place, rows: Rows) -> Pictures:
     def along(name: str, quantity: Literal["loss", "followed"] = "loss") -> Drawing:
         return lambda ax: plots.canyon_losses(paths[name], ax, quantity=quantity).set_title(name)
 
-    second = [along(name) for name in paths]
-    if plane is not None:
-        second.insert(0, lambda ax: plots.plane_slice(plane, ax, name="mixed"))
-    second += [along(name, "followed") for name in paths] + [depths]
-    first: list[Drawing] = [
+    drawn: list[Drawing] = [
         lambda ax: plots.canyon_floor(paths, ax, bowl=True),
         lambda ax: plots.canyon_floor(paths, ax, quantity="slope_without_anchor"),
         lambda ax: plots.canyon_fan(paths, ax, quantity="asymmetry", cues=("number", "pattern")),
     ]
-    return {"canyons.png": plots.panels([first, second[:3]], width=17, height=9)}
+    drawn += [along(name) for name in paths] + [depths]
+    drawn += [along(name, "followed") for name in paths]
+    if plane is not None:
+        drawn.append(lambda ax: plots.plane_slice(plane, ax, name="mixed"))
+    drawn += [lambda ax: ax.set_axis_off()] * (-len(drawn) % 3)
+    grid = [drawn[i : i + 3] for i in range(0, len(drawn), 3)]
+    return {"canyons.png": plots.panels(grid, width=17, height=4.5 * len(grid))}
 
 
 def cartoons_figures(place: Place, rows: Rows) -> Pictures:
@@ -153,6 +166,24 @@ def modular_figures(place: Place, rows: Rows) -> Pictures:
     }
 
 
+def logits_figures(place: Place, rows: Rows) -> Pictures:
+    """The logits on both cues against the fitted sum of those on each."""
+    found = logits.sums(place.network)
+    return {"logits.png": plots.panels([[lambda ax: plots.logit_sum(found, ax)]], width=7, height=5)}
+
+
+def order_figures(place: Place, rows: Rows) -> Pictures:
+    """How far each competence has come, step by step."""
+    found = order.competences(rows)
+    return {"order.png": plots.panels([[lambda ax: plots.competences(found, ax)]], width=7, height=4.2)}
+
+
+def sizes_figures(place: Place, rows: Rows) -> Pictures:
+    """Steps to learn each rule at each size."""
+    times = sizes.learning_times(rows[0])
+    return {"sizes.png": plots.panels([[lambda ax: plots.learning_times(times, ax)]], width=7, height=4.6)}
+
+
 FIGURES: Mapping[str, Callable[[Place, Rows], Pictures]] = {
     "learning": learning_figures,
     "rates": rates_figures,
@@ -162,6 +193,9 @@ FIGURES: Mapping[str, Callable[[Place, Rows], Pictures]] = {
     "canyons": canyons_figures,
     "cartoons": cartoons_figures,
     "modular": modular_figures,
+    "logits": logits_figures,
+    "order": order_figures,
+    "sizes": sizes_figures,
 }
 
 # Picture -> the claims that it belongs to, and what it shows.
@@ -191,6 +225,9 @@ CAPTIONS: Mapping[str, tuple[tuple[int, ...], str]] = {
         (15, 16, 17), "Circles of one seed, its Fourier modes along training, what its circles are worth; births over "
         "all seeds, their rate after another birth, and survival.",
     ),
+    "sizes.png": ((18,), "Steps until each rule is learned, against its size; medians over seeds."),
+    "logits.png": ((19,), "Every held-out logit on both cues against the fitted sum of those on each cue alone."),
+    "order.png": ((20,), "Share of the way from chance to the final accuracy that each view has gone, over seeds."),
 }  # fmt: skip
 
 

@@ -50,6 +50,7 @@ class Sizes:
     scarce_seeds: int = 32
     transformer_steps: int = 0  # full batch; 0: no transformer
     log_every: int = 10
+    size_seeds: int = 30  # networks of each rule of the synthetic task
 
     @property
     def is_quick(self) -> bool:
@@ -73,6 +74,7 @@ SIZES = {
         modulus=113,
         stack_steps=3000,
         transformer_steps=4000,
+        size_seeds=100,
     ),
     # For tests: every line of the code, on next to nothing.
     "tiny": Sizes(
@@ -100,6 +102,7 @@ SIZES = {
         stack_steps=450,
         unblocked_seeds=2,
         scarce_seeds=2,
+        size_seeds=3,
     ),
 }
 

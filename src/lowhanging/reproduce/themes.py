@@ -12,16 +12,21 @@ from lowhanging.reproduce import (
     cartoons,
     curvature,
     learning,
+    logits,
     modular,
     modular_claims,
+    order,
     planes,
     rates,
     redundancy,
+    size_runs,
+    sizes,
     steering,
     steering_claims,
 )
 from lowhanging.reproduce.claims import Claim
 from lowhanging.reproduce.place import Place
+from lowhanging.reproduce.settings import Sizes
 from lowhanging.reproduce.shelf import Row
 
 
@@ -34,6 +39,11 @@ class Theme:
     measure: Callable[[Place], Row]
     claims: Callable[[Sequence[Row]], list[Claim]]
     has_network: bool = True  # measured on every network; else once per run
+
+
+def _sizes(wanted: Sizes) -> Row:
+    design = size_runs.TINY if wanted.name == "tiny" else size_runs.QUICK if wanted.is_quick else size_runs.FULL
+    return sizes.measure(seeds=wanted.size_seeds, design=design)
 
 
 THEMES = (
@@ -55,6 +65,14 @@ THEMES = (
         "canyons", "canyons and their null",
         lambda at: canyons.measure(at.network, at.sizes, at.shelf), canyon_claims.claims,
     ),
+    Theme(
+        "logits", "sums of single-cue logits",
+        lambda at: logits.measure(at.network, quick=at.sizes.is_quick), logits.claims,
+    ),
+    Theme(
+        "order", "the first epochs once more, step by step",
+        lambda at: order.measure(at.network, quick=at.sizes.is_quick), order.claims,
+    ),
     Theme("toy-sum", "toy sum", lambda at: redundancy.measure(), redundancy.claims, has_network=False),
     Theme(
         "cartoons", "cartoons",
@@ -64,5 +82,6 @@ THEMES = (
         "modular", "modular addition, many seeds",
         lambda at: modular.measure(at.sizes, at.shelf), modular_claims.claims, has_network=False,
     ),
+    Theme("sizes", "small circuits against large ones", lambda at: _sizes(at.sizes), sizes.claims, has_network=False),
 )  # fmt: skip
 NAMES = tuple(theme.name for theme in THEMES)
