@@ -58,7 +58,10 @@ def planted(pattern=0.9, **changes):
         "slopes": {"number": 0.4, "pattern": 0.8}, "divergence": {"logits": 0.1, "probabilities": 0.2},
         "divergence_gain": [0.1, 0.05, 0.15],
     }  # fmt: skip
-    return {"accuracies": {"number": 0.9, "pattern": pattern}, "trained": {**trained, **changes}, "untrained": {"shares": {"both": 1.0}}}
+    accuracies = {"number": 0.9, "pattern": pattern}
+    return {
+        "accuracies": accuracies, "trained": {**trained, **changes}, "untrained": {"shares": {"both": 1.0}},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from lowhanging.reproduce import size_runs, sizes
 from lowhanging.reproduce.cosine_network import CosineNetwork, TanhNetwork, exact_network
 from lowhanging.reproduce.size_runs import TINY
 
+
 @pytest.fixture(scope="module")
 def row():
     return sizes.measure(seeds=3, design=TINY)
