@@ -74,7 +74,6 @@ SIZES = {
         modulus=113,
         stack_steps=3000,
         transformer_steps=4000,
-        size_seeds=100,
     ),
     # For tests: every line of the code, on next to nothing.
     "tiny": Sizes(
