@@ -55,7 +55,7 @@ code { font: .88em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; bac
        padding: .12em .35em; border-radius: .25rem; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr; gap: .1rem; } dd { margin-bottom: .6rem; }
   article h3 .verdict { float: none; display: block; margin: .2rem 0 0; font-size: .95rem; }
-  td.v { white-space: normal; } }
+  td.v { white-space: normal; } figure { overflow-x: auto; } img { min-width: 44rem; } img.narrow { min-width: 0; } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } article { border: 0; padding: .5rem 0;
   border-top: 1px solid #999; border-radius: 0; } figure, h3, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; } }
