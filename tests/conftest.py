@@ -9,12 +9,13 @@ import torch
 
 from lowhanging.reproduce.learning import Learning, learn
 
-LONGEST = ("test_reproduce.py", "test_reproduce_report.py", "test_examples.py")
+LONGEST = ("test_reproduce.py", "test_docs.py", "test_reproduce_report.py", "test_examples.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that two workers end together (`--dist loadfile --no-loadscope-reorder`)."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

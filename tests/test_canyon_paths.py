@@ -4,12 +4,14 @@ Oracles: functions of two weights whose branches, folds and crossings are known 
 central differences of the branch itself for the predictor; the finder at the far end.
 """
 
+import functools
 import math
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -26,9 +28,10 @@ from lowhanging.basin.stationary import SphereSearch, TangentHessian
 PLANE = lh.Subspace(torch.eye(2, dtype=torch.float64))
 
 
+@functools.cache
 def polar(function):
-    """A loss of two weights."""
-    return lh.FunctionObjective(function, torch.zeros(2, dtype=torch.float64))
+    """A loss of two weights; to record its products would take longer than to multiply. The cartoon's are recorded."""
+    return lh.FunctionObjective(function, torch.zeros(2, dtype=torch.float64), engine="double backward")
 
 
 def crossing(t):
@@ -51,12 +54,16 @@ def forking(t):
     return x * x + y * y + 0.2 * y * y * (1 - x * x - y * y) + 0.1 * y**4
 
 
+cartoon = functools.cache(lh.toys.sloped_canyons)
+
+
+@functools.cache
 def points_on(loss, radius, **options):
     return lh.find_canyons(loss, space=PLANE, metric="euclidean", levels=radius, starts=16, progress=False, **options)
 
 
 def test_the_floor_of_the_cartoon_is_followed_both_ways():
-    loss = lh.toys.sloped_canyons()
+    loss = cartoon()
     start = points_on(loss, 1.0)[0]
     path = lh.trace_canyon(loss, start, to=(0.05, 3.0), progress=False)
     levels = path.values("level")
@@ -74,7 +81,7 @@ def test_the_floor_of_the_cartoon_is_followed_both_ways():
 
 
 def test_the_diagonals_plane_certificate_changes_sign_where_lambert_says():
-    loss = lh.toys.sloped_canyons()
+    loss = cartoon()
     found = points_on(loss, 1.0, stationary="all")
     path = lh.trace_canyon(loss, found[-1], to=(0.1, 1.2), progress=False)
     expected = math.sqrt(scipy.special.lambertw(0.2).real)
@@ -242,14 +249,12 @@ def test_a_path_survives_being_saved(tmp_path):
 
 SCRIPT = """
 import sys, torch, lowhanging as lh
-seen = 0
 def function(t):
     x, y = t
     c2 = x * x - y * y
     return x * x + y * y + 0.2 * c2 - 0.1 * (c2 * c2 - 4 * x * x * y * y)
-loss = lh.FunctionObjective(function, torch.zeros(2, dtype=torch.float64))
-plane = lh.Subspace(torch.eye(2, dtype=torch.float64))
-point = lh.find_canyons(loss, space=plane, metric="euclidean", levels=1.0, starts=16, progress=False)[-1]
+loss = lh.FunctionObjective(function, torch.zeros(2, dtype=torch.float64), engine="double backward")
+point = lh.CanyonSet.load(sys.argv[3])[-1]
 print("ready", flush=True)
 path = lh.trace_canyon(loss, point, to=(0.2, 1.5), step=0.03, resume=sys.argv[1], progress=False)
 path.save(sys.argv[2])
@@ -261,15 +266,16 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     script.write_text(textwrap.dedent(SCRIPT))
     resume, out = tmp_path / "state.npz", tmp_path / "path.npz"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(resume), str(out)]
+    loss = polar(crossing)
+    canyons = points_on(loss, 1.0)
+    command = [sys.executable, str(script), str(resume), str(out), str(canyons.save(tmp_path / "canyons"))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as run:
         run.stdout.readline()
         while not resume.exists() and run.poll() is None:
-            pass
+            time.sleep(0.002)
         run.send_signal(signal.SIGKILL)
     assert not out.exists()
-    loss = polar(crossing)
-    point = points_on(loss, 1.0)[-1]
+    point = canyons[-1]
     resumed = lh.trace_canyon(loss, point, to=(0.2, 1.5), step=0.03, resume=resume, progress=False)
     straight = lh.trace_canyon(loss, point, to=(0.2, 1.5), step=0.03, progress=False)
     assert len(resumed) == len(straight)
@@ -298,7 +304,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     ],
 )
 def test_bad_arguments_are_named(options, error, message):
-    loss = lh.toys.sloped_canyons()
+    loss = cartoon()
     given = {"point": points_on(loss, 1.0)[0], "progress": False, **options}
     with pytest.raises(error, match=message):
         lh.trace_canyon(loss, given.pop("point"), **given)
@@ -307,11 +313,11 @@ def test_bad_arguments_are_named(options, error, message):
 def test_a_point_of_another_loss_is_refused():
     point = points_on(polar(forking), 1.2)[0]
     with pytest.raises(ValueError, match="point is not stationary for this loss"):
-        lh.trace_canyon(lh.toys.sloped_canyons(), point, to=2.0, progress=False)
+        lh.trace_canyon(cartoon(), point, to=2.0, progress=False)
 
 
 def test_unknown_values_are_refused():
-    loss = lh.toys.sloped_canyons()
+    loss = cartoon()
     path = lh.trace_canyon(loss, points_on(loss, 1.0)[0], to=1.1, step=0.1, progress=False)
     with pytest.raises(ValueError, match="name is 'source', expected a numeric field"):
         path.values("source")

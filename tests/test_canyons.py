@@ -5,6 +5,7 @@ Hessian by another route of differentiation (`testing.dense_hessian`).
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -17,13 +18,29 @@ import lowhanging as lh
 from canyon_scene import angle_in, minima_on_circle, two_cue_minimum, two_cues
 
 PLANE = lh.Subspace(torch.eye(2, dtype=torch.float64))
+UNRECORDED = "double backward"  # to record the products of a small function takes longer than to multiply
 
 
-def cartoon(radius, **options):
+sloped_canyons = functools.cache(lh.toys.sloped_canyons)  # recorded once
+
+
+@functools.cache
+def cartoon(radius):
     return lh.find_canyons(
-        lh.toys.sloped_canyons(), space=PLANE, metric="euclidean", levels=radius, starts=16, rtol=1e-12, progress=False,
-        **options,
-    )  # fmt: skip
+        sloped_canyons(), space=PLANE, metric="euclidean", levels=radius, starts=16, rtol=1e-12, progress=False
+    )
+
+
+@functools.cache
+def bowl():
+    """A quadratic of four known curvatures, and all of its space."""
+    return lh.toys.quadratic([4.0, 3.0, 2.0, 1.0], seed=3), lh.Subspace(torch.eye(4, dtype=torch.float64))
+
+
+@functools.cache
+def sharpest(k):
+    """Eigenvectors of the network's Hessian."""
+    return lh.top_eigs(lh.hessian(two_cue_minimum().objective), k=k, progress=False)
 
 
 @pytest.mark.parametrize("radius", [0.1, 0.5, 1.0, 3.0])
@@ -46,7 +63,7 @@ def test_the_cartoon_has_four_canyons_with_the_certificates_of_paper(radius):
 @pytest.mark.parametrize("radius", [0.3, 0.5, 1.0])
 def test_diagonals_are_stationary_and_no_canyons(radius):
     found = lh.find_canyons(
-        lh.toys.sloped_canyons(), space=PLANE, metric="euclidean", levels=radius, starts=48, stationary="all",
+        sloped_canyons(), space=PLANE, metric="euclidean", levels=radius, starts=48, stationary="all",
         progress=False,
     )  # fmt: skip
     assert [point.num_negative for point in found] == [0, 0, 0, 0, 1, 1, 1, 1]
@@ -60,7 +77,7 @@ def test_diagonals_are_stationary_and_no_canyons(radius):
 
 
 def test_the_cartoon_embedded_and_rotated_is_the_same():
-    loss, space = lh.toys.embedded(lh.toys.sloped_canyons(), 30, seed=2, curvature=0.7)
+    loss, space = lh.toys.embedded(sloped_canyons(), 30, seed=2, curvature=0.7)
     found = lh.find_canyons(loss, space=space, metric="euclidean", levels=0.5, starts=16, progress=False)
     assert len(found) == 4
     for point, flat in zip(found, cartoon(0.5), strict=True):
@@ -82,7 +99,7 @@ def test_flat_canyons_have_no_slope():
 
 
 def test_a_quadratic_on_spheres_has_only_its_softest_axis():
-    loss, space = lh.toys.quadratic([4.0, 3.0, 2.0, 1.0], seed=3), lh.Subspace(torch.eye(4, dtype=torch.float64))
+    loss, space = bowl()
     found = lh.find_canyons(loss, space=space, metric="euclidean", levels=1.0, starts=16, progress=False)
     assert len(found) == 2
     assert float(found[0].delta @ found[1].delta) == pytest.approx(-1.0)
@@ -102,7 +119,7 @@ def test_a_quadratic_on_spheres_has_only_its_softest_axis():
 
 
 def test_a_quadratic_on_energy_shells_has_nothing_isolated():
-    loss, space = lh.toys.quadratic([4.0, 3.0, 2.0, 1.0], seed=3), lh.Subspace(torch.eye(4, dtype=torch.float64))
+    loss, space = bowl()
     found = lh.find_canyons(loss, space=space, levels=(0.1, 2.0), starts=8, progress=False)
     for point in found:
         assert point.depth == pytest.approx(1.0, abs=1e-8)
@@ -118,8 +135,7 @@ def test_a_quadratic_on_energy_shells_has_nothing_isolated():
 def test_every_minimum_of_a_scan_of_the_circle_is_found(numbers, radius, num):
     """Before and after births: the number of minima differs between radii of one plane."""
     loss = two_cue_minimum().objective
-    pairs = lh.top_eigs(lh.hessian(loss), k=6, progress=False)
-    plane = lh.Subspace(pairs.vectors[list(numbers)])
+    plane = lh.Subspace(sharpest(6).vectors[list(numbers)])
     expected = minima_on_circle(loss, plane, radius)
     found = lh.find_canyons(loss, space=plane, metric="euclidean", levels=radius, starts=40, progress=False)
     assert len(expected) == num
@@ -131,7 +147,7 @@ def test_every_minimum_of_a_scan_of_the_circle_is_found(numbers, radius, num):
 def test_every_minimum_of_a_scan_of_the_sphere_is_found(metric):
     """2-sphere of a 3-D subspace: 3,000 scattered points, those below their neighbours refined by Nelder-Mead."""
     loss = two_cue_minimum().objective
-    basis = lh.top_eigs(lh.hessian(loss), k=6, progress=False).vectors[3:]
+    basis = sharpest(6).vectors[3:]
     found = lh.find_canyons(
         loss, space=lh.Subspace(basis), metric=metric, levels=3.0 if metric == "euclidean" else 0.08, starts=32,
         progress=False,
@@ -166,7 +182,7 @@ def test_every_minimum_of_a_scan_of_the_sphere_is_found(metric):
 def test_certificates_are_those_of_the_dense_hessian():
     minimum = two_cue_minimum()
     loss = minimum.objective
-    space = lh.top_eigs(lh.hessian(loss), k=5, progress=False).subspace()
+    space = sharpest(5).subspace()
     for metric, level in (("euclidean", 2.0), ("hessian", 0.05)):
         found = lh.find_canyons(
             loss, space=space, metric=metric, levels=level, starts=8, full_certificates=True, progress=False
@@ -204,16 +220,19 @@ def test_certificates_are_those_of_the_dense_hessian():
             assert point.slope == pytest.approx(float(n @ g), abs=1e-9)
 
 
+@functools.cache
+def quartic():
+    mix = torch.randn(6, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    return lh.FunctionObjective(
+        lambda t: 0.5 * (mix @ t).square().sum() - 0.2 * (mix @ t).pow(3).sum() + 0.1 * (mix @ t).pow(4).sum(),
+        torch.zeros(6, dtype=torch.float64), engine=UNRECORDED,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("metric", ["euclidean", "hessian"])
 def test_the_full_space_is_the_subspace_of_everything(metric):
     """By products and Lanczos, against the explicit Hessian of a basis of all dimensions."""
-    generator = torch.Generator().manual_seed(4)
-    mix = torch.randn(6, 6, generator=generator, dtype=torch.float64)
-    loss = lh.FunctionObjective(
-        lambda t: 0.5 * (mix @ t).square().sum() - 0.2 * (mix @ t).pow(3).sum() + 0.1 * (mix @ t).pow(4).sum(),
-        torch.zeros(6, dtype=torch.float64),
-    )
-    floor = 1e-6 if metric == "hessian" else None
+    loss, floor = quartic(), 1e-6 if metric == "hessian" else None
     everything = lh.Subspace(torch.eye(6, dtype=torch.float64))
     options = {"metric": metric, "levels": 0.4, "starts": 24, "rtol": 1e-7, "progress": False}
     dense = lh.find_canyons(loss, space=everything, **options)
@@ -255,7 +274,7 @@ def test_a_quadratic_has_no_canyon_in_the_full_space_either(spectrum):
 def rounded_loss(center, dtype):
     """A quadratic about weights that are not zero: what is isolated on its energy shells is rounding."""
     scales = torch.tensor([4.0, 3.0, 2.0, 1.5, 1.2, 1.0], dtype=dtype)
-    return lh.FunctionObjective(lambda t: 0.5 * (scales * (t - center).square()).sum(), center)
+    return lh.FunctionObjective(lambda t: 0.5 * (scales * (t - center).square()).sum(), center, engine=UNRECORDED)
 
 
 @pytest.mark.parametrize(("dtype", "energy"), [(torch.float64, 0.1), (torch.float64, 1e-9), (torch.float32, 1e-3)])
@@ -283,7 +302,7 @@ def polar(function):
         c, s = t / r2.clamp_min(1e-30).sqrt()
         return r2 * (1 + function(r2, c, s))
 
-    return lh.FunctionObjective(loss, torch.tensor([1e-9, 0.0], dtype=torch.float64))
+    return lh.FunctionObjective(loss, torch.tensor([1e-9, 0.0], dtype=torch.float64), engine=UNRECORDED)
 
 
 @pytest.mark.filterwarnings("ignore:theta0 is no minimum")
@@ -298,7 +317,7 @@ def test_narrow_and_neighbouring_minima_are_found():
 
 def test_a_loss_that_overflows_is_said_to():
     loss = lh.FunctionObjective(
-        lambda t: torch.exp(t.square().sum()) + t[0] ** 4 - 1, torch.zeros(2, dtype=torch.float64)
+        lambda t: torch.exp(t.square().sum()) + t[0] ** 4 - 1, torch.zeros(2, dtype=torch.float64), engine=UNRECORDED
     )
     with pytest.raises(lh.NotConvergedError, match="the loss is not finite at 4 ends"):
         lh.find_canyons(loss, space=PLANE, metric="euclidean", levels=40.0, starts=4, progress=False)
@@ -326,7 +345,7 @@ def test_the_floor_clips_the_metric_of_the_full_space():
 
 def test_start_counts_budgets_and_determinism():
     loss = two_cue_minimum().objective
-    space = lh.top_eigs(lh.hessian(loss), k=10, progress=False).subspace()
+    space = sharpest(10).subspace()
     counts = {"gradients": 0, "products": 0}
 
     class Counted:
@@ -382,7 +401,7 @@ def test_aimed_starts_evaluated_losses_and_the_default_space():
     )
     assert found.space.dim == 30
     assert found.num_starts == 6
-    own = lh.top_eigs(lh.hessian(minimum.objective), k=10, progress=False).subspace()
+    own = sharpest(10).subspace()
     assert own.overlap(found.space) == pytest.approx(1.0, abs=1e-6)
     for point in found:
         for name, cue in cues.items():
@@ -445,7 +464,7 @@ def test_depth_is_held_against_random_subspaces_of_equal_curvature():
     def function(t):
         return 0.5 * t.square().sum() - 0.3 * t[0].pow(4) + 0.1 * t[0].pow(6)
 
-    loss = lh.FunctionObjective(function, torch.zeros(6, dtype=torch.float64))
+    loss = lh.FunctionObjective(function, torch.zeros(6, dtype=torch.float64), engine=UNRECORDED)
     axes = torch.eye(6, dtype=torch.float64)
     found = lh.find_canyons(loss, space=lh.Subspace(axes[:2]), levels=0.3, starts=6, progress=False)
     null = lh.depth_null(loss, found, within=lh.Subspace(axes), num=9, progress=False)
@@ -493,7 +512,7 @@ def test_depth_is_held_against_random_subspaces_of_equal_curvature():
 def test_bad_arguments_are_named(options, error, message):
     given = {"space": PLANE, "metric": "euclidean", "levels": 0.5, "progress": False, **options}
     with pytest.raises(error, match=message.replace("()", r"\(\)")):
-        lh.find_canyons(lh.toys.sloped_canyons(), **given)
+        lh.find_canyons(sloped_canyons(), **given)
 
 
 def test_energy_shells_need_a_bowl():

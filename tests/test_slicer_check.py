@@ -345,7 +345,8 @@ def test_the_documented_reports_are_real(capsys: pytest.CaptureFixture[str]) -> 
     exec("\n".join(code for kind, code in found if kind == "python"), {"__name__": "__main__"})
     printed = capsys.readouterr().out
     shown = "".join(text for kind, text in found if kind == "text")
-    assert re.sub(r"[\d.]+e-\d+", "tiny", printed) == re.sub(r"[\d.]+e-\d+", "tiny", shown)
+    rounding = re.compile(r"(error|center) (?:0|[\d.]+e-\d+)(?=[,;])")  # some processors make none
+    assert rounding.sub(r"\1 tiny", printed) == rounding.sub(r"\1 tiny", shown)
 
 
 REFUSED = {

@@ -278,12 +278,14 @@ def test_steps_without_noise_are_gradient_descent():
 
 def test_noise_has_the_variance_of_an_autoregression():
     """theta <- a theta - step noise xi, a = 1 - step h: variance (step noise)^2 / (1 - a^2), correlation a per step."""
-    curvature, step, noise, num = 2.0, 0.3, 0.7, 20_000
+    curvature, step, noise, num, chains = 2.0, 0.3, 0.7, 20_000, 20
+    many = toys.copies(toys.quadratic([curvature]), chains)
     path = toys.gradient_path(
-        toys.quadratic([curvature]), [0.0], time=num * step, step=step, noise=noise, seed=4, progress=False
+        many, [0.0] * chains, time=(100 + num // chains) * step, step=step, noise=noise, seed=4, progress=False
     )
-    theta = path.thetas[100:, 0]
-    assert len(path.times) == num + 1
+    theta = path.thetas[101:]
+    assert theta.numel() == num
+    assert len(path.times) == 101 + num // chains
     factor = 1 - step * curvature
     variance = step * noise**2 / (curvature * (2 - step * curvature))
     assert variance == pytest.approx((step * noise) ** 2 / (1 - factor**2))
@@ -291,6 +293,8 @@ def test_noise_has_the_variance_of_an_autoregression():
     error = math.sqrt(2 / num * (1 + factor**2) / (1 - factor**2))
     assert float(theta.var()) == pytest.approx(variance, rel=4 * error)
     assert float((theta[1:] * theta[:-1]).mean()) / float(theta.var()) == pytest.approx(factor, abs=0.02)
+    # Each chain has a noise of its own: correlations of 1,000 samples each, of standard error 0.04; five of them.
+    assert float((torch.corrcoef(theta.T) - torch.eye(chains)).abs().max()) < 0.2
 
 
 def test_noise_is_reproducible_and_its_own():

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from lowhanging.curvature import Curvature, Kind
 from lowhanging.errors import check_real, check_vector
 from lowhanging.loss import Loss, check_loss, check_rows, own_vector
-from lowhanging.objective import Objective
+from lowhanging.objective import FunctionObjective, Objective
 from lowhanging.parameters import ParameterSpace
 from lowhanging.ranks import Ranks
 
@@ -111,6 +111,13 @@ class AnchoredObjective:
     def model_at(self, theta: Tensor) -> nn.Module:
         """A copy of the model with the weights theta (p,), as `Objective.model_at`."""
         return cast(Objective, self.unanchored).model_at(theta)
+
+    def double(self) -> AnchoredObjective:
+        """The same anchored loss in float64, around the same point."""
+        inner: Any = self.unanchored
+        if not hasattr(inner, "double"):
+            inner = FunctionObjective(inner.in_double(), inner.theta0)
+        return AnchoredObjective(inner.double(), self.anchor.double(), self.epsilon)
 
     def in_double(self) -> Callable[[Tensor], Tensor]:
         """The loss, the anchor's included, as a float64 torch function of theta (p,)."""

@@ -228,6 +228,14 @@ class Objective:
         """A copy of the model, on its device and with the train/eval flags used here, with the weights theta (p,)."""
         return self._terms.model_at(self._checked(theta))
 
+    def double(self) -> Objective:
+        """The same loss in float64, around the same point: a copy of the model and of the data; products cost more."""
+        other = copy.copy(self)
+        with torch.inference_mode(False):
+            other._take(self._terms.in_double())
+        other.batches, other._theta0 = other._terms.batches, self._theta0.double()
+        return other
+
     def in_double(self) -> Callable[[Tensor], Tensor]:
         """L as a float64 torch function of theta (p,), differentiable by autograd: for the oracles of `testing`.
 
@@ -368,6 +376,10 @@ class FunctionObjective:
         other = copy.copy(self)
         other._theta0 = self._checked(theta)
         return other
+
+    def double(self) -> FunctionObjective:
+        """The same function of a float64 theta, around the same point."""
+        return FunctionObjective(self._function, self._theta0.double())
 
     def in_double(self) -> Callable[[Tensor], Tensor]:
         """The function itself, for float64 vectors."""

@@ -18,16 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from lowhanging.basin.counted_map import CountedMap
-from lowhanging.basin.eigensearch import search, search_dense
+from lowhanging.basin.eigen_arguments import check_memory, in_double, known_rows, product_limit
+from lowhanging.basin.eigendense import search_dense
+from lowhanging.basin.eigensearch import search
 from lowhanging.basin.operators import hessian
+from lowhanging.basin.search_file import SearchFile
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import NotConvergedError, check_choice, check_count, check_real, explain
 from lowhanging.loss import Loss
 from lowhanging.objective import Objective
 from lowhanging.parameters import Parameters
-from lowhanging.results import load_result, save_result
+from lowhanging.results import digest, load_result, save_result
 
-Which = Literal["LA", "SA", "LM"]
+Which = Literal["LA", "SA", "LM", "BE"]
 Method = Literal["lanczos", "dense"]
 OnFailure = Literal["raise", "warn"]
 
@@ -36,17 +39,19 @@ DEFAULT_MEMORY = 4 * 2**30
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Eigenpairs:
-    """Eigenpairs at one end of the spectrum of a symmetric (p, p) map H, from that end inwards.
+    """Eigenpairs at one end, or both, of the spectrum of a symmetric (p, p) map H, from there inwards.
 
     Tensors are on the CPU; numbers in float64, vectors in the map's dtype. The first entry of a vector that comes
     within 1 % of its largest magnitude is positive.
     """
 
-    values: Tensor  # (k,) LA: descending, SA: ascending, LM: by falling magnitude
+    values: Tensor  # (k,) LA: descending, SA: ascending, LM: by falling magnitude, BE: see `num_large`
     vectors: Tensor  # (k, p) rows are unit eigenvectors
     residuals: Tensor  # (k,) |H v - value v|, of actual products
+    bounds: Tensor  # (k,) on |eigenvalue - value|: min(r, r^2 / gap), noise included; the gap is to what was found
     is_converged: Tensor  # (k,) bool, residual + noise <= tol * scale
-    other_end: float  # extreme Ritz value of the end that wasn't asked for: comes free, but only to ...
+    is_clustered: Tensor  # (k,) bool, another value is nearer than the residuals: only the cluster's span is known
+    other_end: float  # extreme Ritz value of the end opposite to values[0]: comes free, but only to ...
     other_end_residual: float  # ... this: an eigenvalue lies within it
     scale: float  # largest |Ritz value|: an estimate of |H| from below
     noise: float  # largest |fresh product - what the kept ones say| of the unit vectors checked
@@ -56,7 +61,9 @@ class Eigenpairs:
     num_products: int  # everything: steps, probe, fresh products; a block of b vectors counts b
     num_steps: int  # without the next, and without fresh products
     num_probe_steps: int  # in search of missed pairs, such as copies of a multiple eigenvalue
-    seconds: float
+    num_restarts: int  # thick ones, where `memory` was full
+    num_known: int  # vectors it started from (`warm_start`)
+    seconds: float  # of this call; a resumed one counts from where it went on
     seed: int
     operator: str  # the map, in words
     engine: str  # how its products are computed, "" where it doesn't say
@@ -68,13 +75,27 @@ class Eigenpairs:
         """(value, vector) pairs: scalar and (p,)."""
         return zip(self.values, self.vectors, strict=True)
 
+    @property
+    def num_large(self) -> int:
+        """How many come from the large end: the first ones of `values`, descending; the rest ascend from the small."""
+        k = len(self)
+        return {"LA": k, "SA": 0, "BE": k - k // 2}.get(self.which, int((self.values > 0).sum()))
+
     def __repr__(self) -> str:
-        values = f"{self.values[0]:.4g}" + (f" ... {self.values[-1]:.4g}" if len(self) > 1 else "")
-        found = int(self.is_converged.sum())
-        state = "" if found == len(self) else f", only {found} of {len(self)} CONVERGED"
-        worst = float(self.residuals.max()) / (self.scale or 1.0)
-        cost = f"{self.num_products} products, {self.seconds:.1f} s"
-        return f"Eigenpairs({len(self)} {self.which}: {values}{state}; residuals <= {worst:.1e} of |H|; {cost})"
+        large, k = (self.num_large, len(self)) if self.which == "BE" else (len(self), len(self))
+        ends = [
+            f"{part[0]:.4g}" + (f" ... {part[-1]:.4g}" if len(part) > 1 else "")
+            for part in (self.values[:large], self.values[large:])
+            if len(part)
+        ]
+        found, clustered = int(self.is_converged.sum()), int(self.is_clustered.sum())
+        state = "" if found == k else f", only {found} of {k} CONVERGED"
+        worst, bound = (float(row.max()) / (self.scale or 1.0) for row in (self.residuals, self.bounds))
+        trust = f"residuals <= {worst:.1e} of |H|, values to {bound:.1e}"
+        trust += f", {clustered} in clusters" if clustered else ""
+        engine = f", {self.engine}" if self.engine else ""
+        cost = f"{self.num_products} products, {self.seconds:.1f} s{engine}"
+        return f"Eigenpairs({k} {self.which}: {' and '.join(ends)}{state}; {trust}; {cost})"
 
     def subspace(self, k: int | None = None) -> Subspace:
         """The span of the first k vectors, by default of all; basis row j is vector j."""
@@ -102,6 +123,8 @@ class SearchOptions(TypedDict, total=False):
     method: Method
     on_failure: OnFailure
     memory: float
+    warm_start: Eigenpairs | Subspace | Tensor | None
+    resume: str | Path | None
     progress: bool | None
 
 
@@ -116,67 +139,92 @@ def top_eigs(
     method: Method = "lanczos",
     on_failure: OnFailure = "raise",
     memory: float = DEFAULT_MEMORY,
+    warm_start: Eigenpairs | Subspace | Tensor | None = None,
+    resume: str | Path | None = None,
     progress: bool | None = None,
 ) -> Eigenpairs:
-    r"""The k eigenpairs H v = lambda v at one end of the spectrum of any symmetric map.
+    r"""The k eigenpairs H v = lambda v at one end, or at both, of the spectrum of any symmetric map.
 
     Lanczos with full reorthogonalization, until every residual |H v - lambda v| of actual products is at most `tol`
-    times the largest |Ritz value|. Then an eigenvalue of H lies within the residual of each value (and within about
-    residual^2 / gap). A second chain from a random start looks for missed copies of multiple eigenvalues, and pairs
-    outside the k are followed while their error bars reach into the k.
+    times the largest |Ritz value|. Then an eigenvalue of H lies within `bounds` of each value. A second chain from a
+    random start looks for missed copies of multiple eigenvalues, and pairs outside the k are followed while their error
+    bars reach into the k. Where `memory` is full, the basis shrinks to its best Ritz vectors and grows again (a thick
+    restart), which costs more products.
 
     Args:
         H: symmetric map with `H @ v` for v (p,) and `H.shape == (p, p)`: `hessian(objective)`, a dense or sparse
             matrix, a SciPy LinearOperator. Torch maps get torch vectors, NumPy ones NumPy vectors; float32 or float64.
         k: number of pairs, 1 <= k <= p.
-        which: "LA" largest, "SA" smallest, "LM" largest by magnitude.
+        which: "LA" largest, "SA" smallest, "LM" largest by magnitude, "BE" both ends, k - k // 2 from the large one.
         tol: relative to the largest |Ritz value|. In float32 not much below 1e-6.
         max_products: limit on products of every kind; by default what the problem can need.
         seed: of the random starts. The global random state is not touched.
-        method: "lanczos", or "dense": p products and a float64 eigendecomposition, for p up to 5,000.
+        method: "lanczos", or "dense": p products in float64 where H has a `.double()` (ours, tensors), in blocks, and
+            an eigendecomposition in float64, for p up to 5,000.
         on_failure: "raise", or "warn" to get what was found, with a RuntimeWarning.
         memory: bytes for the basis and its products, 2 p numbers per step (p when that is too much).
+        warm_start: vectors that are nearly right, such as the pairs of the last checkpoint (or a Subspace, or rows
+            (j, p)). Where H hardly changed, one product for each of them, and 10 more, will do; where it did, the
+            search is a little shorter than one from nothing.
+        resume: npz file where the search is kept every few steps, and gone on with if it exists, after a crash or with
+            a larger `max_products`; one more product finds out whether H is the same. Its size is that of the basis.
         progress: True or False; by default a bar appears after two seconds.
 
     Returns:
         Eigenpairs, from the wanted end inwards, on the CPU.
 
     Raises:
-        NotConvergedError: `max_products` or `memory` ran out, or `tol` is below the rounding of H's products; `.result`
-            has all k pairs as they are, `.is_converged` telling which hold.
-        ValueError: an argument is out of range, or H is not symmetric.
+        NotConvergedError: `max_products` ran out, or `tol` is below the rounding of H's products; `.result` has all k
+            pairs as they are, `.is_converged` telling which hold.
+        ValueError: an argument is out of range, H is not symmetric, or the file is another search's.
         FloatingPointError: a product has NaN or infinite entries.
 
     Cost:
         about 2 k + 20 products for a network's Hessian, 10 of them for the second chain and 2 to check; O(m^2 p) for m
-        steps. An end without outliers, such as the smallest eigenvalues, takes several times as many.
+        steps. An end without outliers, such as the smallest eigenvalues, takes several times as many. From vectors that
+        hold to the tolerance already, k + 10.
 
     Source:
-        Lanczos (1950); Parlett (1998), "The Symmetric Eigenvalue Problem", chapter 13.
+        Lanczos (1950); Wu & Simon (2000), "Thick-restart Lanczos method for large symmetric eigenvalue problems"; for
+        the bounds Parlett (1998), "The Symmetric Eigenvalue Problem", chapters 11 and 13.
     """
     started = time.perf_counter()
-    counted = CountedMap(H)
+    counted = CountedMap(in_double(H) if method == "dense" else H)
     p = counted.size
     k = check_count("k", k, maximum=p, remedy=f"The map has {p} eigenpairs.")
-    check_choice("which", which, ("LA", "SA", "LM"))
+    check_choice("which", which, ("LA", "SA", "LM", "BE"))
     tol = check_real("tol", tol, minimum=0.0, maximum=1.0, exclusive=True, remedy="1e-4 is a good start.")
     seed = check_count("seed", seed, minimum=0, maximum=2**63 - 1, remedy="Any other number is as good.")
     check_choice("method", method, ("lanczos", "dense"))
     check_choice("on_failure", on_failure, ("raise", "warn"))
+    known = None if warm_start is None else known_rows(warm_start, counted)
+    num_known = 0 if known is None else len(known)
     if method == "dense":
+        for name, value in (("warm_start", warm_start), ("resume", resume)):
+            if value is not None:
+                remedy = 'Leave it out, or use method="lanczos".'
+                raise ValueError(explain(name, 'is given with method="dense"', "nothing: every column is new", remedy))
         outcome = search_dense(counted, k, which, tol, max_products, progress)
     else:
-        limit = _max_products(p, k, max_products)
-        _check_memory(counted, k, memory)
+        check_memory(counted, k, memory, num_known)
+        limit = product_limit(counted, k, max_products, memory)
+        file = None
+        if resume is not None:
+            answer: dict[str, Any] = {"k": k, "which": which, "tol": tol, "seed": seed, "memory": memory, "p": p}
+            answer |= {"dtype": counted.dtype, "warm_start": None if known is None else digest(known)}
+            file = SearchFile(resume, {name: str(value) for name, value in answer.items()})
         outcome = search(
-            counted, k, which=which, tol=tol, max_products=limit, seed=seed, memory=memory, progress=progress
-        )
+            counted, k, which=which, tol=tol, max_products=limit, seed=seed, memory=memory, progress=progress,
+            known=known, file=file,
+        )  # fmt: skip
     engine = str(getattr(H, "engine", ""))
     pairs = Eigenpairs(
         values=torch.tensor(outcome.values),
         vectors=_with_canonical_signs(outcome.vectors.cpu()),
         residuals=torch.tensor(outcome.residuals),
+        bounds=torch.tensor(outcome.bounds),
         is_converged=torch.tensor(outcome.is_converged),
+        is_clustered=torch.tensor(outcome.is_clustered),
         other_end=outcome.other_end,
         other_end_residual=outcome.other_end_residual,
         scale=outcome.scale,
@@ -187,6 +235,8 @@ def top_eigs(
         num_products=counted.num_products,
         num_steps=outcome.num_steps,
         num_probe_steps=outcome.num_probe_steps,
+        num_restarts=outcome.num_restarts,
+        num_known=num_known,
         seconds=time.perf_counter() - started,
         seed=seed,
         operator=repr(H) if engine else f"{type(H).__name__} ({p}, {p})",
@@ -209,6 +259,8 @@ def top_hessian_eigs(
     mode: Literal["eval", "as_is"] = "eval",
     device: torch.device | str | None = None,
     cache: bool = True,
+    micro_batch: int | None = None,
+    distributed: bool | torch.distributed.ProcessGroup | None = None,
     parameters: Parameters | None = None,
     **options: Unpack[SearchOptions],
 ) -> Eigenpairs:
@@ -223,9 +275,12 @@ def top_hessian_eigs(
         mode: "eval" or "as_is", as in `Objective`.
         device: where to compute; by default where the model is.
         cache: False re-reads the data on each product.
+        micro_batch: examples evaluated at once, as in `Objective`.
+        distributed: how ranks share the data, as in `Objective`.
         parameters: only the block of these, as in `hessian`: a glob on names such as "conv1.*", a list of globs, or a
             test `name -> bool`. `hessian(objective, parameters=...).embed` takes the vectors to weight space.
-        **options: which, tol, max_products, seed, method, on_failure, memory, progress, as in `top_eigs`.
+        **options: which, tol, max_products, seed, method, on_failure, memory, warm_start, resume, progress, as in
+            `top_eigs`.
 
     Returns:
         Eigenpairs in weight space: vectors (k, num_params), parameters in `named_parameters()` order; with
@@ -247,38 +302,20 @@ def top_hessian_eigs(
         raise TypeError(f"top_hessian_eigs() got an unexpected keyword argument {unknown[0]!r}")
     if isinstance(model, nn.Module):
         objective: Loss = Objective(
-            model, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, device=device, cache=cache
-        )
+            model, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, device=device, cache=cache,
+            micro_batch=micro_batch, distributed=distributed,
+        )  # fmt: skip
         return top_eigs(hessian(objective, parameters=parameters), k, **options)
     if not hasattr(model, "hvp") or not hasattr(model, "theta0"):
         remedy = "For a matrix or another symmetric map use top_eigs(H)."
         raise TypeError(explain("model", f"is a {type(model).__name__}", "an nn.Module or an objective", remedy))
     given = {"data": data, "loss_fn": loss_fn, "batch_loss": batch_loss, "device": device}
+    given |= {"micro_batch": micro_batch, "distributed": distributed}
     given |= {"mode": None if mode == "eval" else mode, "cache": None if cache else cache}
     for name in [name for name, value in given.items() if value is not None]:
         remedy = "The objective has its own: leave it out, or pass the model."
         raise ValueError(explain(name, "is given with a ready objective", "nothing", remedy))
     return top_eigs(hessian(model, parameters=parameters), k, **options)
-
-
-def _max_products(p: int, k: int, given: int | None) -> int:
-    """The limit: what was given if it can yield k checked pairs, else what the problem can need."""
-    if given is not None:
-        remedy = "k pairs need k steps and two fresh products at least; leave it out for a safe limit."
-        return check_count("max_products", given, minimum=k + min(k, 2), remedy=remedy)
-    # After p steps the space is full. Outliers take about 2 k steps; an eigenvalue whose relative gap to the rest of
-    # the spectrum is g takes log(1 / tol) / (2 sqrt(g)): 1,000 steps reach down to gaps of 1e-5.
-    return min(p, 20 * k + 1000) + k + 2
-
-
-def _check_memory(operator: CountedMap, k: int, memory: float) -> None:
-    """Refuse a budget in which not even k pairs fit."""
-    remedy = "Memory is in bytes: 4 * 2**30 is 4 GiB. Ask for fewer pairs, or for more memory."
-    check_real("memory", memory, minimum=0.0, exclusive=True, remedy=remedy)
-    needed = min(k + 2, operator.size) * operator.size * operator.dtype.itemsize
-    if memory < needed:
-        expected = f"at least {needed:,} bytes for {k} pairs of {operator.size:,} entries"
-        raise ValueError(explain("memory", f"is {memory:,.0f} bytes", expected, remedy))
 
 
 def _with_canonical_signs(rows: Tensor) -> Tensor:

@@ -8,20 +8,24 @@ fresh product agrees with the kept ones (the map is a function, and its noise is
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lowhanging.basin.lanczos import ASYMMETRY, Array, KrylovSpace, Ritz, SymmetricMap, not_symmetric, rank_by
-from lowhanging.errors import check_count, explain
+from lowhanging.basin.eigenbounds import error_bounds, explain_floor, in_clusters
+from lowhanging.basin.lanczos import Array, KrylovSpace, Ritz, SymmetricMap, outward
+from lowhanging.basin.search_file import SearchFile
+from lowhanging.errors import explain
+from lowhanging.ranks import is_silent
 
-DENSE_LIMIT = 5000  # rows: 0.2 GB a matrix, minutes of eigh on 2 cores; beyond that Lanczos is the cheaper way
 PROBE_STEPS = 8  # of the second chain; what it glimpses in them is followed until it is decided
+_NEAR = 3.0  # tolerances that a known span may leak: measured on networks, where the two ways cost the same
+_AT_ONCE = 32  # known vectors multiplied in one block
+_KEPT = ("noise", "num_probe_steps", "num_known", "num_kept")  # numbers of a search that its file holds
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,27 @@ class Outcome:
     values: Array  # (k,) wanted end first
     vectors: Tensor  # (k, p) unit rows, in the map's dtype and on its device
     residuals: Array  # (k,) |H v - value v|
+    bounds: Array  # (k,) on |eigenvalue - value|
     is_converged: NDArray[np.bool_]  # (k,) residual + noise <= tol * scale
+    is_clustered: NDArray[np.bool_]  # (k,) another value is nearer than the residuals
     other_end: float  # extreme Ritz value of the end that wasn't asked for
     other_end_residual: float
     scale: float  # largest |Ritz value|
     noise: float  # largest |fresh product - kept product| of a unit vector
     num_steps: int  # without those of the next
     num_probe_steps: int  # in search of missed pairs
+    num_restarts: int
     failure: str | None
+
+
+def least_rows(k: int, num_known: int) -> int:
+    """Rows without which a restarted search gets nowhere: the pairs, room to grow, and what known vectors open."""
+    return k + max(k // 2, 10) + 2 + 2 * num_known
+
+
+def by_end(k: int, which: str) -> list[int]:
+    """The first k of `wanted_first` as they are reported: BE from the largest inwards, then from the smallest."""
+    return [*range(0, k, 2), *range(1, k, 2)] if which == "BE" else list(range(k))
 
 
 def search(
@@ -51,13 +68,22 @@ def search(
     seed: int,
     memory: float,
     progress: bool | None,
+    known: Tensor | None = None,
+    file: SearchFile | None = None,
 ) -> Outcome:
-    """The k pairs at the wanted end, each with residual + noise <= tol * scale; see `top_eigs` for the arguments."""
+    """The k pairs at the wanted end, each with residual + noise <= tol * scale.
+
+    Arguments as of `top_eigs`; `known` (j, p) are rows to start from, `file` is where the search is kept.
+    """
     space = KrylovSpace(operator, seed=seed, memory=memory)
-    with tqdm(total=k, desc="eigenpairs", delay=0 if progress else 2, miniters=0, disable=progress is False) as bar:
-        run = _Search(operator, space, k, which, max_products, bar)
+    silent = is_silent(progress)
+    with tqdm(total=k, desc="eigenpairs", delay=0 if progress else 2, miniters=0, disable=silent) as bar:
+        run = _Search(operator, space, k, which, max_products, bar, file)
+        run.begin(known)
         failure = run.until(tol)
-    return run.outcome(tol, failure)
+    outcome = run.outcome(tol, failure)
+    run.save(now=True)
+    return outcome
 
 
 @dataclass
@@ -70,24 +96,51 @@ class _Search:
     which: str
     max_products: int
     bar: tqdm[None]
+    file: SearchFile | None = None
+    num_known: int = 0  # vectors that the search steps along first
+    num_kept: int = 2**62  # pairs that survive a restart: those further in are forgotten before they are known
     noise: float = 0.0
     num_probe_steps: int = 0
+    probed: Array | None = None  # (k,) how far out the wanted values were when the last probe began
     checked: Array | None = None  # (k,) residuals of the space as it is, after `check`
+
+    def begin(self, known: Tensor | None) -> None:
+        """Start from what the file holds, from known vectors, or from nothing."""
+        saved = None if self.file is None else self.file.read(self.space)
+        if saved is not None:
+            for name in _KEPT:
+                setattr(self, name, saved[name])
+            self.probed = saved.get("probed")
+            self.max_products += self.operator.num_products  # what it took to know that the file is of this map
+            self.operator.num_products += saved["num_products"]
+        elif known is not None:
+            self.space.open_rows(known)
+            self.num_known = self.space.num_open
+
+    def save(self, *, now: bool = False) -> None:
+        """Write the search to its file, if it has one and that is due."""
+        if self.file is not None:
+            numbers: dict[str, Any] = {name: getattr(self, name) for name in _KEPT}
+            if self.probed is not None:
+                numbers["probed"] = self.probed
+            self.file.write_if_due(self.space, {**numbers, "num_products": self.spent}, now=now)
 
     def until(self, tol: float) -> str | None:
         """Grow until k pairs hold and nothing else can be among them; None, or the kind of failure."""
-        space, k = self.space, self.k
-        probed: Array | None = None  # the wanted end when the last probe began
-        failure = self.grow(k)
+        space, k, failure = self.space, self.k, None
         while failure is None:
+            self.save()
+            if space.size < max(k, self.num_known):
+                failure = self.grow_first(tol)
+                continue
             ritz = space.ritz(self.which)
-            ranks, estimates = rank_by(ritz.values, self.which), ritz.estimates
+            estimates = ritz.estimates
             goal = tol * ritz.scale  # relative to the map: no threshold is absolute
             stride = 1 + space.size // 128  # the (m, m) eigenproblem is for every step only while small
             is_open = estimates[:k] > goal - self.noise
             self.show(is_open, estimates[:k].max() / (ritz.scale or 1.0))
             if is_open.any():
-                failure = self.grow(stride, ritz.couplings[:, np.argmax(is_open)])
+                failure = self.grow(stride, _shared(ritz.couplings[:, :k][:, is_open]))
                 continue
             residuals = space.residuals(ritz, range(k))
             worst = int(np.argmax(residuals))
@@ -95,12 +148,13 @@ class _Search:
                 is_rounding = estimates[worst] < residuals[worst] / 2  # then more steps do not help
                 failure = "floor" if is_rounding else self.grow(1, ritz.couplings[:, worst])
                 continue
-            if not space.is_full and (probed is None or (ranks[:k] - probed).max() > goal):
-                probed, failure = ranks[:k], self.probe()
+            places = outward(ritz.values, self.which)[:k]
+            if not space.is_full and (self.probed is None or (places - self.probed).max() > goal):
+                self.probed, failure = places, self.probe()
                 continue
             # Follow a pair outside the k whose error bar reaches into them. Two bars: on dense spectra of double
             # eigenvalues one bar missed a copy in up to a third of the runs, 1.5 in some, 2 in none of a thousand.
-            reaches = (ranks + 2 * estimates)[k:] > ranks[k - 1] + goal
+            reaches = _reaching(ritz, k, self.which, goal)[: self.num_kept - k]
             if reaches.any():
                 failure = self.grow(stride, ritz.couplings[:, k + np.argmax(reaches)], is_probe=True)
                 continue
@@ -110,22 +164,65 @@ class _Search:
             failure = "floor" if is_rounding else self.grow(1, ritz.couplings[:, worst])
         return failure
 
+    def grow_first(self, tol: float) -> str | None:
+        """A few of the steps before which nothing can be judged.
+
+        Known vectors begin with their sum. If H hardly leads out of their span, each of them is nearly an eigenvector,
+        and one product for each will do. Else each would need several, and a chain from the sum takes fewer.
+        """
+        space, num_known = self.space, self.num_known
+        left = max(self.k, num_known) - space.size
+        num = min(_AT_ONCE, num_known - space.size, self.max_products - self.num_checks - self.spent)
+        if num < 1:
+            return self.grow(min(left, 4))
+        if space.size == 1:
+            leak = space.coefficients[num_known, 0] if space.num_open == num_known else 0.0
+            if leak > _NEAR * tol * space.largest_image:
+                space.follow_first()
+                self.num_known = 0
+                return None
+        space.step_along(num if space.size else 1)
+        self.bar.set_postfix(products=self.spent, refresh=False)
+        self.bar.update(0)
+        return None
+
+    @property
+    def spent(self) -> int:
+        """Products so far."""
+        return self.operator.num_products
+
     def grow(self, num_steps: int, direction: Array | None = None, *, is_probe: bool = False) -> str | None:
         """Take steps, the first towards `direction`; None, or what stood in the way."""
         for _ in range(num_steps):
             if self.space.is_full:
                 break
-            if self.operator.num_products + self.num_checks >= self.max_products:
+            if self.spent + self.num_checks >= self.max_products:
                 return "max_products"
-            if not self.space.has_room():
+            if not (self.space.has_room() or self.restart()):
                 return "memory"
             self.space.step(direction)
             self.num_probe_steps += is_probe
             self.checked = direction = None
             if self.space.size < self.k:  # nothing can be judged yet, but something moves
-                self.bar.set_postfix(products=self.operator.num_products, refresh=False)
+                self.bar.set_postfix(products=self.spent, refresh=False)
             self.bar.update(0)
         return None
+
+    def restart(self) -> bool:
+        """Thick restart with the wanted pairs, the better half of the others and the other end; False if that fails.
+
+        What is kept of the others saves the steps that they took; what is not gives room for new ones.
+        """
+        space = self.space
+        room = len(space.rows) - space.num_open - 2
+        num = min(self.k + max(2, (room - self.k) // 2), room - 2)
+        if num < self.k or num >= space.size:
+            return False
+        ritz, self.num_kept = space.ritz(self.which), num
+        kept = list(range(num))
+        end = other_end(ritz.values)
+        space.restart(ritz, kept if end < num else [*kept[:-1], end])
+        return space.has_room()
 
     def probe(self) -> str | None:
         """Take some steps of a second chain, from a random start orthogonal to everything found.
@@ -138,7 +235,8 @@ class _Search:
             if self.space.is_full:
                 break
             direction = None
-            if self.space.num_open <= chains and self.space.has_room():  # the start, or the second chain broke down
+            is_start = self.space.num_open <= chains  # or the second chain broke down
+            if is_start and (self.space.has_room() or self.restart()):
                 self.space.open_random()
                 # Mixed with the open rows: what hides in them is orthogonal to a random row and all that follows it.
                 direction = np.full(self.space.num_open, self.space.num_open**-0.5)
@@ -150,18 +248,20 @@ class _Search:
     @property
     def num_checks(self) -> int:
         """Products to set aside for `check`."""
-        return self.k if self.space.products is None else min(self.k, 2)
+        is_whole = self.space.products is None and self.space.size >= self.k
+        return self.k if is_whole else min(self.k, 2)
 
     def check(self, ritz: Ritz, residuals: Array) -> Array:
         """Fresh products of two pairs (the worst, and an outermost), of all where none were kept; updates `noise`."""
         worst_first = [int(pair) for pair in np.argsort(-residuals, kind="stable")]
         pairs = worst_first if self.space.products is None else list(dict.fromkeys([worst_first[0], 0, self.k - 1]))
+        pairs = pairs[: max(0, min(self.num_checks, self.max_products - self.spent))]
         checked = residuals.copy()
-        for pair in pairs[: min(self.num_checks, self.max_products - self.operator.num_products)]:
-            fresh, noise = self.space.fresh_check(ritz, pair)
-            self.noise = max(self.noise, noise)
+        if pairs:
+            fresh, noise = self.space.fresh_checks(ritz, pairs)
+            self.noise = max(self.noise, float(noise.max()))
             if self.space.products is None:
-                checked[pair] = fresh
+                checked[pairs] = fresh
         self.checked = checked
         return checked
 
@@ -172,25 +272,29 @@ class _Search:
         if residuals is None:
             residuals = self.check(ritz, space.residuals(ritz, range(self.k)))
         is_converged = residuals + self.noise <= tol * ritz.scale
-        other = _other_end(ritz.values[0], ritz.values)
+        other, first = other_end(ritz.values), by_end(self.k, self.which)
+        bars = (ritz.values[: self.k], residuals, self.noise, ritz.values, ritz.estimates)
         return Outcome(
-            values=ritz.values[: self.k],
-            vectors=space.vectors(ritz.weights[:, : self.k]),
-            residuals=residuals,
-            is_converged=is_converged,
+            values=ritz.values[first],
+            vectors=space.vectors(ritz.weights[:, first]),
+            residuals=residuals[first],
+            bounds=error_bounds(*bars)[first],
+            is_converged=is_converged[first],
+            is_clustered=in_clusters(*bars)[first],
             other_end=float(ritz.values[other]),
             other_end_residual=float(space.residuals(ritz, [other])[0]),
             scale=ritz.scale,
             noise=self.noise,
-            num_steps=space.size - self.num_probe_steps,
+            num_steps=space.num_steps - self.num_probe_steps,
             num_probe_steps=self.num_probe_steps,
+            num_restarts=space.num_restarts,
             failure=failure and self.explain_failure(failure, tol, is_converged, residuals / (ritz.scale or 1.0)),
         )
 
     def show(self, is_open: NDArray[np.bool_], worst: float) -> None:
         """Converged pairs and worst residual / scale on the bar."""
         self.bar.n = self.bar.last_print_n = int((~is_open).sum())  # the latter lets the bar fall, too
-        self.bar.set_postfix(products=self.operator.num_products, worst=f"{worst:.1e}", refresh=False)
+        self.bar.set_postfix(products=self.spent, worst=f"{worst:.1e}", refresh=False)
 
     def explain_failure(self, kind: str, tol: float, is_converged: NDArray[np.bool_], relative: Array) -> str:
         """The four parts of "it did not get there"; `relative` (k,) are residuals over scale."""
@@ -210,71 +314,20 @@ class _Search:
         return explain_floor(tol, floor, self.operator.dtype)
 
 
-def explain_floor(tol: float, floor: float, dtype: torch.dtype) -> str:
-    """The message for a `tol` that rounding puts out of reach; `floor` = residual + noise over scale."""
-    precision = str(dtype).removeprefix("torch.")
-    received = f"is {tol:g}, below the {precision} floor of {floor:.1e} measured for this map"
-    remedy = "More steps do not help: pass such a tol"
-    if dtype == torch.float32:
-        remedy += ", or use float64 (model.double() before the objective is made)"
-    return explain("tol", received, f"at least {_rounded_up(1.5 * floor):.0e}", remedy + ".")
+def _shared(couplings: Array) -> Array:
+    """The open direction (b,) that most of these pairs' residuals (b, n) have in common."""
+    return np.asarray(np.linalg.svd(couplings)[0][:, 0])
 
 
-def search_dense(
-    operator: SymmetricMap, k: int, which: str, tol: float, max_products: int | None, progress: bool | None
-) -> Outcome:
-    """All of H by products with the unit vectors, and its eigendecomposition in float64."""
-    p = operator.size
-    if p > DENSE_LIMIT:
-        received = f'is "dense" for p = {p}'
-        raise ValueError(explain("method", received, f"p of at most {DENSE_LIMIT}", 'Use method="lanczos".'))
-    if max_products is not None:
-        check_count("max_products", max_products, minimum=p, remedy='method="dense" takes p products.')
-    columns = np.empty((p, p))
-    unit = torch.zeros(p, dtype=operator.dtype, device=operator.device)
-    for i in tqdm(range(p), desc="columns", delay=0 if progress else 2, disable=progress is False):
-        unit[i] = 1.0
-        columns[i] = operator.product(unit).double().cpu().numpy()  # row i holds H e_i
-        unit[i] = 0.0
-    if not np.isfinite(columns).all():
-        raise FloatingPointError(explain("H @ v", "has NaN or infinite entries", "finite numbers", "Check the map."))
-    asymmetric = (columns - columns.T) / 2
-    share = 2 * float(np.linalg.norm(asymmetric)) / (float(np.linalg.norm(columns)) or 1.0)
-    if share > ASYMMETRY[operator.dtype]:
-        raise not_symmetric(f"has an antisymmetric part, {share:.1e} of the whole")
-    values, vectors = np.linalg.eigh(columns - asymmetric)
-    scale = float(np.abs(values).max())
-    order = np.argsort(-rank_by(values, which), kind="stable")
-    chosen = [*order[:k], _other_end(values[order[0]], values)]
-    values, rounded = values[chosen], torch.from_numpy(vectors[:, chosen].T.copy()).to(operator.dtype)  # (k + 1, p)
-    exact = rounded.double().numpy()
-    residuals = np.linalg.norm(exact @ columns - values[:, None] * exact, axis=1)
-    noise = float(np.linalg.norm(asymmetric, axis=1).max())
-    is_converged = residuals[:k] + noise <= tol * scale
-    failure = None
-    if not is_converged.all():
-        failure = explain_floor(tol, (residuals[:k].max() + noise) / (scale or 1.0), operator.dtype)
-    return Outcome(
-        values=values[:k],
-        vectors=rounded[:k],
-        residuals=residuals[:k],
-        is_converged=is_converged,
-        other_end=float(values[k]),
-        other_end_residual=float(residuals[k]),
-        scale=scale,
-        noise=noise,
-        num_steps=p,
-        num_probe_steps=0,
-        failure=failure,
-    )
+def _reaching(ritz: Ritz, k: int, which: str, goal: float) -> NDArray[np.bool_]:
+    """Which of the pairs after the k have an error bar, twice the residual, that reaches into the k."""
+    values, bars = ritz.values[k:], 2 * ritz.estimates[k:]
+    if which != "BE":
+        return np.asarray(outward(values, which) + bars > outward(ritz.values[[k - 1]], which) + goal)
+    above = values + bars > ritz.values[0:k:2][-1] + goal
+    return np.asarray(above if k < 2 else above | (values - bars < ritz.values[1:k:2][-1] - goal))
 
 
-def _other_end(first: float, values: Array) -> int:
-    """Which of the values is the end opposite to the first wanted one: the farthest from it."""
-    return int(np.argmax(np.abs(values - first)))
-
-
-def _rounded_up(value: float) -> float:
-    """To one digit."""
-    unit = 10.0 ** math.floor(math.log10(value))
-    return math.ceil(value / unit) * unit
+def other_end(values: Array) -> int:
+    """Which of the values, the first being wanted first, is the other end of the spectrum: the farthest from it."""
+    return int(np.argmax(np.abs(values - values[0])))

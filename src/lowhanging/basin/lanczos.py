@@ -7,8 +7,11 @@ Everything rests on one relation, kept for orthonormal rows V = [Q; R] (m basis 
 The top (m, m) block of K is the projected matrix T = Q H Q^T; the bottom b rows C say how far span(Q) is from
 invariant: a Ritz pair (theta, s) of T has the residual |C s|. One step moves an open row into the basis, takes its
 product, and opens what remains of it. Plain Lanczos is b = 1; a breakdown (invariant subspace) is b = 0 and opens a
-random row; a second chain is a second open row. None of them needs code of its own, and a thick restart will be
-V <- [S^T Q; R], K <- [diag(theta); C S].
+random row; a second chain is a second open row; a warm start is one open row for every vector that is known already.
+None of them needs code of its own. Where memory ends, a thick restart (Wu & Simon 2000, "Thick-restart Lanczos method
+for large symmetric eigenvalue problems") keeps r Ritz pairs, the columns of S, and every open row R:
+
+    V <- [S^T Q; R],    K <- [diag(theta); C S].
 
 Why full reorthogonalization, when three terms suffice on paper: without it, converged pairs come back as copies
 ("ghosts"). A product of a network's Hessian costs far more than four sweeps over the basis.
@@ -44,6 +47,9 @@ class SymmetricMap(Protocol):
     def product(self, vector: Tensor) -> Tensor:
         """H v, (p,) -> (p,)."""
 
+    def products_of(self, rows: Tensor) -> Tensor:
+        """H times each of rows (b, p), as rows; b products."""
+
 
 def not_symmetric(received: str) -> ValueError:
     """The error for a map that is no Hessian."""
@@ -51,9 +57,22 @@ def not_symmetric(received: str) -> ValueError:
     return ValueError(explain("H", received, "a symmetric map", remedy))
 
 
-def rank_by(values: Array, which: str) -> Array:
-    """What `which` orders by, the wanted end being the largest: LA: value, SA: -value, LM: |value|."""
+def outward(values: Array, which: str) -> Array:
+    """How far out each value lies towards the wanted end; for BE, of values that are ordered by `wanted_first`."""
+    if which == "BE":
+        return values * np.where(np.arange(len(values)) % 2 == 0, 1.0, -1.0)
     return {"LA": values, "SA": -values, "LM": np.abs(values)}[which]
+
+
+def wanted_first(values: Array, which: str) -> NDArray[np.int64]:
+    """The order from the wanted end inwards; for BE, from both in turns: largest, smallest, second largest, ..."""
+    if which != "BE":
+        return np.argsort(-outward(values, which), kind="stable")
+    falling = np.argsort(-values, kind="stable")
+    order = np.empty_like(falling)
+    num_large = len(order) - len(order) // 2
+    order[0::2], order[1::2] = falling[:num_large], falling[num_large:][::-1]
+    return order
 
 
 @dataclass(frozen=True)
@@ -89,7 +108,9 @@ class KrylovSpace:
         self.products: Tensor | None = self.rows.clone()  # H Q, while memory allows
         self.coefficients = np.zeros((0, 0))  # K, with room to spare
         self.largest_image = 0.0  # largest |H q| so far, the scale of rounding
-        self.has_chains = False  # whether a step has had several open rows
+        self.is_tridiagonal = True  # T, until a step has several open rows, or a restart
+        self.num_steps = 0  # of all time
+        self.num_restarts = 0
 
     @property
     def is_full(self) -> bool:
@@ -103,11 +124,13 @@ class KrylovSpace:
 
     def has_room(self) -> bool:
         """Make room for the rows of one more step; False when `memory` forbids it."""
-        needed = min(self.size + self.num_open + 2, self.operator.size)  # a random row, a remainder
+        return self._make_room(min(self.size + self.num_open + 2, self.operator.size))  # a random row, a remainder
+
+    def _make_room(self, needed: int) -> bool:
         capacity = len(self.rows)
         if needed <= capacity:
             return True
-        wanted = min(max(2 * capacity, 32), self.operator.size)
+        wanted = min(max(2 * capacity, needed, 32), self.operator.size)
         if self.products is not None and 2 * needed > self.max_rows:
             self.products = None
         capacity = min(wanted, self.max_rows if self.products is None else self.max_rows // 2)
@@ -119,6 +142,15 @@ class KrylovSpace:
         spare = capacity - len(self.coefficients)
         self.coefficients = np.pad(self.coefficients, ((0, spare), (0, spare)))
         return True
+
+    def open_rows(self, rows: Tensor) -> None:
+        """Open the span of these rows (j, p) in an empty space, their sum first; nothing where there is no room."""
+        exact = torch.linalg.qr(rows.double().T)[0].T  # of dependent rows, the later ones become random directions
+        if not self._make_room(min(2 * len(exact) + 2, self.operator.size)):
+            return
+        self.rows[: len(exact)] = exact.to(self.rows)
+        self.num_open = len(exact)
+        self._bring_forward(np.ones(len(exact)))
 
     def open_random(self) -> None:
         """Open a random unit row orthogonal to all others; nothing happens where they already span everything."""
@@ -142,8 +174,25 @@ class KrylovSpace:
         if self.num_open == 0:
             self.open_random()
         self._bring_forward(direction)
+        self._absorb(self.operator.product(self.rows[self.size]))
+
+    def step_along(self, num: int) -> None:
+        """Move the first `num` open rows into the basis; their products are taken at once."""
+        if not self._make_room(min(self.size + self.num_open + num, self.operator.size)):
+            raise MemoryError("no room for what the products open")  # the search has seen to it that there is
+        self.is_tridiagonal = False
+        for image in self.operator.products_of(self.rows[self.size : self.size + num]):
+            self._absorb(image)
+
+    def follow_first(self) -> None:
+        """Keep of the open rows only what the product of the one basis row opened: a chain from a known start."""
+        self._bring_forward(self.coefficients[1 : 1 + self.num_open, 0])
+        self.num_open, self.is_tridiagonal = 1, True
+
+    def _absorb(self, image: Tensor) -> None:
+        """Make the first open row one of the basis, `image` (p,) being its product, and open what remains of that."""
         new = self.size
-        image = self.operator.product(self.rows[new])
+        self.num_steps += 1
         if self.products is not None:
             self.products[new] = image
         self.size, self.num_open = self.size + 1, self.num_open - 1
@@ -169,15 +218,37 @@ class KrylovSpace:
             self.num_open += 1
 
     def _bring_forward(self, direction: Array | None) -> None:
-        """Rotate the open rows so that `direction` comes first; K's open rows turn with them."""
+        """Reflect the open rows so that `direction` comes first; K's open rows turn with them."""
         if self.num_open == 1:
             return
-        self.has_chains = True
-        mix = np.eye(self.num_open)[-1] if direction is None else direction
-        rotation = np.linalg.qr(mix[:, None], mode="complete")[0].T  # (b, b) orthogonal, first row +-mix
+        self.is_tridiagonal = False
+        mix = np.eye(self.num_open)[-1] if direction is None else direction / np.linalg.norm(direction)
+        sign = -1.0 if mix[0] > 0 else 1.0  # against cancellation: the first row becomes sign * mix
+        mirror = sign * mix  # w = e_1 - sign mix, of length sqrt(2 (1 - sign mix_1)) >= sqrt(2)
+        mirror[0] -= 1.0
+        mirror /= np.linalg.norm(mirror)
         opened = slice(self.size, self.size + self.num_open)
-        self.rows[opened] = torch.as_tensor(rotation).to(self.rows) @ self.rows[opened]
-        self.coefficients[opened, : self.size] = rotation @ self.coefficients[opened, : self.size]
+        w = torch.as_tensor(mirror).to(self.rows)
+        self.rows[opened] -= 2 * w[:, None] * (w @ self.rows[opened])
+        K = self.coefficients[opened, : self.size]
+        K -= 2 * mirror[:, None] * (mirror @ K)
+
+    def restart(self, ritz: Ritz, kept: Sequence[int]) -> None:
+        """Shrink the basis to the numbered Ritz vectors, with their products; the open rows stay. See the top."""
+        m, r, b = self.size, len(kept), self.num_open
+        mix = torch.as_tensor(ritz.weights[:, list(kept)].T.copy(), device=self.rows.device)  # (r, m)
+        for columns in self._slabs():
+            opened = self.rows[m : m + b, columns].clone()
+            self.rows[:r, columns] = (mix @ self.rows[:m, columns].double()).to(self.rows.dtype)
+            self.rows[r : r + b, columns] = opened
+            if self.products is not None:
+                mixed = mix @ self.products[:m, columns].double()
+                self.products[:r, columns] = mixed.to(self.products.dtype)
+        K = np.zeros_like(self.coefficients)
+        K[:r, :r] = np.diag(ritz.values[list(kept)])
+        K[r : r + b, :r] = ritz.couplings[:, list(kept)]
+        self.coefficients, self.size, self.is_tridiagonal = K, r, False
+        self.num_restarts += 1
 
     def ritz(self, which: str) -> Ritz:
         """Eigenpairs of the symmetrised T, after a look at how symmetric it was."""
@@ -186,13 +257,13 @@ class KrylovSpace:
         if share > ASYMMETRY[self.operator.dtype]:
             raise not_symmetric(f"has an antisymmetric part, {share:.1e} of the whole on the {self.size} vectors tried")
         S = (T + T.T) / 2
-        # Tridiagonal while there is one chain. LAPACK's solver for that is several times quicker, and runs on one
-        # thread: in between torch's threads, those of the dense solver can wait for each other a hundred times longer.
-        if self.has_chains:
-            values, weights = np.linalg.eigh(S)
-        else:
+        # LAPACK's tridiagonal solver is several times quicker, and runs on one thread: in between torch's threads,
+        # those of the dense solver can wait for each other a hundred times longer.
+        if self.is_tridiagonal:
             values, weights = eigh_tridiagonal(S.diagonal(), S.diagonal(1))
-        order = np.argsort(-rank_by(values, which), kind="stable")
+        else:
+            values, weights = np.linalg.eigh(S)
+        order = wanted_first(values, which)
         couplings = self.coefficients[self.size : self.size + self.num_open, : self.size]
         return Ritz(values[order], weights[:, order], couplings @ weights[:, order], float(np.abs(values).max()))
 
@@ -220,16 +291,29 @@ class KrylovSpace:
             total += (mix @ products.double() - shift @ rows.double()).square().sum(dim=1)
         return np.asarray(total.sqrt().cpu().numpy())
 
-    def fresh_check(self, ritz: Ritz, pair: int) -> tuple[float, float]:
-        """Residual of one pair by a new product, and how far that product lies from V^T K s: the map's noise."""
-        vector = self.vectors(ritz.weights[:, [pair]])[0]
-        image = self.operator.product(vector).double()
-        expected = self.coefficients[: self.size + self.num_open, : self.size] @ ritz.weights[:, pair]
-        noise = torch.zeros((), dtype=torch.float64, device=self.rows.device)
-        mix = torch.as_tensor(expected, device=self.rows.device)
+    def fresh_checks(self, ritz: Ritz, pairs: Sequence[int]) -> tuple[Array, Array]:
+        """Residuals of pairs by new products, and how far these lie from V^T K s: the map's noise; (len(pairs),)."""
+        weights = ritz.weights[:, list(pairs)]
+        vectors = self.vectors(weights)
+        images = self.operator.products_of(vectors)
+        expected = self.coefficients[: self.size + self.num_open, : self.size] @ weights  # (m + b, n)
+        mix = torch.as_tensor(expected.T.copy(), device=self.rows.device)
+        values = torch.as_tensor(ritz.values[list(pairs)].copy(), device=self.rows.device)
+        squares = torch.zeros((2, len(pairs)), dtype=torch.float64, device=self.rows.device)
         for columns in self._slabs():
-            noise += (image[columns] - mix @ self.rows[: len(expected), columns].double()).square().sum()
-        return float((image - ritz.values[pair] * vector.double()).norm()), float(noise.sqrt())
+            image = images[:, columns].double()
+            squares[0] += (image - values[:, None] * vectors[:, columns].double()).square().sum(dim=1)
+            squares[1] += (image - mix @ self.rows[: mix.shape[1], columns].double()).square().sum(dim=1)
+        residuals, noise = squares.sqrt().cpu().numpy()
+        return residuals, noise
+
+    def last_error(self) -> float:
+        """How far a new product with the last row of the basis lies from what K says of it: is it the same map?"""
+        image = self.operator.product(self.rows[self.size - 1]).double()
+        column = torch.as_tensor(self.coefficients[: self.size + self.num_open, self.size - 1], device=image.device)
+        for columns in self._slabs():
+            image[columns] -= column @ self.rows[: len(column), columns].double()
+        return float(image.norm())
 
     def _slabs(self) -> Iterator[slice]:
         """Column ranges whose float64 copy of all rows stays near 64 MB."""

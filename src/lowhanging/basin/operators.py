@@ -57,6 +57,13 @@ class LossMatrix(SymmetricOperator):
         """How blocks of columns are multiplied, "loop" or "vmap"; chosen at the first."""
         return "loop" if self._curvature is None else self._curvature.block(self._wanted_block)
 
+    def double(self) -> LossMatrix:
+        """The same matrix of the same loss in float64, at the same point: a copy of model and data."""
+        loss: Any = self.loss
+        if self.dtype == torch.float64 or not hasattr(loss, "double"):
+            return self
+        return type(self)(loss.double(), self.theta.double(), parameters=self.parameters, block=self._wanted_block)
+
     def embed(self, v: Tensor) -> Tensor:
         """A vector (q,), or rows (k, q), of these parameters in the space of theta: (p,) or (k, p), zero elsewhere."""
         size = self.shape[0]

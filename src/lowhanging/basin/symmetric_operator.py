@@ -37,6 +37,10 @@ class SymmetricOperator(ABC):
     def engine(self) -> str:
         """How products are computed."""
 
+    def double(self) -> SymmetricOperator:
+        """The same matrix in float64; itself where there is no telling how."""
+        return self
+
     @abstractmethod
     def _product(self, v: Tensor) -> Tensor:
         """Times v (p,)."""
@@ -140,6 +144,10 @@ class OperatorSum(SymmetricOperator):
         """How the products of the terms are computed, each way once."""
         engines = [str(getattr(part, "engine", "")) for _, part in self.terms]
         return " + ".join(dict.fromkeys(engine for engine in engines if engine)) or "dense"
+
+    def double(self) -> OperatorSum:
+        """The sum of the same terms in float64."""
+        return OperatorSum([(c, part.double() if hasattr(part, "double") else part) for c, part in self.terms])
 
     def _product(self, v: Tensor) -> Tensor:
         return sum((factor * (part @ v.to(part.dtype)).to(self.dtype) for factor, part in self.terms), start=0 * v)

@@ -6,6 +6,7 @@ subspace in which they live; there the trace is taken exactly, and random probes
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -144,27 +145,34 @@ def _unit_vectors(operator: CountedMap) -> Iterator[Tensor]:
 def _sketched(operator: CountedMap, size: int, generator: torch.Generator, bar: Any) -> Tensor:
     """(size, p) orthonormal rows that span H S; where H has a lower rank, the rest is filled up."""
     columns = torch.empty((operator.size, size), dtype=operator.dtype, device=operator.device)
-    for i in range(size):
-        noise = torch.randn(operator.size, generator=generator, dtype=torch.float64)
-        columns[:, i] = _product(operator, noise.to(columns))
-        bar.update()
+    for start in range(0, size, _at_once(operator)):
+        num = min(_at_once(operator), size - start)
+        noise = [torch.randn(operator.size, generator=generator, dtype=torch.float64) for _ in range(num)]
+        columns[:, start : start + num] = _products(operator, torch.stack(noise).to(columns)).T
+        bar.update(num)
     basis: Tensor = torch.linalg.qr(columns.double())[0].T
     return basis.to(operator.dtype).contiguous()
 
 
 def _forms(operator: CountedMap, rows: Iterable[Tensor], bar: Any) -> Tensor:
     """(n,) z^T H z of n rows, in float64 on the CPU."""
-    found = []
-    for row in rows:
-        found.append(row.double() @ _product(operator, row).double())
-        bar.update()
-    return torch.stack(found).cpu()
+    found, left = [], iter(rows)
+    while block := [row.clone() for row in itertools.islice(left, _at_once(operator))]:
+        stacked = torch.stack(block)
+        found.append((stacked.double() * _products(operator, stacked).double()).sum(dim=1))
+        bar.update(len(block))
+    return torch.cat(found).cpu()
 
 
-def _product(operator: CountedMap, vector: Tensor) -> Tensor:
-    """H v, or an error where it isn't finite."""
-    image = operator.product(vector)
-    if not bool(torch.isfinite(image).all()):
+def _at_once(operator: CountedMap) -> int:
+    """Vectors per product: several on a GPU, which one leaves idle."""
+    return 1 if operator.device.type == "cpu" else 32
+
+
+def _products(operator: CountedMap, rows: Tensor) -> Tensor:
+    """H times each of rows (b, p), or an error where one isn't finite."""
+    images = operator.products_of(rows)
+    if not bool(torch.isfinite(images).all()):
         received = f"has NaN or infinite entries at product {operator.num_products}"
         raise FloatingPointError(explain("H @ v", received, "finite numbers", "Look for overflow in the loss."))
-    return image
+    return images

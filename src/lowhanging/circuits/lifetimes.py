@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy.special import ndtri
 from torch import Tensor
 
 from lowhanging.circuits.formation import Births, check_births
@@ -108,7 +108,7 @@ def _intervals(share: np.ndarray, at_risk: np.ndarray, deaths: np.ndarray) -> np
     # d / (n (n - d)) is infinite where all die, and only there is S = 0.
     greenwood = np.cumsum(deaths / (at_risk * np.maximum(at_risk - deaths, 1)))[inside]
     log_share = np.log(share[inside])
-    spread = stats.norm.ppf(0.975) * np.sqrt(greenwood) / np.abs(log_share)
+    spread = ndtri(0.975) * np.sqrt(greenwood) / np.abs(log_share)
     interval[inside] = share[inside, None] ** np.exp(np.stack([spread, -spread], axis=1))
     if share[-1] == 0:  # the last age at the latest: nobody is left to watch
         before = interval[-2, 1] if len(share) > 1 else 1.0

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from lowhanging.circuits.formation import Births, check_births
 from lowhanging.circuits.pairing import check_lengths, close_tables, dated_births
@@ -117,6 +116,9 @@ def pairing_power(
         planted = _plant(shuffled, places, tables[0], num_moved, rng)
         found = against_shuffling(places, planted, tables, num_resamples, rng)
         p_values[repeat], ratios[repeat] = float(found.p_more[0]), float(found.ratio[0])
+    # Here, not above: it would take as long to import as all else that `import lowhanging` adds to torch's own time.
+    from scipy import stats
+
     rejected = int((p_values <= level).sum())
     interval = stats.binomtest(rejected, num_repeats).proportion_ci(method="wilson")
     return PairingPower(

@@ -61,7 +61,7 @@ def redundant_sum(known: float = 0.9, num_classes: int = 10, num_circuits: int =
         raise ValueError(explain("known", f"is {known!r}", "a multiple of 0.01", _REMEDY))
     unknown, log_classes = 1.0 - known, torch.tensor(float(num_classes), dtype=torch.float64).log().item()
     is_known = torch.arange(100) < round(100 * known)
-    cells = torch.tensor(list(itertools.product(range(100), repeat=num_circuits)))  # (100^n, n)
+    cells = torch.cartesian_prod(*[torch.arange(100)] * num_circuits).reshape(-1, num_circuits)  # (100^n, n)
     targets = torch.arange(len(cells)) % num_classes
     right = F.one_hot(targets, num_classes).double()
     circuits = [60.0 * is_known[axis].double()[:, None] * right for axis in cells.T]

@@ -1,0 +1,115 @@
+"""How does a search for eigenpairs go on after an interruption, to the same answer?
+
+What the next step depends on is small beside what it costs: the rows, their products, the coefficients, the state of
+the generator. It is written between steps, whole or not at all, as often as a tenth of the time allows; a run that was
+killed repeats the few steps since. The file of another map is found out by one product.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lowhanging.basin.lanczos import KrylovSpace
+from lowhanging.errors import explain
+from lowhanging.results import resume_path, write_atomically
+
+STRIDE = 4  # products between two writes, at least
+_SHARE = 0.1  # of the time
+_META = "__lowhanging_search__"
+
+
+class SearchFile:
+    """The file of one search.
+
+    Args:
+        resume: its path; made at the first write.
+        identity: what else determines the answer, in words; the file of a search with another one is refused.
+    """
+
+    def __init__(self, resume: str | Path, identity: Mapping[str, str]):
+        self.path = resume_path(resume)
+        self.identity = dict(identity)
+        self._products = 0  # at the last write
+        self._next = 0.0  # when the next may begin
+
+    def read(self, space: KrylovSpace) -> dict[str, Any] | None:
+        """Fill the space with what the file holds, and return the numbers saved beside it; None without a file."""
+        if not self.path.exists():
+            return None
+        try:
+            with open(self.path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            meta = json.loads(str(arrays.pop(_META)))
+            identity, numbers = dict(meta["identity"]), dict(meta["numbers"])
+        except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            received = f"is {str(self.path)!r}, no resume file of a search for eigenpairs"
+            message = explain("resume", received, "a new file or that of this search", "Name another file.")
+            raise ValueError(message) from error
+        different = [key for key in {**self.identity, **identity} if self.identity.get(key) != identity.get(key)]
+        if different:
+            self._refuse(different)
+        _restore(space, arrays)
+        numbers |= {name: arrays[name] for name in ("probed",) if name in arrays}
+        if space.size:
+            limit = 100 * torch.finfo(space.operator.dtype).eps * space.largest_image + 3 * float(numbers["noise"])
+            if not space.last_error() <= limit:
+                self._refuse(["H"])
+        return numbers
+
+    def write_if_due(self, space: KrylovSpace, numbers: Mapping[str, Any], *, now: bool = False) -> None:
+        """Write the space and some numbers and arrays, unless that was done a moment ago."""
+        products, begun = space.operator.num_products, time.monotonic()
+        if not now and (products < self._products + STRIDE or begun < self._next):
+            return
+        arrays = _state(space)
+        arrays |= {name: value for name, value in numbers.items() if isinstance(value, np.ndarray)}
+        plain = {name: value for name, value in numbers.items() if not isinstance(value, np.ndarray)}
+        meta = np.array(json.dumps({"identity": self.identity, "numbers": plain}))
+        entries: dict[str, Any] = {**arrays, _META: meta}
+        write_atomically(self.path, lambda stream: np.savez(stream, **entries))
+        elapsed = time.monotonic() - begun
+        self._products, self._next = products, time.monotonic() + elapsed / _SHARE
+
+    def _refuse(self, different: list[str]) -> NoReturn:
+        received = f"is {str(self.path)!r}, the file of a search with another {', '.join(sorted(different))}"
+        remedy = "Name another file, or repeat the call that made this one."
+        raise ValueError(explain("resume", received, "a new file or that of this search", remedy))
+
+
+def _state(space: KrylovSpace) -> dict[str, NDArray[Any]]:
+    """All that the next step depends on."""
+    end = space.size + space.num_open
+    arrays = {
+        "rows": space.rows[:end].cpu().numpy(),
+        "coefficients": space.coefficients[:end, : space.size],
+        "generator": space.generator.get_state().numpy(),
+        "counts": np.array([space.size, space.num_open, len(space.rows), space.num_steps, space.num_restarts]),
+        "is_tridiagonal": np.array(space.is_tridiagonal),
+        "largest_image": np.array(space.largest_image),
+    }
+    return arrays if space.products is None else arrays | {"products": space.products[: space.size].cpu().numpy()}
+
+
+def _restore(space: KrylovSpace, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Make the space what it was when `_state` was taken of it."""
+    space.size, space.num_open, capacity, space.num_steps, space.num_restarts = map(int, arrays["counts"])
+    space.is_tridiagonal, space.largest_image = bool(arrays["is_tridiagonal"]), float(arrays["largest_image"])
+    end = space.size + space.num_open
+    space.rows = space.rows.new_empty((capacity, space.operator.size))
+    space.rows[:end] = torch.from_numpy(arrays["rows"]).to(space.rows)
+    space.products = torch.empty_like(space.rows) if "products" in arrays else None
+    if space.products is not None:
+        space.products[: space.size] = torch.from_numpy(arrays["products"]).to(space.rows)
+    space.coefficients = np.zeros((capacity, capacity))
+    space.coefficients[:end, : space.size] = arrays["coefficients"]
+    space.generator.set_state(torch.from_numpy(arrays["generator"]))
