@@ -1,7 +1,7 @@
 """lowhanging: the microscope for the low-hanging fruit prior.
 
-Data (`mnist`, `paired_mnist`), a small smooth network (`SigmoidCNN`), training to a minimum (`train`, `polish`), losses
-as functions of the weights (`Objective`, `FunctionObjective`), curvature (`hessian`, `gauss_newton`, `top_eigs`,
+Data (`mnist`, `paired_mnist`, `modular_addition`, `parity_rules`), a small smooth network (`SigmoidCNN`), training to a
+minimum (`train`, `polish`), losses as functions of the weights (`Objective`, `FunctionObjective`), curvature (`hessian`, `gauss_newton`, `top_eigs`,
 `top_hessian_eigs`) and spectra (`spectral_density`, `trace`, `effective_dimension`), steering between circuits
 (`steering_direction`, `steering_subspace`, `steering_report`, `Subspace`), other directions (`random_direction`,
 `difference_direction`, `principal_directions`, `gram_schmidt`) and slices of the loss (`line_slice`, `path_slice`,
