@@ -48,28 +48,32 @@ def test_nothing_learned_is_no_progress():
     assert order._progress(torch.tensor([0.1, 0.5, 0.9]), 0.9).tolist() == pytest.approx([0.0, 0.5, 1.0])
 
 
-def test_the_fall_between_two_times_is_that_of_the_images(network):
-    run = order.early(network, epochs=4, log_every=1, images=60)
-    found = order._between(network, run, (3.0, 10.0), "number", 60)
-    losses, own = run.losses["mixed"][0], run.losses["number"][0]
-    assert (found["begin"], found["end"]) == (3.0, 10.0)
-    assert found["fall"][0] == pytest.approx(float(losses[3] - losses[10]), abs=1e-6)
-    assert found["fall"][1] < found["fall"][0] < found["fall"][2]
-    assert found["own_fall"] == pytest.approx(float(own[3] - own[10]))
-    assert found["rate"] == pytest.approx(float(losses[3] - losses[10]) / (7 / 3), abs=1e-6)
-    assert order._between(network, run, (3.0, 5.0), "number", 60) is None  # too short for three thirds
-    assert order._between(network, run, (3.0, math.inf), "number", 60) is None
+def test_the_rates_of_planted_losses_are_those_on_paper():
+    epochs = torch.arange(20).double()
+    found = order.between(5 - 0.2 * epochs, 2 - 0.1 * epochs, 3.0, 15.0)
+    assert (found["begin"], found["end"]) == (3, 15)
+    assert found["fall"] == pytest.approx(12 * 0.2)
+    assert found["own_fall"] == pytest.approx(12 * 0.1)
+    assert found["rate"] == pytest.approx([0.2, 0.2, 0.2])
+    assert found["slowest_third"] == pytest.approx(0.2)
+    assert order.between(5 - 0.2 * epochs, epochs, 3.0, math.inf)["end"] == 19  # never: to the last epoch
+    assert order.between(5 - 0.2 * epochs, epochs, 3.0, 8.0) is None  # too short for three thirds
+    assert order.between(5 - 0.2 * epochs, epochs, math.inf, math.inf) is None
 
 
-def test_the_slowest_third_finds_a_plateau():
-    times, falling = np.arange(10.0), np.array([9.0, 8, 7, 5, 5, 5, 5, 4, 3, 2])
-    assert order._rate(times, 3 - 2 * times) == pytest.approx(2.0)
-    assert order._rate(times[3:7], falling[3:7]) == pytest.approx(0.0)
+def test_a_plateau_is_found_and_noise_widens_the_interval():
+    losses = torch.tensor([9.0, 8, 7, 6, 5, 5, 5, 5, 4, 3, 2, 1, 0], dtype=torch.float64)
+    assert order.between(losses, losses, 0.0, 12.0)["slowest_third"] == pytest.approx(0.0)
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=60))
+    _, low, high = order.between(noise, noise, 0.0, math.inf)["rate"]
+    assert low < 0 < high  # a flat floor
 
 
 def planted(first="number", half=(10.0, 12.0, 30.0), other=0.3, low=0.1, slowest=0.05):
     times = dict(zip(("number", "mixed", "pattern"), half, strict=True))
-    between = {"fall": [0.2, low, 0.3], "own_fall": 0.0, "rate": 0.1, "slowest_third": slowest}
+    between = {
+        "begin": 8, "end": 20, "fall": 0.2, "own_fall": 0.0, "rate": [0.02, low, 0.03], "slowest_third": slowest,
+    }  # fmt: skip
     return {
         "half": times, "steps_per_epoch": 10, "first": first, "other_progress_at_most": other,
         "between": between if low is not None else None,

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import binom, binomtest
 from torch import Tensor
 
 from lowhanging.errors import check_choice, check_count, explain
@@ -68,6 +67,8 @@ class LearningTimes:
 
     def interval(self, name: str) -> Tensor:
         """(k, 2) 95 % interval of the median, from order statistics; (0, inf) for fewer than six seeds."""
+        from scipy.stats import binom  # half a second, not at every import
+
         rows = self._rows(name).sort(dim=1).values
         num = rows.shape[1]
         below = int(binom.ppf(_LEVEL / 2, num, 0.5))  # P(fewer than `below` of the seeds lie under the median) <= 2.5 %
@@ -91,6 +92,8 @@ class LearningTimes:
         Returns:
             TimesRatio, a row per size.
         """
+        from scipy.stats import binomtest
+
         num_draws = check_count("num_draws", num_draws, minimum=100, remedy="Pass a number of samples, such as 4000.")
         above, below = self._rows(slow), self._rows(fast)
         num = above.shape[1]

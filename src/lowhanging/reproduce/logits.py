@@ -3,7 +3,7 @@
 Held against three things. The label: images of one label resemble each other in logits, so the sum is fitted within
 labels too, and on cues of other images of the same label. The untrained network: it is nearly linear, and a linear
 network's logits add exactly, so that a large share by itself says nothing about circuits. And a mixture: circuits could
-be averaged as probabilities instead. A network that reads a cue badly has no circuits to combine, however well its
+be averaged as probabilities instead. A network that does not read both cues has nothing to combine, however well its
 logits add: it speaks against every part.
 """
 

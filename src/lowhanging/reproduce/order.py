@@ -1,9 +1,11 @@
 """Theme "order": does training pass one circuit and then both, and is it trapped in between?
 
 Where canyon floors are flat, a network that has one circuit stays: the joint loss no longer falls. Where they slope, it
-goes on until it has both. The history of `learn` has a row per epoch, too coarse for the order of competences that
-come within one; so the same recipe (start, data, rate, batch size) is run once more over its first epochs, with a row
-every few steps. Batches come in another order there, which is part of what the seeds differ in.
+goes on until it has both. Two records answer. The history of `learn` has a row per epoch: how far is the second cue
+when the first has gone most of its way, and what does the mixed loss do from there until the second has too? The
+loss of the first cue alone over the same epochs tells whether it was only the first circuit that went on getting
+better. Which competence comes first is decided within one epoch, so the same recipe (start, data, rate, batch size) is
+run once more over its first epochs, with a row every few steps; its batches come in another order.
 
 A cue's progress is the share of the way from chance to the accuracy that the whole training ended with; where that is
 below one half, it was not learned, and has none.
@@ -11,13 +13,14 @@ below one half, it was not learned, and has none.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from scipy.stats import linregress
 from scipy.stats import t as student
 from torch import Tensor
 
@@ -31,7 +34,8 @@ from lowhanging.stacks import StackRun, train_stack
 CHANCE, LEARNED = 0.1, 0.5
 HALF, MOST = 0.5, 0.9  # of the way
 LR, BATCH_SIZE = 0.02, 64  # those of `learn`
-QUICK, FULL = {"epochs": 12, "log_every": 12, "images": 400}, {"epochs": 25, "log_every": 6, "images": 2000}
+QUICK, FULL = {"epochs": 12, "log_every": 12, "images": 400}, {"epochs": 20, "log_every": 6, "images": 2000}
+SHORTEST = 6  # epochs in which three thirds can be told apart
 VIEWS = ("mixed", *CUES)
 
 
@@ -41,30 +45,51 @@ def measure(
     """When each competence came, and how the mixed loss fell in between; None where it did not come in time."""
     sizes = QUICK if quick else FULL
     epochs = min(epochs or sizes["epochs"], int(network.run.epochs[-1]))
-    every = log_every or sizes["log_every"]
-    run = early(network, epochs=epochs, log_every=every, images=sizes["images"])
-    finals = {name: float(network.run.accuracies[name][-1]) for name in VIEWS}
-    progress = {name: _progress(run.accuracies[name][0], finals[name]) for name in VIEWS}  # (logs,) each
-    half, most_of_it = (
-        {name: _crossing(run.steps, progress[name], share) for name in VIEWS} for share in (HALF, MOST)
-    )
-    first = min(CUES, key=lambda cue: half[cue])
+    run = early(network, epochs=epochs, log_every=log_every or sizes["log_every"], images=sizes["images"])
+    whole = network.run
+    finals = {name: float(whole.accuracies[name][-1]) for name in VIEWS}
+    progress = {name: _progress(whole.accuracies[name], finals[name]) for name in VIEWS}  # (epochs + 1,) each
+    half = {name: _crossing(run.steps, _progress(run.accuracies[name][0], finals[name]), HALF) for name in VIEWS}
+    most_of_it = {name: _crossing(whole.epochs, progress[name], MOST) for name in VIEWS}
+    first = min(CUES, key=lambda cue: (half[cue], most_of_it[cue]))
     second = CUES[1 - CUES.index(first)]
-    until = half[second] if math.isfinite(half[second]) else float(run.steps[-1])
-    there = _row(run.steps, most_of_it[first])
-    epoch_of = {name: _progress(network.run.accuracies[name], finals[name]) for name in VIEWS}
+    is_there = math.isfinite(most_of_it[first])
     return {
         "steps": run.steps.tolist(),
         "steps_per_epoch": _steps_per_epoch(network),
         "accuracies": {name: run.accuracies[name][0].tolist() for name in VIEWS},
         "losses": {name: run.losses[name][0].tolist() for name in VIEWS},
+        "losses_per_epoch": {name: whole.losses[name].tolist() for name in VIEWS},
         "final_accuracies": finals,
-        "half": {name: _plain(time) for name, time in half.items()},
-        "most": {name: _plain(time) for name, time in most_of_it.items()},
-        "most_in_epochs": {name: _plain(_crossing(network.run.epochs, epoch_of[name], MOST)) for name in VIEWS},
+        "half": {name: _plain(time) for name, time in half.items()},  # in steps
+        "most": {name: _plain(time) for name, time in most_of_it.items()},  # in epochs
         "first": first if math.isfinite(half[first]) else None,
-        "other_progress_at_most": None if there is None else float(progress[second][there]),
-        "between": _between(network, run, (most_of_it[first], until), first, sizes["images"]),
+        "other_progress_at_most": _plain(float(progress[second][int(most_of_it[first])])) if is_there else None,
+        "between": between(whole.losses["mixed"], whole.losses[first], most_of_it[first], most_of_it[second]),
+    }
+
+
+def between(mixed: Tensor, own: Tensor, begin: float, end: float) -> dict[str, Any] | None:
+    """How the mixed loss falls from one epoch to another, the last one if `end` is infinite; None if that is too soon.
+
+    Rates are falls per epoch of least-squares lines; the interval of the first is Student's, from the residuals.
+    """
+    last = int(min(end, len(mixed) - 1))
+    if not math.isfinite(begin) or last - begin < SHORTEST:
+        return None
+    epochs = np.arange(int(begin), last + 1)
+    losses = mixed[epochs[0] : last + 1].numpy()
+    line = linregress(epochs, losses)
+    half = float(student.ppf(0.975, len(epochs) - 2)) * float(line.stderr)
+    cuts = [0, len(epochs) // 3, 2 * len(epochs) // 3, len(epochs) - 1]
+    thirds = [slice(low, high + 1) for low, high in itertools.pairwise(cuts)]
+    return {
+        "begin": int(epochs[0]),
+        "end": last,
+        "fall": float(losses[0] - losses[-1]),
+        "own_fall": float(own[epochs[0]] - own[last]),  # of the first cue's loss
+        "rate": [-float(line.slope), -float(line.slope) - half, -float(line.slope) + half],
+        "slowest_third": min(-float(linregress(epochs[third], losses[third]).slope) for third in thirds),
     }
 
 
@@ -84,7 +109,7 @@ def competences(rows: Sequence[Mapping[str, Any]]) -> Competences:
 
 
 def early(network: Learning, *, epochs: int, log_every: int, images: int) -> StackRun:
-    """The first epochs of the network's training once more, with a row every few steps and the weights at each."""
+    """The first epochs of the network's training once more, with a row every few steps."""
     share = epochs / int(network.run.epochs[-1])
     return train_stack(
         lambda seed: SigmoidCNN(seed=seed),
@@ -95,7 +120,6 @@ def early(network: Learning, *, epochs: int, log_every: int, images: int) -> Sta
         lr=LR,
         schedule=lambda done: 0.5 * (1 + math.cos(math.pi * done * share)),
         evaluate={name: _first_images(network, name, images) for name in VIEWS},
-        snapshots="*",
         log_every=log_every,
         progress=False,
     )
@@ -107,19 +131,20 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
     before = [
         row["first"] is not None and _late(row["half"], row["first"]) <= _late(row["half"], "mixed") for row in rows
     ]
-    between = [row["between"] for row in rows if row["between"] is not None]
+    found = [row["between"] for row in rows if row["between"] is not None]
     is_free = [
-        row["between"] is not None and row["between"]["fall"][1] > 0 and row["between"]["slowest_third"] > 0
+        row["between"] is not None and row["between"]["rate"][1] > 0 and row["between"]["slowest_third"] > 0
         for row in rows
     ]
     firsts = ", ".join(f"{cue} in {sum(row['first'] == cue for row in rows)}" for cue in CUES)
     half = ", ".join(f"{name} {_epochs(rows, name)}" for name in VIEWS)
-    if between:
+    if found:
         told = (
-            f"From there until the other cue has gone half of its way the mixed loss falls by "
-            f"{mean_interval([b['fall'][0] for b in between])} nats (that of the first cue alone by "
-            f"{mean_interval([b['own_fall'] for b in between])}), {mean_interval([b['rate'] for b in between])} per "
-            f"epoch, {mean_interval([b['slowest_third'] for b in between])} in the slowest third of that time"
+            "From there until the other cue has gone as far too "
+            f"({mean_interval([b['end'] - b['begin'] for b in found])} epochs) the mixed loss falls by {mean_interval([b['fall'] for b in found])} nats, that of the first cue "
+            f"alone by {mean_interval([b['own_fall'] for b in found])}; per epoch by "
+            f"{mean_interval([b['rate'][0] for b in found])}, {mean_interval([b['slowest_third'] for b in found])} in "
+            "the slowest third of that time"
         )
     else:
         told = "The time between the two cues was too short to be measured, or no cue came so far"
@@ -136,52 +161,11 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
             null="on a flat floor the loss stays where the first circuit has brought it: a fall of 0",
             rule="three parts, each in most seeds: when the first cue has gone 90 % of its way, the other has gone "
             "less than half of its own; the first cue comes no later than the mixed images (half of the way, to the "
-            "row); from there until the other cue has gone half of its way the mixed loss falls (95 % interval over "
-            "images, above 0) and does so in each third of that time",
+            "row); from there until the other cue has gone 90 % of its way too the mixed loss falls (95 % interval of "
+            "the line through its epochs, above 0) and does so in each third of that time",
             verdict=judged(most(sequential), most(before), most(is_free)),
         )
     ]
-
-
-def _between(
-    network: Learning, run: StackRun, times: tuple[float, float], first: str, images: int
-) -> dict[str, Any] | None:
-    """Fall of the mixed loss from one time to another: mean and interval over images; rates per epoch."""
-    rows = [_row(run.steps, time) for time in times]
-    if rows[0] is None or rows[1] is None or rows[1] - rows[0] < 3:
-        return None
-    view = _first_images(network, "mixed", images)
-    before, after = (_image_losses(run, row, view) for row in rows if row is not None)
-    own = run.losses[first][0]
-    fall = (before - after).numpy()
-    half = float(student.ppf(0.975, len(fall) - 1)) * fall.std(ddof=1) / math.sqrt(len(fall))
-    chosen = slice(rows[0], rows[1] + 1)
-    epochs = run.steps[chosen].numpy() / _steps_per_epoch(network)
-    losses = run.losses["mixed"][0, chosen].numpy()
-    thirds = np.array_split(np.arange(len(losses)), 3)
-    # Each third begins where the one before it ends, so that a third of two rows has a slope too.
-    stretches = [slice(max(int(part[0]) - 1, 0), int(part[-1]) + 1) for part in thirds]
-    rates = [_rate(epochs[stretch], losses[stretch]) for stretch in stretches]
-    return {
-        "begin": float(run.steps[chosen][0]),
-        "end": float(run.steps[chosen][-1]),
-        "fall": [float(fall.mean()), float(fall.mean() - half), float(fall.mean() + half)],
-        "own_fall": float(own[rows[0]] - own[rows[1]]),  # of the first cue's loss, for comparison
-        "rate": float((losses[0] - losses[-1]) / (epochs[-1] - epochs[0])),
-        "slowest_third": min(rates),
-    }
-
-
-def _rate(epochs: np.ndarray[Any, Any], losses: np.ndarray[Any, Any]) -> float:
-    """Fall per epoch, of a least-squares line."""
-    return -float(np.polyfit(epochs, losses, 1)[0])
-
-
-@torch.no_grad()
-def _image_losses(run: StackRun, row: int, view: tuple[Tensor, Tensor]) -> Tensor:
-    weights = {name: rows[0, row] for name, rows in run.snapshots.items()}
-    logits = torch.func.functional_call(SigmoidCNN(seed=0), weights, (view[0],))
-    return F.cross_entropy(logits, view[1], reduction="none").double()
 
 
 def _first_images(network: Learning, name: str, images: int) -> tuple[Tensor, Tensor]:
@@ -199,10 +183,6 @@ def _progress(accuracies: Tensor, final: float) -> Tensor:
 
 def _crossing(steps: Tensor, progress: Tensor, share: float) -> float:
     return float(first_crossing(steps, progress[None], share, is_rising=True)[0])
-
-
-def _row(steps: Tensor, time: float) -> int | None:
-    return int((steps >= time).nonzero()[0, 0]) if math.isfinite(time) else None
 
 
 def _plain(time: float) -> float | None:

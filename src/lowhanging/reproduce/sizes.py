@@ -11,7 +11,7 @@ n / 2 - 1 bits, as reliable as the atomic one, tells what one circuit of that si
 
 What it can't show. A parity gives no partial credit, and its gradient at small weights shrinks with every bit, so that
 size decides is built into the rule; measured is by how much, for this family, start and optimizer. Rules with partial
-credit may behave otherwise.
+credit may behave otherwise. Seeds differ in the start and in the order of batches; the rows of a size are drawn once.
 """
 
 from __future__ import annotations
@@ -127,7 +127,10 @@ def _null(row: Mapping[str, Any], times: LearningTimes) -> str:
         f"({size['same bits']['parameters']} parameters), {_factor(pair, i)} for two halves over one of them"
         for i, size in enumerate(row["sizes"])
     ]
-    return "a factor of 1, equal times; two controls, " + "; ".join(listed)
+    return (
+        "a factor of 1, equal times; two controls, " + "; ".join(listed) + ". Parities give no partial credit, so that "
+        "rules which do may behave otherwise"
+    )
 
 
 def _size(plan: Design, index: int, seeds: int) -> dict[str, Any]:
