@@ -141,8 +141,9 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
     if found:
         told = (
             "From there until the other cue has gone as far too "
-            f"({mean_interval([b['end'] - b['begin'] for b in found])} epochs) the mixed loss falls by {mean_interval([b['fall'] for b in found])} nats, that of the first cue "
-            f"alone by {mean_interval([b['own_fall'] for b in found])}; per epoch by "
+            f"({mean_interval([b['end'] - b['begin'] for b in found])} epochs) the mixed loss falls by "
+            f"{mean_interval([b['fall'] for b in found])} nats, that of the first cue alone by "
+            f"{mean_interval([b['own_fall'] for b in found])}; per epoch by "
             f"{mean_interval([b['rate'][0] for b in found])}, {mean_interval([b['slowest_third'] for b in found])} in "
             "the slowest third of that time"
         )
