@@ -77,7 +77,7 @@ def _stability(rows: Sequence[Row], length: str) -> str:
     number, pattern = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
     stable = "numbers are" if number > pattern else "patterns are" if pattern > number else "neither cue is"
     return (
-        f"|Δθ| = {length} |θ|: number-only accuracy falls by {texts['number']}, pattern-only by {texts['pattern']}; "
+        f"‖Δθ‖ = {length} ‖θ‖: number-only accuracy falls by {texts['number']}, pattern-only by {texts['pattern']}; "
         f"numbers lose less in {number} of {len(pairs)}, patterns in {pattern}: {stable} the more stable"
     )
 

@@ -80,12 +80,19 @@ def markdown(claims: Sequence[Claim], heading: Sequence[str], pictures: Sequence
     for line in heading:
         lines += [line, ""]
     lines += ["| | claim | the post | measured | verdict |", "|---|---|---|---|---|"]
-    lines += [f"| {c.number} | {c.name} | {c.post} | {c.measured} | **{c.verdict}** |" for c in claims]
+    lines += [
+        f"| {c.number} | {_cell(c.name)} | {_cell(c.post)} | {_cell(c.measured)} | **{c.verdict}** |" for c in claims
+    ]
     lines += ["", "What each was held against, how its verdict was reached, and what repeats it:", ""]
     for c in claims:
         lines += [f"* **{c.number}** *{c.name}*. Held against: {c.null}. Rule: {c.rule}. `{c.command}`"]
     lines += ["", *(f"![{CAPTIONS[name][1]}]({name})" for name in pictures)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text that stays in one cell of a table."""
+    return text.replace("|", "\\|")
 
 
 def show(claims: Sequence[Claim], measured: Measured, out: Path) -> None:
