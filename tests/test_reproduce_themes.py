@@ -81,7 +81,7 @@ def test_the_digest_knows_what_changes_a_number_and_nothing_else():
     assert list(asked.seeds) == [2, 3, 4, 5]
 
 
-def test_a_shelf_makes_a_result_once_and_reads_it_back(tmp_path):
+def test_a_shelf_makes_a_result_once_and_reads_it_back(tmp_path, capsys):
     made = []
 
     def make():
@@ -94,6 +94,9 @@ def test_a_shelf_makes_a_result_once_and_reads_it_back(tmp_path):
         assert torch.equal(shelf.result("axes", lh.Subspace.load, make).basis, torch.eye(3)[:2])
     assert len(made) == 1
     assert not shelf.resume("axes").exists()
+    (tmp_path / "axes.npz").write_bytes(b"half")
+    assert torch.equal(shelf.result("axes", lh.Subspace.load, make).basis, torch.eye(3)[:2])
+    assert "axes.npz can't be read" in capsys.readouterr().err
     assert NO_SHELF.result("axes", lh.Subspace.load, make).dim == 2
     assert NO_SHELF.resume("axes") is None
     assert shelf.plain("numbers", lambda: {"a": (1.5, math.nan)}) == {"a": [1.5, None]}

@@ -33,11 +33,14 @@ class Shelf:
         if self.folder is None:
             return make()  # type: ignore[no-any-return]
         path = self.folder / f"{name}.npz"
-        if not path.exists():
-            make().save(path)
-        unfinished = self.resume(name)
-        if unfinished is not None:
-            unfinished.unlink(missing_ok=True)
+        if path.exists():
+            try:
+                return load(path)
+            except (ValueError, TypeError, KeyError) as error:
+                first_line = (str(error).splitlines() or [""])[0]
+                print(f"{path} can't be read ({first_line}): it is made again", file=sys.stderr)
+        make().save(path)
+        (self.folder / f"{name}-resume.npz").unlink(missing_ok=True)
         return load(path)
 
     def plain(self, name: str, make: Callable[[], Any]) -> Any:
