@@ -73,11 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (2: bad input, named on standard error; 130: interrupted)."""
     options = build_parser().parse_args(arguments)
     out = Path(options.out)
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    before = {*_folders(out), *(folder for folder in out.parents if folder.exists())}
     try:
         return reproduce(options)
     except BaseException as error:
-        _remove_empty(out / "work", made)
+        for folder in sorted({*_folders(out), *out.parents} - before, key=lambda path: -len(path.parts)):
+            with contextlib.suppress(OSError):  # what this run made and left empty, deepest first
+                folder.rmdir()
         if isinstance(error, KeyboardInterrupt):
             print("\nlowhanging reproduce: interrupted; the same command goes on from here", file=sys.stderr)
             return 130
@@ -125,9 +127,6 @@ def reproduce(options: argparse.Namespace) -> int:
     return 0
 
 
-def _remove_empty(work: Path, made: Sequence[Path]) -> None:
-    """Folders of the work that hold nothing, and those that this run made and left empty, deepest first."""
-    inside = sorted((path for path in work.rglob("*") if path.is_dir()), key=lambda path: -len(path.parts))
-    for folder in (*inside, work, *made):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+def _folders(out: Path) -> set[Path]:
+    """The report's folder and those of its work."""
+    return {path for path in (out, out / "work", *(out / "work").rglob("*")) if path.is_dir()}

@@ -47,7 +47,7 @@ def measure(settings: Settings, work: Path, only: Sequence[str]) -> Measured:
     found = Measured(settings)
     units = list(_units(settings, folder, only))
     for number, (theme, place, name) in enumerate(units, 1):
-        _clear(place.shelf)
+        _prepare(place.shelf)
         label = f"[{number}/{len(units)}] {name}{theme.title}"
         print(f"{label} ...", file=sys.stderr, flush=True)
         row, seconds, is_old = place.shelf.unit(theme.name, functools.partial(_timed, theme, place))
@@ -71,7 +71,6 @@ def _units(settings: Settings, folder: Path, only: Sequence[str]) -> Iterator[tu
 
 
 def _place(settings: Settings, folder: Path, seed: int) -> Place:
-    folder.mkdir(parents=True, exist_ok=True)
     shelf = Shelf(folder)
 
     def network() -> Learning:
@@ -86,9 +85,10 @@ def _timed(theme: Theme, place: Place) -> tuple[Row, float]:
     return row, round(time.perf_counter() - begun, 1)
 
 
-def _clear(shelf: Shelf) -> None:
-    """What a killed run had half written."""
+def _prepare(shelf: Shelf) -> None:
+    """A folder for the work, without what a killed run had half written."""
     if shelf.folder is not None:
+        shelf.folder.mkdir(parents=True, exist_ok=True)
         for part in shelf.folder.glob(".*.part"):
             part.unlink(missing_ok=True)
 
