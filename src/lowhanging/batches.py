@@ -25,6 +25,7 @@ from lowhanging.errors import check_count, check_finite, explain
 from lowhanging.results import digest
 
 _MICRO_BATCH_BYTES = 2**20  # of inputs: 334 images of 28 x 28 in float32
+_MANY_WEIGHTS = 2**17  # beyond a cache: reading them for few examples costs more than reading many examples
 _KINDS = "a DataLoader, an iterable of batches, a map-style Dataset or a tuple (inputs, targets) of tensors"
 
 
@@ -40,6 +41,7 @@ class Batches:
         cache: False re-reads `data` on every pass and checks that the passes agree.
         shard: (i, n) keeps example i, i + n, i + 2 n ... of all that is read, or those batches where they can't be
             joined or are not kept; and a digest of all is taken. None keeps everything and takes none.
+        num_params: weights of the model, as far as known: many are worth larger micro-batches.
 
     Attributes:
         num_batches, num_examples: of what is kept.
@@ -60,6 +62,7 @@ class Batches:
         micro_batch: int | None,
         cache: bool,
         shard: tuple[int, int] | None = None,
+        num_params: int = 0,
     ):
         if micro_batch is not None:
             check_count("micro_batch", micro_batch, remedy="Leave it out: the engine chooses one that fits the cache.")
@@ -69,7 +72,7 @@ class Batches:
         self._kept: list[Any] | None = None
         self._mapping: Callable[[dict[str, Any]], Any] = dict
         self._num_passes = 0
-        self._shard = shard
+        self._shard, self._num_params = shard, num_params
         self.num_read, self.digest = 0, ""
         if cache:
             self._kept = self._recut(list(self._read()))
@@ -186,7 +189,7 @@ class Batches:
         total = leaves[0].shape[0]
         if total == 0:
             return []
-        size = self._wanted or _micro_batch_size(leaves, total)
+        size = self._wanted or _micro_batch_size(leaves, total, self._num_params)
         # clone: a micro-batch must not be a view into the user's own tensors, which may change later.
         cuts = [leaf.split(size) if total > size else (leaf,) for leaf in leaves]
         return [tree_unflatten([part.clone() for part in parts], spec) for parts in zip(*cuts, strict=True)]
@@ -303,10 +306,11 @@ def joined(batches: list[Any]) -> Any | None:
     return tree_unflatten(whole, flattened[0][1])
 
 
-def _micro_batch_size(leaves: list[Tensor], total: int) -> int:
+def _micro_batch_size(leaves: list[Tensor], total: int, num_params: int) -> int:
     """Examples that fit `_MICRO_BATCH_BYTES`; a divisor of `total` near it where there is one (one shape to record)."""
     per_example = max(leaf[0].numel() * leaf.element_size() for leaf in leaves)
-    size = max(8, min(1024, _MICRO_BATCH_BYTES // max(1, per_example)))
+    wanted = _MICRO_BATCH_BYTES * (4 if num_params >= _MANY_WEIGHTS else 1)
+    size = max(8, min(1024, wanted // max(1, per_example)))
     if leaves[0].device.type != "cpu":
         size *= 16
     if total <= size:

@@ -69,7 +69,8 @@ class ModelLoss:
         self.name = getattr(function, "__name__", type(function).__name__)
         self.ranks = ranks
         batches = Batches(
-            data, device=self.space.device, dtype=self.space.dtype, micro_batch=micro_batch, cache=cache, shard=shard
+            data, device=self.space.device, dtype=self.space.dtype, micro_batch=micro_batch, cache=cache, shard=shard,
+            num_params=self.space.num_params,
         )  # fmt: skip
         self.batches: Iterable[Any] = batches
         self._as_yielded = batches.as_yielded

@@ -124,7 +124,7 @@ class Products:
         """
         with self._context():
             if self._engine is None:
-                self._engine = self._agreed_engine(theta)
+                self._engine = self._agreed_engine(theta)  # which leaves what it has prepared here, for this theta
             is_second = self._theta is not None and torch.equal(theta, self._theta)
             if not is_second:
                 self.release()
@@ -186,6 +186,7 @@ class Products:
         name = ENGINES[self._ranks.highest("an engine", choose, theta)]
         if name == chosen[0].name:
             return chosen[0]
+        self.release()
         self.fallback_reason = f"{chosen[0].name} is right here, but not on another rank"
         return GraphEngine(self._matrix, keeps=name == "kept graph")
 
@@ -225,10 +226,12 @@ class Products:
         split, reference = SplitEngine(self._matrix, limit), GraphEngine(self._matrix, keeps=False)
         generator = torch.Generator().manual_seed(0)
         v = torch.randn(theta.numel(), generator=generator, dtype=torch.float64).to(theta)
-        rtol = _SELF_TEST_RTOL.get(theta.dtype, 1e-3)
+        rtol, used = _SELF_TEST_RTOL.get(theta.dtype, 1e-3), 0
+        kept: dict[int, tuple[Any, int]] = {}
         for index, batch in enumerate(self._batches):
             try:
-                ours = split.product(split.prepare(theta, batch)[0], v)
+                prepared, size = split.prepare(theta, batch)
+                ours = split.product(prepared, v)
             except CannotSplitError:
                 raise
             except (RuntimeError, IndexError) as failure:  # sizes of another batch, written into the recording
@@ -241,6 +244,9 @@ class Products:
             if not bool(error <= rtol * theirs.norm() + floor) and bool(torch.isfinite(theirs).all()):
                 message = f"the recorded product is off by {float(error / theirs.norm()):.1e} on batch {index}"
                 raise CannotSplitError(message + ": the loss branches on its data")
+            if used + size <= self._keep_bytes and len(kept) == index:
+                kept[index], used = (prepared, size), used + size
+        self._kept, self._theta = kept, theta.detach().clone()
         return split
 
 

@@ -142,12 +142,6 @@ class _Search:
             if is_open.any():
                 failure = self.grow(stride, _shared(ritz.couplings[:, :k][:, is_open]))
                 continue
-            residuals = space.residuals(ritz, range(k))
-            worst = int(np.argmax(residuals))
-            if residuals[worst] > goal - self.noise:
-                is_rounding = estimates[worst] < residuals[worst] / 2  # then more steps do not help
-                failure = "floor" if is_rounding else self.grow(1, ritz.couplings[:, worst])
-                continue
             places = outward(ritz.values, self.which)[:k]
             if not space.is_full and (self.probed is None or (places - self.probed).max() > goal):
                 self.probed, failure = places, self.probe()
@@ -157,6 +151,12 @@ class _Search:
             reaches = _reaching(ritz, k, self.which, goal)[: self.num_kept - k]
             if reaches.any():
                 failure = self.grow(stride, ritz.couplings[:, k + np.argmax(reaches)], is_probe=True)
+                continue
+            residuals = space.residuals(ritz, range(k))
+            worst = int(np.argmax(residuals))
+            if residuals[worst] > goal - self.noise:
+                is_rounding = estimates[worst] < residuals[worst] / 2  # then more steps do not help
+                failure = "floor" if is_rounding else self.grow(1, ritz.couplings[:, worst])
                 continue
             if (self.check(ritz, residuals) + self.noise).max() <= goal:
                 break
