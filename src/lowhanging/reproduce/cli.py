@@ -18,7 +18,7 @@ from lowhanging.reproduce.settings import SIZES, Settings, default_data
 from lowhanging.reproduce.themes import NAMES
 
 _EPILOG = """
-Time on two cores: the default takes about 6 minutes. With --seeds N every further network takes about 5 minutes more.
+Time on two cores: the default takes about 6 minutes. With --seeds N every further network takes about 4 minutes more.
 --full has never been timed to its end. The network sees 15 times as many images, every Hessian product is on 10,000
 instead of 1,000, modular addition has nine times as many pairs and a transformer beside: counted from the products and
 steps of the default, one to two hours per network, and as much once for modular addition and the synthetic task. Its

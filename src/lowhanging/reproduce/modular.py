@@ -54,7 +54,7 @@ class Kind:
                 self.data.train,
                 range(num),
                 snapshots="embedding",
-                resume=shelf.resume(name),
+                resume=shelf.resume(name) if sizes.keeps_stacks else None,
                 **{**self.arguments, **options},
             ),
         )

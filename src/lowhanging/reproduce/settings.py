@@ -50,6 +50,7 @@ class Sizes:
     scarce_seeds: int = 32
     transformer_steps: int = 0  # full batch; 0: no transformer
     log_every: int = 10
+    keeps_stacks: bool = False  # at every row, to go on from: for a short stack that takes a third of its time again
     size_seeds: int = 30  # networks of each rule of the synthetic task
 
     @property
@@ -74,6 +75,7 @@ SIZES = {
         modulus=113,
         stack_steps=3000,
         transformer_steps=4000,
+        keeps_stacks=True,
     ),
     # For tests: every line of the code, on next to nothing.
     "tiny": Sizes(
@@ -102,6 +104,7 @@ SIZES = {
         unblocked_seeds=2,
         scarce_seeds=2,
         size_seeds=3,
+        keeps_stacks=True,
     ),
 }
 
