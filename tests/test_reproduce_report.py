@@ -75,6 +75,16 @@ def test_the_report_is_complete(report, results):
         assert not re.search(r"\b(nan|inf|None)\b", claim["measured"] + claim["null"])
 
 
+def test_commands_repeat_their_claims(results):
+    for claim in results["claims"]:
+        options = cli.build_parser().parse_args(claim["command"].split()[1:])
+        settings = cli.settings_of(options)
+        assert [settings.sizes.name, list(settings.seeds), settings.data] == ["tiny", [0], "bundled"]
+        (theme,) = cli.themes_of(options.only)
+        (measures,) = [each for each in THEMES if each.name == theme]
+        assert claim["number"] in [found.number for found in measures.claims(results["rows"][theme])]
+
+
 class Seen(html.parser.HTMLParser):
     """What a page refers to, and whether its tags are closed."""
 
