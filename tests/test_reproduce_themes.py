@@ -56,6 +56,7 @@ def test_wilson_interval_by_its_formula():
 def test_means_have_intervals_only_over_several_seeds():
     assert claims.mean_interval([2.0, 4.0, 6.0]) == "4 ± 5"  # t(0.975, 2) = 4.303, times 2 / sqrt(3)
     assert claims.mean_interval([2.5], unit=" %") == "2.5 %"
+    assert claims.mean_interval([1200.0, 1400.0]) == "1300 ± 1271"  # t(0.975, 1) = 12.706, times 100
     assert claims.over_seeds(1) == "(one seed: no interval)"
     assert claims.over_seeds(3) == "(means over 3 seeds, with 95 % intervals)"
     assert claims.most_of([False]) == "not the one seed"

@@ -143,7 +143,8 @@ def _merge(rows: Sequence[Row]) -> Claim:
             + (f"a canyon of its own down to {found[0]:.3g} to {found[1]:.3g}" if found else "one all the way in")
             for (name, path), found in zip(row["paths"].items(), merged(row), strict=True)
         ]
-        texts.append((f"network {i + 1}: " if len(rows) > 1 else "") + ("; ".join(branches) or "none to follow"))
+        which = f"network {i + 1} of {len(rows)}: " if len(rows) > 1 else ""
+        texts.append(which + ("; ".join(branches) or "none to follow"))
     radii = [(low + high) / 2 for row in rows for low, high in filter(None, merged(row))]
     mean = f" Merge radius of those that merge: {mean_interval(radii)}." if radii else ""
     parts = [is_merging(row) for row in rows]

@@ -59,11 +59,16 @@ def interval(count: int, num: int) -> str:
 
 def mean_interval(values: Sequence[float], digits: int = 3, unit: str = "") -> str:
     """A mean with its 95 % interval (Student's t over seeds): "2.81 ± 0.35"; of a single value, that value."""
-    mean = f"{statistics.fmean(values):.{digits}g}"
+    mean = _rounded(statistics.fmean(values), digits)
     if len(values) < 2:
         return f"{mean}{unit}"
     half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean} ± {half:.2g}{unit}"
+    return f"{mean} ± {_rounded(half, 2)}{unit}"
+
+
+def _rounded(value: float, digits: int) -> str:
+    """To so many digits, but never "1.1e+02"."""
+    return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 
 def over_seeds(num: int) -> str:

@@ -8,7 +8,6 @@ circle and at its center. Circuits can be told apart where the losses on the two
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 
 import torch
@@ -88,13 +87,14 @@ def circles(loss: Loss, axes: Tensor) -> Row:
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
     """In the small, the loss is quadratic and the circuits can't be told apart."""
-    near, far = RADII.index(NEAR), RADII.index(FAR)
+    near, far, indices = RADII.index(NEAR), RADII.index(FAR), range(len(RADII))
     texts = [
-        f"{name} " + " / ".join(percent(statistics.fmean(row["circles"][name]["fit_error"][i] for row in rows))
-                                for i in range(len(RADII)))
+        f"{name} "
+        + " / ".join(mean_interval([100 * row["circles"][name]["fit_error"][i] for row in rows], 2) for i in indices)
+        + " %"
         for name in TASKS
-    ]  # fmt: skip
-    moves = [mean_interval([row["asymmetry_change"][i] for row in rows], 2) for i in range(len(RADII))]
+    ]
+    moves = [mean_interval([row["asymmetry_change"][i] for row in rows], 2) for i in indices]
     rounding = max(row["circles"][name]["rounding"][0] for row in rows for name in TASKS)
     quadratic = [
         most(
