@@ -1,6 +1,7 @@
 # make demo   the whole library on bundled digits: writes report/ and prints the table of claims
 # make test   the test suite, in the same environment
 # make lint   ruff and mypy
+# make docs   the site, in site/: runs every example, needs no network once installed
 # make clean  removes the environment, the report and the caches
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN    := $(VENV)/bin
 INSTALL := pyproject.toml constraints.txt src/lowhanging/_version.py
 PIP     := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -25,8 +26,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+	@echo "Open site/index.html, or: $(BIN)/python -m http.server --directory site"
+
 clean:
-	rm -rf $(VENV) report .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) report site .pytest_cache .mypy_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -44,3 +49,8 @@ $(VENV)/.installed-test: $(INSTALL) | $(BIN)/python
 $(VENV)/.installed-dev: $(INSTALL) | $(BIN)/python
 	$(PIP) -e '.[dev]'
 	touch $(VENV)/.installed $(VENV)/.installed-test $@
+
+# Beside the others: whoever reads the site needs no linters, whoever tests no site.
+$(VENV)/.installed-docs: $(INSTALL) | $(BIN)/python
+	$(PIP) -e '.[docs]'
+	touch $(VENV)/.installed $@

@@ -3,7 +3,9 @@
 #
 # Alone, `python distributed.py`, this is an ordinary script. Started with
 #
-#     torchrun --nproc-per-node 2 distributed.py
+# ```bash
+# torchrun --nproc-per-node 2 distributed.py
+# ```
 #
 # each process holds half of the examples, and all of them return the same eigenpairs: the loss, its gradient and its
 # Hessian products are sums over examples, and the processes add theirs up.

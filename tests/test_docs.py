@@ -1,21 +1,29 @@
 """Does the documentation run? Every python block, in order, one namespace per page; every `make` target, every
-`lowhanging` command line, every local link and path. The reader of the pages is tested on small planted ones.
+`lowhanging` command line, every local link and path, also in the text of the examples (which tests/test_examples.py
+runs). Does the site hold every page and every public name? The reader of the pages is tested on small planted ones.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import shlex
+import subprocess
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 LANGUAGES = {
     "python",
     "bash",
@@ -43,9 +51,31 @@ class Block:
     is_run: bool
 
 
+def script(name: str) -> ModuleType:
+    """A file of scripts/ as a module."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def text_of(page: Path) -> str:
+    """A page; of an example, its markdown cells, each line where it stands in the script."""
+    text = page.read_text()
+    if page.suffix != ".py":
+        return text
+    lines = [""] * (len(text.splitlines()) + 1)
+    for cell in script("examples_to_pages").cells(text):
+        if cell.kind == "markdown":
+            lines[cell.line - 1 : cell.line - 1 + len(cell.lines)] = cell.text_lines
+    return "\n".join(lines)
+
+
 def blocks(page: Path) -> Iterator[Block]:
     """The fenced blocks of a page."""
-    lines = page.read_text().splitlines()
+    lines = text_of(page).splitlines()
     i = 0
     while i < len(lines):
         fence = FENCE.match(lines[i])
@@ -120,7 +150,7 @@ def wrong_commands(page: Path) -> list[str]:
             except SystemExit as stop:
                 if stop.code:
                     found.append(f"{page}:{line}: not understood: {' '.join(words)}")
-    text = page.read_text()
+    text = text_of(page)
     named = set(re.findall(r"`make ([\w-]+)`", text)) - make_targets()
     return found + [f"{page}: make has no target {target}" for target in sorted(named)]
 
@@ -137,7 +167,7 @@ def broken_paths(page: Path) -> list[str]:
             place = page if not target else page.parent / target
             if not place.exists():
                 found.append(f"{page}:{number}: no file {target}")
-            elif anchor and place.suffix == ".md" and anchor not in anchors(place):
+            elif anchor and place.suffix in (".md", ".py") and anchor not in anchors(place):
                 found.append(f"{page}:{number}: no heading #{anchor} in {place.name}")
         for match in CODE_PATH.finditer(line):
             path = match["path"]
@@ -152,7 +182,7 @@ def broken_paths(page: Path) -> list[str]:
 
 def outside_blocks(page: Path) -> list[tuple[int, str]]:
     inside, kept = False, []
-    for number, line in enumerate(page.read_text().splitlines(), start=1):
+    for number, line in enumerate(text_of(page).splitlines(), start=1):
         if FENCE.match(line):
             inside = not inside
         elif not inside:
@@ -162,7 +192,8 @@ def outside_blocks(page: Path) -> list[tuple[int, str]]:
 
 def anchors(page: Path) -> set[str]:
     headings = [line.lstrip("#").strip() for _, line in outside_blocks(page) if line.startswith("#")]
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    named = re.findall(r"^::: ([\w.]+)$", text_of(page), flags=re.MULTILINE)  # what the reference says of a name
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings} | set(named)
 
 
 @pytest.fixture
@@ -195,12 +226,12 @@ def test_every_plot_is_in_the_gallery() -> None:
     assert [name for name in plots.__all__ if f"lh.plots.{name}(" not in page] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_name)
+@pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=page_name)
 def test_commands_exist(page: Path) -> None:
     assert wrong_commands(page) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_name)
+@pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=page_name)
 def test_links_and_paths_exist(page: Path) -> None:
     assert broken_paths(page) == []
 
@@ -214,6 +245,132 @@ def test_readme_has_the_two_commands_and_an_example() -> None:
 
 def test_ci_runs_the_readmes_test_command() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+# The site -------------------------------------------------------------------------------------------------------------
+
+
+class SiteLoader(yaml.SafeLoader):
+    """mkdocs.yml has one tag of its own: !ENV [NAME, default]."""
+
+
+SiteLoader.add_constructor("!ENV", lambda loader, node: loader.construct_sequence(node)[-1])
+
+
+def site() -> dict[str, Any]:
+    return yaml.load((ROOT / "mkdocs.yml").read_text(), SiteLoader)
+
+
+def nav_pages(entries: Any) -> Iterator[str]:
+    """The pages of a nav, at every depth."""
+    if isinstance(entries, str):
+        yield entries
+    else:
+        for entry in entries.values() if isinstance(entries, dict) else entries:
+            yield from nav_pages(entry)
+
+
+def test_nav_holds_every_page_once() -> None:
+    found = list(nav_pages(site()["nav"]))
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert set(found) == pages | {f"tutorials/{example.stem}.md" for example in EXAMPLES}
+    assert len(found) == len(set(found))
+
+
+def test_site_is_strict_and_fetches_nothing() -> None:
+    config = site()
+    assert config["strict"] is True
+    assert config["theme"]["font"] is False
+    named = [*config["extra_css"], *config.get("extra_javascript", []), *config["hooks"]]
+    assert [name for name in named if "//" in name] == []
+    for name in (*(f"docs/{css}" for css in config["extra_css"]), *config["hooks"]):
+        text = (ROOT / name).read_text()
+        assert re.search(r"https?://|@import|url\(", text) is None, name
+
+
+def public_names() -> set[str]:
+    """Everything that users type, by its full name."""
+    import lowhanging as lh
+
+    modules = {name: getattr(lh, name) for name in ("circuits", "plots", "testing", "toys")}
+    top = {f"lowhanging.{name}" for name in lh.__all__ if name not in modules and name != "__version__"}
+    return top | {f"lowhanging.{name}.{inner}" for name, module in modules.items() for inner in module.__all__}
+
+
+def test_reference_holds_every_public_name_once() -> None:
+    pages = sorted((ROOT / "docs" / "reference").glob("*.md"))
+    found = [name for page in pages for name in re.findall(r"^::: ([\w.]+)$", page.read_text(), flags=re.MULTILINE)]
+    assert set(found) == public_names()
+    assert len(found) == len(set(found))
+
+
+def test_site_builds(tmp_path: Path) -> None:
+    """Strict, with empty tutorials: tests/test_examples.py runs those. Needs the extra `docs`."""
+    pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+    pytest.importorskip("mkdocstrings", reason="the extra `docs` is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]
+    environment = {"RUN_EXAMPLES": "false", "NO_MKDOCS_2_WARNING": "true", "PATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "reference" / "curvature.html").read_text()
+    for part in ("Parameters:", "Returns:", "Raises:", "Cost:", "Examples:", "Attributes:"):
+        assert f"{part}</" in page
+    assert "of actual products" in page  # the comment of a field
+    for html in tmp_path.rglob("*.html"):
+        assert re.search(r'(?:src|href)="(?:https?:)?//(?!www\.lesswrong\.com)', html.read_text()) is None, html
+
+
+# What was found -------------------------------------------------------------------------------------------------------
+
+CLAIM = {
+    "name": "both cues",
+    "post": "It *learns* both.",
+    "measured": "98.0 % [97, 99], |Pg| < 1",
+    "null": "chance_level",
+    "rule": "above it",
+    "verdict": "holds in part",
+}
+HELD = CLAIM | {"verdict": "holds"}
+
+
+def test_what_was_found_has_a_place_for_the_report() -> None:
+    page = script("what_was_found").PAGE.read_text()
+    assert page.count("<!-- report:begin -->") == page.count("<!-- report:end -->") == 1
+    assert re.findall(r"^\| (\d+) \| ", page.split("<!-- report:begin -->")[0], flags=re.MULTILINE) == [
+        str(number) for number in range(1, 21)
+    ]
+
+
+def test_what_was_found_is_filled_in_from_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results, page = tmp_path / "results.json", tmp_path / "page.md"
+    results.write_text(
+        json.dumps({"settings": {"command": "lowhanging x"}, "claims": [{"number": 2, **HELD}, {"number": 1, **CLAIM}]})
+    )
+    page.write_text("Before.\n<!-- report:begin -->\nEarlier.\n<!-- report:end -->\nAfter.\n")
+    run = script("what_was_found").main
+    assert run([str(results), "--page", str(page), "--check"]) == 1
+    assert run([str(results), "--page", str(page)]) == 0
+    assert run([str(results), "--page", str(page), "--check"]) == 0
+    text = page.read_text()
+    head = "From `lowhanging x`:\n\n| | claim | verdict |\n|---|---|---|\n"
+    rows = "| 1 | both cues | **holds in part** |\n| 2 | both cues | **holds** |\n"
+    assert text.startswith(f"Before.\n<!-- report:begin -->\n{head}{rows}")
+    assert text.endswith("<!-- report:end -->\nAfter.\n") and "Earlier" not in text
+    assert "* *Measured:* 98.0 % \\[97, 99\\], |Pg| &lt; 1" in text
+    assert "* *The write-up:* It \\*learns\\* both." in text and "chance\\_level" in text
+    assert "other numbers" in capsys.readouterr().out
+
+
+def test_what_was_found_refuses_half_a_report(tmp_path: Path) -> None:
+    results, page = tmp_path / "results.json", tmp_path / "page.md"
+    results.write_text(json.dumps({"claims": [{"number": 3, "name": "x"}]}))
+    page.write_text("<!-- report:begin -->\n<!-- report:end -->\n")
+    with pytest.raises(ValueError, match=r"claim 3 of .* has no \['post', 'measured', 'null', 'rule', 'verdict'\]"):
+        script("what_was_found").main([str(results), "--page", str(page)])
+    results.write_text(json.dumps({"claims": [{"number": 3, **CLAIM}]}))
+    page.write_text("no marks\n")
+    with pytest.raises(ValueError, match="must have"):
+        script("what_was_found").main([str(results), "--page", str(page)])
 
 
 # The reader of the pages ----------------------------------------------------------------------------------------------
@@ -275,3 +432,9 @@ def test_planted_links_are_found(headless: Path) -> None:
         "no heading #no in page.md",
         "no file tests/none.py",
     ]
+
+
+def test_planted_links_of_an_example_are_found(headless: Path) -> None:
+    example = headless / "example.py"
+    example.write_text("# %% [markdown]\n# # A title\n# [a](#a-title) [b](nowhere.py)\n\n# %%\nx = '[c](no.md)'\n")
+    assert [line.split("example.py:")[1] for line in broken_paths(example)] == ["3: no file nowhere.py"]

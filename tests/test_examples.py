@@ -1,42 +1,49 @@
-"""Do the examples run, and do they open as notebooks? Each is a percent-format script, run in an empty folder."""
+"""Do the examples run, do they open as notebooks, and do they become pages of the site? Each is a percent-format
+script, run in an empty folder, within a budget of processor time.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import runpy
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
-def cells(text: str) -> list[tuple[str, list[str]]]:
-    """(kind, lines) of every cell of a percent-format script; kind is "markdown" or "code"."""
-    found: list[tuple[str, list[str]]] = []
-    for line in text.splitlines():
-        if line.startswith("# %%"):
-            found.append(("markdown" if line == "# %% [markdown]" else "code", []))
-        elif found:
-            found[-1][1].append(line)
-        else:
-            found.append(("none", [line]))
-    return found
+BUDGET = 60.0  # CPU seconds of one example: about 15 on an idle machine, and up to twice that on a busy one
+
+
+def converter() -> ModuleType:
+    """scripts/examples_to_pages.py, which reads the cells for the site."""
+    name = "examples_to_pages"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES[0].parents[1] / "scripts" / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 def format_problems(text: str) -> list[str]:
     """What keeps a script from opening as a notebook that explains itself."""
-    found = cells(text)
-    if not found or found[0][0] != "markdown":
+    found = converter().cells(text)
+    if not found or found[0].kind != "markdown":
         return ['does not start with "# %% [markdown]"']
     problems = []
-    for kind, lines in found:
-        content = [line for line in lines if line.strip()]
+    for cell in found:
+        content = [line for line in cell.lines if line.strip()]
         if not content:
-            problems.append(f"has an empty {kind} cell")
-        if kind == "markdown":
+            problems.append(f"has an empty {cell.kind} cell")
+        if cell.kind == "markdown":
             problems += [f"has code in a markdown cell: {line}" for line in content if not line.startswith("#")]
-    if not any(kind == "code" for kind, _ in found):
+    if not any(cell.kind == "code" for cell in found):
         problems.append("has no code cell")
     return problems
 
@@ -63,7 +70,9 @@ def test_example_is_a_notebook(script: Path) -> None:
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.name)
 def test_example_runs(script: Path, headless: Path) -> None:
+    begun = time.process_time()
     runpy.run_path(str(script), run_name="__main__")
+    assert time.process_time() - begun < BUDGET
 
 
 @pytest.mark.parametrize(
@@ -82,3 +91,116 @@ def test_format_check_finds_planted_problems(text: str, message: str) -> None:
 
 def test_format_check_accepts_a_notebook() -> None:
     assert format_problems("# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\nimport torch\n") == []
+
+
+# The pages ------------------------------------------------------------------------------------------------------------
+
+SMALL = """# %% [markdown]
+# # A title
+#
+# With [another](slices.py#a-line), [a page](../docs/notation.md#canyons) and
+#
+#     a command
+
+# %%
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+x = 2
+print("x is", x)
+plt.plot([1, 2])
+plt.title("A line")
+
+# %%
+y = x + 1
+
+# %% [markdown]
+# Last words.
+
+# %%
+assert y == 3
+Path("small_film.gif").write_bytes(b"GIF89a")
+"""
+
+PAGE = """# A title
+
+*This page is a script: [small.py](small.py). It was run to make the page.*
+
+With [another](slices.md#a-line), [a page](../notation.md#canyons) and
+
+    a command
+
+```python
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+x = 2
+print("x is", x)
+plt.plot([1, 2])
+plt.title("A line")
+```
+
+``` { .text .output }
+x is 2
+```
+
+![A line](small-1.png){ width=WIDTH }
+
+```python
+y = x + 1
+```
+
+Last words.
+
+```python
+assert y == 3
+Path("small_film.gif").write_bytes(b"GIF89a")
+```
+
+![small film](small-2.gif)
+"""
+
+
+def planted(folder: Path, text: str) -> tuple[Path, Path]:
+    """A script, and an empty folder for its pictures."""
+    (folder / "scripts").mkdir()
+    (folder / "pages").mkdir()
+    script = folder / "scripts" / "small.py"
+    script.write_text(text)
+    return script, folder / "pages"
+
+
+def test_script_becomes_a_page_with_what_it_prints_and_draws(headless: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    script, folder = planted(headless, SMALL)
+    page = converter().make_page(script, folder)
+    picture = (folder / "small-1.png").read_bytes()
+    pixels = int.from_bytes(picture[16:20], "big")  # the width, in a PNG's header
+    assert picture[:4] == b"\x89PNG" and 800 < pixels < 1100
+    assert page == PAGE.replace("WIDTH", str(round(0.6 * pixels)))  # 160 dots per inch, shown at 96
+    assert (folder / "small-2.gif").read_bytes() == b"GIF89a" and not Path("small_film.gif").exists()
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "message"),
+    [("x = 1\nx / 0", 5, "ZeroDivisionError"), ("x = (", 4, "SyntaxError"), ("def f():\n    return y\nf()", 5, "Name")],
+)
+def test_script_that_fails_names_its_line(headless: Path, code: str, line: int, message: str) -> None:
+    script, folder = planted(headless, f"# %% [markdown]\n# # Title\n# %%\n{code}\n")
+    with pytest.raises(converter().CellError, match=rf"small.py:{line}: {message}"):
+        converter().make_page(script, folder)
+
+
+def test_pictures_are_told_in_words() -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    left.set(title="loss: [a]", xlabel="step", ylabel="mean\nloss")
+    right.set(xlabel="step")
+    assert converter().described(figure) == "loss: a: mean loss against step; step"
+    assert converter().described(Figure()) == "A picture"

@@ -89,6 +89,19 @@ def test_float32_with_its_floor() -> None:
         lh.top_hessian_eigs(there, k=6, tol=1e-11)
 
 
+def test_convolutions_are_not_rounded_to_ten_bits() -> None:
+    """By default, torch lets cuDNN round float32 convolutions to TensorFloat-32."""
+    assert torch.backends.cudnn.allow_tf32
+    images = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    losses = [
+        lh.Objective(lh.SigmoidCNN(seed=0).to(dtype), (images.to(dtype), torch.arange(64) % 10), device=device)
+        for dtype, device in ((torch.float64, "cpu"), (torch.float32, "cuda"))
+    ]
+    exact, found = (lh.top_hessian_eigs(loss, k=5, tol=1e-5) for loss in losses)
+    assert float((exact.values - found.values).abs().max()) < 1e-6 * exact.scale
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_restarts_warm_starts_and_files(tmp_path: Path) -> None:
     here, there = objectives()
     H, p = lh.hessian(there), there.num_params
@@ -125,8 +138,8 @@ def test_from_training_to_canyons() -> None:
     data = (X.float(), Y)
     lh.train(model, data, epochs=20, seed=0, progress=False)
     minimum = lh.polish(lh.Objective(model, data), anchor=0.1, progress=False)
-    assert minimum.theta.device.type == "cuda"
     loss = minimum.objective
+    assert loss.theta0.device.type == "cuda"
     pairs = lh.top_eigs(lh.hessian(loss), k=3)
     scan = lh.line_slice({"loss": loss}, pairs.vectors[0], extent=(-1, 1), num=5)
     plane = {

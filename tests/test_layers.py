@@ -5,6 +5,9 @@ Oracles: the layers' own documentation, written out as a table of smooth and kin
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -172,3 +175,23 @@ def test_flags_are_put_back_after_an_error_whatever_they_were() -> None:
     finally:
         torch.backends.mkldnn.enabled = True
         torch.backends.mha.set_fastpath_enabled(True)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_product_is_rounded_to_ten_bits(fails: bool) -> None:
+    """TensorFloat-32 is off in the block, whatever the user's flags, and these are as they were afterwards."""
+    flags: Any = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
+    before = [kernels.fp32_precision for kernels in flags]
+    assert "tf32" in before  # torch's default for convolutions
+    try:
+        for wanted in ("tf32", "ieee"):
+            for kernels in flags:
+                kernels.fp32_precision = wanted
+            with contextlib.suppress(ZeroDivisionError), differentiable_kernels(None):
+                assert [kernels.fp32_precision for kernels in flags] == ["ieee"] * 3
+                if fails:
+                    raise ZeroDivisionError
+            assert [kernels.fp32_precision for kernels in flags] == [wanted] * 3
+    finally:
+        for kernels, value in zip(flags, before, strict=True):
+            kernels.fp32_precision = value

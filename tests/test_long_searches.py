@@ -6,6 +6,7 @@ dense float64 eigendecomposition; the same search uninterrupted, bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from lowhanging.basin.eigenbounds import error_bounds, in_clusters
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs, top_hessian_eigs
 from lowhanging.errors import NotConvergedError
 from test_eigenpairs import Counted, check_pairs, diagonal, nearest, network_spectrum, symmetric, wanted
-from test_lanczos import check_relation, space_of, step
+from test_lanczos import MISSED, check_relation, space_of, step
 
 ROW = 8  # bytes per number
 
@@ -154,16 +155,49 @@ def test_bounds_do_not_trust_a_gap_inside_the_residual() -> None:
 
 def test_noise_of_the_map_enters_the_bounds() -> None:
     values = np.r_[3.0, 2.0, 1.0, np.linspace(0, 0.5, 97)]
-    generator = torch.Generator().manual_seed(1)
-    exact = torch.from_numpy(values)
-
-    def noisy(v: Tensor) -> Tensor:
-        error = torch.randn(len(v), generator=generator, dtype=v.dtype)
-        return (exact * v + 1e-6 * float(v.norm()) * error / error.norm()).float()
-
-    pairs = top_eigs(Counted(noisy, 100, torch.float32), k=2, tol=1e-4)
+    pairs = top_eigs(noisy(values, 1e-6), k=2, tol=1e-4)
     assert bool((pairs.bounds >= pairs.noise).all())
     assert bool((torch.tensor([3.0, 2.0]) - pairs.values).abs().le(pairs.bounds).all())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bounds_hold_in_float32(seed: int) -> None:
+    near = np.r_[1.0, 1.0 - 1e-6, np.linspace(0, 0.9, 198)]
+    for values in (5 * np.arange(1, 201) ** -1.3, np.geomspace(1, 1e-6, 200), near):
+        H = symmetric(values, seed=seed).float()
+        spectrum = np.linalg.eigvalsh(H.double().numpy())
+        for which in ("LA", "SA"):
+            pairs = top_eigs(H, 3, which, tol=1e-5, seed=seed)
+            assert (nearest(pairs.values.numpy(), spectrum) <= pairs.bounds.numpy()).all()
+
+
+def test_a_million_weights_in_float32_lose_no_digits() -> None:
+    """Sums of so many terms, added one after the other, would: rows 3e-4 off from orthogonal, and a floor of 2e-4."""
+    values = np.r_[5 * np.arange(1, 41) ** -1.0, np.linspace(0, 0.05, 1_000_000 - 40)]
+    H = diagonal(values, torch.float32)
+    pairs = top_eigs(H, 5, tol=1e-5)
+    assert pairs.noise < 1e-6 * pairs.scale
+    assert np.abs(pairs.values.numpy() - values[:5]).max() < 5e-7
+    gram = pairs.vectors.double() @ pairs.vectors.double().T
+    assert float((gram - torch.eye(5)).abs().max()) < 1e-6
+
+
+def test_a_map_may_return_its_own_buffer() -> None:
+    values = torch.from_numpy(network_spectrum())
+    buffer = torch.empty_like(values)
+    H = Counted(lambda v: torch.mul(values, v, out=buffer), len(values))
+    expected = top_eigs(diagonal(values), 5)
+    for start in (None, expected):
+        pairs = top_eigs(H, 5, warm_start=start, memory=28 * len(values) * ROW)
+        assert float((pairs.values - expected.values).abs().max()) < 1e-8
+
+
+def test_another_default_device_changes_nothing() -> None:
+    expected = top_eigs(diagonal(network_spectrum()), 3)
+    H = diagonal(network_spectrum())
+    with torch.device("meta"):
+        pairs = top_eigs(H, 3)
+    assert torch.equal(pairs.vectors, expected.vectors)
 
 
 # ---- warm starts --------------------------------------------------------------------------------------------------
@@ -323,6 +357,42 @@ def test_restarted_and_warm_searches_resume(tmp_path: Path) -> None:
     assert (pairs.num_restarts, pairs.num_known) == (whole.num_restarts, 4)
 
 
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("limit", range(5, 17))
+def test_a_probe_that_was_cut_short_is_taken_again(tmp_path: Path, limit: int) -> None:
+    """The search for missed copies has not happened because a budget ended in it."""
+    with pytest.raises(NotConvergedError, match=f"max_products is {limit}, spent"):
+        top_eigs(diagonal(MISSED), 2, max_products=limit, resume=tmp_path / "a.npz")
+    with contextlib.suppress(NotConvergedError):
+        top_eigs(diagonal(MISSED), 2, max_products=limit + 1, resume=tmp_path / "a.npz")
+    pairs = top_eigs(diagonal(MISSED), 2, resume=tmp_path / "a.npz")
+    assert np.abs(pairs.values.numpy() - [5, 5]).max() < 1e-6
+
+
+def noisy(values: np.ndarray, size: float, dtype: torch.dtype = torch.float32) -> Counted:
+    """A map whose products are off by a random vector of this length."""
+    exact, generator = torch.from_numpy(values), torch.Generator().manual_seed(1)
+
+    def apply(v: Tensor) -> Tensor:
+        error = torch.randn(len(v), generator=generator, dtype=torch.float64)
+        return (exact * v + size * float(v.norm()) * error / error.norm()).to(dtype)
+
+    return Counted(apply, len(values), dtype)
+
+
+@pytest.mark.usefixtures("often")
+def test_a_noisy_search_resumes_and_repeats_its_floor(tmp_path: Path) -> None:
+    values = np.r_[3.0, 2.0, 1.0, np.linspace(0, 0.5, 297)]
+    for p in (30, 300):
+        for _ in range(2):
+            with pytest.raises(NotConvergedError, match="below the float32 floor"):
+                top_eigs(noisy(values[:p], 1e-5), 2, tol=3e-6, resume=tmp_path / f"{p}.npz")
+    with pytest.raises(NotConvergedError, match="max_products is 7"):
+        top_eigs(noisy(values, 1e-4), 2, tol=1e-2, max_products=7, resume=tmp_path / "b.npz")
+    pairs = top_eigs(noisy(values, 1e-4), 2, tol=1e-2, resume=tmp_path / "b.npz")
+    assert np.abs(pairs.values.numpy() - [3, 2]).max() < 1e-3
+
+
 def test_another_searchs_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     values, path = network_spectrum(), tmp_path / "a.npz"
     top_eigs(diagonal(values), 5, resume=path)
@@ -341,11 +411,32 @@ def test_another_searchs_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     np.savez(path, numbers=np.ones(3))
     with pytest.raises(ValueError, match="no resume file of a search"):
         top_eigs(diagonal(values), 5, resume=path)
+    path.write_bytes(content)
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    for change in ({"rows": arrays["rows"][:3]}, {"generator": arrays["generator"][:5]}, {"counts": np.arange(3)}):
+        np.savez(path, **(arrays | change))
+        with pytest.raises(ValueError, match="no resume file of a search"):
+            top_eigs(diagonal(values), 5, resume=path)
+    arrays.pop("coefficients")
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match="no resume file of a search"):
+        top_eigs(diagonal(values), 5, resume=path)
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(ValueError, match="no resume file of a search"):
+        top_eigs(diagonal(values), 5, resume=tmp_path / "folder.npz")
     with pytest.raises(ValueError, match="expected a file in an existing folder"):
         top_eigs(diagonal(values), 5, resume=tmp_path / "nowhere" / "a.npz")
     for name in ("resume", "warm_start"):
         with pytest.raises(ValueError, match=f'{name} is given with method="dense"'):
             top_eigs(symmetric([2.0, 1.0]), 1, method="dense", **{name: path if name == "resume" else torch.ones(1, 2)})
+
+
+def test_another_theta_is_another_search(tmp_path: Path) -> None:
+    f = lh.FunctionObjective(lambda theta: (theta**4).sum(), torch.arange(1.0, 6.0))
+    lh.top_hessian_eigs(f, k=2, resume=tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="the file of a search with another theta, expected"):
+        lh.top_hessian_eigs(f.at(f.theta0 * (1 + 1e-6)), k=2, resume=tmp_path / "a.npz")
 
 
 SCRIPT = """

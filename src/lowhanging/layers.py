@@ -114,7 +114,9 @@ def differentiable_kernels(model: nn.Module | None) -> Iterator[None]:
 
     Fused attention lacks a double backward, MKL-DNN's and cuDNN's recurrent layers lack forward differentiation, the
     fast path of nn.TransformerEncoder would make value and gradient two different computations, and autocast would
-    round inside the loss. Without a model (any function of theta), a recurrent layer is assumed.
+    round inside the loss; so would TensorFloat-32, which torch by default lets cuDNN's convolutions use on a GPU
+    (measured: eigenpairs of a convolutional net off by 7e-4 of the largest). Without a model (any function of theta), a
+    recurrent layer is assumed.
     """
     is_recurrent = model is None or any(isinstance(module, nn.RNNBase) for module in model.modules())
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -123,6 +125,10 @@ def differentiable_kernels(model: nn.Module | None) -> Iterator[None]:
         stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             stack.enter_context(torch.autocast(device, enabled=False))
+        cudnn: Any = torch.backends.cudnn
+        for kernels in (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul):
+            stack.callback(setattr, kernels, "fp32_precision", kernels.fp32_precision)
+            kernels.fp32_precision = "ieee"
         if is_recurrent:
             backends: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
             for backend in backends:

@@ -53,12 +53,11 @@ class CountedMap:
             image = torch.from_numpy(np.array(self.operator @ vector.numpy().copy()))
         else:
             with torch.enable_grad():
-                image = torch.as_tensor(self.operator @ vector.clone()).detach()
+                image = torch.as_tensor(self.operator @ vector.clone(), device=self.device).detach()
         if tuple(image.shape) != (self.size,):
             expected = f"({self.size},) = (p,)"
             raise ValueError(explain("H @ v", f"has shape {tuple(image.shape)}", expected, "Return one flat vector."))
-        return image.to(device=self.device, dtype=self.dtype)
-
+        return image.to(device=self.device, dtype=self.dtype, copy=not self.takes_numpy)  # of its next product's buffer
 
     @torch.no_grad()
     def products_of(self, rows: Tensor) -> Tensor:
@@ -72,7 +71,7 @@ class CountedMap:
             images = torch.from_numpy(np.array(self.operator @ columns.numpy()))
         else:
             with torch.enable_grad():
-                images = torch.as_tensor(self.operator @ columns).detach()
+                images = torch.as_tensor(self.operator @ columns, device=self.device).detach()
         return images.T.to(device=self.device, dtype=self.dtype)
 
 

@@ -19,7 +19,9 @@ from lowhanging.basin.lanczos import Array
 from lowhanging.errors import explain
 
 
-def error_bounds(values: Array, residuals: Array, noise: float, others: Array, bars: Array) -> Array:
+def error_bounds(
+    values: Array, residuals: Array, noise: float, others: Array, bars: Array, rounding: float = 0.0
+) -> Array:
     """Bounds (k,) on |eigenvalue - value| for the first k of all Ritz values.
 
     Args:
@@ -28,6 +30,7 @@ def error_bounds(values: Array, residuals: Array, noise: float, others: Array, b
         noise: error of a product.
         others: (m,) all Ritz values, the first k being `values`.
         bars: (m,) their residuals.
+        rounding: of one number in the map's dtype, relative.
     """
     scale = float(np.abs(others).max())
     known = np.r_[residuals, bars[len(values) :]]  # (m,)
@@ -36,16 +39,20 @@ def error_bounds(values: Array, residuals: Array, noise: float, others: Array, b
     gaps, true = distances.min(axis=1), residuals + noise
     is_alone = gaps > true
     squared = np.where(is_alone, true**2 / np.where(is_alone, gaps, 1.0) + noise, np.inf)
-    return np.asarray(np.minimum(true, squared) + len(others) * np.finfo(np.float64).eps * scale)  # the last: of T's
+    # Of the basis, whose rows are orthonormal to rounding only, and of the small eigenproblem.
+    least = (rounding + len(others) * float(np.finfo(np.float64).eps)) * scale
+    return np.asarray(np.minimum(true, squared) + least)
 
 
-def in_clusters(values: Array, residuals: Array, noise: float, others: Array, bars: Array) -> NDArray[np.bool_]:
+def in_clusters(
+    values: Array, residuals: Array, noise: float, others: Array, bars: Array, rounding: float = 0.0
+) -> NDArray[np.bool_]:
     """(k,) whether another Ritz value is nearer than the two residuals: the vectors are then one of many bases."""
     known = np.r_[residuals, bars[len(values) :]]
     distances = np.abs(others[None, :] - values[:, None])
     np.fill_diagonal(distances, np.inf)
-    rounding = 8 * np.finfo(np.float64).eps * float(np.abs(others).max())
-    return np.asarray((distances <= residuals[:, None] + known[None, :] + 2 * noise + rounding).any(axis=1))
+    least = (rounding + 8 * float(np.finfo(np.float64).eps)) * float(np.abs(others).max())
+    return np.asarray((distances <= residuals[:, None] + known[None, :] + 2 * noise + least).any(axis=1))
 
 
 def explain_floor(tol: float, floor: float, dtype: torch.dtype) -> str:
@@ -60,5 +67,5 @@ def explain_floor(tol: float, floor: float, dtype: torch.dtype) -> str:
 
 def _rounded_up(value: float) -> float:
     """To one digit."""
-    unit = 10.0 ** math.floor(math.log10(value))
+    unit = 10.0 ** math.floor(math.log10(max(value, 1e-300)))
     return math.ceil(value / unit) * unit

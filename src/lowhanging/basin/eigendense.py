@@ -31,7 +31,7 @@ def search_dense(
         for start in range(0, p, _BLOCK):
             num = min(_BLOCK, p - start)
             units = torch.zeros((num, p), dtype=operator.dtype, device=operator.device)
-            units[torch.arange(num), start + torch.arange(num)] = 1.0
+            units[:, start : start + num].fill_diagonal_(1.0)
             columns[start : start + num] = operator.products_of(units).double().cpu().numpy()  # row i holds H e_i
             bar.update(num)
     if not np.isfinite(columns).all():

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from lowhanging.basin.counted_map import CountedMap
 from lowhanging.basin.eigen_arguments import check_memory, in_double, known_rows, product_limit
 from lowhanging.basin.eigendense import search_dense
 from lowhanging.basin.eigensearch import search
-from lowhanging.basin.operators import hessian
+from lowhanging.basin.operators import LossMatrix, hessian
 from lowhanging.basin.search_file import SearchFile
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import NotConvergedError, check_choice, check_count, check_real, explain
@@ -162,12 +163,13 @@ def top_eigs(
         method: "lanczos", or "dense": p products in float64 where H has a `.double()` (ours, tensors), in blocks, and
             an eigendecomposition in float64, for p up to 5,000.
         on_failure: "raise", or "warn" to get what was found, with a RuntimeWarning.
-        memory: bytes for the basis and its products, 2 p numbers per step (p when that is too much).
+        memory: bytes for the basis and its products, 2 p numbers per step (p when that is too much). While it grows,
+            and for the k vectors at the end, up to as much again is held for a moment.
         warm_start: vectors that are nearly right, such as the pairs of the last checkpoint (or a Subspace, or rows
             (j, p)). Where H hardly changed, one product for each of them, and 10 more, will do; where it did, the
             search is a little shorter than one from nothing.
         resume: npz file where the search is kept every few steps, and gone on with if it exists, after a crash or with
-            a larger `max_products`; one more product finds out whether H is the same. Its size is that of the basis.
+            a larger `max_products`; theta, and one more product, find out whether H is the same. As large as the basis.
         progress: True or False; by default a bar appears after two seconds.
 
     Returns:
@@ -212,6 +214,7 @@ def top_eigs(
         if resume is not None:
             answer: dict[str, Any] = {"k": k, "which": which, "tol": tol, "seed": seed, "memory": memory, "p": p}
             answer |= {"dtype": counted.dtype, "warm_start": None if known is None else digest(known)}
+            answer["theta"] = digest(H.theta) if isinstance(H, LossMatrix) else None
             file = SearchFile(resume, {name: str(value) for name, value in answer.items()})
         outcome = search(
             counted, k, which=which, tol=tol, max_products=limit, seed=seed, memory=memory, progress=progress,
@@ -219,12 +222,12 @@ def top_eigs(
         )  # fmt: skip
     engine = str(getattr(H, "engine", ""))
     pairs = Eigenpairs(
-        values=torch.tensor(outcome.values),
+        values=torch.from_numpy(np.array(outcome.values)),
         vectors=_with_canonical_signs(outcome.vectors.cpu()),
-        residuals=torch.tensor(outcome.residuals),
-        bounds=torch.tensor(outcome.bounds),
-        is_converged=torch.tensor(outcome.is_converged),
-        is_clustered=torch.tensor(outcome.is_clustered),
+        residuals=torch.from_numpy(np.array(outcome.residuals)),
+        bounds=torch.from_numpy(np.array(outcome.bounds)),
+        is_converged=torch.from_numpy(np.array(outcome.is_converged)),
+        is_clustered=torch.from_numpy(np.array(outcome.is_clustered)),
         other_end=outcome.other_end,
         other_end_residual=outcome.other_end_residual,
         scale=outcome.scale,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -25,7 +26,7 @@ from lowhanging.ranks import is_silent
 PROBE_STEPS = 8  # of the second chain; what it glimpses in them is followed until it is decided
 _NEAR = 3.0  # tolerances that a known span may leak: measured on networks, where the two ways cost the same
 _AT_ONCE = 32  # known vectors multiplied in one block
-_KEPT = ("noise", "num_probe_steps", "num_known", "num_kept")  # numbers of a search that its file holds
+_KEPT = ("noise", "num_probe_steps", "num_resuming", "num_known", "num_kept")  # numbers of a search that its file holds
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class _Search:
     num_kept: int = 2**62  # pairs that survive a restart: those further in are forgotten before they are known
     noise: float = 0.0
     num_probe_steps: int = 0
+    num_resuming: int = 0  # products to find out whether the file was of this map; beside `max_products`
     probed: Array | None = None  # (k,) how far out the wanted values were when the last probe began
     checked: Array | None = None  # (k,) residuals of the space as it is, after `check`
 
@@ -111,7 +113,7 @@ class _Search:
             for name in _KEPT:
                 setattr(self, name, saved[name])
             self.probed = saved.get("probed")
-            self.max_products += self.operator.num_products  # what it took to know that the file is of this map
+            self.num_resuming += self.operator.num_products  # it took them to know that the file is of this map
             self.operator.num_products += saved["num_products"]
         elif known is not None:
             self.space.open_rows(known)
@@ -136,6 +138,8 @@ class _Search:
             ritz = space.ritz(self.which)
             estimates = ritz.estimates
             goal = tol * ritz.scale  # relative to the map: no threshold is absolute
+            if self.noise > goal:
+                return "floor"
             stride = 1 + space.size // 128  # the (m, m) eigenproblem is for every step only while small
             is_open = estimates[:k] > goal - self.noise
             self.show(is_open, estimates[:k].max() / (ritz.scale or 1.0))
@@ -144,7 +148,8 @@ class _Search:
                 continue
             places = outward(ritz.values, self.which)[:k]
             if not space.is_full and (self.probed is None or (places - self.probed).max() > goal):
-                self.probed, failure = places, self.probe()
+                failure = self.probe()
+                self.probed = places if failure is None else None  # one that was cut short has shown nothing
                 continue
             # Follow a pair outside the k whose error bar reaches into them. Two bars: on dense spectra of double
             # eigenvalues one bar missed a copy in up to a third of the runs, 1.5 in some, 2 in none of a thousand.
@@ -158,10 +163,13 @@ class _Search:
                 is_rounding = estimates[worst] < residuals[worst] / 2  # then more steps do not help
                 failure = "floor" if is_rounding else self.grow(1, ritz.couplings[:, worst])
                 continue
-            if (self.check(ritz, residuals) + self.noise).max() <= goal:
+            if self.left < self.num_checks:
+                failure = "max_products"
+            elif (self.check(ritz, residuals) + self.noise).max() <= goal:
                 break
-            is_rounding = self.noise > goal / 2 or space.is_full
-            failure = "floor" if is_rounding else self.grow(1, ritz.couplings[:, worst])
+            else:
+                is_rounding = self.noise > goal / 2 or space.is_full
+                failure = "floor" if is_rounding else self.grow(1, ritz.couplings[:, worst])
         return failure
 
     def grow_first(self, tol: float) -> str | None:
@@ -172,7 +180,7 @@ class _Search:
         """
         space, num_known = self.space, self.num_known
         left = max(self.k, num_known) - space.size
-        num = min(_AT_ONCE, num_known - space.size, self.max_products - self.num_checks - self.spent)
+        num = min(_AT_ONCE, num_known - space.size, self.left - self.num_checks)
         if num < 1:
             return self.grow(min(left, 4))
         if space.size == 1:
@@ -191,15 +199,20 @@ class _Search:
         """Products so far."""
         return self.operator.num_products
 
+    @property
+    def left(self) -> int:
+        """Products that may still be taken."""
+        return self.max_products + self.num_resuming - self.spent
+
     def grow(self, num_steps: int, direction: Array | None = None, *, is_probe: bool = False) -> str | None:
         """Take steps, the first towards `direction`; None, or what stood in the way."""
         for _ in range(num_steps):
             if self.space.is_full:
                 break
-            if self.spent + self.num_checks >= self.max_products:
-                return "max_products"
             if not (self.space.has_room() or self.restart()):
                 return "memory"
+            if self.left <= self.num_checks:  # after the room, which may have cost the products that were kept
+                return "max_products"
             self.space.step(direction)
             self.num_probe_steps += is_probe
             self.checked = direction = None
@@ -255,7 +268,7 @@ class _Search:
         """Fresh products of two pairs (the worst, and an outermost), of all where none were kept; updates `noise`."""
         worst_first = [int(pair) for pair in np.argsort(-residuals, kind="stable")]
         pairs = worst_first if self.space.products is None else list(dict.fromkeys([worst_first[0], 0, self.k - 1]))
-        pairs = pairs[: max(0, min(self.num_checks, self.max_products - self.spent))]
+        pairs = pairs[: max(0, min(self.num_checks, self.left))]
         checked = residuals.copy()
         if pairs:
             fresh, noise = self.space.fresh_checks(ritz, pairs)
@@ -273,7 +286,8 @@ class _Search:
             residuals = self.check(ritz, space.residuals(ritz, range(self.k)))
         is_converged = residuals + self.noise <= tol * ritz.scale
         other, first = other_end(ritz.values), by_end(self.k, self.which)
-        bars = (ritz.values[: self.k], residuals, self.noise, ritz.values, ritz.estimates)
+        rounding = float(torch.finfo(self.operator.dtype).eps)
+        bars = (ritz.values[: self.k], residuals, self.noise, ritz.values, ritz.estimates, rounding)
         return Outcome(
             values=ritz.values[first],
             vectors=space.vectors(ritz.weights[:, first]),
@@ -316,7 +330,7 @@ class _Search:
 
 def _shared(couplings: Array) -> Array:
     """The open direction (b,) that most of these pairs' residuals (b, n) have in common."""
-    return np.asarray(np.linalg.svd(couplings)[0][:, 0])
+    return np.asarray(np.linalg.svd(couplings, full_matrices=False)[0][:, 0])
 
 
 def _reaching(ritz: Ritz, k: int, which: str, goal: float) -> NDArray[np.bool_]:

@@ -33,6 +33,7 @@ from lowhanging.errors import explain
 
 Array = NDArray[np.float64]
 
+_DOT_COLUMNS = 2**13  # terms of a sum in float32
 ASYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-7}  # antisymmetric share of a map that is not merely rounded
 
 
@@ -157,11 +158,11 @@ class KrylovSpace:
         end = self.size + self.num_open
         if end == self.operator.size:
             return
-        noise = torch.randn(self.operator.size, generator=self.generator, dtype=torch.float64)
+        noise = torch.randn(self.operator.size, generator=self.generator, dtype=torch.float64, device="cpu")
         row = (noise / noise.norm()).to(self.rows)
         for _ in range(3):  # close to a full space almost all of it is projected away
-            row -= self.rows[:end].T @ (self.rows[:end] @ row)
-            row /= row.norm()
+            row -= self.rows[:end].T @ dots(self.rows[:end], row).to(row)
+            row /= row.double().norm()
         self.rows[end] = row
         self.coefficients[end, : self.size] = 0.0
         self.num_open += 1
@@ -200,12 +201,11 @@ class KrylovSpace:
         # Twice: one pass leaves an error of order eps * |image| / |remainder|, and the remainder becomes small. In a
         # single chain nearly all of the image lies along the last two rows, and the first pass takes it from these.
         near = rows[max(0, new - 1) :] if self.is_tridiagonal else rows
-        first = near @ image
-        remainder = image - near.T @ first
-        total = rows @ remainder
-        remainder -= rows.T @ total
-        total = total.double()
-        total[-len(near) :] += first.double()
+        first = dots(near, image)
+        remainder = image - near.T @ first.to(image)
+        total = dots(rows, remainder)
+        remainder -= rows.T @ total.to(image)
+        total[-len(near) :] += first
         column = torch.cat([total, remainder.double().norm()[None]]).cpu().numpy()
         if not np.isfinite(column).all():  # the step's one wait for the device was the line above
             received = f"has NaN or infinite entries at product {self.operator.num_products}"
@@ -232,7 +232,7 @@ class KrylovSpace:
         mirror[0] -= 1.0
         mirror /= np.linalg.norm(mirror)
         opened = slice(self.size, self.size + self.num_open)
-        w = torch.as_tensor(mirror).to(self.rows)
+        w = torch.as_tensor(mirror, device=self.rows.device).to(self.rows.dtype)
         self.rows[opened] -= 2 * w[:, None] * (w @ self.rows[opened])
         K = self.coefficients[opened, : self.size]
         K -= 2 * mirror[:, None] * (mirror @ K)
@@ -271,6 +271,14 @@ class KrylovSpace:
         couplings = self.coefficients[self.size : self.size + self.num_open, : self.size]
         return Ritz(values[order], weights[:, order], couplings @ weights[:, order], float(np.abs(values).max()))
 
+    def _lengths(self, weights: Array) -> Array:
+        """(k,) norms of Q^T weights, which are 1 to the rounding of the rows."""
+        mix = torch.as_tensor(weights.T.copy(), device=self.rows.device)
+        squares = torch.zeros(len(mix), dtype=torch.float64, device=self.rows.device)
+        for columns in self._slabs():
+            squares += (mix @ self.rows[: self.size, columns].double()).square().sum(dim=1)
+        return np.asarray(squares.sqrt().cpu().numpy())
+
     def vectors(self, weights: Array) -> Tensor:
         """Q^T weights as (k, p) unit rows in the map's dtype, accumulated in float64; weights (m, k)."""
         mixed = self.rows.new_empty((weights.shape[1], self.operator.size))
@@ -301,6 +309,7 @@ class KrylovSpace:
         vectors = self.vectors(weights)
         images = self.operator.products_of(vectors)
         expected = self.coefficients[: self.size + self.num_open, : self.size] @ weights  # (m + b, n)
+        expected /= self._lengths(weights)  # `vectors` are unit, and rows are orthonormal to rounding only
         mix = torch.as_tensor(expected.T.copy(), device=self.rows.device)
         values = torch.as_tensor(ritz.values[list(pairs)].copy(), device=self.rows.device)
         squares = torch.zeros((2, len(pairs)), dtype=torch.float64, device=self.rows.device)
@@ -311,18 +320,34 @@ class KrylovSpace:
         residuals, noise = squares.sqrt().cpu().numpy()
         return residuals, noise
 
-    def last_error(self) -> float:
-        """How far a new product with the last row of the basis lies from what K says of it: is it the same map?"""
+    def is_of_this_map(self, noise: float) -> bool:
+        """Whether a new product with the last row of the basis is what K says of it, to rounding or the map's noise."""
         image = self.operator.product(self.rows[self.size - 1]).double()
         column = torch.as_tensor(self.coefficients[: self.size + self.num_open, self.size - 1], device=image.device)
+        error = image.clone()
         for columns in self._slabs():
-            image[columns] -= column @ self.rows[: len(column), columns].double()
-        return float(image.norm())
+            error[columns] -= column @ self.rows[: len(column), columns].double()
+        rounding = 100 * torch.finfo(self.rows.dtype).eps * self.largest_image
+        if float(error.norm()) <= rounding + 3 * noise:
+            return True
+        again = self.operator.product(self.rows[self.size - 1]).double()
+        return float(error.norm()) <= rounding + 3 * float((again - image).norm())
 
     def _slabs(self) -> Iterator[slice]:
         """Column ranges whose float64 copy of all rows stays near 64 MB."""
         width = max(1, 2**23 // max(1, self.size + self.num_open))
         return (slice(start, start + width) for start in range(0, self.operator.size, width))
+
+
+def dots(rows: Tensor, x: Tensor) -> Tensor:
+    """The products of rows (n, p) with x (p,), float64: sums of a million terms in float32 would lose four digits."""
+    width = _DOT_COLUMNS if x.device.type == "cpu" else 64 * _DOT_COLUMNS
+    if x.dtype == torch.float64 or x.numel() <= width:
+        return (rows @ x).double()
+    total = torch.zeros(len(rows), dtype=torch.float64, device=x.device)
+    for start in range(0, x.numel(), width):
+        total += (rows[:, start : start + width] @ x[start : start + width]).double()
+    return total
 
 
 def _enlarged(rows: Tensor, capacity: int) -> Tensor:

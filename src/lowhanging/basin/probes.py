@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lowhanging.basin.counted_map import CountedMap
+from lowhanging.basin.lanczos import dots
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,11 +54,11 @@ def orthonormal_probes(num: int, away_from: Tensor, generator: torch.Generator) 
     fixed, p = away_from.shape
     rows = torch.cat([away_from, away_from.new_empty((num, p))])
     for i in range(fixed, fixed + num):
-        noise = torch.randn(p, generator=generator, dtype=torch.float64)  # on the CPU: the same on every device
+        noise = torch.randn(p, generator=generator, dtype=torch.float64, device="cpu")  # the same on every device
         row = (noise / noise.norm()).to(rows)
         for _ in range(3):  # close to a full space almost all of it is projected away
-            row -= rows[:i].T @ (rows[:i] @ row)
-            row /= row.norm()
+            row -= rows[:i].T @ dots(rows[:i], row).to(row)
+            row /= row.double().norm()
         rows[i] = row
     return rows[fixed:]
 

@@ -23,7 +23,7 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from lowhanging.basin.lanczos import ASYMMETRY, Array, SymmetricMap, not_symmetric
+from lowhanging.basin.lanczos import ASYMMETRY, Array, SymmetricMap, dots, not_symmetric
 from lowhanging.errors import explain
 
 SAME_NODE = 1e-8  # of the largest |node|: closer than this, a node and a chosen place are one
@@ -51,11 +51,11 @@ def lanczos_quadrature(
     while size < steps:
         known = rows[: num_fixed + size + 1]
         image = operator.product(known[-1])
-        first = known @ image
-        remainder = image - known.T @ first
-        second = known @ remainder  # twice, see KrylovSpace.step
-        remainder -= known.T @ second
-        column = torch.cat([first.double() + second.double(), remainder.double().norm()[None]]).cpu().numpy()
+        first = dots(known, image)
+        remainder = image - known.T @ first.to(image)
+        second = dots(known, remainder)  # twice, see KrylovSpace
+        remainder -= known.T @ second.to(image)
+        column = torch.cat([first + second, remainder.double().norm()[None]]).cpu().numpy()
         if not np.isfinite(column).all():
             received = f"has NaN or infinite entries at product {operator.num_products}"
             remedy = "Look for overflow in the loss and its derivatives here; float64 reaches further than float32."

@@ -26,6 +26,9 @@ from lowhanging.results import resume_path, write_atomically
 STRIDE = 4  # products between two writes, at least
 _SHARE = 0.1  # of the time
 _META = "__lowhanging_search__"
+_ARRAYS = ("rows", "coefficients", "generator", "counts", "is_tridiagonal", "largest_image")
+_WRONG = (ValueError, TypeError, KeyError, IndexError, RuntimeError)  # in what a file holds
+_DAMAGED = (*_WRONG, EOFError, OSError, zipfile.BadZipFile, zlib.error)
 
 
 class SearchFile:
@@ -51,19 +54,21 @@ class SearchFile:
                 arrays = {name: stored[name] for name in stored.files}
             meta = json.loads(str(arrays.pop(_META)))
             identity, numbers = dict(meta["identity"]), dict(meta["numbers"])
-        except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            received = f"is {str(self.path)!r}, no resume file of a search for eigenpairs"
-            message = explain("resume", received, "a new file or that of this search", "Name another file.")
-            raise ValueError(message) from error
+            missing = {*_ARRAYS} - set(arrays)
+            if missing:
+                raise KeyError(*missing)
+        except _DAMAGED as error:
+            raise ValueError(self._no_search()) from error
         different = [key for key in {**self.identity, **identity} if self.identity.get(key) != identity.get(key)]
         if different:
             self._refuse(different)
-        _restore(space, arrays)
+        try:
+            _restore(space, arrays)
+        except _DAMAGED as error:
+            raise ValueError(self._no_search()) from error
         numbers |= {name: arrays[name] for name in ("probed",) if name in arrays}
-        if space.size:
-            limit = 100 * torch.finfo(space.operator.dtype).eps * space.largest_image + 3 * float(numbers["noise"])
-            if not space.last_error() <= limit:
-                self._refuse(["H"])
+        if space.size and not space.is_of_this_map(float(numbers["noise"])):
+            self._refuse(["H"])
         return numbers
 
     def write_if_due(self, space: KrylovSpace, numbers: Mapping[str, Any], *, now: bool = False) -> None:
@@ -79,6 +84,10 @@ class SearchFile:
         write_atomically(self.path, lambda stream: np.savez(stream, **entries))
         elapsed = time.monotonic() - begun
         self._products, self._next = products, time.monotonic() + elapsed / _SHARE
+
+    def _no_search(self) -> str:
+        received = f"is {str(self.path)!r}, no resume file of a search for eigenpairs"
+        return explain("resume", received, "a new file or that of this search", "Name another file.")
 
     def _refuse(self, different: list[str]) -> NoReturn:
         received = f"is {str(self.path)!r}, the file of a search with another {', '.join(sorted(different))}"
