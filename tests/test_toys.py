@@ -1,7 +1,7 @@
-"""Losses with answers on paper, descent on them, and what the report makes of it.
+"""Losses with answers on paper, descent on them.
 
 Oracles: closed forms written out by hand (values, gradients, Hessians, the end of gradient flow on x^2 y^2, matrix
-exponentials, the stationary variance of an autoregression); the dense float64 Hessian; Wilson's formula.
+exponentials, the stationary variance of an autoregression); the dense float64 Hessian.
 """
 
 import math
@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import lowhanging as lh
-from lowhanging.reproduce import cartoons, claims
 
 toys = lh.toys
 POINTS = 2 * torch.rand(6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1
@@ -435,60 +434,3 @@ def test_a_function_of_float32_constants_is_refused():
         ValueError, match=r"loss can't be evaluated in float64 \(.*\), expected a function that follows"
     ):
         toys.gradient_path(loss, [1.0, 1.0])
-
-
-@pytest.fixture(scope="module")
-def measured():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cartoons, "NOISY_TIME", 20.0)
-        patch.setattr(cartoons, "NUM_PATHS", 2)
-        return cartoons.measure(seed=3, num_starts=30)
-
-
-def test_the_report_measures_the_cartoons(measured):
-    assert measured.starts.shape == (30, 2)
-    assert float(measured.starts.abs().amin()) > cartoons.NEAR
-    assert float(measured.starts.abs().amax()) <= cartoons.HALF_WIDTH
-    assert measured.paper_error < 1e-4
-    assert measured.flat.is_at_rest
-    assert measured.sloped.is_at_rest
-    # On paper: the flat flow ends at distance |x0^2 - y0^2|^(1/2) and comes by an axis that far out if this is >= FAR.
-    assert torch.equal(measured.flat.reached_axis, measured.levels.abs().sqrt() >= cartoons.FAR)
-    assert 0 < int(measured.flat.reached_axis.sum()) < 30
-    assert measured.flat.reached_both == 0
-    assert measured.sloped.reached_both == 30
-    for descents in (measured.flat, measured.sloped):
-        for path, start, end in zip(descents.paths, measured.starts, descents.ends, strict=False):
-            assert torch.equal(path.thetas[0], start)
-            assert float((path.thetas[-1] - end).norm()) < 1e-4
-    assert len(measured.flat.paths) == len(measured.sloped.paths) == 2
-
-
-def test_verdicts_follow_from_the_counts(measured):
-    def verdicts(flat, sloped):
-        made = [
-            cartoons.Descents(m.ends, True, torch.arange(30) < axis, both, visits, 0.5, [], m.plane)
-            for m, (axis, both, visits) in ((measured.flat, flat), (measured.sloped, sloped))
-        ]
-        return [claim.verdict for claim in cartoons.claims(cartoons.Cartoons(measured.starts, *made))]
-
-    assert verdicts((16, 1, 15), (16, 29, 29)) == ["holds", "holds"]
-    assert verdicts((15, 1, 16), (16, 29, 29)) == ["holds in part", "holds in part"]
-    assert verdicts((16, 2, 15), (16, 28, 28)) == ["does not hold", "holds in part"]
-    assert verdicts((30, 0, 30), (30, 30, 28)) == ["holds", "does not hold"]
-    first, second = cartoons.claims(measured)
-    assert "0.0 % [0.0 %, 11.4 %] end at that minimum" in first.measured
-    assert "100.0 % [88.6 %, 100.0 %] end at the joint minimum" in first.measured
-    assert "of the flat runs" in second.measured
-    numbers = cartoons.numbers(measured)
-    assert numbers["flat"]["reached_both"] == 0
-    assert numbers["sloped"]["reached_axis"] == int(measured.sloped.reached_axis.sum())
-
-
-def test_wilson_interval_by_its_formula():
-    count, num, z = 17, 20, 1.959963984540054
-    share = count / num
-    center = (share + z**2 / (2 * num)) / (1 + z**2 / num)
-    half = z / (1 + z**2 / num) * math.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
-    expected = f"85.0 % [{100 * (center - half):.1f} %, {100 * (center + half):.1f} %]"
-    assert claims.interval(count, num) == expected

@@ -1,13 +1,13 @@
 """lowhanging: the microscope for the low-hanging fruit prior.
 
-Data (`mnist`, `paired_mnist`), a small smooth network (`SigmoidCNN`), training to a minimum (`train`, `polish`), losses
-as functions of the weights (`Objective`, `FunctionObjective`), curvature (`hessian`, `gauss_newton`, `top_eigs`,
-`top_hessian_eigs`) and spectra (`spectral_density`, `trace`, `effective_dimension`), steering between circuits
-(`steering_direction`, `steering_subspace`, `steering_report`, `Subspace`), other directions (`random_direction`,
-`difference_direction`, `principal_directions`, `gram_schmidt`) and slices of the loss (`line_slice`, `path_slice`,
-`plane_slice`), canyons (`find_canyons`, `trace_canyon`, and what they are held against: `depth_null`,
-`ConflictControl`, `name_circuit`). `plots` draws results, `testing` checks a model and a slicer and holds the oracles,
-`toys` has losses with answers on paper.
+Data (`mnist`, `paired_mnist`, `modular_addition`, `parity_rules`), a small smooth network (`SigmoidCNN`), training to a
+minimum (`train`, `polish`), losses as functions of the weights (`Objective`, `FunctionObjective`), curvature
+(`hessian`, `gauss_newton`, `top_eigs`, `top_hessian_eigs`) and spectra (`spectral_density`, `trace`,
+`effective_dimension`), steering between circuits (`steering_direction`, `steering_subspace`, `steering_report`,
+`Subspace`), other directions (`random_direction`, `difference_direction`, `principal_directions`, `gram_schmidt`) and
+slices of the loss (`line_slice`, `path_slice`, `plane_slice`), canyons (`find_canyons`, `trace_canyon`, and what they
+are held against: `depth_null`, `ConflictControl`, `name_circuit`). `plots` draws results, `testing` checks a model and
+a slicer and holds the oracles, `toys` has losses with answers on paper.
 """
 
 from lowhanging import circuits, plots, testing, toys
@@ -56,9 +56,13 @@ from lowhanging.datasets import (
     PairedImages,
     PairedMNIST,
     PairedView,
+    ParityBits,
+    ParityRules,
+    ParityView,
     mnist,
     modular_addition,
     paired_mnist,
+    parity_rules,
 )
 from lowhanging.errors import NotConvergedError, NotSmoothWarning
 from lowhanging.function_objective import FunctionObjective
@@ -104,6 +108,9 @@ __all__ = [
     "PairedMNIST",
     "PairedView",
     "ParameterSpace",
+    "ParityBits",
+    "ParityRules",
+    "ParityView",
     "PathSlice",
     "Plane",
     "PlaneSlice",
@@ -131,6 +138,7 @@ __all__ = [
     "modular_addition",
     "name_circuit",
     "paired_mnist",
+    "parity_rules",
     "path_slice",
     "plane_slice",
     "plane_through",

@@ -4,7 +4,8 @@ When each circuit formed over many runs (`births`), and the statistics of it: wh
 (`pairing_test`, and what it would have seen: `pairing_power`), whether one raises the rate of the next
 (`birth_intensity`), whether frequencies are related (`frequency_relations`), and whether circuits last (`survival`).
 What each circuit is worth (`ablate_circuits`, `circuit_losses` for steering), and the measures of the literature
-(`restricted_loss`, `excluded_loss`, `gradient_symmetricity`, `distance_irrelevance`).
+(`restricted_loss`, `excluded_loss`, `gradient_symmetricity`, `distance_irrelevance`). How long rules take to be learned
+(`LearningTimes`, `Competences`, `first_crossing`), and whether two circuits add their logits (`logit_sum`).
 """
 
 from lowhanging.circuits.ablation import (
@@ -17,7 +18,9 @@ from lowhanging.circuits.ablation import (
 from lowhanging.circuits.formation import Births, births
 from lowhanging.circuits.fourier import CircleScores, circle_score, fourier_modes, key_frequencies
 from lowhanging.circuits.intensity import BirthIntensity, birth_intensity
+from lowhanging.circuits.learning_times import Competences, LearningTimes, TimesRatio, first_crossing
 from lowhanging.circuits.lifetimes import Survival, survival
+from lowhanging.circuits.logit_sum import LogitSum, logit_sum
 from lowhanging.circuits.pairing import PairingTest, pairing_test
 from lowhanging.circuits.power import PairingPower, pairing_power
 from lowhanging.circuits.progress import (
@@ -33,10 +36,14 @@ __all__ = [
     "Births",
     "CircleScores",
     "CircuitAblation",
+    "Competences",
     "FrequencyRelations",
+    "LearningTimes",
+    "LogitSum",
     "PairingPower",
     "PairingTest",
     "Survival",
+    "TimesRatio",
     "ablate_blocks",
     "ablate_circuits",
     "ablate_frequencies",
@@ -46,10 +53,12 @@ __all__ = [
     "circuit_losses",
     "distance_irrelevance",
     "excluded_loss",
+    "first_crossing",
     "fourier_modes",
     "frequency_relations",
     "gradient_symmetricity",
     "key_frequencies",
+    "logit_sum",
     "pairing_power",
     "pairing_test",
     "restricted_loss",

@@ -4,7 +4,8 @@ Lines and paths (`line_slice`, `path_slice`), planes (`plane_slice`, `plane_slic
 runs over them (`trajectory`, `descents`), `animation` of slices over training, curvature (`spectra`,
 `spectral_density`, `effective_dimension`), `overlaps`, canyons (`canyon_floor`, `canyon_losses`, `canyon_fan`,
 `canyon_depths`), circuits (`circles`, `circles_animation`, `modes`) and when they formed (`births`, `birth_intensity`,
-`survival`), `training_run`, `paired_images`; `panels` sets several drawings side by side.
+`survival`), how long rules take (`learning_times`, `competences`), `logit_sum`, `training_run`, `paired_images`;
+`panels` sets several drawings side by side.
 """
 
 from lowhanging.plots.animation import animation
@@ -16,6 +17,8 @@ from lowhanging.plots.curvature import effective_dimension, spectra, spectral_de
 from lowhanging.plots.descents import descents
 from lowhanging.plots.formation import birth_intensity, births, circuit_ablation, survival
 from lowhanging.plots.interactive import interactive
+from lowhanging.plots.learning_times import competences, learning_times
+from lowhanging.plots.logit_sum import logit_sum
 from lowhanging.plots.paired_images import paired_images
 from lowhanging.plots.panels import panels
 from lowhanging.plots.planes import plane_slice, plane_slices
@@ -36,10 +39,13 @@ __all__ = [
     "circles",
     "circles_animation",
     "circuit_ablation",
+    "competences",
     "descents",
     "effective_dimension",
     "interactive",
+    "learning_times",
     "line_slice",
+    "logit_sum",
     "modes",
     "overlaps",
     "paired_images",

@@ -1,4 +1,4 @@
-"""Theme 7: do canyons leave the basin, are they minima across, do they slope, merge, and run different circuits?
+"""Theme "canyons": do canyons leave the basin, are they minima across, do they slope, merge, run different circuits?
 
 On the first images of the training set, whose anchored loss is polished to a minimum of its own: a canyon is a property
 of one fixed loss. Spheres are searched in the span of that loss's top eigenvectors, where no axis is so soft that it
@@ -7,12 +7,11 @@ swallows the others; energy shells in the span of the top eigenvectors of the tw
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import torch
-
+from lowhanging.basin.canyon_null import DepthNull, depth_null
 from lowhanging.basin.canyon_paths import CanyonPath, trace_canyon
 from lowhanging.basin.canyon_points import CanyonPoint, with_full_certificates
 from lowhanging.basin.canyons import CanyonSet, find_canyons
@@ -25,88 +24,114 @@ from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import NotConvergedError
 from lowhanging.loss import Loss
 from lowhanging.objective import Objective
-from lowhanging.reproduce.claims import Claim, judged
+from lowhanging.reproduce import cartoons
 from lowhanging.reproduce.learning import CUES, Learning
-from lowhanging.reproduce.steering import Steered
-from lowhanging.toys import sloped_canyons
+from lowhanging.reproduce.settings import Sizes
+from lowhanging.reproduce.shelf import Row, Shelf
+from lowhanging.reproduce.steering import directions_of
+from lowhanging.toys import flat_canyons
 
-NUM_IMAGES = 400
-OWN, PER_CUE = 10, 5  # eigenvectors of the loss itself, and of each single-cue loss
 RADIUS = 3.0  # of the sphere that is searched
 INNER, OUTER, STEP = 0.5, 4.0, 0.5  # branches are followed between these radii
 ENERGY = 0.3  # of the energy shell that is searched
-SPHERE_STARTS, SHELL_STARTS = 10, 4  # random ones; on the shell the steering directions are aimed at too, both ways
 NUM_BRANCHES = 2  # followed
 NUM_ALPHAS, NUM_BETAS = 7, 7  # of the plane through two branches
-CARTOON_RADII = (0.1, 0.5, 1.0, 3.0)
-FLAT = 0.01  # nats per unit of distance: a slope below it counts as flat, from ...
-OUTSIDE = 1.0  # ... this radius on: at the minimum every slope vanishes
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Canyons:
-    """What was found around the minimum on `NUM_IMAGES` images."""
+    """What was found around the minimum on the first images."""
 
     minimum: Minimum
     sphere: CanyonSet  # |delta| = RADIUS
     shell: CanyonSet  # energy ENERGY
     paths: dict[str, CanyonPath]  # name of a branch of the sphere -> followed both ways
     plane: PlaneSlice | None  # through the minimum and two branches
-    full: CanyonPoint | None  # the first canyon of the sphere, with certificates in all of weight space
-    cartoon: CanyonSet
-    cartoon_error: float  # largest difference of its certificates from those on paper
+    null: DepthNull | None  # the shell's search in random subspaces of equal curvature
 
 
-def measure(learning: Learning, steered: list[Steered]) -> Canyons:
-    """A minimum, two searches, branches followed, the cartoon by the same code."""
-    train = learning.views.mixed.train
-    some = Objective(learning.model, (train.inputs[:NUM_IMAGES], train.targets[:NUM_IMAGES]))
-    minimum = polish(some, anchor=learning.minimum.anchor)
-    loss, views = minimum.objective, learning.views
-    own, shared = top_eigs(hessian(loss), k=OWN).subspace(), []
-    for view in (views.number.train, views.pattern.train):
-        cue = Objective(learning.model, (view.inputs[:NUM_IMAGES], view.targets[:NUM_IMAGES])).at(minimum.theta)
-        shared.append(top_eigs(hessian(cue), k=PER_CUE).subspace())
-    evaluate = {name: objective.at(minimum.theta) for name, objective in learning.losses.items()}
-    control = ConflictControl(evaluate["mixed"], views.conflict.inputs, views.conflict.answers)
-    sphere = find_canyons(
-        loss,
-        space=own,
-        metric="euclidean",
-        levels=RADIUS,
-        starts=SPHERE_STARTS,
-        evaluate=evaluate,
-        conflict=control,
-    )
-    shell = find_canyons(
-        loss,
-        space=shared[0].union(shared[1]),
-        levels=ENERGY,
-        starts=SHELL_STARTS,
-        aimed={f"keep {s.preserved}": s.direction for s in steered},
-        evaluate=evaluate,
-        conflict=control,
-    )
+def canyons_of(network: Learning, sizes: Sizes, shelf: Shelf) -> Canyons:
+    """A minimum, two searches, branches followed, a plane through two of them, and the null of the depth."""
+    minimum = minimum_of(network, sizes, shelf)
+    loss = minimum.objective
+    evaluate = {name: objective.at(minimum.theta) for name, objective in network.losses.items()}
+    images = network.views.conflict
+    control = ConflictControl(evaluate["mixed"], images.inputs, images.answers)
+    watched: dict[str, Any] = {"evaluate": evaluate, "conflict": control}
+
+    def own_axes() -> Subspace:
+        return top_eigs(hessian(loss), k=sizes.canyon_axes).subspace()
+
+    def cue_axes() -> Subspace:
+        number, pattern = (
+            top_eigs(hessian(_first(network, cue, sizes).at(minimum.theta)), k=sizes.canyon_cue_axes).subspace()
+            for cue in CUES
+        )
+        return number.union(pattern)
+
+    own = shelf.result("canyon-axes", Subspace.load, own_axes)
+    shared = shelf.result("canyon-cue-axes", Subspace.load, cue_axes)
+
+    def sphere() -> CanyonSet:
+        return _found(
+            lambda: find_canyons(
+                loss, space=own, metric="euclidean", levels=RADIUS, starts=sizes.sphere_starts, **watched
+            )
+        )
+
+    def shell() -> CanyonSet:
+        aimed = {f"keep {s.preserved}": s.direction for s in directions_of(network, sizes, shelf)}
+        return _found(
+            lambda: find_canyons(
+                loss, space=shared, levels=ENERGY, starts=sizes.shell_starts, aimed=aimed, **watched
+            )
+        )
+
+    on_sphere = shelf.result("canyons-on-sphere", CanyonSet.load, sphere)
+    on_shell = shelf.result("canyons-on-shell", CanyonSet.load, shell)
     paths = {}
-    for number, point in enumerate(_to_follow(sphere)):
-        try:
-            path = trace_canyon(loss, point, to=(INNER, OUTER), step=STEP, evaluate=evaluate, conflict=control)
-        except NotConvergedError as error:
-            path = error.result
-        paths[f"branch {number + 1}"] = path
-    cartoon = find_canyons(
-        sloped_canyons(),
-        space=Subspace(torch.eye(2, dtype=torch.float64)),
-        metric="euclidean",
-        levels=CARTOON_RADII,
-        starts=16,
-        rtol=1e-12,
+    for number, point in enumerate(_to_follow(on_sphere), 1):
+        file = shelf.resume(f"branch-{number}")
+
+        def followed(point: CanyonPoint = point, file: Any = file) -> CanyonPath:
+            return _found(lambda: trace_canyon(loss, point, to=(INNER, OUTER), step=STEP, resume=file, **watched))
+
+        paths[f"branch {number}"] = shelf.result(f"branch-{number}", CanyonPath.load, followed)
+    return Canyons(
+        minimum,
+        on_sphere,
+        on_shell,
+        paths,
+        _plane(loss, evaluate, on_sphere, shelf),
+        _null(loss, on_shell, sizes, shelf),
     )
-    full = None
-    if sphere.canyons:
-        full, _ = with_full_certificates(loss, sphere.canyons[0], float(sphere.curvatures[0]))
-    plane = _plane(loss, evaluate, sphere)
-    return Canyons(minimum, sphere, shell, paths, plane, full, cartoon, _cartoon_error(cartoon))
+
+
+def minimum_of(network: Learning, sizes: Sizes, shelf: Shelf) -> Minimum:
+    """The minimum of the loss on the first training images."""
+    some = _first(network, "mixed", sizes)
+
+    def polished() -> Minimum:
+        return _found(lambda: polish(some, anchor=sizes.anchor))
+
+    return shelf.result("canyon-minimum", lambda path: Minimum.load(path, some), polished)
+
+
+def _first(network: Learning, name: str, sizes: Sizes) -> Objective:
+    """The loss on the first training images of a view, around the trained weights."""
+    view = getattr(network.views, name).train
+    return Objective(network.model, (view.inputs[: sizes.canyon_images], view.targets[: sizes.canyon_images]))
+
+
+def _found(make: Callable[[], _T]) -> _T:
+    """What was found, also where it missed its tolerance: every point carries its own certificate."""
+    try:
+        return make()
+    except NotConvergedError as error:
+        result: _T = error.result
+        return result
 
 
 def _to_follow(found: CanyonSet) -> list[CanyonPoint]:
@@ -115,165 +140,53 @@ def _to_follow(found: CanyonSet) -> list[CanyonPoint]:
     return [point for point in own if not point.is_trivial][:NUM_BRANCHES] or own[:1]
 
 
-def _plane(loss: Loss, evaluate: dict[str, Objective], found: CanyonSet) -> PlaneSlice | None:
+def _plane(loss: Loss, evaluate: dict[str, Objective], found: CanyonSet, shelf: Shelf) -> PlaneSlice | None:
     """The evaluated losses on the plane through the minimum and two branches."""
     points = _to_follow(found)
     if len(points) < 2:
         return None
     a, b = points[:2]
-    plane = plane_through(loss.theta0, a.theta, b.theta, names=("minimum", "branch 1", "branch 2"))
-    return plane_slice(evaluate, plane, num=(NUM_ALPHAS, NUM_BETAS), engine="point by point")
+
+    def made() -> PlaneSlice:
+        plane = plane_through(loss.theta0, a.theta, b.theta, names=("minimum", "branch 1", "branch 2"))
+        return plane_slice(evaluate, plane, num=(NUM_ALPHAS, NUM_BETAS), engine="point by point")
+
+    return shelf.result("plane-of-branches", PlaneSlice.load, made)
 
 
-def _cartoon_error(found: CanyonSet) -> float:
-    """Largest difference of rise, slope, plane and sphere eigenvalue from paper; infinite if an axis is missing."""
-    errors = []
-    for radius in CARTOON_RADII:
-        points, fall = found.at_level(radius), 0.1 * math.exp(-(radius**2))
-        on_axes = {(round(float(x), 6) + 0.0, round(float(y), 6) + 0.0) for x, y in (p.delta / radius for p in points)}
-        if len(points) != 4 or on_axes != {(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)}:
-            return math.inf
-        paper = (0.1 - fall, 2 * radius * fall, 2 * radius**2 + 2 * fall, 2 * radius**2)
-        for p in points:
-            measured = (p.rise, p.slope, p.plane_eigenvalue, p.sphere_eigenvalue)
-            errors += [abs(a - b) for a, b in zip(measured, paper, strict=True)]
-    return max(errors)
+def _null(loss: Loss, found: CanyonSet, sizes: Sizes, shelf: Shelf) -> DepthNull | None:
+    """The depth on the shell against random subspaces of equal curvature."""
+    if not any(point.is_converged for point in found):
+        return None
+    return shelf.result("depth-null", DepthNull.load, lambda: depth_null(loss, found, num=sizes.null_subspaces))
 
 
-def claims(canyons: Canyons) -> list[Claim]:
-    """Minima across, different circuits, merging, sloping, and the cartoon."""
-    return [
-        _minima_across(canyons),
-        _circuits(canyons),
-        _merge(canyons),
-        _sloped(canyons),
-        Claim(
-            "the sloped cartoon's canyons are its axes",
-            "the loss x²y² + 0.1 (1 − exp(−x² − y²)) has two canyons, the axes, meeting at the origin",
-            f"the finder gives the four half-axes and nothing else at each of r = {_listed(CARTOON_RADII)}; height, "
-            f"slope, plane and sphere eigenvalues differ from those on paper by at most {canyons.cartoon_error:.0e}"
-            if canyons.cartoon_error < math.inf
-            else "an axis is missing, or something else was found",
-            "exactly the four half-axes at every radius, every number within 1e-8 of paper",
-            judged(canyons.cartoon_error <= 1e-8),
-        ),
-    ]
+def measure(network: Learning, sizes: Sizes, shelf: Shelf) -> Row:
+    """Every point, every branch, and what they are held against."""
+    canyons = canyons_of(network, sizes, shelf)
+    minimum, sphere, null = canyons.minimum, canyons.sphere, canyons.null
 
+    def full() -> Row | None:
+        if not sphere.canyons:
+            return None
+        point, _ = with_full_certificates(minimum.objective, sphere.canyons[0], float(sphere.curvatures[0]))
+        return _record(point)
 
-def _minima_across(canyons: Canyons) -> Claim:
-    own = [p for p in canyons.sphere.canyons if p.copy_of is None]
-    dim = len(canyons.sphere.curvatures)
-    texts = [
-        f"rise {p.rise:.3g} (a quadratic bowl: {p.energy:.3g}), plane {p.plane_eigenvalue:+.3g}, "
-        f"sphere {p.sphere_eigenvalue:+.3g} (± {p.euclidean_error:.0e})"
-        for p in own
-    ]
-    deep = [round(p.depth, 2) for p in canyons.shell.canyons]
-    full = canyons.full
-    whole = (
-        f". In all {len(full.delta):,} directions the first of them has |Pg| = {full.full_residual:.2g} (slope "
-        f"{full.slope:.2g}) and a plane eigenvalue of {full.full_plane_eigenvalue:+.2g} (± {full.full_error:.0e})"
-        if full is not None and full.full_residual is not None and full.full_plane_eigenvalue is not None
-        else ""
-    )
-    return Claim(
-        "further out there are canyons, minima in all orthogonal directions",
-        "away from the basin, each circuit has a canyon: a local minimum in all directions orthogonal to the way there",
-        f"on the sphere of radius {RADIUS:g} in the {dim}-dimensional span of the loss's top eigenvectors, {len(own)} "
-        f"certified canyons: {'; '.join(texts) or 'none'}. On the energy shell E = {ENERGY:g} in the span of the two "
-        f"single-cue losses' top eigenvectors, {len(deep)}, with depths {_listed(deep) or '–'} (1 in a quadratic "
-        f"bowl){whole}",
-        "three parts: a certified canyon on the sphere, beyond the softest axis; two of them, as there are two "
-        "circuits; the first one stationary in all of weight space too (|Pg| at most a tenth of the slope, plane "
-        "eigenvalue above 0)",
-        judged(
-            bool(own),
-            len(own) >= 2,
-            full is not None
-            and full.full_residual is not None
-            and full.full_residual <= 0.1 * abs(full.slope)
-            and (full.full_plane_eigenvalue or 0.0) > (full.full_error or 0.0),
-        ),
-    )
-
-
-def _circuits(canyons: Canyons) -> Claim:
-    basin = math.log(canyons.sphere.losses["number"] / canyons.sphere.losses["pattern"])
-    points = [*canyons.sphere.canyons, *canyons.shell.canyons, *(path[-1] for path in canyons.paths.values())]
-    named = {cue: sum(point.circuit == cue for point in points) for cue in CUES}
-    asymmetries = [point.asymmetry("number", "pattern") - basin for point in points]
-    shifts = [point.answer_shift[0] for point in points if point.answer_shift is not None]
-    spread = f"{min(asymmetries):+.2f} to {max(asymmetries):+.2f}" if asymmetries else "–"
-    moved = f"{min(shifts):+.2f} to {max(shifts):+.2f}" if shifts else "–"
-    return Claim(
-        "canyons execute different circuits",
-        "on the floor of one canyon the network reads numbers, on that of the other patterns",
-        f"log(L_number / L_pattern), {basin:+.2f} at the minimum, changes by {spread} over {len(points)} certified "
-        f"canyons and far ends of branches; on conflict images the answers move towards the better-kept cue by {moved} "
-        "(change of the difference in shares). Called after a circuit: "
-        + ", ".join(f"{cue} {count}" for cue, count in named.items()),
-        "a point is called after a circuit if the asymmetry moved by more than 1 and the answers on conflict images "
-        "moved the same way by at least 0.1, with an interval above 0; two parts: a canyon that runs the number "
-        "circuit, one that runs the pattern circuit",
-        judged(*(count > 0 for count in named.values())),
-    )
-
-
-def _merge(canyons: Canyons) -> Claim:
-    texts, merged = [], []
-    for name, path in canyons.paths.items():
-        low, high = path.merge_radius
-        is_inner = low > 0.0
-        texts.append(
-            f"{name} ({path[0].radius:.2g} to {path[-1].radius:.2g}): "
-            + (f"a canyon of its own down to {low:.3g} to {high:.3g}" if is_inner else "one all the way in")
-        )
-        merged.append(is_inner)
-    return Claim(
-        "canyons merge into one basin at a radius",
-        "near the minimum there is one basin; the canyons separate from it some way out",
-        f"followed inwards to {INNER:g}: " + ("; ".join(texts) or "there was none to follow"),
-        "two parts: at least two branches, and at most one of them still a local minimum of its own on the sphere at "
-        "the inner end",
-        judged(len(merged) >= 2, bool(merged) and merged.count(False) <= 1),
-    )
-
-
-def _sloped(canyons: Canyons) -> Claim:
-    texts, sloped = [], []
-    for name, path in canyons.paths.items():
-        floor = [point for point in path if point.is_certified and point.radius >= OUTSIDE]
-        slopes = [point.slope_without_anchor for point in floor]
-        sloped.append(bool(slopes) and min(slopes) > FLAT)
-        texts.append(
-            f"{name}: {min(slopes):.3g} to {max(slopes):.3g} from r = {floor[0].radius:.2g} to {floor[-1].radius:.2g}"
-            if slopes
-            else f"{name}: no certified floor"
-        )
-    return Claim(
-        "canyons are sloped, not flat",
-        "the floor of a canyon falls towards the basin where both circuits work",
-        "slope n·g of the floor without the anchor, in nats per unit of distance (0 in the flat cartoon): "
-        + ("; ".join(texts) or "there was none to follow"),
-        f"the slope without the anchor is above {FLAT:g} at every certified point from r = {OUTSIDE:g} on; each branch "
-        "is a part",
-        judged(*sloped) if sloped else "does not hold",
-    )
-
-
-def numbers(canyons: Canyons) -> dict[str, object]:
-    """What goes into results.json."""
+    flat = cartoons.canyons_of(flat_canyons(), (INNER, RADIUS, OUTER))
     return {
-        "num_images": NUM_IMAGES,
+        "num_images": sizes.canyon_images,
         "minimum": {
-            "loss": canyons.minimum.loss,
-            "gradient_norm": canyons.minimum.gradient_norm,
-            "distance": canyons.minimum.distance,
+            "is_minimum": minimum.is_minimum,
+            "loss": minimum.loss,
+            "gradient_norm": minimum.gradient_norm,
+            "distance": minimum.distance,
         },
-        "basin": {"losses": canyons.sphere.losses, "followed": canyons.sphere.followed},
-        "sphere": [_record(point) for point in canyons.sphere],
+        "basin": {"losses": sphere.losses, "followed": sphere.followed},
+        "dim": len(sphere.curvatures),
+        "sphere": [_record(point) for point in sphere],
         "shell": [_record(point) for point in canyons.shell],
-        "full": None if canyons.full is None else _record(canyons.full),
+        "full": shelf.plain("canyon-full", full),
+        "num_params": minimum.theta.numel(),
         "paths": {
             name: {
                 "points": [_record(point) for point in path],
@@ -282,13 +195,15 @@ def numbers(canyons: Canyons) -> dict[str, object]:
             }
             for name, path in canyons.paths.items()
         },
-        "cartoon_error": canyons.cartoon_error,
-        "num_gradients": canyons.sphere.num_gradients + canyons.shell.num_gradients,
-        "num_products": canyons.sphere.num_products + canyons.shell.num_products,
+        "null_depths": [] if null is None else null.null[:, 0].tolist(),
+        "null_dim": 0 if null is None else null.dim,
+        "flat_slopes": [point.slope for point in flat],
+        "num_gradients": sphere.num_gradients + canyons.shell.num_gradients,
+        "num_products": sphere.num_products + canyons.shell.num_products,
     }
 
 
-def _record(point: CanyonPoint) -> dict[str, object]:
+def _record(point: CanyonPoint) -> Row:
     """Everything of a point but its vectors."""
     apart = ("delta", "theta", "space")
     return {name: value for name, value in vars(point).items() if name not in apart} | {
@@ -296,7 +211,3 @@ def _record(point: CanyonPoint) -> dict[str, object]:
         "is_trivial": point.is_trivial,
         "depth": point.depth,
     }
-
-
-def _listed(values: Iterable[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)

@@ -1,93 +1,124 @@
-"""Theme 6: what does the basin look like on the plane of the two steering directions, near and far?"""
+"""Theme "planes": how far out is the loss quadratic, and from where on can the circuits be told apart?
+
+On circles around the minimum in the plane of the two steering directions. The fit error of a circle is the largest
+deviation of a loss on it from its second-order expansion at the minimum, as a share of the range of the loss on the
+circle and at its center. Circuits can be told apart where the losses on the two cues change in different proportions.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lowhanging.basin.naming import MIN_ASYMMETRY_CHANGE
 from lowhanging.basin.planes import PlaneSlice, plane_slice
 from lowhanging.loss import Loss
-from lowhanging.reproduce.claims import Claim, judged, percent
+from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, over_seeds, percent
+from lowhanging.reproduce.curvature import TASKS
 from lowhanging.reproduce.learning import Learning
-from lowhanging.reproduce.steering import Steered
+from lowhanging.reproduce.settings import Sizes
+from lowhanging.reproduce.shelf import Row, Shelf
+from lowhanging.reproduce.steering import directions_of
 
-NEAR, FAR = 0.1, 4.0  # steps along the two unit directions
-NUM_NEAR, NUM_FAR = 9, 17
-QUADRATIC = 0.1  # deviation allowed, as a share of the range of the loss on the plane
-
-
-@dataclass(frozen=True)
-class Planes:
-    """The same plane twice, and how far each loss on it is from its second-order expansion at the center."""
-
-    near: PlaneSlice
-    far: PlaneSlice
-    deviations: dict[str, tuple[float, float]]  # name -> (near, far): largest deviation / range of the loss
+RADII = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
+NEAR, FAR = 0.1, 4.0
+NUM_ANGLES = 8
+QUADRATIC = 0.1  # fit error up to which a loss counts as quadratic
+EXTENT = 4.0  # of the plane that is drawn
 
 
-def measure(learning: Learning, steered: list[Steered]) -> Planes:
-    """Both planes; named losses on held-out images."""
-    directions = tuple(s.direction for s in steered)
-    labels = tuple(f"keep {s.preserved}, ablate {s.ablated}" for s in steered)
-    near, far = (
+def plane_of(network: Learning, sizes: Sizes, shelf: Shelf) -> PlaneSlice:
+    """The three losses on the plane of the two steering directions, for the picture."""
+    steered = directions_of(network, sizes, shelf)
+    first, second = (f"keep {s.preserved}, ablate {s.ablated}" for s in steered)
+    num = sizes.plane_points
+
+    def made() -> PlaneSlice:
         # The engine is named: its measurement could fall either way, and the report is to repeat to the last digit.
-        plane_slice(learning.losses, directions, extent, num, names=(labels[0], labels[1]), engine="point by point")
-        for extent, num in ((NEAR, NUM_NEAR), (FAR, NUM_FAR))
+        directions = tuple(s.direction for s in steered)
+        return plane_slice(
+            network.losses, directions, EXTENT, num,
+            names=(first, second), engine="point by point", resume=shelf.resume("plane"),
+        )  # fmt: skip
+
+    return shelf.result("plane", PlaneSlice.load, made)
+
+
+def measure(network: Learning, sizes: Sizes, shelf: Shelf) -> Row:
+    """Losses on circles, fit errors and asymmetries."""
+    u, v = (s.direction.double() for s in directions_of(network, sizes, shelf))
+    angle = math.degrees(math.acos(float(u @ v)))
+    across = v - (u @ v) * u
+    axes = torch.stack([u, across / across.norm()])  # (2, p), orthonormal
+    found = {name: circles(loss, axes) for name, loss in network.losses.items()}
+    start, number, pattern = (
+        found["number"]["center"] / found["pattern"]["center"], found["number"]["losses"], found["pattern"]["losses"],
+    )  # fmt: skip
+    moves = [
+        max(abs(math.log(a / b / start)) for a, b in zip(*pair, strict=True))
+        for pair in zip(number, pattern, strict=True)
+    ]
+    plane_of(network, sizes, shelf)
+    return {"radii": list(RADII), "angle": angle, "circles": found, "asymmetry_change": moves}
+
+
+def circles(loss: Loss, axes: Tensor) -> Row:
+    """A loss on circles of the plane, and its fit error on each."""
+    center, rows = loss.theta0, axes.to(loss.theta0)
+    value, gradient = float(loss(center)), (rows @ loss.gradient(center)).double()  # (2,)
+    bend = torch.stack([rows @ loss.hvp(center, row) for row in rows]).double()  # (2, 2)
+    bend = (bend + bend.T) / 2
+    turns = 2 * math.pi * torch.arange(NUM_ANGLES, dtype=torch.float64) / NUM_ANGLES
+    ways = torch.stack([turns.cos(), turns.sin()], 1)  # (angles, 2)
+    losses, errors, rounding = [], [], []
+    for radius in RADII:
+        steps = (radius * ways).cpu()
+        expected = value + steps @ gradient.cpu() + 0.5 * ((steps @ bend.cpu()) * steps).sum(1)
+        measured = torch.tensor([float(loss(center + step.to(center) @ rows)) for step in steps], dtype=torch.float64)
+        span = max(float(measured.max()), value) - min(float(measured.min()), value)
+        losses.append(measured.tolist())
+        errors.append(float((measured - expected).abs().max()) / span if span else math.nan)
+        rounding.append(torch.finfo(center.dtype).eps * value / span if span else math.nan)
+    return {"center": value, "losses": losses, "fit_error": errors, "rounding": rounding}
+
+
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    """In the small, the loss is quadratic and the circuits can't be told apart."""
+    near, far, indices = RADII.index(NEAR), RADII.index(FAR), range(len(RADII))
+    texts = [
+        f"{name} "
+        + " / ".join(mean_interval([100 * row["circles"][name]["fit_error"][i] for row in rows], 2) for i in indices)
+        + " %"
+        for name in TASKS
+    ]
+    moves = [mean_interval([row["asymmetry_change"][i] for row in rows], 2) for i in indices]
+    rounding = max(row["circles"][name]["rounding"][0] for row in rows for name in TASKS)
+    quadratic = [
+        most(
+            row["circles"][name]["fit_error"][near] <= QUADRATIC < row["circles"][name]["fit_error"][far]
+            for row in rows
+        )
+        for name in TASKS
+    ]
+    told = most(
+        row["asymmetry_change"][near] <= MIN_ASYMMETRY_CHANGE < row["asymmetry_change"][far] for row in rows
     )
-    deviations = {
-        name: (deviation(near, name, loss), deviation(far, name, loss)) for name, loss in learning.losses.items()
-    }
-    return Planes(near, far, deviations)
-
-
-def expansion(plane: PlaneSlice, loss: Loss) -> Tensor:
-    """Second-order expansion of a loss at the plane's center, on its grid: from a gradient and two products."""
-    center = plane.center
-    rows = plane.directions.to(center)
-    gradient = (rows @ loss.gradient(center)).double()  # (2,)
-    hessian = torch.stack([rows @ loss.hvp(center, row) for row in rows]).double()  # (2, 2)
-    a, b = plane.alphas[:, None], plane.betas[None, :]
-    bend = hessian[0, 0] * a**2 + (hessian[0, 1] + hessian[1, 0]) * a * b + hessian[1, 1] * b**2
-    return loss(center).cpu() + gradient[0] * a + gradient[1] * b + 0.5 * bend
-
-
-def deviation(plane: PlaneSlice, name: str, loss: Loss) -> float:
-    """Largest deviation of a loss on the grid from its expansion, as a share of the range of the loss there."""
-    grid = plane.losses[name]
-    return float((grid - expansion(plane, loss)).abs().max() / (grid.max() - grid.min()))
-
-
-def claims(planes: Planes) -> list[Claim]:
-    """In the small, the loss is quadratic."""
-    texts = [f"{name} {percent(near)} → {percent(far)}" for name, (near, far) in planes.deviations.items()]
     return [
         Claim(
-            "near the minimum the loss is quadratic, further out it is not",
+            9,
+            "near the minimum the loss is quadratic and the circuits can't be told apart",
             "in the small the loss is a quadratic bowl, in which circuits can't be told apart; canyons lie further out",
-            "on the plane of the two steering directions, the largest deviation from the second-order expansion, as a "
-            f"share of the loss's range on the plane, for steps up to {NEAR:g} → up to {FAR:g}: " + "; ".join(texts),
-            f"at most {percent(QUADRATIC)} within steps of {NEAR:g}, and more than that within steps of {FAR:g}; each "
-            "of the three losses is a part",
-            judged(*(near <= QUADRATIC < far for near, far in planes.deviations.values())),
+            f"on circles of radius {' / '.join(f'{radius:g}' for radius in RADII)} in the plane of the two steering "
+            f"directions {over_seeds(len(rows))}: fit error of the second-order expansion {'; '.join(texts)}. Largest "
+            f"change of log(L_number / L_pattern): {' / '.join(moves)} nats",
+            f"a quadratic loss: a fit error of 0 at every radius, {rounding:.1g} with the rounding of these losses at "
+            f"the smallest; no difference between the circuits: a change of 0",
+            f"four parts, each in more than half of the seeds: for each of the three losses, a fit error of at most "
+            f"{percent(QUADRATIC)} at radius {NEAR:g} and above it at {FAR:g}; and log(L_number / L_pattern) changes "
+            f"by at most {MIN_ASYMMETRY_CHANGE:g} nat at radius {NEAR:g} and by more at {FAR:g}",
+            judged(*quadratic, told),
         )
     ]
-
-
-def numbers(planes: Planes) -> dict[str, object]:
-    """What goes into results.json."""
-    return {
-        "deviations_from_quadratic": {name: list(pair) for name, pair in planes.deviations.items()},
-        **{
-            zoom: {
-                "directions": list(plane.names),
-                "angle": plane.angle,
-                "alphas": plane.alphas.tolist(),
-                "betas": plane.betas.tolist(),
-                "losses": {name: grid.tolist() for name, grid in plane.losses.items()},
-                "accuracies": {name: grid.tolist() for name, grid in plane.accuracies.items()},
-            }
-            for zoom, plane in (("near", planes.near), ("far", planes.far))
-        },
-    }

@@ -2,33 +2,109 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lowhanging.reproduce.claims import Claim, markdown
-from lowhanging.reproduce.figures import FIGURE_NAMES
+from lowhanging.reproduce.claims import ONE_SEED, Claim
+from lowhanging.reproduce.figures import CAPTIONS
+from lowhanging.reproduce.page import page
+from lowhanging.reproduce.run import Measured
+from lowhanging.reproduce.settings import versions
+from lowhanging.reproduce.shelf import Row, as_json
 from lowhanging.results import write_atomically
 
 
-def write(
-    out: Path,
-    claims: Sequence[Claim],
-    heading: Sequence[str],
-    results: Mapping[str, object],
-    pictures: Mapping[str, bytes],
-) -> list[Path]:
-    """claims.md, results.json and the figures, each written atomically; returns the paths."""
-    page = markdown(claims, heading)
-    if pictures:
-        page += "\n" + "\n\n".join(f"![{name.removesuffix('.png')}]({name})" for name in pictures) + "\n"
+def write(out: Path, measured: Measured, pictures: Mapping[str, bytes]) -> list[Claim]:
+    """index.html, claims.md, results.json and the figures, each written atomically; returns the claims."""
+    claims, heading = measured.claims(), heading_of(measured)
+    results = {
+        "settings": {
+            "seeds": list(measured.settings.seeds),
+            "data": measured.settings.data,
+            "sizes": dataclasses.asdict(measured.settings.sizes),
+            "command": measured.settings.command(),
+        },
+        "versions": versions(),
+        "rows": measured.rows,
+        "claims": [dataclasses.asdict(claim) for claim in claims],
+    }
     files = {
-        "claims.md": page.encode(),
-        "results.json": (json.dumps(results, indent=1) + "\n").encode(),
+        "claims.md": markdown(claims, heading, list(pictures)).encode(),
+        "results.json": as_json(results).encode(),
+        "index.html": page(claims, heading, measured, pictures).encode(),
         **pictures,
     }
-    for stale in FIGURE_NAMES - set(pictures):  # of an earlier run: they would stand beside numbers that are not theirs
+    for stale in set(CAPTIONS) - set(pictures):  # of an earlier run: they would stand beside numbers not theirs
         (out / stale).unlink(missing_ok=True)
     for name, content in files.items():
         write_atomically(out / name, lambda stream, content=content: stream.write(content))
-    return [out / name for name in files]
+    return claims
+
+
+def heading_of(measured: Measured) -> list[str]:
+    """What a reader must know before the numbers: settings, and where they were measured."""
+    settings = measured.settings
+    num, sizes = settings.num_seeds, settings.sizes
+    networks = (
+        f"One digit network (seed {settings.seed}; {ONE_SEED})"
+        if num == 1
+        else f"{num} digit networks (seeds {settings.seed} to {settings.seed + num - 1}), intervals of 95 % over them"
+    )
+    lines = [
+        f"{networks}, {sizes.epochs} epochs, {settings.data} digits, {sizes.name} size. Repeat it with "
+        f"`{settings.command()}`. The same seed gives the same numbers on the same processor and number of threads "
+        f"({versions()['threads']} here); another one rounds differently and so trains another network.",
+        "Losses, accuracies and Hessians are those of held-out images, without the anchor, at the minimum of the "
+        "anchored training loss (where the held-out losses themselves are not stationary).",
+    ]
+    return lines + [_minimum(settings.seed + i, row) for i, row in enumerate(measured.rows.get("learning", []))]
+
+
+def _minimum(seed: int, row: Row) -> str:
+    found = row["minimum"]
+    text = (
+        f"The minimum of network {seed}: gradient norm {found['gradient_norm_before']:.2g} → "
+        f"{found['gradient_norm']:.2g} in {found['num_gradients']} gradients and {found['num_products']} products, "
+        f"anchor {found['anchor']:g}, moved by {found['distance']:.3g} (the weights' norm is "
+        f"{found['norm_before']:.3g}), eigenvalues of the anchored training loss from "
+        f"{found['smallest_eigenvalue']:.3g} (± {found['smallest_residual']:.1g}) to {found['largest_eigenvalue']:.3g}."
+    )
+    return text if found["is_minimum"] else f"{text} **Not a minimum:** {found['note']}"
+
+
+def markdown(claims: Sequence[Claim], heading: Sequence[str], pictures: Sequence[str] = ()) -> str:
+    """The claims as a page: `heading`, a table, then each claim with its null, its rule and its command."""
+    lines = ["# The post's claims, measured", ""]
+    for line in heading:
+        lines += [line, ""]
+    lines += ["| | claim | the post | measured | verdict |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {c.number} | {_cell(c.name)} | {_cell(c.post)} | {_cell(c.measured)} | **{c.verdict}** |" for c in claims
+    ]
+    lines += ["", "What each was held against, how its verdict was reached, and what repeats it:", ""]
+    for c in claims:
+        lines += [f"* **{c.number}** *{c.name}*. Held against: {c.null}. Rule: {c.rule}. `{c.command}`"]
+    lines += ["", *(f"![{CAPTIONS[name][1]}]({name})" for name in pictures)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text that stays in one cell of a table."""
+    return text.replace("|", "\\|")
+
+
+def show(claims: Sequence[Claim], measured: Measured, out: Path) -> None:
+    """The claims on a terminal, as wide as one usually is."""
+    for seed, row in enumerate(measured.rows.get("learning", []), measured.settings.seed):
+        if not row["minimum"]["is_minimum"]:
+            print(f"\nNOT A MINIMUM (network {seed}): {row['minimum']['note']}")
+    for claim in claims:
+        print(f"\n{claim.verdict.upper():<14} {claim.number}. {claim.name}")
+        for label, text in (("post", claim.post), ("measured", claim.measured), ("null", claim.null)):
+            print(textwrap.fill(text, 110, initial_indent=f"{'':<15}{label}: ", subsequent_indent=" " * 17))
+    print(
+        f"\n{out / 'index.html'} shows all of it, {out / 'claims.md'} says how each verdict was reached, "
+        f"{out / 'results.json'} has every number."
+    )

@@ -1,0 +1,201 @@
+"""How long do many seeds take to learn, when some never do within their budget?
+
+A run that ends before the rule is learned is censored: its time is infinite, which keeps its rank, and it is never
+dropped. So medians, ratios of medians and counts are asked for, no means; a comparison of two runs of which neither
+learned is no win of either, and where the faster rule's median is infinite its ratio counts as 0: whatever is not
+known speaks against the claim that the other one is slower. Times are the steps of the logs themselves, as those of
+births are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowhanging.errors import check_choice, check_count, explain
+from lowhanging.results import load_result, save_result
+
+_LEVEL = 0.05  # of every interval
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TimesRatio:
+    """Median time of the slow rule over that of the fast one, at each size, with 95 % intervals over seeds."""
+
+    ratio: Tensor  # (k,) float64
+    interval: Tensor  # (k, 2) bootstrap over seeds, both rules of a seed together
+    num_later: Tensor  # (k,) int64, seeds that learned the slow rule later than the fast one, or never
+    num_seeds: int
+    p_value: Tensor  # (k,) of the one-sided sign test; a seed that learned neither, or both at one log, counts against
+    growth: float  # ratio at the last size over ratio at the first
+    growth_interval: Tensor  # (2,)
+
+    def __repr__(self) -> str:
+        rows = ", ".join(
+            f"{ratio:.3g} [{low:.3g}, {high:.3g}]"
+            for ratio, (low, high) in zip(self.ratio.tolist(), self.interval.tolist(), strict=True)
+        )
+        return f"TimesRatio({rows} over {self.num_seeds} seeds)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LearningTimes:
+    """Steps until each seed had learned each rule, as something grows.
+
+    Attributes:
+        sizes: what grows, ascending.
+        times: rule -> steps; inf where a seed had not learned it within the budget. The same seeds in every column.
+        budgets: rule -> steps that were trained.
+    """
+
+    sizes: Tensor  # (k,) float64
+    times: dict[str, Tensor]  # name -> (k, seeds) float64
+    budgets: dict[str, Tensor]  # name -> (k,) float64
+
+    def __repr__(self) -> str:
+        rows = "; ".join(f"{name} {[round(t, 1) for t in self.median(name).tolist()]}" for name in self.times)
+        return f"LearningTimes(sizes {self.sizes.tolist()}; median steps: {rows})"
+
+    def median(self, name: str) -> Tensor:
+        """(k,) median steps, the upper one of an even number; inf where half of the seeds or more never learned."""
+        rows = self._rows(name).sort(dim=1).values
+        return rows[:, rows.shape[1] // 2]
+
+    def interval(self, name: str) -> Tensor:
+        """(k, 2) 95 % interval of the median, from order statistics; (0, inf) for fewer than six seeds."""
+        from scipy.stats import binom  # half a second, not at every import
+
+        rows = self._rows(name).sort(dim=1).values
+        num = rows.shape[1]
+        below = int(binom.ppf(_LEVEL / 2, num, 0.5))  # P(fewer than `below` of the seeds lie under the median) <= 2.5 %
+        if below == 0:
+            return torch.tensor([[0.0, torch.inf]] * len(rows), dtype=torch.float64)
+        return torch.stack([rows[:, below - 1], rows[:, num - below]], dim=1)
+
+    def num_never(self, name: str) -> Tensor:
+        """(k,) seeds that had not learned a rule within its budget."""
+        return torch.isinf(self._rows(name)).sum(1)
+
+    def ratio(self, slow: str, fast: str, *, num_draws: int = 4000, seed: int = 0) -> TimesRatio:
+        """Is one rule learned later than another, and by what factor?
+
+        Args:
+            slow: name of the rule whose time is the numerator.
+            fast: name of the other.
+            num_draws: samples of seeds with replacement.
+            seed: of the samples.
+
+        Returns:
+            TimesRatio, a row per size.
+        """
+        from scipy.stats import binomtest
+
+        num_draws = check_count("num_draws", num_draws, minimum=100, remedy="Pass a number of samples, such as 4000.")
+        above, below = self._rows(slow), self._rows(fast)
+        num = above.shape[1]
+        drawn = torch.from_numpy(np.random.default_rng(seed).integers(num, size=(num_draws, num)))
+        sampled = _ratio_of_medians(above[:, drawn], below[:, drawn])  # (k, draws, seeds) each -> (k, draws)
+        ratio = _ratio_of_medians(above, below)
+        growth = _over(sampled[-1], sampled[0])
+        later = (above > below).sum(1)
+        p_values = [binomtest(count, num, 0.5, alternative="greater").pvalue for count in later.tolist()]
+        return TimesRatio(
+            ratio=ratio,
+            interval=_quantiles(sampled),
+            num_later=later,
+            num_seeds=num,
+            p_value=torch.tensor(p_values, dtype=torch.float64),
+            growth=float(_over(ratio[-1:], ratio[:1])),
+            growth_interval=_quantiles(growth),
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write to `path` as npz; returns the path written."""
+        return save_result(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> LearningTimes:
+        """Read what `save` wrote."""
+        return load_result(cls, path)
+
+    def _rows(self, name: str) -> Tensor:
+        check_choice("name", name, tuple(self.times))
+        return self.times[name]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Competences:
+    """How far several abilities of the same networks have come, over training.
+
+    Attributes:
+        times: ascending, in `unit`.
+        progress: name -> share of the way to where it ends, a row per seed; NaN where nothing was learned.
+        unit: of times, such as "epoch".
+    """
+
+    times: Tensor  # (logs,) float64
+    progress: dict[str, Tensor]  # name -> (seeds, logs) float64
+    unit: str
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{name} {float(self.crossing(name, 0.5).median()):.3g}" for name in self.progress)
+        return f"Competences(median {self.unit} of half the way: {rows})"
+
+    def crossing(self, name: str, share: float) -> Tensor:
+        """(seeds,) time of the first log at which a share of the way is done; inf where it never is."""
+        check_choice("name", name, tuple(self.progress))
+        return first_crossing(self.times, self.progress[name], share, is_rising=True)
+
+    def save(self, path: str | Path) -> Path:
+        """Write to `path` as npz; returns the path written."""
+        return save_result(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Competences:
+        """Read what `save` wrote."""
+        return load_result(cls, path)
+
+
+def first_crossing(steps: Tensor, rows: Tensor, threshold: float, *, is_rising: bool = False) -> Tensor:
+    """The step of the first log at which each row is at or beyond a threshold; inf where none is.
+
+    Args:
+        steps: (logs,) ascending.
+        rows: (seeds, logs), such as losses; entries that are NaN are beyond nothing.
+        threshold: to fall to, or to rise to.
+        is_rising: whether the rows have to rise.
+
+    Returns:
+        (seeds,) float64.
+
+    Raises:
+        ValueError: the rows and the steps differ in length.
+    """
+    if rows.ndim != 2 or tuple(steps.shape) != (rows.shape[1],):
+        received = f"has shape {tuple(rows.shape)} for steps of shape {tuple(steps.shape)}"
+        raise ValueError(explain("rows", received, "(seeds, logs) for (logs,)", "Pass run.losses[name], run.steps."))
+    is_beyond = rows >= threshold if is_rising else rows <= threshold  # (seeds, logs)
+    times = torch.where(is_beyond, steps.double(), torch.inf)
+    return times.min(dim=1).values
+
+
+def _ratio_of_medians(slow: Tensor, fast: Tensor) -> Tensor:
+    """Over the last axis, seeds."""
+    middle = slow.shape[-1] // 2
+    return _over(slow.sort(dim=-1).values[..., middle], fast.sort(dim=-1).values[..., middle])
+
+
+def _over(above: Tensor, below: Tensor) -> Tensor:
+    """Quotient; 0 where the denominator is infinite, inf where it is 0."""
+    quotient = above / below
+    return torch.where(torch.isinf(below), torch.zeros_like(quotient), quotient.nan_to_num(nan=0.0, posinf=torch.inf))
+
+
+def _quantiles(samples: Tensor) -> Tensor:
+    """(..., 2) ends of the middle 95 % of (..., draws), each one of the samples: some may be infinite."""
+    ends = np.quantile(samples.numpy(), [_LEVEL / 2, 1 - _LEVEL / 2], axis=-1, method="inverted_cdf")
+    return torch.from_numpy(ends).movedim(0, -1)

@@ -1,0 +1,244 @@
+r"""Are the logits on inputs with two cues a sum of the logits on each cue alone?
+
+Fitted on one half of the examples and judged on the other: mixed_ic = alpha_c + beta_1 first_ic + beta_2 second_ic,
+one slope per cue for all classes and an intercept per class, each example's mean over classes taken off (softmax does
+not see it). Two cues with the same label resemble each other for no better reason than the label, so that much of the
+variance would be explained by any two examples of that label. So the fit is repeated *within labels*, with an intercept
+per class and label, and held against cues of other examples of the same label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowhanging.errors import check_count, check_finite, explain
+from lowhanging.results import load_result, save_result
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LogitSum:
+    """Shares of the mixed logits' variance that the logits on single cues explain, on examples that were held out.
+
+    A share is 1 - (squared error of the fit) / (squared error of its intercepts alone): 0 if the cues tell nothing
+    more, negative if they mislead. Keys: "both", and the name of each cue for a fit with that one alone.
+
+    Attributes:
+        shares: key -> share with an intercept per class.
+        within: key -> share with an intercept per class and label: of what the label leaves open.
+        intervals, within_intervals: 95 %, bootstrap over the held-out examples.
+        unique: cue -> both minus the fit without it, within labels; with `unique_intervals`.
+        slopes: cue -> beta of the fit with both, within labels.
+        same_label, other_label: share of "both" after the cues were dealt out anew among examples of one label, or of
+            all labels; `same_label_within` within labels.
+        divergence: KL divergence (nats) from the softmax of the mixed logits to that of the fitted sum, and to the best
+            average of the two cues' probabilities: "logits" and "probabilities".
+        divergence_gain: "probabilities" minus "logits", and its 95 % interval.
+        predicted: the fitted sum of the held-out examples, beside
+        observed: their mixed logits, both without the mean over classes.
+        labels: of the held-out examples.
+    """
+
+    shares: dict[str, float]
+    intervals: dict[str, Tensor]  # (2,)
+    within: dict[str, float]
+    within_intervals: dict[str, Tensor]  # (2,)
+    unique: dict[str, float]
+    unique_intervals: dict[str, Tensor]  # (2,)
+    slopes: dict[str, float]
+    same_label: float
+    same_label_within: float
+    other_label: float
+    divergence: dict[str, float]
+    divergence_gain: Tensor  # (3,) mean, low, high
+    predicted: Tensor  # (n, c) float64
+    observed: Tensor  # (n, c) float64
+    labels: Tensor  # (n,) int64
+
+    def __repr__(self) -> str:
+        alone = ", ".join(f"{name} {100 * share:.1f} %" for name, share in self.shares.items())
+        return f"LogitSum({alone}; within labels {100 * self.within['both']:.1f} %; {len(self.labels)} held out)"
+
+    def save(self, path: str | Path) -> Path:
+        """Write to `path` as npz; returns the path written."""
+        return save_result(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> LogitSum:
+        """Read what `save` wrote."""
+        return load_result(cls, path)
+
+
+def logit_sum(
+    mixed: Tensor, cues: Mapping[str, Tensor], labels: Tensor, *, num_draws: int = 2000, seed: int = 0
+) -> LogitSum:
+    """How much of the logits on both cues is the sum of the logits on each.
+
+    Args:
+        mixed: (n, c) logits on inputs with both cues.
+        cues: two names -> (n, c) logits on the inputs with that cue alone; row i is example i in all three.
+        labels: (n,) class of each example, 0 to c - 1.
+        num_draws: bootstrap samples of the held-out examples.
+        seed: of the halves, the dealing out and the samples.
+
+    Returns:
+        LogitSum.
+
+    Raises:
+        ValueError, TypeError: shapes that differ, other than two cues, NaN, or a label with fewer than two examples
+            in either half.
+    """
+    names, tensors = _checked(mixed, cues, labels)
+    num_draws = check_count("num_draws", num_draws, minimum=100, remedy="Pass a number of samples, such as 2000.")
+    generator = torch.Generator().manual_seed(check_count("seed", seed, minimum=0, remedy="Any non-negative integer."))
+    fitted_on, judged_on = _halves(labels, mixed.shape[1], generator)
+    target, parts = tensors[0], tensors[1:]
+    sets = {"both": [0, 1], names[0]: [0], names[1]: [1]}
+
+    def fits(within: bool, dealt: list[Tensor]) -> dict[str, _Fit]:
+        groups = labels if within else torch.zeros_like(labels)
+        return {
+            name: _fit(target, [dealt[i] for i in which], groups, fitted_on, judged_on) for name, which in sets.items()
+        }
+
+    rng = np.random.default_rng(seed)
+    drawn = torch.from_numpy(rng.integers(len(judged_on), size=(num_draws, len(judged_on))))
+    overall, within = fits(False, parts), fits(True, parts)
+    samples = {name: _share(fit.error[drawn], fit.baseline[drawn]) for name, fit in within.items()}
+    unique = {name: (within["both"].share - within[other].share, samples["both"] - samples[other])
+              for name, other in (names, names[::-1])}  # fmt: skip
+    same = [part[_dealt_out(labels, generator)] for part in parts]
+    anyone = [part[torch.randperm(len(labels), generator=generator)] for part in parts]
+    divergences = _divergences(target, parts, overall["both"].predicted, fitted_on, judged_on)
+    gain = divergences["probabilities"] - divergences["logits"]  # (n,)
+    return LogitSum(
+        shares={name: fit.share for name, fit in overall.items()},
+        intervals={name: _ends(_share(fit.error[drawn], fit.baseline[drawn])) for name, fit in overall.items()},
+        within={name: fit.share for name, fit in within.items()},
+        within_intervals={name: _ends(values) for name, values in samples.items()},
+        unique={name: value for name, (value, _) in unique.items()},
+        unique_intervals={name: _ends(values) for name, (_, values) in unique.items()},
+        slopes=dict(zip(names, within["both"].slopes.tolist(), strict=True)),
+        same_label=fits(False, same)["both"].share,
+        same_label_within=fits(True, same)["both"].share,
+        other_label=fits(False, anyone)["both"].share,
+        divergence={name: float(values.mean()) for name, values in divergences.items()},
+        divergence_gain=torch.cat([gain.mean()[None], _ends(gain[drawn].mean(1))]),
+        predicted=overall["both"].predicted,
+        observed=target[judged_on],
+        labels=labels[judged_on].clone(),
+    )
+
+
+class _Fit(NamedTuple):
+    """One regression, judged on the examples that were held out."""
+
+    slopes: Tensor  # (cues,)
+    predicted: Tensor  # (n, c)
+    error: Tensor  # (n,) squared error of each example
+    baseline: Tensor  # (n,) squared error of the intercepts alone
+
+    @property
+    def share(self) -> float:
+        return float(_share(self.error, self.baseline))
+
+
+def _fit(target: Tensor, parts: list[Tensor], groups: Tensor, fitted_on: Tensor, judged_on: Tensor) -> _Fit:
+    """An intercept per class and group, a slope per part."""
+    means = []  # (groups, c) of the target and of each part
+    for rows in (target, *parts):
+        sums = torch.zeros(int(groups.max()) + 1, rows.shape[1], dtype=rows.dtype)
+        sums.index_add_(0, groups[fitted_on], rows[fitted_on])
+        means.append(sums / groups[fitted_on].bincount(minlength=len(sums)).clamp_min(1)[:, None])
+    centered = [rows - mean[groups] for rows, mean in zip((target, *parts), means, strict=True)]
+    design = torch.stack([rows[fitted_on].flatten() for rows in centered[1:]], dim=1)  # (n c, parts)
+    slopes = torch.linalg.lstsq(design, centered[0][fitted_on].flatten()[:, None], driver="gelsd").solution[:, 0]
+    explained = sum(slope * rows[judged_on] for slope, rows in zip(slopes, centered[1:], strict=True))
+    rest = centered[0][judged_on]
+    predicted = means[0][groups[judged_on]] + explained
+    return _Fit(slopes, predicted, (rest - explained).square().sum(1), rest.square().sum(1))
+
+
+def _divergences(
+    target: Tensor, parts: list[Tensor], predicted: Tensor, fitted_on: Tensor, judged_on: Tensor
+) -> dict[str, Tensor]:
+    """KL divergence of each held-out example from the mixed answer to two predictions of it."""
+    truth = target.log_softmax(1)
+    first, second = (part.softmax(1) for part in parts)
+    weights = torch.linspace(0, 1, 101, dtype=target.dtype)
+
+    def averaged(weight: Tensor, rows: Tensor) -> Tensor:
+        return _divergence(truth[rows], (weight * first[rows] + (1 - weight) * second[rows]).clamp_min(1e-300).log())
+
+    best = weights[torch.stack([averaged(weight, fitted_on).mean() for weight in weights]).argmin()]
+    return {
+        "logits": _divergence(truth[judged_on], predicted.log_softmax(1)),
+        "probabilities": averaged(best, judged_on),
+    }
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """(n,) sum over classes of p (log p - log q)."""
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def _share(error: Tensor, baseline: Tensor) -> Tensor:
+    """Over the last axis."""
+    return 1 - error.sum(-1) / baseline.sum(-1)
+
+
+def _ends(samples: Tensor) -> Tensor:
+    return samples.quantile(torch.tensor([0.025, 0.975], dtype=samples.dtype))
+
+
+def _halves(labels: Tensor, num_classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows to fit on and rows to judge on, each label split in two."""
+    fitted_on, judged_on = [], []
+    for label in sorted(set(labels.tolist())):
+        rows = (labels == label).nonzero()[:, 0]
+        if len(rows) < 4 or not 0 <= label < num_classes:
+            received = f"has {len(rows)} examples of class {label}"
+            expected = f"at least four of each class that occurs, all from 0 to {num_classes - 1}"
+            raise ValueError(explain("labels", received, expected, "Pass more examples, or leave the class out."))
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        fitted_on.append(rows[: len(rows) // 2])
+        judged_on.append(rows[len(rows) // 2 :])
+    return torch.cat(fitted_on), torch.cat(judged_on)
+
+
+def _dealt_out(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """For each example another one of its label, each once."""
+    order = torch.empty_like(labels)
+    for label in sorted(set(labels.tolist())):
+        rows = (labels == label).nonzero()[:, 0]
+        shuffled = rows[torch.randperm(len(rows), generator=generator)]
+        order[shuffled] = shuffled.roll(1)  # a cycle: nobody keeps their own
+    return order
+
+
+def _checked(mixed: Tensor, cues: Mapping[str, Tensor], labels: Tensor) -> tuple[tuple[str, str], list[Tensor]]:
+    """Names of the cues, and all logits in float64 without their mean over classes."""
+    remedy = 'Pass cues={"number": model(number images), "pattern": model(pattern images)}.'
+    if not isinstance(cues, Mapping) or len(cues) != 2 or "both" in cues:
+        received = f"has the names {list(cues)}" if isinstance(cues, Mapping) else f"is a {type(cues).__name__}"
+        raise ValueError(explain("cues", received, "two names of cues, none of them 'both'", remedy))
+    first, second = map(str, cues)
+    found = []
+    for name, logits in (("mixed", mixed), *cues.items()):
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape != mixed.shape:
+            received = f"has shape {tuple(getattr(logits, 'shape', ()))}"
+            expected = f"(n, classes) as the mixed logits, {tuple(getattr(mixed, 'shape', ()))}"
+            raise ValueError(explain(name, received, expected, remedy))
+        check_finite(name, logits, remedy="Logits of the same trained network on each view.")
+        rows = logits.detach().cpu().double()
+        found.append(rows - rows.mean(1, keepdim=True))
+    if not isinstance(labels, Tensor) or tuple(labels.shape) != (len(mixed),) or labels.is_floating_point():
+        received = f"has shape {tuple(getattr(labels, 'shape', ()))}"
+        raise ValueError(explain("labels", received, f"({len(mixed)},) integer classes", "Pass view.test.targets."))
+    return (first, second), found

@@ -1,0 +1,181 @@
+"""What does the report look like in a browser? One page that needs nothing beside it: no scripts, figures inside."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Mapping, Sequence
+
+from lowhanging.reproduce.claims import Claim
+from lowhanging.reproduce.figures import CAPTIONS
+from lowhanging.reproduce.run import Measured
+from lowhanging.reproduce.settings import versions
+from lowhanging.reproduce.themes import THEMES
+
+_SIGNS = {"holds": "yes", "holds in part": "part", "does not hold": "no"}
+_STYLE = """
+:root { --ink: #1b1f24; --soft: #5a636e; --line: #d9dee4; --back: #ffffff; --card: #f6f8fa;
+        --yes: #0b6e4f; --part: #8a5a00; --no: #a3243b; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ed; --soft: #a0a9b4; --line: #353c45; --back: #14181d; --card: #1c2229;
+          --yes: #56c596; --part: #e0a83c; --no: #f08497; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; color: var(--ink); background: var(--back);
+       font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: .5rem 0; }
+h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; }
+h3 { font-size: 1.1rem; line-height: 1.35; margin: 0 0 .75rem; }
+p { margin: .5rem 0; }
+a { color: inherit; text-decoration-color: var(--soft); text-underline-offset: .2em; }
+.lead, .note, figcaption, .small { color: var(--soft); }
+.note, .small { font-size: .9rem; }
+.tally { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.25rem 0; padding: 0; list-style: none; }
+.tally li { flex: 1 1 9rem; padding: .7rem 1rem; border: 1px solid var(--line); border-radius: .5rem;
+            background: var(--card); }
+.tally b { display: block; font-size: 1.6rem; line-height: 1.2; }
+table { width: 100%; border-collapse: collapse; font-size: .95rem; }
+th, td { padding: .45rem .5rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; }
+td.n { width: 2.2rem; text-align: right; font-variant-numeric: tabular-nums; color: var(--soft); }
+td.v { white-space: nowrap; }
+.yes { color: var(--yes); } .part { color: var(--part); } .no { color: var(--no); }
+.verdict { font-weight: 700; }
+.verdict::before { content: "●"; margin-right: .4em; } .part.verdict::before { content: "◐"; }
+.no.verdict::before { content: "○"; }
+article { margin: 1.25rem 0; padding: 1.1rem 1.2rem; border: 1px solid var(--line); border-radius: .6rem; }
+article h3 .n { color: var(--soft); margin-right: .4em; } article h3 .verdict { float: right; margin-left: 1rem; }
+dl { margin: 0; display: grid; grid-template-columns: 9rem 1fr; gap: .55rem 1rem; }
+dt { color: var(--soft); font-size: .9rem; } dd { margin: 0; overflow-wrap: anywhere; }
+figure { margin: 1rem 0 0; } figcaption { font-size: .9rem; margin-top: .35rem; }
+img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
+      border-radius: .35rem; }
+img.narrow { max-width: 38rem; margin: 0 auto; }
+code { font: .88em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; background: var(--card);
+       padding: .12em .35em; border-radius: .25rem; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { dl { grid-template-columns: 1fr; gap: .1rem; } dd { margin-bottom: .6rem; }
+  article h3 .verdict { float: none; display: block; margin: .2rem 0 0; font-size: .95rem; }
+  td.v { white-space: normal; } figure { overflow-x: auto; } img { min-width: 44rem; } img.narrow { min-width: 0; } }
+@media print { body { max-width: none; padding: 0; font-size: 10pt; } article { border: 0; padding: .5rem 0;
+  border-top: 1px solid #999; border-radius: 0; } figure, h3, tr { break-inside: avoid; }
+  h2, h3 { break-after: avoid; } }
+"""
+
+
+def page(claims: Sequence[Claim], heading: Sequence[str], measured: Measured, pictures: Mapping[str, bytes]) -> str:
+    """The whole page."""
+    title = "The low-hanging fruit prior: every claim, measured"
+    drawn: dict[str, int] = {}  # picture -> the number of the claim under which it stands
+    articles = "\n".join(_article(claim, pictures, drawn) for claim in claims)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<header>
+<h1>{title}</h1>
+<p class="lead">Vaintrob &amp; Rimsky (2023), “The low-hanging fruit prior and sloped valleys in the loss landscape”,
+held against what this run measured. Each verdict is computed from the numbers by the rule printed with it.</p>
+{_tally(claims)}
+{"".join(f'<p class="note">{_inline(line)}</p>' for line in heading)}
+</header>
+<main>
+<h2 id="table">All claims</h2>
+{_table(claims)}
+<h2>One by one</h2>
+{articles}
+<h2>How it was made</h2>
+{_made(measured)}
+</main>
+</body>
+</html>
+"""
+
+
+def _tally(claims: Sequence[Claim]) -> str:
+    items = [
+        f'<li class="{sign}"><b>{sum(claim.verdict == verdict for claim in claims)}</b>'
+        f'{"hold" if verdict == "holds" else "hold in part" if sign == "part" else "do not hold"}</li>'
+        for verdict, sign in _SIGNS.items()
+    ]
+    return f'<ul class="tally">{"".join(items)}</ul>'
+
+
+def _table(claims: Sequence[Claim]) -> str:
+    rows = [
+        f'<tr><td class="n">{claim.number}</td><td><a href="#{_anchor(claim)}">{html.escape(claim.name)}</a></td>'
+        f'<td class="v">{_verdict(claim)}</td></tr>'
+        for claim in claims
+    ]
+    head = "<thead><tr><th></th><th>claim</th><th>verdict</th></tr></thead>"
+    return f"<table>{head}<tbody>{''.join(rows)}</tbody></table>"
+
+
+def _verdict(claim: Claim) -> str:
+    return f'<span class="verdict {_SIGNS[claim.verdict]}">{claim.verdict}</span>'
+
+
+def _anchor(claim: Claim) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", claim.name.lower()).strip("-")
+    return f"claim-{claim.number}-{words[:40]}"
+
+
+def _article(claim: Claim, pictures: Mapping[str, bytes], drawn: dict[str, int]) -> str:
+    facts = {
+        "the write-up says": claim.post,
+        "measured": claim.measured,
+        "held against": claim.null,
+        "rule": claim.rule,
+        "repeat it": f"`{claim.command}`",
+    }
+    listed = "".join(f"<dt>{label}</dt><dd>{_inline(text)}</dd>" for label, text in facts.items())
+    shown = "".join(_figure(name, claim, pictures, drawn) for name in pictures if claim.number in CAPTIONS[name][0])
+    return (
+        f'<article id="{_anchor(claim)}"><h3>{_verdict(claim)}<span class="n">{claim.number}</span>'
+        f"{html.escape(claim.name)}</h3><dl>{listed}</dl>{shown}</article>"
+    )
+
+
+def _figure(name: str, claim: Claim, pictures: Mapping[str, bytes], drawn: dict[str, int]) -> str:
+    """The picture, the first time; after that, where it stands."""
+    caption = html.escape(CAPTIONS[name][1])
+    stem = name.removesuffix(".png")
+    if name in drawn:
+        return f'<p class="small">Figure: <a href="#figure-{stem}">under claim {drawn[name]}</a>.</p>'
+    drawn[name] = claim.number
+    content = base64.b64encode(pictures[name]).decode()
+    width = int.from_bytes(pictures[name][16:20], "big")  # of the PNG's header
+    narrow = ' class="narrow"' if width < 1000 else ""
+    return (
+        f'<figure id="figure-{stem}"><img{narrow} alt="{caption}" src="data:image/png;base64,{content}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _made(measured: Measured) -> str:
+    titles = {theme.name: theme.title for theme in THEMES}
+    rows = [
+        f"<tr><td><code>{name}</code></td><td>{html.escape(titles[name])}</td>"
+        f'<td class="n">{sum(seconds):.0f}</td></tr>'
+        for name, seconds in measured.seconds.items()
+    ]
+    total = sum(map(sum, measured.seconds.values()))
+    listed = ", ".join(f"{name} {number}" for name, number in versions().items())
+    return (
+        f'<p>Figures show network {measured.settings.seed}. Versions: {html.escape(listed)}. Every number is in '
+        "<code>results.json</code>. Time on the clock, by theme, when it was measured:</p><table><thead><tr>"
+        "<th>theme</th><th>what was done</th><th>seconds</th></tr></thead>"
+        f'<tbody>{"".join(rows)}<tr><td></td><td>all</td>'
+        f'<td class="n">{total:.0f}</td></tr></tbody></table>'
+    )
+
+
+def _inline(text: str) -> str:
+    """Escaped text, with `code` and **bold**."""
+    safe = html.escape(text)
+    safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
+    return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", safe)

@@ -1,0 +1,396 @@
+"""The themes of the report one by one: what they compute, and the words and verdicts that they make of rows of numbers.
+
+Oracles: quadratics and the cartoons on paper; Wilson's and Student's intervals by their formulas; rows written by hand.
+"""
+
+import copy
+import math
+
+import pytest
+import torch
+
+import lowhanging as lh
+from lowhanging.reproduce import (
+    canyon_claims,
+    cartoon_claims,
+    cartoons,
+    claims,
+    curvature,
+    learning,
+    modular,
+    planes,
+    rates,
+    redundancy,
+    report,
+    steering,
+    steering_claims,
+)
+from lowhanging.reproduce.settings import SIZES, Settings, Sizes
+from lowhanging.reproduce.shelf import NO_SHELF, Shelf, as_json
+
+TINY = SIZES["tiny"]
+
+
+# Words ----------------------------------------------------------------------------------------------------------------
+
+
+def test_judged_and_most():
+    assert claims.judged(True, True) == "holds"
+    assert claims.judged(True, False) == "holds in part"
+    assert claims.judged(False, False) == "does not hold"
+    flags = ([True], [True, False], [True, True, False], [])
+    assert [claims.most(each) for each in flags] == [True, False, True, False]
+
+
+def test_wilson_interval_by_its_formula():
+    count, num, z = 17, 20, 1.959963984540054
+    share = count / num
+    center = (share + z**2 / (2 * num)) / (1 + z**2 / num)
+    half = z / (1 + z**2 / num) * math.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
+    expected = f"[{100 * (center - half):.1f} %, {100 * (center + half):.1f} %]"
+    assert claims.interval(count, num) == f"85.0 % {expected}"
+    assert claims.most_of([True] * 17 + [False] * 3) == f"17 of 20 seeds {expected}"
+    assert claims.interval(0, 0) == "none of none"
+
+
+def test_means_have_intervals_only_over_several_seeds():
+    assert claims.mean_interval([2.0, 4.0, 6.0]) == "4 ± 5"  # t(0.975, 2) = 4.303, times 2 / sqrt(3)
+    assert claims.mean_interval([2.5], unit=" %") == "2.5 %"
+    assert claims.mean_interval([1200.0, 1400.0]) == "1300 ± 1271"  # t(0.975, 1) = 12.706, times 100
+    assert claims.over_seeds(1) == "(one seed: no interval)"
+    assert claims.over_seeds(3) == "(means over 3 seeds, with 95 % intervals)"
+    assert claims.most_of([False]) == "not the one seed"
+
+
+def test_a_claim_on_the_page_of_claims():
+    claim = claims.Claim(3, "a", "b", "c", "d", "e", "holds", "f")
+    page = report.markdown([claim], ["heading"])
+    assert "| 3 | a | b | c | **holds** |" in page
+    assert "* **3** *a*. Held against: d. Rule: e. `f`" in page
+
+
+# Settings and shelf ---------------------------------------------------------------------------------------------------
+
+
+def test_the_digest_knows_what_changes_a_number_and_nothing_else():
+    base = Settings(SIZES["quick"], "bundled", 0, 1)
+    assert base.digest == Settings(SIZES["quick"], "bundled", 5, 3).digest
+    assert base.digest != Settings(SIZES["quick"], "full", 0, 1).digest
+    assert base.digest != Settings(Sizes("quick", epochs=3), "bundled", 0, 1).digest
+    asked = Settings(Sizes("quick", epochs=3), "digits", 2, 4)
+    assert asked.command() == "lowhanging reproduce --seeds 4 --seed 2 --epochs 3 --data digits"
+    assert list(asked.seeds) == [2, 3, 4, 5]
+
+
+def test_a_shelf_makes_a_result_once_and_reads_it_back(tmp_path, capsys):
+    made = []
+
+    def make():
+        made.append(1)
+        return lh.Subspace(torch.eye(3)[:2])
+
+    shelf = Shelf(tmp_path)
+    shelf.resume("axes").write_bytes(b"unfinished")
+    for _ in range(2):
+        assert torch.equal(shelf.result("axes", lh.Subspace.load, make).basis, torch.eye(3)[:2])
+    assert len(made) == 1
+    assert not shelf.resume("axes").exists()
+    (tmp_path / "axes.npz").write_bytes(b"half")
+    assert torch.equal(shelf.result("axes", lh.Subspace.load, make).basis, torch.eye(3)[:2])
+    assert "axes.npz can't be read" in capsys.readouterr().err
+    assert NO_SHELF.result("axes", lh.Subspace.load, make).dim == 2
+    assert NO_SHELF.resume("axes") is None
+    assert shelf.plain("numbers", lambda: {"a": (1.5, math.nan)}) == {"a": [1.5, None]}
+    assert shelf.plain("numbers", lambda: pytest.fail("made twice")) == {"a": [1.5, None]}
+
+
+def test_a_unit_is_measured_once_and_a_failed_one_leaves_nothing(tmp_path):
+    shelf = Shelf(tmp_path)
+
+    def failing():
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        shelf.unit("theme", failing)
+    assert list(tmp_path.iterdir()) == []
+    assert shelf.unit("theme", lambda: ({"a": math.inf}, 1.5)) == ({"a": None}, 1.5, False)
+    assert shelf.unit("theme", failing) == ({"a": None}, 1.5, True)
+
+
+def test_json_is_strict():
+    assert as_json({1: [math.nan, -math.inf, 0.1]}) == '{\n "1": [\n  null,\n  null,\n  0.1\n ]\n}\n'
+
+
+# Rates ----------------------------------------------------------------------------------------------------------------
+
+
+def test_steps_to_half_interpolate():
+    assert rates.steps_to_half(torch.tensor([0.1, 0.3, 0.5, 0.8]), 63) == pytest.approx(63 * 1.5)
+    assert rates.steps_to_half(torch.tensor([0.5, 0.5])) == 0.0
+    assert math.isnan(rates.steps_to_half(torch.tensor([0.5])))
+
+
+def rates_row(number, pattern):
+    lost = {cue: {"0.1": [0.1, 0.2], "0.2": [0.3, 0.3]} for cue in ("number", "pattern")}
+    return {"steps_to_half": {"number": number, "pattern": pattern}, "accuracy_lost": lost}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "verdict"),
+    [
+        ([(100.0, 200.0)], "holds"),
+        ([(100.0, 201.0)], "does not hold"),
+        ([(None, 100.0)], "does not hold"),
+        ([(0.0, 0.0)], "holds"),
+        ([(0.0, 1.0)], "does not hold"),
+        ([(100.0, 150.0), (250.0, 200.0), (100.0, 400.0)], "holds"),
+        ([(100.0, 150.0), (100.0, 400.0)], "does not hold"),
+    ],
+)
+def test_rates_are_comparable_within_a_factor_of_two_in_most_seeds(pairs, verdict):
+    (claim,) = rates.claims([rates_row(*pair) for pair in pairs])
+    assert claim.verdict == verdict
+    assert "neither cue is the more stable" in claim.measured
+    assert not any(word in claim.measured for word in ("nan", "inf", "None"))
+
+
+# Planes ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_order_expansion_is_exact_on_a_quadratic_and_off_by_the_cube_on_a_cubic():
+    f = lh.FunctionObjective(lambda t: (t[0] - 2 * t[1]) ** 2 + 3 * t[0] + t[2], torch.ones(3, dtype=torch.float64))
+    found = planes.circles(f, torch.eye(3, dtype=torch.float64)[[1, 0]])
+    assert max(found["fit_error"]) < 1e-12
+    assert found["center"] == 5.0
+    cubic = lh.FunctionObjective(lambda t: t[0] ** 3 + t[1] ** 2, torch.zeros(2, dtype=torch.float64))
+    found = planes.circles(cubic, torch.eye(2, dtype=torch.float64))
+    for radius, error, losses in zip(planes.RADII, found["fit_error"], found["losses"], strict=True):
+        assert losses[0] == pytest.approx(radius**3)
+        assert error == pytest.approx(radius**3 / (max(losses) - min(*losses, 0.0)))
+
+
+# Steering -------------------------------------------------------------------------------------------------------------
+
+
+def direction(preserve, ablate, rise, kept=0.0, null=0.0, followed=0.1, factor=8.0):
+    alphas = [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0]
+    steps = [max(0.0, alpha / 2) for alpha in alphas]
+    losses = {ablate: [0.4 + rise * s for s in steps], preserve: [0.4 + kept * s for s in steps]}
+    losses["mixed"] = [loss / factor for loss in losses[ablate]]
+    return {
+        "preserve": preserve,
+        "ablate": ablate,
+        "alphas": alphas,
+        "losses": losses,
+        "accuracies": {name: [0.9] * 6 for name in losses},
+        "null": [{"step": 10.0, "losses": {ablate: 0.4 * math.exp(null), preserve: 0.4, "mixed": 0.2}}],
+        "conflict": {ablate: followed, preserve: 0.5, "neither": 0.5 - followed},
+        "conflict_shift": {"shift": 0.2, "interval": [0.1, 0.3]},
+        "curvature_ratio": 14.0,
+        "ranks": {"mixed": "> 50"},
+        "rayleigh_quotients": {"mixed": 0.04},
+        "tenth_eigenvalue_of_mixed": 0.05,
+        "largest_squared_overlap": {"mixed": 0.1, "number": 0.2, "pattern": 0.3},
+        "participation_ratio": 5.0,
+        "null_overlap": {"dim": 51, "largest_mean": 0.1, "largest_95": 0.2, "participation_mean": 9.0},
+    }
+
+
+def steering_row(**changes):
+    pair = [direction("number", "pattern", 1.0, **changes), direction("pattern", "number", 1.0)]
+    return {
+        "conflict_at_minimum": {"number": 0.3, "pattern": 0.3, "neither": 0.4},
+        "random_curvatures": [0.001, 0.002],
+        "directions": pair,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "first", "second"),
+    [
+        ({}, "holds", "holds"),
+        ({"kept": 0.21}, "holds in part", "holds"),
+        ({"null": 2.0}, "holds in part", "holds"),
+        ({"followed": 0.16}, "holds in part", "holds"),
+        ({"factor": 4.9}, "holds", "holds in part"),
+        ({"factor": 0.9}, "holds", "holds in part"),
+    ],
+)
+def test_verdicts_of_steering(changes, first, second):
+    found = steering_claims.claims([steering_row(**changes)])
+    assert [claim.number for claim in found] == [4, 5, 7, 8]
+    assert [claim.verdict for claim in found] == [first, second, "does not hold", "holds"]
+    assert steering.selectivity(steering_row()["directions"][0]) == pytest.approx(math.log(1.4 / 0.4))
+
+
+def test_verdicts_over_seeds_are_those_of_most():
+    good, bad = steering_row(), steering_row(followed=0.16)
+    verdicts = [steering_claims.claims(rows)[0].verdict for rows in ([good, good, bad], [good, bad, bad], [good, bad])]
+    assert verdicts == ["holds", "holds in part", "holds in part"]
+    claim = steering_claims.claims([good, good, bad])[0]
+    assert "means over 3 seeds, with 95 % intervals" in claim.measured
+    assert "pattern still followed on 12 ±" in claim.measured
+
+
+# Canyons --------------------------------------------------------------------------------------------------------------
+
+
+def canyon_point(**changes):
+    return {
+        "rise": 0.2, "energy": 0.5, "depth": 0.4, "slope": 0.1, "slope_without_anchor": 0.08, "plane_eigenvalue": 0.2,
+        "sphere_eigenvalue": 0.1, "euclidean_error": 1e-6, "is_certified": True, "is_trivial": False, "copy_of": None,
+        "radius": 3.0, "losses": {"number": 0.6, "pattern": 0.5}, "circuit": None, "answer_shift": [0.01, -0.1, 0.1],
+        "full_residual": None, "full_plane_eigenvalue": None, "full_error": None,
+    } | changes  # fmt: skip
+
+
+def canyons_row(num=2, circuits=("number", "pattern"), radii=((1.0, 1.2), (1.0, 1.1)), slopes=(0.08, 0.08), whole=True):
+    full = canyon_point(full_residual=0.005 if whole else 0.05, full_plane_eigenvalue=0.01, full_error=1e-3)
+    paths = {
+        f"branch {i}": {"points": [canyon_point(slope_without_anchor=slope)], "merge_radius": list(pair)}
+        for i, (pair, slope) in enumerate(zip(radii, slopes, strict=True))
+    }
+    return {
+        "dim": 10, "num_params": 3340, "sphere": [canyon_point(circuit=c) for c in circuits[:num]] or [],
+        "shell": [canyon_point()], "full": full, "null_depths": [0.9, 1.1], "null_dim": 10, "paths": paths,
+        "basin": {"losses": {"number": 0.5, "pattern": 0.5}}, "flat_slopes": [0.0, 1e-40],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdicts"),
+    [
+        ({}, ["holds", "holds", "holds", "holds"]),
+        ({"num": 1}, ["holds in part", "holds in part", "holds", "holds"]),
+        ({"num": 0, "whole": False}, ["does not hold", "does not hold", "holds", "holds"]),
+        ({"radii": ((0.0, 0.5), (0.0, 0.5))}, ["holds", "holds", "holds in part", "holds"]),
+        ({"radii": ((0.0, 0.5), (1.0, 1.5))}, ["holds", "holds", "holds", "holds"]),
+        ({"slopes": (0.08, 0.009)}, ["holds", "holds", "holds", "holds in part"]),
+        ({"slopes": (0.008, 0.009)}, ["holds", "holds", "holds", "does not hold"]),
+        ({"radii": (), "slopes": ()}, ["holds", "holds", "does not hold", "does not hold"]),
+        ({"radii": ((1.0, 1.2),), "slopes": (0.08,)}, ["holds", "holds", "holds in part", "holds"]),
+    ],
+)
+def test_verdicts_of_canyons(changes, verdicts):
+    found = canyon_claims.claims([canyons_row(**changes)])
+    assert [claim.number for claim in found] == [10, 11, 12, 13]
+    assert [claim.verdict for claim in found] == verdicts
+
+
+def test_branches_count_over_all_seeds():
+    good, bad = canyons_row(), canyons_row(slopes=(0.08, 0.001))
+    assert canyon_claims.claims([good, good, bad])[3].verdict == "holds in part"
+    assert "5 of 6 branches" in canyon_claims.claims([good, good, bad])[3].measured
+    merged = canyon_claims.claims([good, good])[2].measured
+    assert "Merge radius of those that merge: 1.08 ±" in merged  # (1.1 + 1.05) / 2
+    unknown = canyons_row(radii=((None, None), (1.0, 1.2)))  # NaN, as JSON holds it
+    assert canyon_claims.claims([unknown])[2].verdict == "holds"
+
+
+# Cartoons -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cartoon_row():
+    return cartoons.measure(TINY, NO_SHELF, seed=3)
+
+
+def test_flows_on_the_cartoons_end_where_paper_says(cartoon_row):
+    starts = torch.tensor(cartoon_row["starts"], dtype=torch.float64)
+    assert starts.shape == (TINY.cartoon_starts, 2)
+    assert float(starts.abs().amin()) > cartoons.NEAR
+    assert float(starts.abs().amax()) <= cartoons.HALF_WIDTH
+    assert cartoon_row["flow_error"] < 1e-4
+    # On paper: the flat flow ends at distance |x0^2 - y0^2|^(1/2) and comes by an axis that far out if this is >= FAR.
+    far = (starts[:, 0].square() - starts[:, 1].square()).abs().sqrt() >= cartoons.FAR
+    assert cartoon_row["flat"]["reached_axis"] == far.tolist()
+    assert 0 < int(far.sum()) < len(starts)
+    assert cartoon_row["flat"]["reached_both"] == 0
+    assert cartoon_row["sloped"]["reached_both"] == len(starts)
+    for name in ("flat", "sloped"):
+        assert cartoon_row[name]["is_at_rest"]
+        assert cartoon_row[name]["canyon_error"] < 1e-12
+        assert len(cartoon_row[name]["canyons"]) == 4 * len(cartoons.RADII)
+
+
+@pytest.mark.parametrize(
+    ("flat", "sloped", "verdict"),
+    [
+        ((11, 1, 10), (11, 19, 19), "holds"),
+        ((10, 1, 11), (11, 19, 19), "holds in part"),
+        ((11, 2, 11), (11, 18, 18), "does not hold"),
+        ((20, 0, 20), (20, 20, 18), "holds in part"),
+    ],
+)
+def test_verdicts_of_the_cartoons(cartoon_row, flat, sloped, verdict):
+    row = copy.deepcopy(cartoon_row)
+    for name, (axis, both, visits) in {"flat": flat, "sloped": sloped}.items():
+        changes = {"reached_axis": [i < axis for i in range(20)], "reached_both": both, "noisy_visits": visits}
+        row[name] |= changes
+    first, second = cartoon_claims.claims([row])
+    assert (first.verdict, second.verdict) == ("holds", verdict)
+    assert f"{claims.interval(flat[1], 20)} end at that minimum" in second.measured
+    row["flat"]["canyon_error"] = None  # infinite, as JSON holds it
+    assert cartoon_claims.claims([row])[0].verdict == "holds in part"
+
+
+def test_the_toy_sum():
+    row = redundancy.measure()
+    assert redundancy.claims([row])[0].verdict == "holds"
+    assert redundancy.claims([row | {"joint_measured": 0.03}])[0].verdict == "holds in part"
+
+
+# Modular addition, and the full size ----------------------------------------------------------------------------------
+
+
+def test_the_full_size_trains_larger_networks():
+    full = SIZES["full"]
+    kind = modular.kind_of("births", full)
+    model = kind.factory(0)
+    assert model.embedding.shape == (113, 20)
+    assert kind.arguments["steps"] == 3000
+    assert kind.data.p == 113
+    assert modular.kind_of("redundant", full).factory(0).embedding.shape[0] == 113
+    assert modular.kind_of("births", full, **modular.SCARCE).factory(0).embedding.shape == (113, 6)
+
+
+def test_every_line_of_the_full_size_runs_on_little():
+    """The transformer and a modulus of one's own, which the quick size has not."""
+    small = Sizes(
+        "full", modulus=11, stack_steps=300, stack_seeds=6, unblocked_seeds=2, scarce_seeds=2, transformer_steps=2
+    )
+    found = modular._transformer(small, NO_SHELF)
+    assert found["p"] == 11
+    assert len(found["key_frequencies"]) == modular.TRANSFORMER_SEEDS
+    run = modular.kind_of("births", small).train("births", 2, small, NO_SHELF, log_every=100)
+    assert run.snapshots["embedding"].shape == (2, 4, 11, 20)
+
+
+def test_learning_takes_the_first_images_and_any_number_of_epochs(tmp_path):
+    sizes = Sizes("tiny", images=40, epochs=1, anchor=0.5, early_epochs=(0,))
+    shelf = Shelf(tmp_path)
+    made = learning.learn(source="bundled", seed=1, sizes=sizes, shelf=shelf)
+    assert len(made.views.mixed.train) == len(made.views.mixed.test) == 40
+    assert made.run.checkpoint_epochs.tolist() == [0, 1]
+    loaded = learning.learn(source="bundled", seed=1, sizes=sizes, shelf=shelf)
+    assert torch.equal(loaded.minimum.theta, made.minimum.theta)
+    for a, b in zip(loaded.model.parameters(), made.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert (loaded.is_minimum, loaded.note) == (made.is_minimum, made.note)
+    direct = learning.learn(source="bundled", seed=1, sizes=sizes)
+    assert torch.equal(direct.minimum.theta, made.minimum.theta)
+    assert learning.measure(direct) == learning.measure(loaded)
+
+
+def test_effective_dimensions_say_where_they_are_bounds():
+    record = {
+        "above": {"0.1": 3, "1": 1, "10": 0}, "is_bound": [True, False, False], "eigenvalues": [2.0, 0.5, 0.2],
+        "participation_ratio": 1.7, "num_known": 3,
+    }  # fmt: skip
+    entry = {"epoch": 0, "mixed": record, "number": record, "pattern": record}
+    row = {"num_params": 200, "at_minimum": entry, "along_training": [entry, {**entry, "epoch": 4}], "along_images": 9}
+    (claim,) = curvature.claims([row])
+    assert claim.verdict == "does not hold"  # 3 of 200 are more than 1 %
+    assert "mixed at least 3 / 1 / 0" in claim.measured
+    assert "after 0, 4 epochs, on 9 images" in claim.measured
+    assert curvature.claims([row | {"num_params": 300}])[0].verdict == "holds"
