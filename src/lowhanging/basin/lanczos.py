@@ -198,15 +198,12 @@ class KrylovSpace:
             self.products[new] = image
         self.size, self.num_open = self.size + 1, self.num_open - 1
         rows = self.rows[: self.size + self.num_open]  # (m + b, p)
-        # Twice: one pass leaves an error of order eps * |image| / |remainder|, and the remainder becomes small. In a
-        # single chain nearly all of the image lies along the last two rows, and the first pass takes it from these.
-        near = rows[max(0, new - 1) :] if self.is_tridiagonal else rows
-        first = dots(near, image)
-        remainder = image - near.T @ first.to(image)
-        total = dots(rows, remainder)
-        remainder -= rows.T @ total.to(image)
-        total[-len(near) :] += first
-        column = torch.cat([total, remainder.double().norm()[None]]).cpu().numpy()
+        first = dots(rows, image)
+        remainder = image - rows.T @ first.to(image)
+        # Twice: one pass leaves an error of order eps * |image| / |remainder|, and the remainder becomes small.
+        second = dots(rows, remainder)
+        remainder -= rows.T @ second.to(image)
+        column = torch.cat([first + second, remainder.double().norm()[None]]).cpu().numpy()
         if not np.isfinite(column).all():  # the step's one wait for the device was the line above
             received = f"has NaN or infinite entries at product {self.operator.num_products}"
             remedy = "Look for overflow in the loss and its derivatives here; float64 reaches further than float32."
