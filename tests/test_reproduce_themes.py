@@ -268,7 +268,9 @@ def canyons_row(num=2, circuits=("number", "pattern"), radii=((1.0, 1.2), (1.0, 
         ({"slopes": (0.08, 0.009)}, ["holds", "holds", "holds", "holds in part"]),
         ({"slopes": (0.008, 0.009)}, ["holds", "holds", "holds", "does not hold"]),
         ({"radii": (), "slopes": ()}, ["holds", "holds", "does not hold", "does not hold"]),
-        ({"radii": ((1.0, 1.2),), "slopes": (0.08,)}, ["holds", "holds", "holds in part", "holds"]),
+        # One branch has nothing to merge with, whether it goes all the way in or not.
+        ({"radii": ((1.0, 1.2),), "slopes": (0.08,)}, ["holds", "holds", "does not hold", "holds"]),
+        ({"radii": ((0.0, 0.5),), "slopes": (0.08,)}, ["holds", "holds", "does not hold", "holds"]),
     ],
 )
 def test_verdicts_of_canyons(changes, verdicts):

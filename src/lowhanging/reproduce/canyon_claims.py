@@ -130,9 +130,10 @@ def merged(row: Row) -> list[tuple[float, float] | None]:
 
 
 def is_merging(row: Row) -> tuple[bool, bool]:
-    """Whether there are two branches at least, and whether at most one of them is left at the inner end."""
+    """Whether there are two branches at least, and whether at most one of these is left at the inner end."""
     found = merged(row)
-    return len(found) >= 2, bool(found) and found.count(None) <= 1
+    several = len(found) >= 2  # one branch alone has nothing to merge with
+    return several, several and found.count(None) <= 1
 
 
 def _merge(rows: Sequence[Row]) -> Claim:

@@ -42,7 +42,8 @@ def _mean(values: list[float], digits: int = 3, unit: str = "") -> str:
 def is_kept(direction: Row) -> bool:
     """Whether the ablated loss rose, the preserved one hardly, and every random direction was less selective."""
     rose = rise(direction, direction["ablate"])
-    beats = all(value < selectivity(direction) for value in null_selectivities(direction))
+    null = null_selectivities(direction)
+    beats = bool(null) and all(value < selectivity(direction) for value in null)  # without a null, nothing is shown
     return rose >= LEAST_RISE and rise(direction, direction["preserve"]) <= SHARE * rose and beats
 
 
