@@ -8,6 +8,7 @@ import html.parser
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from scipy.stats import fisher_exact
 from lowhanging.reproduce import cli
 from lowhanging.reproduce.claims import judged
 from lowhanging.reproduce.figures import CAPTIONS
+from lowhanging.reproduce.settings import SIZES, Settings
+from lowhanging.reproduce.shelf import Shelf
 from lowhanging.reproduce.themes import NAMES, THEMES
 
 VERDICTS = {"holds", "holds in part", "does not hold"}
@@ -410,3 +413,16 @@ def test_each_size_plans_the_same_themes(capsys):
         cli.build_parser().parse_args(["reproduce", "--help"])
     assert "hours" in capsys.readouterr().out
 
+
+
+def test_damaged_plain_work_is_made_again(tmp_path, capsys):
+    (tmp_path / "radii.json").write_text('{"half": ')
+    assert Shelf(tmp_path).plain("radii", lambda: {"whole": 1}) == {"whole": 1}
+    assert "radii.json is no JSON: it is made again" in capsys.readouterr().err
+    assert Shelf(tmp_path).plain("radii", lambda: {"other": 2}) == {"whole": 1}
+
+
+def test_a_folder_with_a_space_is_one_word_of_the_command():
+    settings = Settings(SIZES["quick"], "my digits", 0, 1)
+    words = shlex.split(settings.command())
+    assert words[words.index("--data") + 1] == "my digits"

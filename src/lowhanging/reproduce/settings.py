@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import shlex
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,7 +141,7 @@ class Settings:
         words += [] if self.sizes.name == "quick" else [f"--{self.sizes.name}"]
         default = SIZES[self.sizes.name]
         words += [f"--epochs {self.sizes.epochs}"] if self.sizes.epochs != default.epochs else []
-        words += [f"--data {self.data}"] if self.data != default_data(self.sizes.name) else []
+        words += [f"--data {shlex.quote(self.data)}"] if self.data != default_data(self.sizes.name) else []
         words += [f"--only {theme} --out again"] if theme else []
         return " ".join(words)
 

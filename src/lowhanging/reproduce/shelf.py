@@ -48,10 +48,14 @@ class Shelf:
         if self.folder is None:
             return make()
         path = self.folder / f"{name}.json"
-        if not path.exists():
-            text = as_json(make())
-            write_atomically(path, lambda stream: stream.write(text.encode()))
-        return json.loads(path.read_text())
+        if path.exists():
+            try:
+                return json.loads(path.read_text())
+            except ValueError:
+                print(f"{path} is no JSON: it is made again", file=sys.stderr)
+        text = as_json(make())
+        write_atomically(path, lambda stream: stream.write(text.encode()))
+        return json.loads(text)
 
     def resume(self, name: str) -> Path | None:
         """The file for a library call's own `resume=`."""
