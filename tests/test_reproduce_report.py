@@ -143,7 +143,9 @@ def test_verdicts_of_learning_and_curvature(rows, verdict):
     found = rows["curvature"]["at_minimum"]
     counts = [sum(value > 0.1 for value in found[task]["eigenvalues"]) for task in ("mixed", *CUES)]
     assert counts == [found[task]["above"]["0.1"] for task in ("mixed", *CUES)]
-    assert verdict[3, "curvature"] == judged(*(count <= 33 for count in counts))
+    assert verdict[3, "curvature"] == judged(
+        *(count <= 33 and not found[task]["is_bound"][0] for task, count in zip(("mixed", *CUES), counts, strict=True))
+    )
     for task in found.values():
         assert task["largest_residual"] <= 1e-4 * task["eigenvalues"][0]
         total, squares = sum(task["eigenvalues"]), sum(value**2 for value in task["eigenvalues"])
@@ -163,7 +165,8 @@ def test_verdicts_of_steering(rows, verdict):
         left.append(d["conflict"][a] <= before[a] / 2)
         ratios = [at(d, a, step) / at(d, "mixed", step) for step in (1.0, 2.0, 3.0, 4.0)]
         below.append(min(ratios) > 1)
-        large.append(math.exp(sum(map(math.log, ratios)) / 4) >= 5)
+        unsteered = [e["losses"][a] / e["losses"]["mixed"] for e in d["null"]] + [at(d, a, 0.0) / at(d, "mixed", 0.0)]
+        large.append(math.exp(sum(map(math.log, ratios)) / 4) >= max(5, *unsteered))
         ranks.append(not d["ranks"]["mixed"].startswith(">") and int(d["ranks"]["mixed"]) <= 10)
         free.append(d["largest_squared_overlap"]["mixed"] < 0.5)
         assert math.isclose(sum(d["conflict"].values()), 1.0)

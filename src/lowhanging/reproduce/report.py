@@ -59,6 +59,11 @@ def heading_of(measured: Measured) -> list[str]:
         "Losses, accuracies and Hessians are those of held-out images, without the anchor, at the minimum of the "
         "anchored training loss (where the held-out losses themselves are not stationary).",
     ]
+    if num < 6:
+        lines.append(
+            "A verdict says what was seen in these networks. With fewer than six, even if all agree, it stays open "
+            "whether more than half of all networks would."
+        )
     return lines + [_minimum(settings.seed + i, row) for i, row in enumerate(measured.rows.get("learning", []))]
 
 
