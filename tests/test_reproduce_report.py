@@ -19,6 +19,7 @@ from matplotlib.image import imread
 from scipy.stats import fisher_exact
 
 from lowhanging.reproduce import cli
+from lowhanging.reproduce import settings as settings_room
 from lowhanging.reproduce.claims import judged
 from lowhanging.reproduce.figures import CAPTIONS
 from lowhanging.reproduce.settings import SIZES, Settings
@@ -429,3 +430,22 @@ def test_a_folder_with_a_space_is_one_word_of_the_command():
     settings = Settings(SIZES["quick"], "my digits", 0, 1)
     words = shlex.split(settings.command())
     assert words[words.index("--data") + 1] == "my digits"
+
+
+def test_the_digest_knows_the_bytes_of_a_folder_of_digits_and_of_the_code(tmp_path, monkeypatch):
+    settings = Settings(SIZES["quick"], str(tmp_path), 0, 1)
+    (tmp_path / "a").write_bytes(b"1")
+    first = settings.digest
+    assert settings.digest == first
+    (tmp_path / "a").write_bytes(b"2")
+    assert settings.digest != first
+    second = settings.digest
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert settings.digest != second
+    code = tmp_path / "lowhanging" / "reproduce" / "settings.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("LARGE = 5")
+    monkeypatch.setattr(settings_room, "__file__", str(code))
+    third = settings.digest
+    code.write_text("LARGE = 4")
+    assert settings.digest != third

@@ -12,7 +12,9 @@ import hashlib
 import json
 import platform
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -127,7 +129,15 @@ class Settings:
     @property
     def told(self) -> dict[str, object]:
         """What every finished unit depends on, but its seed."""
-        return {"data": self.data, "sizes": dataclasses.asdict(self.sizes), "versions": versions()}
+        folder = Path(self.data)
+        files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+        return {
+            "data": self.data,
+            "data files": contents(files),
+            "sizes": dataclasses.asdict(self.sizes),
+            "versions": versions(),
+            "code": contents(sorted(Path(__file__).parents[1].rglob("*.py"))),
+        }
 
     @property
     def digest(self) -> str:
@@ -149,6 +159,14 @@ class Settings:
 def default_data(size: str) -> str:
     """Where the digits come from if nothing is said."""
     return "full" if size == "full" else "bundled"
+
+
+def contents(files: Iterable[Path]) -> str:
+    """A digest of names and bytes."""
+    found = hashlib.sha256()
+    for path in files:
+        found.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()[:12]
 
 
 def versions() -> dict[str, str]:
