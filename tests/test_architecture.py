@@ -90,6 +90,7 @@ ORDER = (
     "toys",
     "plots",
     "reproduce",
+    "__main__",
     "testing",
 )
 STRANGERS = (("datasets", "models"),)

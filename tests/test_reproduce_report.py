@@ -402,6 +402,13 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     assert "the same command goes on from here" in capsys.readouterr().err
 
 
+def test_the_package_itself_is_the_command():
+    asked = [sys.executable, "-m", "lowhanging", "reproduce", "--seeds", "0"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert "--seeds is 0" in found.stderr
+
+
 def test_each_size_plans_the_same_themes(capsys):
     """The full size can't run here: what it asks for is read, and each of its settings is one of the quick one's."""
     options = cli.build_parser().parse_args(["reproduce", "--full", "--seeds", "3"])
