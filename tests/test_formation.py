@@ -102,6 +102,8 @@ def test_a_rise_from_the_first_log_is_a_lower_bound():
     scores = np.full((1, 30, 1), 0.5)
     scores[:, 12:] = 0.9
     assert float(circuits.births(scores, np.arange(100, 130)).rise_time) == 12
+    scores[:, 9] = 0.375  # half the threshold, exactly, is low enough
+    assert float(circuits.births(scores, np.arange(100, 130)).rise_time) == 3
 
 
 @pytest.mark.parametrize("sustain", [1, 3, 8])

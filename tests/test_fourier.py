@@ -54,6 +54,7 @@ def test_a_line_scores_one_half(angle):
 def test_an_ellipse(ratio):
     found = circuits.circle_score(circle(7, ratio=ratio) @ rotation(0.4))
     assert float(found.score) == pytest.approx((1 + ratio) ** 2 / (2 * (1 + ratio**2)), abs=1e-6)
+    assert float(found.rms) == pytest.approx(math.sqrt((1 + ratio**2) / 2), abs=1e-6)  # not the mean distance
 
 
 def test_two_equal_circles_in_one_plane_score_one_half():
@@ -119,6 +120,7 @@ def test_modes_are_shares_of_power():
     assert float(shares.sum()) == pytest.approx(1.0)
     assert circuits.key_frequencies(embedding).tolist() == [3, 10]
     assert circuits.key_frequencies(embedding, 0.5).tolist() == [3]
+    assert circuits.key_frequencies(torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]), 1.0).tolist() == [2]  # exactly it
     both = circuits.key_frequencies(torch.stack([embedding, embedding.roll(1, 0)]))
     assert [row.tolist() for row in both] == [[3, 10], [3, 10]]
     assert not bool(circuits.fourier_modes(torch.full((P, 3), 0.1)).any())
