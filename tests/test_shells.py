@@ -182,3 +182,20 @@ def test_solving_at_a_saddle_divides_by_negative_eigenvalues_too():
     assert tangent.values[1] > tangent.error
     rhs = complement(tangent.place.normal) @ np.array([0.3, -0.8])
     assert np.allclose(tangent.apply(tangent.solve(rhs)), rhs, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_a_saddle_is_left_on_its_lower_side(side):
+    def two_valleys(theta: Tensor) -> Tensor:
+        """R^2 (1 + 0.3 cos 2 phi) + 0.02 side r^3 sin 3 phi: a maximum near phi = 0, falling faster on one side."""
+        x, y = theta
+        return x * x + y * y + 0.3 * (x * x - y * y) + 0.02 * side * (3 * x * x * y - y**3)
+
+    loss = lh.FunctionObjective(two_valleys, torch.zeros(2, dtype=torch.float64), engine="double backward")
+    shell = Shell(loss, lh.Subspace(torch.eye(2, dtype=torch.float64)), "euclidean")
+    search = SphereSearch(shell, rtol=1e-10)
+    along_x = shell.coordinates(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    place, tangent = search.minimum(search.place(along_x, 1.0))
+    assert search.is_stationary(place)
+    assert tangent.lowest > tangent.error
+    assert side * float(shell.delta(place.y)[1]) > 0.9
