@@ -58,6 +58,7 @@ def test_the_cartoon_has_four_canyons_with_the_certificates_of_paper(radius):
         assert point.rise == pytest.approx(0.1 * -math.expm1(-(radius**2)), rel=1e-12)
     assert [point.copy_of for point in found] == [None, 0, 0, 0]
     assert sum(point.num_starts for point in found) == 16
+    assert found.num_lost == {f"{radius:g}": 0}
 
 
 @pytest.mark.parametrize("radius", [0.3, 0.5, 1.0])
