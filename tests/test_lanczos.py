@@ -149,6 +149,9 @@ def test_the_largest_noise_seen_is_the_maps(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(eigensearch, "fresh_checks", lambda *_, noise=noise: (np.zeros(2), np.array([0.0, noise])))
         run.check(space.ritz("LA"), np.array([1.0, 2.0, 3.0]))
         assert run.noise == largest
+    run.checked = np.zeros(3)  # a residual of nothing is no better than the products it was taken from
+    assert run.outcome(tol=0.4 / space.ritz("LA").scale, failure=None).is_converged.all()
+    assert not run.outcome(tol=0.2 / space.ritz("LA").scale, failure=None).is_converged.any()
 
 
 def test_a_million_terms_in_float32_are_summed_to_float32_accuracy() -> None:
