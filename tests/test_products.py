@@ -332,6 +332,15 @@ class LyingCube(torch.autograd.Function):
         return 3.3 * tangent * x**2
 
 
+class AlmostCube(LyingCube):
+    """x^3 with a forward derivative that is off by a ten-millionth."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return (3 + 3e-7) * tangent * x**2
+
+
 def test_a_function_without_forward_derivative_falls_back() -> None:
     agrees(network(lambda hidden, _: Cube.apply(hidden)), SIX, engine="kept graph")
 
@@ -340,6 +349,8 @@ def test_the_self_test_finds_a_wrong_recording() -> None:
     products = agrees(network(lambda hidden, _: LyingCube.apply(hidden)), SIX, engine="kept graph")
     assert products.fallback_reason.startswith("the recorded product is off by")
     assert "on batch 0" in products.fallback_reason
+    products = agrees(network(lambda hidden, _: AlmostCube.apply(hidden)), SIX, engine="kept graph")
+    assert "the recorded product is off by" in products.fallback_reason
 
 
 def test_the_self_test_finds_a_recording_that_is_wrong_on_a_later_batch_only() -> None:
