@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lowhanging import products as products_module
+from lowhanging.batch_matrices import HessianOfBatch
+from lowhanging.engines import GraphEngine
 from lowhanging.products import ENGINES, LossSum, Products
 from lowhanging.split_graph import CannotSplitError, SplitGraph, _cut
 
@@ -343,6 +345,15 @@ class AlmostCube(LyingCube):
 
 def test_a_function_without_forward_derivative_falls_back() -> None:
     agrees(network(lambda hidden, _: Cube.apply(hidden)), SIX, engine="kept graph")
+
+
+def test_a_graph_is_kept_if_it_just_fits() -> None:
+    loss = network(lambda hidden, _: Cube.apply(hidden))
+    _, size = GraphEngine(HessianOfBatch(loss), keeps=True).prepare(SIX, BATCHES[0])
+    for budget, engine in ((size, "kept graph"), (size - 1, "double backward")):
+        products = Products(loss, BATCHES, keep_bytes=budget)
+        products.product(SIX, SIX)
+        assert products.engine == engine
 
 
 def test_the_self_test_finds_a_wrong_recording() -> None:
