@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -345,6 +346,23 @@ class AlmostCube(LyingCube):
 
 def test_a_function_without_forward_derivative_falls_back() -> None:
     agrees(network(lambda hidden, _: Cube.apply(hidden)), SIX, engine="kept graph")
+
+
+@pytest.mark.parametrize(("of_others", "name"), [("vmap", "vmap"), ("loop", "loop")])
+def test_blocks_are_multiplied_at_once_only_where_every_rank_does(of_others: str, name: str) -> None:
+    products = Products(logistic, BATCHES, engine="double backward")
+    products.product(THETA, V)
+    asked = []
+
+    def highest(question: str, choose: Callable[[], int], *_: Tensor) -> int:
+        asked.append(question)
+        return max(choose(), int(of_others == "loop"))
+
+    products._ranks = SimpleNamespace(highest=highest)  # type: ignore[assignment]
+    rows = torch.stack([V, THETA])
+    assert products._agreed_way(products._engine, THETA, rows, "vmap").name == name  # type: ignore[arg-type]
+    assert products._agreed_way(products._engine, THETA, rows, "loop").name == "loop"  # type: ignore[arg-type]
+    assert asked == ["a way to multiply blocks"] * 2
 
 
 def test_a_graph_is_kept_if_it_just_fits() -> None:
