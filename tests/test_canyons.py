@@ -58,6 +58,7 @@ def test_the_cartoon_has_four_canyons_with_the_certificates_of_paper(radius):
         assert point.rise == pytest.approx(0.1 * -math.expm1(-(radius**2)), rel=1e-12)
     assert [point.copy_of for point in found] == [None, 0, 0, 0]
     assert sum(point.num_starts for point in found) == 16
+    assert found.num_lost == {f"{radius:g}": 0}
 
 
 @pytest.mark.parametrize("radius", [0.3, 0.5, 1.0])
@@ -190,6 +191,7 @@ def test_certificates_are_those_of_the_dense_hessian():
         B = space.basis
         H0 = lh.testing.dense_hessian(minimum.unanchored).double() + 1e-2 * torch.eye(44, dtype=torch.float64)
         M = B @ H0 @ B.T
+        assert len(found) >= 1
         for point in found:
             H = lh.testing.dense_hessian(minimum.unanchored.at(point.theta)).double() + 1e-2 * torch.eye(44).double()
             n, g = point.delta / point.delta.norm(), loss.gradient(point.theta)
@@ -256,6 +258,7 @@ def test_full_certificates_where_the_bowl_is_flat():
         lh.toys.flat_canyons(), space=PLANE, metric="euclidean", levels=2.0, starts=8, full_certificates=True,
         progress=False,
     )  # fmt: skip
+    assert len(found) >= 2
     for point in found:
         assert point.full_plane_eigenvalue == pytest.approx(8.0)
         assert point.full_sphere_eigenvalue == pytest.approx(8.0)
@@ -284,6 +287,7 @@ def test_rounding_is_not_certified(dtype, energy):
         rounded_loss(center, dtype), space=lh.Subspace(torch.eye(6, dtype=dtype)), levels=energy, starts=6, rtol=1e-3,
         progress=False,
     )  # fmt: skip
+    assert len(found)
     assert not any(point.is_certified for point in found)
 
 
@@ -331,16 +335,18 @@ def test_a_saddle_is_no_minimum_to_start_from():
 
 
 def test_the_floor_clips_the_metric_of_the_full_space():
-    loss = lh.toys.quadratic([4.0, 1.0, 1e-3, 0.0], seed=1)
+    loss = lh.toys.quadratic([4.0, 1.0, 1e-3, 1e-4], seed=1)
     found = lh.find_canyons(loss, space="full", floor=0.5, levels=0.3, starts=6, progress=False)
     Q = lh.testing.dense_hessian(loss)
     values, vectors = torch.linalg.eigh(Q)
     M = vectors @ torch.diag(values.clamp_min(0.5)) @ vectors.T
+    assert len(found) == 2  # both ways along the softest axis
     for point in found:
         assert float(point.delta @ M @ point.delta) / 2 == pytest.approx(0.3, rel=1e-6)
     assert found.floor == 0.5
     assert found.canyons == ()  # a quadratic has none, whatever the floor
-    assert all(point.depth == pytest.approx(1.0, rel=1e-6) for point in found if point.energy > 1e-6)
+    assert [point.energy for point in found] == pytest.approx([0.3 * 1e-4 / 0.5] * 2, rel=1e-4)  # H0's, not M's
+    assert [point.depth for point in found] == pytest.approx([1.0, 1.0], rel=1e-6)
 
 
 def test_start_counts_budgets_and_determinism():
@@ -401,6 +407,7 @@ def test_aimed_starts_evaluated_losses_and_the_default_space():
     )
     assert found.space.dim == 30
     assert found.num_starts == 6
+    assert len(found) >= 2
     own = sharpest(10).subspace()
     assert own.overlap(found.space) == pytest.approx(1.0, abs=1e-6)
     for point in found:
@@ -452,6 +459,7 @@ def test_float32_reaches_its_tolerance():
     space = lh.top_eigs(lh.hessian(coarse), k=4, progress=False).subspace()
     found = lh.find_canyons(coarse, space=space, metric="euclidean", levels=2.0, starts=8, progress=False)
     assert found.rtol == 1e-4
+    assert len(found) >= 2
     for point in found:
         assert point.is_certified
         assert point.theta.dtype == torch.float32

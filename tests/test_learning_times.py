@@ -42,6 +42,9 @@ def test_medians_and_counts_keep_who_never_learned():
     assert found.median("slow").tolist() == [INF]
     assert found.median("fast").tolist() == [3.0]
     assert found.num_never("slow").tolist() == [3]
+    even = made([[5, INF, 7, INF]], [[4, 1, 3, 2]])
+    assert (even.median("slow").tolist(), even.median("fast").tolist()) == ([INF], [3.0])  # half never: the upper one
+    assert even.ratio("slow", "fast").ratio.tolist() == [INF]
     assert found.interval("fast").tolist() == [[0.0, INF]]  # five seeds: no interval at 95 %
     with pytest.raises(ValueError, match="name is 'quick', expected one of 'slow', 'fast'"):
         found.median("quick")
@@ -68,6 +71,23 @@ def test_a_ratio_of_exact_multiples_is_exact_and_its_interval_a_point():
     assert found.num_later.tolist() == [25, 25]
     assert found.p_value.tolist() == pytest.approx([0.5**25] * 2)
     assert "3 [3, 3]" in repr(found)
+
+
+def test_the_interval_of_a_ratio_is_that_of_the_drawn_seeds_by_sorting():
+    num, num_draws = 12, 1000
+    slow, fast = np.random.default_rng(2).lognormal(3, 0.5, (2, 3, num))  # three sizes
+    slow[1, :5] = INF
+    found = made(slow, fast).ratio("slow", "fast", num_draws=num_draws, seed=4)
+    drawn = np.random.default_rng(4).integers(num, size=(num_draws, num))
+    ratios = [
+        [sorted(a[rows])[num // 2] / sorted(b[rows])[num // 2] for rows in drawn]
+        for a, b in zip(slow, fast, strict=True)
+    ]
+    for k, values in enumerate(ratios):
+        assert found.interval[k].tolist() == pytest.approx([sorted(values)[24], sorted(values)[974]])
+    growth = sorted(np.array(ratios[2]) / np.array(ratios[0]))
+    assert found.growth_interval.tolist() == pytest.approx([growth[24], growth[974]])
+    assert found.growth == pytest.approx(float(found.ratio[2] / found.ratio[0]))
 
 
 def test_equal_times_give_an_interval_that_holds_one_in_most_trials():

@@ -73,6 +73,31 @@ def test_the_fit_is_that_of_numpy_on_the_other_half():
     share = 1 - float((centered[0][judged] - predicted).square().sum() / baseline.square().sum())
     assert found.shares["both"] == pytest.approx(share, abs=1e-10)
 
+    # The best average of probabilities is chosen on the one half, and judged on the other.
+    p, first, second = (x.softmax(1) for x in centered)
+
+    def divergence(rows: list[int], weight: float) -> float:
+        average = weight * first[rows] + (1 - weight) * second[rows]
+        return float((p[rows] * (p[rows] / average).log()).sum(1).mean())
+
+    weights = [i / 100 for i in range(101)]
+    best = min(weights, key=lambda weight: divergence(fitted, weight))
+    assert best != min(weights, key=lambda weight: divergence(judged, weight))
+    assert found.divergence["probabilities"] == pytest.approx(divergence(judged, best), rel=1e-9)
+    summed = float((p[judged] * (p[judged] / predicted.softmax(1)).log()).sum(1).mean())
+    assert found.divergence["logits"] == pytest.approx(summed, rel=1e-9)
+    assert float(found.divergence_gain[0]) == pytest.approx(divergence(judged, best) - summed, rel=1e-9)
+
+
+def test_cues_that_say_no_more_than_the_label_are_the_same_when_dealt_out_within_it():
+    labels = torch.arange(160) % 4
+    first, second = 4.0 * torch.eye(4)[labels], torch.tensor([[8.0, 0, 0, 4], [0, 4, 0, 0], [0, 0, 4, 0], [4, 0, 0, 0]])
+    mixed = first + torch.randn(160, 4, generator=torch.Generator().manual_seed(0))
+    found = sum_of(mixed, first, second[labels], labels)  # means of whole numbers: no rounding
+    assert found.shares["both"] == found.same_label > 0.5
+    assert found.other_label < 0.05
+    assert found.within["both"] == found.same_label_within == found.unique["first"] == 0.0
+
 
 def test_answers_that_are_averaged_as_probabilities_are_told_from_sums():
     _, first, second, labels = scene()

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from lowhanging.basin.lanczos import KrylovSpace
+from lowhanging.basin.ritz_pairs import is_of_this_map
 from lowhanging.errors import explain
 from lowhanging.results import resume_path, write_atomically
 
@@ -67,7 +68,7 @@ class SearchFile:
         except _DAMAGED as error:
             raise ValueError(self._no_search()) from error
         numbers |= {name: arrays[name] for name in ("probed",) if name in arrays}
-        if space.size and not space.is_of_this_map(float(numbers["noise"])):
+        if space.size and not is_of_this_map(space, float(numbers["noise"])):
             self._refuse(["H"])
         return numbers
 
