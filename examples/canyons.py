@@ -107,9 +107,9 @@ print(found.canyons[0])
 # %% [markdown]
 # E, r: its energy and its distance from the minimum. *Slope* is n·g, the rise per unit of distance along the way out.
 # The three numbers with a sign are the smallest eigenvalues across, that is, the certificates. This one is a minimum on
-# its *energy shell*, which is where it was searched (shell, positive); and no minimum on the sphere of radius r (sphere,
-# negative), on which the loss is lower to one side. Which of them a claim needs is up to the claim: "a minimum in all
-# orthogonal directions" is about spheres, `metric="euclidean"`.
+# its *energy shell*, where it was searched (shell, positive); and none on the sphere of radius r (sphere, negative), on
+# which the loss is lower to one side. Which of them a claim needs is up to the claim: "a minimum in all orthogonal
+# directions" is about spheres, `metric="euclidean"`.
 #
 # Would any three directions have done? The same search in random three-dimensional subspaces of equal curvature:
 
