@@ -1,8 +1,8 @@
 """How does a long call keep its state in a file, and whose file is it?
 
-One format for whatever can be interrupted: an npz of arrays, and beside them what kind of call wrote it, what determines
-that call's result (its identity, in words), and some numbers. The file appears whole or not at all. The file of another
-call is refused by the name of what differs, and left as it is; so is one that can't be read.
+One format for whatever can be interrupted: an npz of arrays, and beside them what kind of call wrote it, what
+determines that call's result (its identity, in words), and some numbers. The file appears whole or not at all. The file
+of another call is refused by the name of what differs, and left as it is; so is one that can't be read.
 """
 
 from __future__ import annotations
