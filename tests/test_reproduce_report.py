@@ -7,6 +7,7 @@ in results.json, by the rule written here once more. A killed run is held agains
 import html.parser
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -304,14 +305,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(report, tmp_path):
             process.kill()
             process.communicate()
         assert not (out / "results.json").exists()
-    (next(out.glob("work/*/seed-0")) / ".minimum.npz.x.part").write_bytes(b"half")  # what a kill while writing leaves
+    part = next(out.glob("work/*/seed-0")) / ".minimum.npz.x.part"
+    part.write_bytes(b"half")  # what a kill while writing leaves; a young one could be another run's
+    os.utime(part, (time.time() - 7200,) * 2)
     process = started(out, *only)
     told = process.communicate()[1]
     assert process.returncode == 0, told
     assert "train and polish: finished earlier" in told
     assert "eigenpairs of the three losses: finished earlier" in told
     assert not list(out.glob("work/*/*/*-resume.npz"))
-    assert not list(out.glob("work/*/*/.*.part"))
+    assert not part.exists()
     whole = tmp_path / "whole"
     shutil.copytree(report / "work", whole / "work")
     assert cli.main(["reproduce", "--tiny", "--out", str(whole), "--no-figures", *only]) == 0

@@ -64,7 +64,7 @@ from lowhanging.datasets import (
     paired_mnist,
     parity_rules,
 )
-from lowhanging.errors import NotConvergedError, NotSmoothWarning
+from lowhanging.errors import DamagedFileError, NotConvergedError, NotSmoothWarning
 from lowhanging.function_objective import FunctionObjective
 from lowhanging.models import ModularMLP, ModularTransformer, SigmoidCNN
 from lowhanging.objective import Objective
@@ -85,6 +85,7 @@ __all__ = [
     "CircuitName",
     "ConflictControl",
     "ConflictImages",
+    "DamagedFileError",
     "DepthNull",
     "DigitImages",
     "EffectiveDimension",

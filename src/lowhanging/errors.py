@@ -29,6 +29,13 @@ class NotConvergedError(RuntimeError):
         self.result = result
 
 
+class DamagedFileError(ValueError):
+    """A file that can be opened is not what was written: cut short, changed, or never a file of this library's.
+
+    A file that can't be opened (missing, no permission) raises the `OSError` that says so, never this.
+    """
+
+
 class NotSmoothWarning(UserWarning):
     """The loss has kinks (ReLU, max-pool ...): its Hessian exists almost everywhere but misses the kinks."""
 

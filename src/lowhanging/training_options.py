@@ -54,3 +54,9 @@ def as_optimizer(optimizer: Any, weights: list[nn.Parameter], lr: float | None) 
     if not any(id(weight) in own for group in made.param_groups for weight in group["params"]):
         raise ValueError(explain("optimizer", "holds no parameter of this model", "an optimizer of this model", remedy))
     return made
+
+
+def optimizer_identity(optimizer: torch.optim.Optimizer, factor: Schedule) -> str:
+    """Kind, options and rates, in words that are the same in another process."""
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return repr((type(optimizer).__name__, groups, [factor(i / 16) for i in range(16)]))
