@@ -108,7 +108,8 @@ class LearningTimes:
         drawn = torch.from_numpy(np.random.default_rng(seed).integers(num, size=(num_draws, num)))
         sampled = _ratio_of_medians(above[:, drawn], below[:, drawn])  # (k, draws, seeds) each -> (k, draws)
         ratio = _ratio_of_medians(above, below)
-        known = torch.minimum(above[-1], self.budgets[slow][-1].double())  # (seeds,), inf counts as the budget
+        budget = self.budgets[slow][-1].double()
+        known = torch.where(torch.isinf(above[-1]), budget, above[-1])  # (seeds,)
         growth = _growth(_ratio_of_medians(known[drawn], below[-1][drawn]), sampled[0])
         later = (above > below).sum(1)
         p_values = [binomtest(count, num, 0.5, alternative="greater").pvalue for count in later.tolist()]

@@ -49,9 +49,8 @@ def beyond(network: Learning, first: str, progress: Tensor, begin: int, end: int
     if before >= after or not float(progress[before]) >= HALF:
         return None
     second = CUES[1 - CUES.index(first)]
-    logits = {
-        name: [_logits(network, name, network.run.checkpoints[row]) for row in rows] for name in ("mixed", first, second)
-    }
+    thetas = [network.run.checkpoints[row] for row in rows]
+    logits = {name: [_logits(network, name, theta) for theta in thetas] for name in ("mixed", first, second)}
     targets = network.views.mixed.test.targets[:NUM_IMAGES]
     return {"epochs": [before, after]} | explained(logits["mixed"], logits[first], logits[second], targets)
 

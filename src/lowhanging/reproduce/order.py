@@ -133,9 +133,7 @@ def competences(rows: Sequence[Mapping[str, Any]]) -> Competences:
     return Competences(torch.tensor(rows[0]["steps"][:logs]) / rows[0]["steps_per_epoch"], progress, "epoch")
 
 
-def early(
-    network: Learning, *, epochs: int, log_every: int, images: int, resume: Path | None = None
-) -> StackRun:
+def early(network: Learning, *, epochs: int, log_every: int, images: int, resume: Path | None = None) -> StackRun:
     """The first epochs of the network's training once more, with a row every few steps."""
     share = epochs / int(network.run.epochs[-1])
     return train_stack(
@@ -185,9 +183,9 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
             f"(less than half in {most_of(sequential)}). {told}".strip(),
             null="on a flat floor the loss stays where the first circuit has brought it: a fall of 0. If the first "
             "circuit alone got better, the mixed logits would change by some multiple of the change of the logits on "
-            "that cue alone: nothing of the fall would lie beyond the best multiple. Not told apart: a slope that leads "
-            "out, and the noise of small batches, which leads out of flat canyons too; a second circuit that gets "
-            "better, and a first one that gets better only where both cues are there",
+            "that cue alone: nothing of the fall would lie beyond the best multiple. Not told apart: a slope that "
+            "leads out, and the noise of small batches, which leads out of flat canyons too; a second circuit that "
+            "gets better, and a first one that gets better only where both cues are there",
             rule="three parts, each in most seeds: when the first cue has gone 90 % of its way, the other has gone "
             "less than half of its own; the first cue comes no later than the mixed images (half of the way, to the "
             "row); from there until the other cue has gone 90 % of its way too the mixed loss falls in each third of "

@@ -153,10 +153,10 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
             measured=measured,
             null=_null(row, times),
             rule="three parts: at every size the 95 % interval of the factor (bootstrap over seeds; a seed that never "
-            "learns counts as infinitely late) lies above 1; the interval of its growth from the first size to the last "
-            "lies above 1 (a seed that never learns the last one counts as learning it when its budget ends, so that "
-            "the growth is a lower bound); with both rules at once both halves precede the whole in more seeds than "
-            "the other way round",
+            "learns counts as infinitely late) lies above 1; the interval of its growth from the first size to the "
+            "last lies above 1 (a seed that never learns the last one counts as learning it when its budget ends, so "
+            "that the growth is a lower bound); with both rules at once both halves precede the whole in more seeds "
+            "than the other way round",
             verdict=judged(all(is_slower), is_growing, all(is_first)),
         )
     ]

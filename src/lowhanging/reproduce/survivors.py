@@ -5,11 +5,11 @@ network i, a kind's share is p = sum s_i / sum f_i and its variance that of a ra
 
     V = m / (m - 1) sum (s_i - p f_i)^2 / (sum f_i)^2     over its m networks with a circuit.
 
-The test deals the networks, each with its (f_i, s_i), out to the two kinds. Networks of the two kinds differ in how many
-circuits they form, whatever survives, so that plain permuting would test the wrong thing: what is compared is the
+The test deals the networks, each with its (f_i, s_i), out to the two kinds. Networks of the two kinds differ in how
+many circuits they form, whatever survives, so that plain permuting would test the wrong thing: what is compared is the
 difference of the shares over its standard error, for which permuting is right in the limit of many networks also where
-the kinds differ in everything else (Chung & Romano 2013). A kind without a death shows no spread at all; its variance
-is taken to be at least that of half a death.
+the kinds differ in everything else (Chung & Romano 2013, "Exact and asymptotically robust permutation tests"). A kind
+without a death shows no spread at all; its variance is taken to be at least that of half a death.
 
 Not finding a difference says nothing before it is known which difference would have been found: `detectable` draws
 networks again, takes away survivors at a rate, and asks the same test.
@@ -50,10 +50,7 @@ def fewer_survive(
     counts = np.stack([formed, survived], 1).astype(float)[:, :, None]  # (networks, 2, 1)
     observed = _studentized(is_second[None].astype(float), counts)[0, 0]
     drawn = _studentized(_dealt(is_second, num_draws, rng), counts)[:, 0]
-    again = [
-        _resampled(counts[kind, :, 0], num_draws, rng)
-        for kind in (~is_second, is_second)
-    ]  # (draws,) each
+    again = [_resampled(counts[kind, :, 0], num_draws, rng) for kind in (~is_second, is_second)]  # (draws,) each
     low, high = np.quantile(again[0] - again[1], [0.025, 0.975])
     shares = [survived[kind].sum() / formed[kind].sum() for kind in (~is_second, is_second)]
     return {
