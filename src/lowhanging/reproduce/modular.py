@@ -112,6 +112,21 @@ def formed(sizes: Sizes, shelf: Shelf) -> Formed:
     return Formed(run, scores, found, intensity, survival(found), best, ablation)
 
 
+def scarce(sizes: Sizes, shelf: Shelf) -> tuple[Births, CircleScores]:
+    """The circles of networks whose parameters are scarce."""
+    kind = kind_of("births", sizes, **SCARCE)
+    run = kind.train("scarce", sizes.scarce_seeds, sizes, shelf, log_every=sizes.log_every)
+    scores = circle_score(run.snapshots["embedding"])
+    return births(scores.score, run.steps, frequency=scores.frequency), scores
+
+
+def survivals(plenty: Survival, few: Births) -> dict[str, Survival]:
+    """Curves to be drawn together: of plenty, and, where one was watched, of circuits whose parameters are scarce."""
+    is_watched = few.is_dated & (few.step < few.dated_steps[-1])
+    name = f"{few.step.shape[1]} planes of {SCARCE['hidden']} units"
+    return {"many parameters": plenty} | ({name: survival(few)} if bool(is_watched.any()) else {})
+
+
 def _quiet_about_windows() -> None:
     # A circle takes longer to round off than the smaller windows: said in the claim's text.
     warnings.filterwarnings("ignore", message=".*shorter than the median rise time")
@@ -132,10 +147,7 @@ def measure(sizes: Sizes, shelf: Shelf) -> Row:
     led = (found.frequency == scores.frequency[:, 0]) & found.is_dated
     unblocked = kind_of("redundant", sizes)
     run = unblocked.train("unblocked", sizes.unblocked_seeds, sizes, shelf, log_every=10_000)
-    few = kind_of("births", sizes, **SCARCE)
-    scarce = few.train("scarce", sizes.scarce_seeds, sizes, shelf, log_every=sizes.log_every)
-    scarce_scores = circle_score(scarce.snapshots["embedding"])
-    scarce_births = births(scarce_scores.score, scarce.steps, frequency=scarce_scores.frequency)
+    few, few_scores = scarce(sizes, shelf)
     started_low = (scores.score[:, 0] <= found.threshold / 2).numpy()
     return {
         "p": p,
@@ -152,8 +164,8 @@ def measure(sizes: Sizes, shelf: Shelf) -> Row:
         "succession": succession(found, started_low),
         "share_alive_at_last_age": float(it.survival.share[-1]),
         "fates": _fates(found, scores),
-        "scarce": {"planes": scarce_births.step.shape[1], "fates": _fates(scarce_births, scarce_scores)},
-        "comparison": shelf.plain("scarcity", lambda: _comparison(found, scarce_births)),
+        "scarce": {"planes": few.step.shape[1], "fates": _fates(few, few_scores)},
+        "comparison": shelf.plain("scarcity", lambda: _comparison(found, few)),
         "dominant_before_training": [int(led.sum()), int(found.is_dated.sum())],
         "pairing": tests,
         "frequency_relations": {
