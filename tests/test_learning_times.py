@@ -117,6 +117,33 @@ def test_what_is_not_known_speaks_against_the_slow_rule():
         made([never], [never]).ratio("slow", "fast", num_draws=5)
 
 
+def test_growth_is_a_lower_bound_whatever_was_not_seen():
+    first, fast = [[10.0] * 8, [5.0] * 8], [[5.0] * 8] * 2  # slow rule, fast rule
+    never = made([first[0], [INF] * 8], fast).ratio("slow", "fast")  # budget 100: at least 100 / 5 over 10 / 5
+    assert (never.growth, never.is_growth_bound) == (10.0, True)
+    assert never.growth_interval.tolist() == [10.0, 10.0]
+    assert never.ratio.tolist() == [2.0, INF]  # of the ratio itself nothing is taken away
+    seen = made([first[0], [60.0] * 8], fast).ratio("slow", "fast")
+    assert (seen.growth, seen.is_growth_bound) == (6.0, False)
+    few = made([first[0], [60.0] * 5 + [INF] * 3], fast).ratio("slow", "fast")  # the median is known
+    assert (few.growth, few.is_growth_bound) == (6.0, False)
+    # What is not known of the first size, or of the fast rule, is no growth.
+    assert made([[INF] * 8, [INF] * 8], fast).ratio("slow", "fast").growth == 0.0
+    assert made([first[0], [60.0] * 8], [[INF] * 8, [5.0] * 8]).ratio("slow", "fast").growth == 0.0
+    assert made([first[0], [60.0] * 8], [[5.0] * 8, [INF] * 8]).ratio("slow", "fast").growth == 0.0
+
+
+def test_the_growth_found_with_a_budget_never_exceeds_the_one_without():
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        slow, fast = rng.lognormal([[3.0], [4.5]], 0.6, (2, 15)), rng.lognormal(2.5, 0.3, (2, 15))
+        whole = made(slow, fast).ratio("slow", "fast", num_draws=100)
+        slow[slow > 100] = INF  # beyond the budget
+        cut = made(slow, fast).ratio("slow", "fast", num_draws=100)
+        assert cut.growth <= whole.growth
+        assert bool((cut.growth_interval <= whole.growth_interval).all())
+
+
 def test_times_and_competences_survive_a_file(tmp_path):
     found = made([[5, INF, 7]], [[1, 2, 3]])
     again = LearningTimes.load(found.save(tmp_path / "times.npz"))

@@ -146,6 +146,7 @@ def modular_figures(place: Place, rows: Rows) -> Pictures:
     it = modular.formed(place.sizes, place.shelf)
     embeddings = it.run.snapshots["embedding"][it.best]  # (logs, p, width)
     last = embeddings[-1]
+    curves = modular.survivals(it.survival, modular.scarce(place.sizes, place.shelf)[0])
     return {
         "circuits.png": plots.panels(
             [
@@ -157,7 +158,7 @@ def modular_figures(place: Place, rows: Rows) -> Pictures:
                 [
                     lambda ax: plots.births(it.births, ax),
                     lambda ax: plots.birth_intensity(it.intensity, ax),
-                    lambda ax: plots.survival(it.survival, ax),
+                    lambda ax: plots.survival(curves, ax),
                 ],
             ],
             width=17,
@@ -223,7 +224,7 @@ CAPTIONS: Mapping[str, tuple[tuple[int, ...], str]] = {
     "cartoons.png": ((14, 20), "Gradient flow on the flat and on the sloped cartoon, from the same starts."),
     "circuits.png": (
         (15, 16, 17), "Circles of one seed, its Fourier modes along training, what its circles are worth; births over "
-        "all seeds, their rate after another birth, and survival.",
+        "all seeds, their rate after another birth, and survival, also where parameters are scarce.",
     ),
     "sizes.png": ((18,), "Steps until each rule is learned, against its size; medians over seeds."),
     "logits.png": ((19,), "Every held-out logit on both cues against the fitted sum of those on each cue alone."),
