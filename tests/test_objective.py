@@ -733,6 +733,18 @@ def test_a_loss_that_is_a_module_follows_into_double() -> None:
     assert float(scaled(scaled.theta0)) == pytest.approx(expected, rel=1e-14)
 
 
+def test_double_is_around_the_same_point() -> None:
+    loss = kept(mlp().float(), (X.float(), CLASSES))
+    theta = loss.theta0 + 0.125
+    wide = loss.at(theta).double()
+    assert wide.theta0.dtype == torch.float64
+    assert torch.equal(wide.theta0, theta.double())
+    assert torch.equal(wide(wide.theta0), loss.double()(theta.double()))
+    third = FunctionObjective(lambda t: (t / 3).square().sum(), torch.ones(2)).at(torch.full((2,), 0.5)).double()
+    assert (third.theta0.dtype, third.theta0.tolist()) == (torch.float64, [0.5, 0.5])
+    assert float(third(third.theta0)) == pytest.approx(0.5 / 9, rel=1e-15)
+
+
 def test_repr_is_one_line() -> None:
     objective = kept(mlp(), (X, CLASSES))
     expected = "Objective(Sequential, 44 parameters, 8 examples, cross_entropy, mode='eval', engine='not chosen yet')"
