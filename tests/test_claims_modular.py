@@ -9,8 +9,9 @@ import pytest
 import torch
 from scipy.stats import fisher_exact
 
+from lowhanging import circuits
 from lowhanging.circuits import Births
-from lowhanging.reproduce import modular_claims, survivors
+from lowhanging.reproduce import modular, modular_claims, survivors
 from lowhanging.reproduce.succession import succession
 from lowhanging.reproduce.survivors import detectable, fewer_survive
 
@@ -159,6 +160,27 @@ def test_too_few_networks_are_no_comparison():
     found = fewer_survive(formed, formed, np.array([False, False, True, True]))
     assert found == {"difference": None, "interval": [None, None], "p_value": None}
     assert detectable(formed, np.array([False, False, True, True]), 0.9) is None
+
+
+def test_fates_are_counted_seed_by_seed():
+    """Two seeds of two planes, four logs: one circle stays, one is lost, one is overwritten, one never was."""
+    scores = torch.full((2, 40, 2), 0.9)
+    scores[0, :10] = scores[1, :10] = 0.1
+    scores[0, 30:, 1] = 0.6  # lost
+    scores[1, :, 1] = 0.2  # never formed
+    frequency = torch.full((2, 40, 2), 3)
+    frequency[1, 20:, 0] = 5  # another circle in the same plane, without a gap
+    found = circuits.births(scores, range(40), frequency=frequency)
+    told = modular._fates(found, circuits.CircleScores(*[scores.double()] * 3, frequency, frequency.sign(), scores))
+    assert told["formed"] == [2, 1]
+    assert told["survived"] == [1, 1]
+    assert told["overwritten"] == 1
+    assert told["lost_scores"] == pytest.approx([0.6])
+    curves = modular.survivals(circuits.survival(found), found)
+    assert list(curves) == ["many parameters", "2 planes of 4 units"]
+    late = circuits.births(torch.full((1, 9, 1), 0.2), range(9))
+    assert list(modular.survivals(curves["many parameters"], late)) == ["many parameters"]
+    assert modular._comparison(found, late)["p_value"] is None
 
 
 # Verdicts -------------------------------------------------------------------------------------------------------------

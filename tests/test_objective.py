@@ -720,6 +720,30 @@ def test_a_loss_that_is_a_module_follows_into_double() -> None:
     torch.testing.assert_close(result.double(), hessian @ objective.theta0.double(), rtol=1e-4, atol=1e-6)
     assert "BCEWithLogitsLoss" in repr(objective)
 
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("log_scale", torch.tensor(0.3))
+
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return F.mse_loss(outputs, targets) * self.log_scale.exp()  # in the precision of the buffer
+
+    scaled, plain = (kept(model, (X.float(), draw(8, 4).float()), loss_fn=fn).double() for fn in (Scaled(), F.mse_loss))
+    expected = float(plain(plain.theta0)) * math.exp(float(torch.tensor(0.3)))
+    assert float(scaled(scaled.theta0)) == pytest.approx(expected, rel=1e-14)
+
+
+def test_double_is_around_the_same_point() -> None:
+    loss = kept(mlp().float(), (X.float(), CLASSES))
+    theta = loss.theta0 + 0.125
+    wide = loss.at(theta).double()
+    assert wide.theta0.dtype == torch.float64
+    assert torch.equal(wide.theta0, theta.double())
+    assert torch.equal(wide(wide.theta0), loss.double()(theta.double()))
+    third = FunctionObjective(lambda t: (t / 3).square().sum(), torch.ones(2)).at(torch.full((2,), 0.5)).double()
+    assert (third.theta0.dtype, third.theta0.tolist()) == (torch.float64, [0.5, 0.5])
+    assert float(third(third.theta0)) == pytest.approx(0.5 / 9, rel=1e-15)
+
 
 def test_repr_is_one_line() -> None:
     objective = kept(mlp(), (X, CLASSES))

@@ -386,7 +386,7 @@ def test_the_full_size_trains_larger_networks():
     assert kind.arguments["steps"] == 3000
     assert kind.data.p == 113
     assert modular.kind_of("redundant", full).factory(0).embedding.shape[0] == 113
-    assert modular.kind_of("births", full, **modular.SCARCE).factory(0).embedding.shape == (113, 6)
+    assert modular.kind_of("births", full, **modular.SCARCE).factory(0).embedding.shape == (113, 4)
 
 
 def test_every_line_of_the_full_size_runs_on_little():

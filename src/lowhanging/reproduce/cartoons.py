@@ -153,7 +153,7 @@ def reached_by(begin: np.ndarray, radius: float, time: float, num: int = 32) -> 
     return np.asarray(np.where(begin <= radius, 1.0, 0.4 * (slopes * ratio / nodes).real.sum(1)))
 
 
-def share_near(radius: float, num: int = 2001) -> float:
+def share_near(radius: float, num: int = 1001) -> float:
     """Share of exp(-L / T) of the sloped cartoon within a radius, in the square of the starts."""
     x = np.linspace(-HALF_WIDTH, HALF_WIDTH, num)
     squares = x[:, None] ** 2 + x**2

@@ -171,8 +171,9 @@ def _null(row: Mapping[str, Any], times: LearningTimes) -> str:
         for i, size in enumerate(row["sizes"])
     ]
     return (
-        "a factor of 1, equal times; two controls, " + "; ".join(listed) + ". Parities give no partial credit, so that "
-        "rules which do may behave otherwise"
+        "a factor of 1, equal times; two controls, " + "; ".join(listed) + ". Where the first control is as slow as "
+        "the whole rule, it is not how many bits are read that matters, but that the halves pay one by one. Parities give "
+        "no partial credit, so that rules which do may behave otherwise"
     )
 
 
