@@ -172,8 +172,8 @@ def _null(row: Mapping[str, Any], times: LearningTimes) -> str:
     ]
     return (
         "a factor of 1, equal times; two controls, " + "; ".join(listed) + ". Where the first control is as slow as "
-        "the whole rule, it is not how many bits are read that matters, but that the halves pay one by one. Parities give "
-        "no partial credit, so that rules which do may behave otherwise"
+        "the whole rule, it is not how many bits are read that matters, but that the halves pay one by one. Parities "
+        "give no partial credit, so that rules which do may behave otherwise"
     )
 
 
