@@ -6,7 +6,6 @@ refusal names what is wrong and the way out.
 
 from __future__ import annotations
 
-import itertools
 import math
 import numbers
 from collections.abc import Callable, Iterable
@@ -14,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lowhanging.batch_parts import parted, some_of
 from lowhanging.batches import joined, num_examples
@@ -76,27 +76,88 @@ def checked_sum(result: Any, point: Tensor, *, is_batch_loss: bool) -> Tensor:
 
 
 def check_mean(batch: Any, sum_of: Callable[[Any], Tensor]) -> None:
-    """loss_fn must be the mean over the targets: 1 + (n - 1) examples must add up to n."""
+    """Model and loss_fn together: 1 + (n - 1) examples must add up to n, up to what kernels round by batch size."""
     n = num_examples(batch)
     parts = [some_of(batch, slice(0, 1)), some_of(batch, slice(1, n)), batch]
     if n >= 2 and parts[0] is not None:
-        first, rest, total = map(sum_of, parts)
-        error = float((first + rest - total).abs())
-        if not error <= 1e-3 * float(first.abs() + rest.abs()) + 1e-6 * n:  # NaN: all of one part is ignored
-            received = (
-                f"is not the mean over the targets (1 + {n - 1} examples differ from {n} together by {error:.3g})"
-            )
-            remedy = (
-                "Use reduction='mean'; with ignore_index or class weights pass batch_loss=, "
-                "a function (model, batch) -> (sum, count)."
-            )
-            raise ValueError(explain("loss_fn", received, "the mean loss over the targets", remedy))
+        first, rest, total = (float(sum_of(part)) for part in parts)
+        if not abs(first + rest - total) <= 1e-3 * (abs(first) + abs(rest)) + 1e-6 * n:  # NaN: one part is all ignored
+            raise ValueError(_no_mean(1, n, first + rest - total))
 
 
-def one_of_each(batches: Iterable[Any]) -> Any | None:
-    """A batch of the first example of each of the first 64 batches; None where they can't be joined."""
-    firsts = [some_of(batch, slice(0, 1)) for batch in itertools.islice(batches, 64)]
-    return None if len(firsts) < 2 or any(first is None for first in firsts) else joined(firsts)
+def check_terms(outputs: Any, targets: Any, sum_of: Callable[[Any, Any], Tensor]) -> None:
+    """loss_fn alone: the gradient in the outputs of an example must not depend on which others are there.
+
+    Not its value: where all terms are alike, weights hardly change the sum, but the Hessian all the same. In float64,
+    where loss_fn allows it.
+    """
+    n = num_examples((outputs, targets))
+    try:
+        wide = tree_map(lambda leaf: leaf.double() if is_real(leaf) else leaf, (outputs, targets))
+        whole = _slopes(wide, sum_of)
+    except (RuntimeError, TypeError):  # its own constants are in float32, or the device has no float64
+        wide = (outputs, targets)
+        whole = _slopes(wide, sum_of)
+    for cut in sorted({1, n // 2}) if n >= 2 else ():
+        pieces = [some_of(wide, slice(0, cut)), some_of(wide, slice(cut, n))]
+        if any(piece is None for piece in pieces):
+            return
+        (low, low_total), (high, high_total) = (_slopes(piece, sum_of) for piece in pieces)
+        apart = torch.stack([(torch.cat(pair) - own).norm() for *pair, own in zip(low, high, whole[0], strict=True)])
+        size = torch.stack([own.norm() for own in whole[0]])
+        if not float(apart.norm()) <= 1e-4 * float(size.norm()) + 1e-9 * n:  # NaN: one part is all ignored
+            raise ValueError(_no_mean(cut, n, low_total + high_total - whole[1], outputs, targets))
+
+
+def _slopes(pair: Any, sum_of: Callable[[Any, Any], Tensor]) -> tuple[list[Tensor], float]:
+    """Gradients of the sum in every floating-point tensor of the outputs, and the sum."""
+    outputs, targets = pair
+    with torch.enable_grad():
+        outputs = tree_map(lambda leaf: leaf.detach().requires_grad_() if is_real(leaf) else leaf, outputs)
+        leaves = [leaf for leaf in tree_leaves(outputs) if is_real(leaf)]
+        total = sum_of(outputs, targets)
+        found = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    return list(found), float(total.detach())
+
+
+def _no_mean(cut: int, n: int, error: float, outputs: Any = None, targets: Any = None) -> str:
+    """What to say of a loss_fn that is not the mean over its targets."""
+    received = (
+        f"is not the mean over the targets ({cut} + {n - cut} examples differ from {n} together by {abs(error):.3g})"
+    )
+    remedy = (
+        "Use reduction='mean'; with ignore_index or class weights pass batch_loss=, "
+        "a function (model, batch) -> (sum, count)."
+    )
+    if isinstance(outputs, Tensor) and isinstance(targets, Tensor) and is_real(targets):
+        shapes = tuple(outputs.shape), tuple(targets.shape)
+        if shapes[0] != shapes[1]:
+            received += f"; outputs have shape {shapes[0]}, targets {shapes[1]}, which may broadcast"
+            remedy = "Give both one shape: targets.reshape(outputs.shape), or a loss_fn that does so."
+    return explain("loss_fn", received, "the mean loss over the targets", remedy)
+
+
+def firsts(batches: Iterable[Any], chunk: int = 64) -> Iterable[Any]:
+    """The first examples of all batches, so many at a time, each with that of the first batch; data may be sorted."""
+    anchor, held = None, list[Any]()
+    for batch in batches:
+        first = some_of(batch, slice(0, 1))
+        if first is None:
+            return
+        if anchor is None:
+            anchor = first
+            continue
+        held.append(first)
+        if len(held) == chunk:
+            yield from _as_one([anchor, *held])
+            held = []
+    if held:
+        yield from _as_one([anchor, *held])
+
+
+def _as_one(examples: list[Any]) -> list[Any]:
+    whole = joined(examples)
+    return [] if whole is None else [whole]
 
 
 def refuse_impure(found: list[Finding], mode: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import warnings
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
@@ -23,8 +24,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lowhanging.batch_parts import Tally, attempt, logits_of, parted
 from lowhanging.batches import Batches, draws_so_far, num_examples, untouched_random_state
 from lowhanging.errors import NotSmoothWarning, check_finite, explain
-from lowhanging.layers import Finding, differentiable_kernels, findings
-from lowhanging.loss_checks import check_classes, check_mean, checked_sum, is_real, one_of_each, refuse_impure
+from lowhanging.layers import LOSS_FUNCTION, Finding, differentiable_kernels, findings
+from lowhanging.loss_checks import check_classes, check_mean, check_terms, checked_sum, firsts, is_real, refuse_impure
 from lowhanging.parameters import ParameterSpace
 from lowhanging.private_copy import copied, own_function, private_copy, widened
 from lowhanging.ranks import Ranks, Sums, over_ranks
@@ -73,10 +74,13 @@ class ModelLoss:
         self.batches: Iterable[Any] = batches
         self._as_yielded = batches.as_yielded
         self.num_examples = batches.num_examples
-        with untouched_random_state():
+        with untouched_random_state(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using a (target|input) size")  # an error here, if they broadcast
             if loss_fn is None and batch_loss is None:
                 check_classes(self.batches, self._outputs_at_start)
-            self._check_loss(may_weigh=loss_fn is not None)
+            kinks = self._check_loss(may_weigh=loss_fn is not None)
+        if kinks:
+            warnings.warn(NotSmoothWarning(kinks), stacklevel=3)  # at the line that makes the Objective
 
     def __call__(self, theta: Tensor, batch: Any, tally: Tally | None = None) -> tuple[Tensor, Any]:
         """The batch's sum (scalar, differentiable in theta) and count; outputs are counted in `tally` if given."""
@@ -196,8 +200,11 @@ class ModelLoss:
             total, _ = attempt(functools.partial(self, self.theta0, batch), batch)
         return cast(Tensor, total)
 
-    def _check_loss(self, *, may_weigh: bool) -> None:
-        """One watched evaluation of the first micro-batch: is the loss a finite function of the weights, and a mean?"""
+    def _check_loss(self, *, may_weigh: bool) -> str:
+        """One watched evaluation of the first micro-batch: is the loss a finite function of the weights, and a mean?
+
+        Returns what to say of kinks, or "".
+        """
         batch = next(iter(self.batches))
         before = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
         buffers = {name: tensor.clone() for name, tensor in self.model.named_buffers()}
@@ -222,19 +229,31 @@ class ModelLoss:
             remedy = "Make that operation out of place, or start with inputs.clone()."
             raise ValueError(explain("model", received, "a function of the weights", remedy))
         if self._batch_loss is None:
-            # A loss that weighs or ignores some classes shows only on batches that hold them.
-            may_weigh = may_weigh and not any(map(is_real, tree_leaves(parted(batch)[2])))
-            for part in self.batches if may_weigh else [batch]:
-                check_mean(part, self._sum_at_start)
-            probe = one_of_each(self.batches) if may_weigh else None  # sorted data: each batch holds one class
-            if probe is not None:
-                check_mean(probe, self._sum_at_start)
-        kinks = [str(finding) for finding in found if finding.kind == "kinked"]
-        if kinks:
-            message = (
-                f"the loss is not smooth: {'; '.join(kinks)}. Its Hessian ignores the kinks; use sigmoid, SiLU or GELU."
-            )
-            warnings.warn(NotSmoothWarning(message), stacklevel=4)  # at the line that makes the Objective
+            self._check_mean(batch, may_weigh)
+        return _kinks([finding for finding in found if finding.kind == "kinked"])
+
+    def _check_mean(self, batch: Any, may_weigh: bool) -> None:
+        """Whether the loss is a mean over examples, on the first batch; on all of them if it may weigh classes."""
+        check_mean(batch, self._sum_at_start)
+        # A loss that weighs or ignores some classes shows only on batches that hold them.
+        may_weigh = may_weigh and not any(map(is_real, tree_leaves(parted(batch)[2])))
+        everything = itertools.chain(self.batches, firsts(self.batches)) if may_weigh else [batch]
+        for part in everything:
+            check_terms(self._outputs_at_start(part), parted(part)[2], self._sum_of_outputs)
+
+    def _sum_of_outputs(self, outputs: Any, targets: Any) -> Tensor:
+        with self.context():
+            return self.loss_at(outputs, (outputs, targets))[0]
+
+
+def _kinks(found: list[Finding]) -> str:
+    """What a warning says of operations that are not smooth; "" if there are none."""
+    if not found:
+        return ""
+    of_loss = [finding.class_name == LOSS_FUNCTION for finding in found]
+    ways_out = ["sigmoid, SiLU or GELU"] * (not all(of_loss)) + ["a smooth loss_fn"] * any(of_loss)
+    listed = "; ".join(map(str, found))
+    return f"the loss is not smooth: {listed}. Its Hessian ignores the kinks; use {', and '.join(ways_out)}."
 
 
 class _Applied(nn.Module):

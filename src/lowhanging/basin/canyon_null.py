@@ -22,7 +22,7 @@ from lowhanging.basin.eigenpairs import top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.basin.shells import Shell
 from lowhanging.basin.subspace import Subspace
-from lowhanging.errors import NotConvergedError, check_count, explain
+from lowhanging.errors import NotConvergedError, a_type, check_count, explain
 from lowhanging.loss import Loss, check_loss
 from lowhanging.results import load_result, save_result
 
@@ -105,7 +105,7 @@ def depth_null(
     """
     check_loss("loss", loss)
     if not isinstance(canyons, CanyonSet) or canyons.metric != "hessian" or canyons.space is None:
-        received = f"are {canyons!r}" if isinstance(canyons, CanyonSet) else f"is a {type(canyons).__name__}"
+        received = f"are {canyons!r}" if isinstance(canyons, CanyonSet) else f"is {a_type(canyons)}"
         remedy = 'Pass find_canyons(..., metric="hessian", space=subspace).'
         raise ValueError(explain("canyons", received, "a CanyonSet on energy shells of a subspace", remedy))
     check_count("num", num, remedy="19 allow p = 0.05.")

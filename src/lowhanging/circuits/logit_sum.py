@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.errors import check_count, check_finite, explain
+from lowhanging.errors import a_type, check_count, check_finite, explain
 from lowhanging.results import load_result, save_result
 
 
@@ -226,7 +226,7 @@ def _checked(mixed: Tensor, cues: Mapping[str, Tensor], labels: Tensor) -> tuple
     """Names of the cues, and all logits in float64 without their mean over classes."""
     remedy = 'Pass cues={"number": model(number images), "pattern": model(pattern images)}.'
     if not isinstance(cues, Mapping) or len(cues) != 2 or "both" in cues:
-        received = f"has the names {list(cues)}" if isinstance(cues, Mapping) else f"is a {type(cues).__name__}"
+        received = f"has the names {list(cues)}" if isinstance(cues, Mapping) else f"is {a_type(cues)}"
         raise ValueError(explain("cues", received, "two names of cues, none of them 'both'", remedy))
     first, second = map(str, cues)
     found = []
