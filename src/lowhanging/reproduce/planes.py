@@ -19,7 +19,7 @@ from torch import Tensor
 from lowhanging.basin.naming import MIN_ASYMMETRY_CHANGE
 from lowhanging.basin.planes import PlaneSlice, plane_slice
 from lowhanging.loss import Loss
-from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, over_seeds, percent
+from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, over_seeds
 from lowhanging.reproduce.curvature import TASKS
 from lowhanging.reproduce.learning import Learning
 from lowhanging.reproduce.settings import Sizes
@@ -169,13 +169,13 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             "that it is quadratic near enough is Taylor's theorem; measured is how near, on circles in the plane of "
             f"the two steering directions {over_seeds(len(rows))}. The fit error of the second-order expansion passes "
             f"{' / '.join(f'{100 * level:g}' for level in LEVELS)} % at radius {'; '.join(texts)}. "
-            f"log(L_number / L_pattern) has moved by {MIN_ASYMMETRY_CHANGE:g} nat at radius {_radius(told)}. The "
-            f"quadratic ends nearer than that in, {counts}",
+            f"log(L_number / L_pattern) has moved by {MIN_ASYMMETRY_CHANGE:g} nat at radius {_radius(told)}. Networks "
+            f"in which a loss's quadratic ends nearer than that, {counts}",
             f"quadratic losses: a fit error of 0 at every radius, {rounding:.1g} with the rounding of these losses at "
             "the smallest. Quadratics tell the circuits apart too: the expansions alone do so from radius "
             f"{_radius([told_apart_from(row, 'asymmetry_change_of_quadratics') for row in rows])}",
             f"four parts, each in more than half of the seeds: for each of the three losses, its quadratic ends (fit "
-            f"error of {percent(QUADRATIC)}) nearer to the minimum than log(L_number / L_pattern) has moved by "
+            f"error of {100 * QUADRATIC:g} %) nearer to the minimum than log(L_number / L_pattern) has moved by "
             f"{MIN_ASYMMETRY_CHANGE:g} nat, so that within it the circuits can't be told apart; and they can be at "
             f"radius {STEP:g}, where steering is judged",
             judged(*(most(flags) for flags in before[QUADRATIC].values()), most(radius <= STEP for radius in told)),

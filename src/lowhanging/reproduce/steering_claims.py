@@ -27,10 +27,7 @@ from lowhanging.reproduce.steering import (
 LEAST_RISE, SHARE = 0.5, 0.2  # nats that the ablated loss rises by, and the share of that allowed to the preserved one
 LARGE = 5.0  # half of the write-up's factor of ten
 RANK, HALF = 10, 0.5
-NULLS = {  # of random directions
-    "quadratic": "where the quadratic of the mixed loss has risen as much",
-    "rise": "where the mixed loss itself has risen as much",
-}
+LENGTHS = {"quadratic": "at the first length", "rise": "at the second"}  # of random directions, in claim 4's words
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
@@ -91,7 +88,7 @@ def _keeps_one(rows: Sequence[Row]) -> Claim:
 
     def null(found: list[Row]) -> str:
         own = f"by {_mean([selectivity(d) for d in found], 2)} nats along the steering direction"
-        return ", ".join([own, *(f"{_spread(found, name)} {place}" for name, place in NULLS.items())])
+        return ", ".join([own, *(_spread(found, name) for name in LENGTHS)])
 
     kept = [[is_kept(d) for d in found] for found in by_direction(rows).values()]
     left = [[is_left(row, d) for row, d in zip(rows, found, strict=True)] for found in by_direction(rows).values()]
@@ -103,8 +100,8 @@ def _keeps_one(rows: Sequence[Row]) -> Claim:
         f"On images whose cues conflict, {_each(rows, answers)}. Where the answers stay, a cue is “broken on "
         "single-cue images”, not shown to be ablated",
         "random directions of weight space, each at two lengths: where the quadratic of the mixed loss has risen as "
-        f"much as at step {STEP:g} (so far out that it says little of the loss), and where the mixed loss itself has. "
-        f"log(L_ablated / L_preserved) moves, {_each(rows, null)}",
+        f"much as at step {STEP:g}, and where the mixed loss itself has. log(L_ablated / L_preserved) moves, "
+        f"{_each(rows, null)}",
         f"four parts, two for each direction, each in more than half of the seeds. Losses: at step {STEP:g} the "
         f"ablated one has risen by at least {LEAST_RISE:g} nats, the preserved one by at most {SHARE:g} of that, and "
         "log(L_ablated / L_preserved) by more than along every random direction, at both lengths. Answers: at most "
@@ -116,15 +113,17 @@ def _keeps_one(rows: Sequence[Row]) -> Claim:
 def _spread(found: Sequence[Row], name: str) -> str:
     """How selective the random directions of a null were, and how far out."""
     values = [value for d in found for value in null_selectivities(d)[name]]
-    lengths = [entry["step"] for d in found for entry in null_points(d)[name]]
+    points = [entry for d in found for entry in null_points(d)[name]]
+    lengths, mixed = ([entry["step"] for entry in points], [entry["losses"]["mixed"] for entry in points])
     num_left_out = sum(d["null_rise"]["num_left_out"] for d in found) if name == "rise" else 0
     longest = max(d["null_rise"]["longest"] for d in found)
-    left_out = f", {num_left_out} left out that are not there by {longest:.3g}" if num_left_out else ""
+    left_out = f" ({num_left_out} left out, lower still at {longest:.3g})" if num_left_out else ""
     if not values:
-        return f"along no random one{left_out},"
+        return f"along no random one {LENGTHS[name]}{left_out}"
     return (
         f"by {statistics.fmean(values):+.2f} ({min(values):+.2f} to {max(values):+.2f}) along {len(values)} random "
-        f"ones, {min(lengths):.2g} to {max(lengths):.2g} out{left_out},"
+        f"ones {LENGTHS[name]}{left_out}, {min(lengths):.2g} to {max(lengths):.2g} out at a mixed loss of "
+        f"{statistics.fmean(mixed):.2g}"
     )
 
 
@@ -152,7 +151,12 @@ def factor(values: Sequence[float]) -> str:
     if len(values) < 2:
         return f"{math.exp(mean):.3g}"
     half = float(student.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
-    return f"{math.exp(mean):.3g} [{math.exp(mean - half):.2g}, {math.exp(mean + half):.2g}]"
+    return f"{math.exp(mean):.3g} [{_short(math.exp(mean - half))}, {_short(math.exp(mean + half))}]"
+
+
+def _short(value: float) -> str:
+    """Two digits, but never "1.6e+02"."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def _joint(rows: Sequence[Row]) -> Claim:
@@ -166,9 +170,9 @@ def _joint(rows: Sequence[Row]) -> Claim:
 
     def null(found: list[Row]) -> str:
         parts = [f"{factor([_at_minimum(d) for d in found])} at the minimum itself"]
-        for name, place in NULLS.items():
+        for name, place in LENGTHS.items():
             values = [value for d in found for value in null_ratios(d)[name]]
-            spread = f"{min(values):.2g} to {max(values):.2g}" if values else "nothing"
+            spread = f"{_short(min(values))} to {_short(max(values))}" if values else "nothing"
             parts.append(f"{spread} along {len(values)} random ones {place}")
         return ", ".join(parts)
 
@@ -182,7 +186,7 @@ def _joint(rows: Sequence[Row]) -> Claim:
         "(the authors' own files give 4 to 6)",
         f"factors {means}, {_each(rows, text)}",
         "a factor of 1, where the joint loss is no lower; and the factor that the same two losses have without "
-        f"steering, at the minimum and along random directions (as in claim 4, against step {STEP:g}): "
+        f"steering, at the minimum and along random directions (those of claim 4, against step {STEP:g}): "
         f"{_each(rows, null)}",
         "three parts: the mixed loss is the lower one at all four steps of both directions, in every seed; and for "
         "each direction, in more than half of the seeds, the factor (geometric mean over the steps) is at least "
@@ -243,11 +247,11 @@ def _no_eigenvector(rows: Sequence[Row]) -> Claim:
 
     def null(found: list[Row]) -> str:
         nulls = [d["null_overlap"] for d in found]
-        shares = [", ".join(f"{100 * n[name] / n['num']:.2g} %" for n in nulls) for name in _EXTREME]
+        shares = [", ".join(f"{_short(100 * n[name] / n['num'])} %" for n in nulls) for name in _EXTREME]
         largest, spread, within = (_quantiles(nulls, name) for name in ("largest", "participation", "within"))
         return (
-            f"{largest}, as large as the direction's in {shares[0]} of them; spread over {spread}, over as few as the "
-            f"direction in {shares[1]}; {within} within"
+            f"{largest} (as large as the direction's in {shares[0]} of them), spread over {spread} (over as few as the "
+            f"direction in {shares[1]}), a share of {within} within those known"
         )
 
     free, ordinary = (
