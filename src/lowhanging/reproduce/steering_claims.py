@@ -156,7 +156,7 @@ def factor(values: Sequence[float]) -> str:
 
 def _short(value: float) -> str:
     """Two digits, but never "1.6e+02"."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.2g}"
 
 
 def _joint(rows: Sequence[Row]) -> Claim:
