@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
 
@@ -161,15 +162,19 @@ def test_verdicts_of_steering(rows, verdict):
         rise = {name: at(d, name, 2.0) - at(d, name, 0.0) for name in CUES}
         start = math.log(at(d, a, 0.0) / at(d, b, 0.0))
         moved = math.log(at(d, a, 2.0) / at(d, b, 2.0)) - start
-        nulls = [math.log(e["losses"][a] / e["losses"][b]) - start for e in d["null"]]
-        kept.append(rise[a] >= 0.5 and rise[b] <= 0.2 * rise[a] and all(moved > null for null in nulls))
+        nulls = [[e["losses"] for e in points] for points in (d["null"], d["null_rise"]["points"])]
+        beats = all(points and all(moved > math.log(e[a] / e[b]) - start for e in points) for points in nulls)
+        kept.append(rise[a] >= 0.5 and rise[b] <= 0.2 * rise[a] and beats)
         left.append(d["conflict"][a] <= before[a] / 2)
         ratios = [at(d, a, step) / at(d, "mixed", step) for step in (1.0, 2.0, 3.0, 4.0)]
         below.append(min(ratios) > 1)
-        unsteered = [e["losses"][a] / e["losses"]["mixed"] for e in d["null"]] + [at(d, a, 0.0) / at(d, "mixed", 0.0)]
-        large.append(math.exp(sum(map(math.log, ratios)) / 4) >= max(5, *unsteered))
+        beats = all(points and all(ratios[1] > e[a] / e["mixed"] for e in points) for points in nulls)
+        unsteered = at(d, a, 0.0) / at(d, "mixed", 0.0)
+        large.append(math.exp(sum(map(math.log, ratios)) / 4) >= max(5, unsteered) and beats)
         ranks.append(not d["ranks"]["mixed"].startswith(">") and int(d["ranks"]["mixed"]) <= 10)
-        free.append(d["largest_squared_overlap"]["mixed"] < 0.5)
+        overlap, null = d["largest_squared_overlap"]["mixed"], d["null_overlap"]
+        free += [overlap < 0.5, overlap <= null["largest"][2]]
+        assert (overlap > null["largest"][2]) == (null["num_as_large"] < 0.05 * null["num"])
         assert math.isclose(sum(d["conflict"].values()), 1.0)
     assert verdict[4, "steering"] == judged(*kept, *left)
     assert verdict[5, "steering"] == judged(all(below), *large)
@@ -185,19 +190,34 @@ def test_random_directions_are_as_curved_in_the_mixed_loss(rows):
         assert len(d["null"]) == len(curvatures) > 0
         for entry, curvature in zip(d["null"], curvatures, strict=True):
             assert entry["step"] ** 2 * curvature == pytest.approx(wanted)
+        # And in the second null the mixed loss itself is as high as at step 2, or was so from the start.
+        found, high = d["null_rise"], max(at(d, "mixed", 2.0), at(d, "mixed", 0.0))
+        assert len(found["points"]) + found["num_left_out"] == len(rows["steering"]["random_curvatures"])
+        for entry in found["points"]:
+            assert entry["losses"]["mixed"] == pytest.approx(high, rel=0.02)
+            assert entry["step"] <= found["longest"]
 
 
 def test_verdict_of_the_planes(rows, verdict):
     found = rows["planes"]
-    near, far = found["radii"].index(0.1), found["radii"].index(4.0)
+    radii = found["radii"]
     errors = [found["circles"][task]["fit_error"] for task in ("mixed", *CUES)]
     moves = []
     start = found["circles"]["number"]["center"] / found["circles"]["pattern"]["center"]
     for numbers, patterns in zip(*(found["circles"][cue]["losses"] for cue in CUES), strict=True):
         moves.append(max(abs(math.log(a / b / start)) for a, b in zip(numbers, patterns, strict=True)))
     assert moves == pytest.approx(found["asymmetry_change"])
-    parts = [error[near] <= 0.1 < error[far] for error in errors]
-    assert verdict[9, "planes"] == judged(*parts, moves[near] <= 1 < moves[far])
+
+    def first(values, level):
+        """Where a straight line in log-log coordinates passes the level."""
+        i = next((i for i, value in enumerate(values) if value > level), None)
+        if not i:
+            return math.inf if i is None else 0.0
+        way = [math.log(radii[i - 1]), math.log(radii[i])]
+        return math.exp(float(np.interp(math.log(level), np.log(values[i - 1 : i + 1]), way)))
+
+    told = first(moves, 1.0)
+    assert verdict[9, "planes"] == judged(*(first(error, 0.1) < told for error in errors), told <= 2.0)
 
 
 def test_verdicts_of_the_canyons(rows, verdict):

@@ -16,15 +16,11 @@ from lowhanging.reproduce import (
     cartoon_claims,
     cartoons,
     claims,
-    curvature,
     learning,
     modular,
-    planes,
     rates,
     redundancy,
     report,
-    steering,
-    steering_claims,
 )
 from lowhanging.reproduce.settings import SIZES, Settings, Sizes
 from lowhanging.reproduce.shelf import NO_SHELF, Shelf, as_json
@@ -153,85 +149,6 @@ def test_rates_are_comparable_within_a_factor_of_two_in_most_seeds(pairs, verdic
     assert claim.verdict == verdict
     assert "neither cue is the more stable" in claim.measured
     assert not any(word in claim.measured for word in ("nan", "inf", "None"))
-
-
-# Planes ---------------------------------------------------------------------------------------------------------------
-
-
-def test_a_second_order_expansion_is_exact_on_a_quadratic_and_off_by_the_cube_on_a_cubic():
-    f = lh.FunctionObjective(lambda t: (t[0] - 2 * t[1]) ** 2 + 3 * t[0] + t[2], torch.ones(3, dtype=torch.float64))
-    found = planes.circles(f, torch.eye(3, dtype=torch.float64)[[1, 0]])
-    assert max(found["fit_error"]) < 1e-12
-    assert found["center"] == 5.0
-    cubic = lh.FunctionObjective(lambda t: t[0] ** 3 + t[1] ** 2, torch.zeros(2, dtype=torch.float64))
-    found = planes.circles(cubic, torch.eye(2, dtype=torch.float64))
-    for radius, error, losses in zip(planes.RADII, found["fit_error"], found["losses"], strict=True):
-        assert losses[0] == pytest.approx(radius**3)
-        assert error == pytest.approx(radius**3 / (max(losses) - min(*losses, 0.0)))
-
-
-# Steering -------------------------------------------------------------------------------------------------------------
-
-
-def direction(preserve, ablate, rise, kept=0.0, null=0.0, followed=0.1, factor=8.0, start=2.0):
-    alphas = [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0]
-    steps = [max(0.0, alpha / 2) for alpha in alphas]
-    losses = {ablate: [0.4 + rise * s for s in steps], preserve: [0.4 + kept * s for s in steps]}
-    losses["mixed"] = [loss / (factor if s else start) for loss, s in zip(losses[ablate], steps, strict=True)]
-    return {
-        "preserve": preserve,
-        "ablate": ablate,
-        "alphas": alphas,
-        "losses": losses,
-        "accuracies": {name: [0.9] * 6 for name in losses},
-        "null": [{"step": 10.0, "losses": {ablate: 0.4 * math.exp(null), preserve: 0.4, "mixed": 0.2}}],
-        "conflict": {ablate: followed, preserve: 0.5, "neither": 0.5 - followed},
-        "conflict_shift": {"shift": 0.2, "interval": [0.1, 0.3]},
-        "curvature_ratio": 14.0,
-        "ranks": {"mixed": "> 50"},
-        "rayleigh_quotients": {"mixed": 0.04},
-        "tenth_eigenvalue_of_mixed": 0.05,
-        "largest_squared_overlap": {"mixed": 0.1, "number": 0.2, "pattern": 0.3},
-        "participation_ratio": 5.0,
-        "null_overlap": {"dim": 51, "largest_mean": 0.1, "largest_95": 0.2, "participation_mean": 9.0},
-    }
-
-
-def steering_row(**changes):
-    pair = [direction("number", "pattern", 1.0, **changes), direction("pattern", "number", 1.0)]
-    return {
-        "conflict_at_minimum": {"number": 0.3, "pattern": 0.3, "neither": 0.4},
-        "random_curvatures": [0.001, 0.002],
-        "directions": pair,
-    }
-
-
-@pytest.mark.parametrize(
-    ("changes", "first", "second"),
-    [
-        ({}, "holds", "holds"),
-        ({"kept": 0.21}, "holds in part", "holds"),
-        ({"null": 2.0}, "holds in part", "holds in part"),  # a ratio of 0.4 e^2 / 0.2 along a random direction
-        ({"start": 8.1}, "holds", "holds in part"),
-        ({"followed": 0.16}, "holds in part", "holds"),
-        ({"factor": 4.9}, "holds", "holds in part"),
-        ({"factor": 0.9}, "holds", "holds in part"),
-    ],
-)
-def test_verdicts_of_steering(changes, first, second):
-    found = steering_claims.claims([steering_row(**changes)])
-    assert [claim.number for claim in found] == [4, 5, 7, 8]
-    assert [claim.verdict for claim in found] == [first, second, "does not hold", "holds"]
-    assert steering.selectivity(steering_row()["directions"][0]) == pytest.approx(math.log(1.4 / 0.4))
-
-
-def test_verdicts_over_seeds_are_those_of_most():
-    good, bad = steering_row(), steering_row(followed=0.16)
-    verdicts = [steering_claims.claims(rows)[0].verdict for rows in ([good, good, bad], [good, bad, bad], [good, bad])]
-    assert verdicts == ["holds", "holds in part", "holds in part"]
-    claim = steering_claims.claims([good, good, bad])[0]
-    assert "means over 3 seeds, with 95 % intervals" in claim.measured
-    assert "pattern still followed on 12 ±" in claim.measured
 
 
 # Canyons --------------------------------------------------------------------------------------------------------------
@@ -415,19 +332,3 @@ def test_learning_takes_the_first_images_and_any_number_of_epochs(tmp_path):
     direct = learning.learn(source="bundled", seed=1, sizes=sizes)
     assert torch.equal(direct.minimum.theta, made.minimum.theta)
     assert learning.measure(direct) == learning.measure(loaded)
-
-
-def test_effective_dimensions_say_where_they_are_bounds():
-    record = {
-        "above": {"0.1": 3, "1": 1, "10": 0}, "is_bound": [True, False, False], "eigenvalues": [2.0, 0.5, 0.2],
-        "participation_ratio": 1.7, "num_known": 3,
-    }  # fmt: skip
-    entry = {"epoch": 0, "mixed": record, "number": record, "pattern": record}
-    row = {"num_params": 200, "at_minimum": entry, "along_training": [entry, {**entry, "epoch": 4}], "along_images": 9}
-    (claim,) = curvature.claims([row])
-    assert claim.verdict == "does not hold"  # 3 of 200 are more than 1 %
-    assert "mixed at least 3 / 1 / 0" in claim.measured
-    assert "after 0, 4 epochs, on 9 images" in claim.measured
-    assert curvature.claims([row | {"num_params": 300}])[0].verdict == "does not hold"  # there may be more than these 3
-    counted = {"epoch": 0} | dict.fromkeys(("mixed", "number", "pattern"), record | {"is_bound": [False] * 3})
-    assert curvature.claims([row | {"num_params": 300, "at_minimum": counted}])[0].verdict == "holds"

@@ -210,12 +210,16 @@ CAPTIONS: Mapping[str, tuple[tuple[int, ...], str]] = {
     "spectra.png": (
         (3,), "Left: top eigenvalues of each task's Hessian at the minimum. Right: how many exceed 0.1 along training.",
     ),
-    "steering.png": ((4, 5), "The three losses (top) and accuracies (bottom) along both steering directions."),
+    "steering.png": (
+        (4, 5), "The three losses (top) and accuracies (bottom) along both steering directions; beside step 2, the "
+        "losses where random directions have raised the mixed loss's quadratic (×) or itself (+) as much.",
+    ),
     "ranks.png": ((7,), "The mixed spectrum, and the mixed loss's curvature along the steering directions."),
     "overlaps.png": ((8,), "How much of each steering direction lies in the top eigenvectors of each loss."),
     "planes.png": ((9,), "The three losses on the plane of the two steering directions, on one colour scale."),
     "radii.png": (
-        (9,), "How far the losses on circles are from quadratic, and whether the cues can be told apart there.",
+        (9,), "Left: how far the losses on circles are from quadratic; dotted, where the error passes 10 %. Right: "
+        "whether the cues can be told apart there, and would be by the expansions alone; dotted, from where on.",
     ),
     "canyons.png": (
         (10, 11, 12, 13), "Floors and slopes of the branches that were followed, how they lie to each other, the "
