@@ -259,7 +259,10 @@ def canyons_row(
         for i, (pair, slope) in enumerate(zip(radii, slopes, strict=True))
     }
     nulls = {
-        name: {"canyons": list(counts), "branches": [2.0] * len(counts), "radii": [9.0] * len(counts), "dim": 10}
+        name: {
+            "canyons": list(counts), "branches": [2.0] * len(counts), "radii": [9.0] * len(counts), "dim": 10,
+            "anchor_shares": [0.5] * len(counts),
+        }
         for name, counts in zip(("all 3,340 weights", "the span of the top 50 eigenvectors"), random, strict=True)
     }
     return {
@@ -314,7 +317,8 @@ def test_canyons_are_judged_per_network():
     found = canyon_claims.claims([good, chance, chance])[0]
     assert found.verdict == "does not hold"
     assert "of each kind: 1 of 3 seeds" in found.null
-    assert "radius 9 to 9: 0, 1; 2, 2; 2, 2 certified canyons, among 2, 2; 2, 2; 2, 2 branches" in found.null
+    assert "radius 9 to 9 (the anchor makes 50.0 % of the energy): " in found.null
+    assert ": 0, 1; 2, 2; 2, 2 certified canyons, among 2, 2; 2, 2; 2, 2 branches" in found.null
 
 
 def test_merge_radius_is_a_mean_over_networks_that_merge():

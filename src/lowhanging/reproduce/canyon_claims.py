@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from lowhanging.basin.naming import MIN_ANSWER_SHIFT, MIN_ASYMMETRY_CHANGE
 from lowhanging.reproduce.canyons import ENERGY, INNER, RADIUS
-from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most_of, over_seeds
+from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most_of, over_seeds, percent
 from lowhanging.reproduce.learning import CUES
 from lowhanging.reproduce.shelf import Row
 
@@ -43,14 +43,16 @@ def _random_counts(rows: Sequence[Row]) -> str:
         nulls = [row["count_nulls"][name] for row in rows]
         canyons, branches = ("; ".join(_counted(null[key]) for null in nulls) for key in ("canyons", "branches"))
         radii = [radius for null in nulls for radius in null["radii"]]
+        shares = [share for null in nulls for share in null["anchor_shares"]]
         texts.append(
-            f"of {name}, on spheres of radius {min(radii):.3g} to {max(radii):.3g}: {canyons} certified canyons, among "
+            f"of {name}, on spheres of radius {min(radii):.3g} to {max(radii):.3g} (the anchor makes "
+            f"{percent(statistics.fmean(shares))} of the energy): {canyons} certified canyons, among "
             f"{branches} branches"
         )
     return (
         f"; for their number, the same search in random {rows[0]['dim']}-dimensional subspaces, each at the radius of "
-        f"equal mean quadratic energy (a value per subspace; networks apart by semicolons): {', and '.join(texts)}; the other branches are "
-        "not certified, or trivial (the softest axis, or no deeper than the bowl)"
+        f"equal mean quadratic energy (a value per subspace; networks apart by semicolons): {', and '.join(texts)}; "
+        "the other branches are not certified, or trivial (the softest axis, or no deeper than the bowl)"
     )
 
 

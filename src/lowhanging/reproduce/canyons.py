@@ -227,6 +227,10 @@ def measure(network: Learning, sizes: Sizes, shelf: Shelf) -> Row:
                 "canyons": count.null[:, 0].tolist(),
                 "branches": count.null_branches[:, 0].tolist(),
                 "radii": count.radii[:, 0].tolist(),
+                "anchor_shares": [
+                    minimum.anchor / (float(sphere.curvatures.mean()) * (RADIUS / radius) ** 2)
+                    for radius in count.radii[:, 0].tolist()
+                ],  # of the mean curvature, which equal mean energy gives from the radius
                 "dim": count.dim,
             }
             for name, count in canyons.counts.items()
