@@ -54,7 +54,7 @@ def attempt(call: Callable[[], Any], batch: Any) -> Any:
         remedy = "Check one batch by hand: loss_fn(model(*inputs), targets)."
         if isinstance(batch, Mapping):
             names = list(parted(batch)[1])
-            remedy = f"Its entries {names} go to forward by name: rename or drop some in the loader, or pass batch_loss=."
+            remedy = f"Its entries {names} go to forward by name: rename or drop some, or pass batch_loss=."
         first_line = (str(error).splitlines() or [""])[0]
         if any(narrow in first_line for narrow in ("BFloat16", "Half")):
             remedy += " Half-precision weights are studied in float32: let forward cast to a weight's dtype."
