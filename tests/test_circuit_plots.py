@@ -99,5 +99,5 @@ def test_intensity_and_survival_draw_their_rates(ax):
     lh.plots.survival({"plenty": alive, "scarce": alive}, ax)
     told = f"{int(alive.deaths.sum())} of {alive.num_circuits} lost"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [f"plenty, {told}", f"scarce, {told}"]
-    with pytest.raises(TypeError, match="survival is a int"):
+    with pytest.raises(TypeError, match="survival is an int"):
         lh.plots.survival({"plenty": 3}, ax)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import lowhanging as lh
+from lowhanging import resume_file
 from lowhanging.basin import search_file
 from lowhanging.reproduce import curvature, planes, steering, steering_claims, steering_nulls
 from lowhanging.reproduce.learning import learn
@@ -60,7 +61,7 @@ class KilledError(Exception):
 def test_curvature_goes_on_within_an_eigenproblem(network, measured, tmp_path, monkeypatch):
     """Killed every 16 products, of the 20 and more that a problem takes: none would ever end if it began again."""
     monkeypatch.setattr(search_file, "STRIDE", 1)
-    monkeypatch.setattr(search_file, "_SHARE", 1e9)  # written after every step
+    monkeypatch.setattr(resume_file, "SHARE", 1e9)  # written after every step
     real, left = curvature.hessian, [0]
 
     def dying(loss):

@@ -368,7 +368,7 @@ def test_bad_input_to_naming():
         with pytest.raises(kind, match=message):
             lh.name_circuit(control, loss.theta0, loss.theta0, losses=losses, basin_losses=good, cues=cues)
 
-    raises(TypeError, "control is a Objective, expected a ConflictControl", control=loss)
+    raises(TypeError, "control is an Objective, expected a ConflictControl", control=loss)
     raises(TypeError, "losses is a float, expected a mapping cue -> loss", losses=1.0)
     raises(ValueError, r"losses has \['number'\], expected a loss for 'pattern'", losses={"number": 1.0})
     raises(ValueError, r"losses\['number'\] is 0, expected a finite number", losses={"number": 0.0, "pattern": 1.0})

@@ -169,7 +169,7 @@ def test_the_drawing_shows_medians_intervals_and_what_is_out_of_reach(ax):
     assert [line.get_ydata().tolist() for line in hollow] == [[100.0]]
     assert ax.get_yscale() == "log"
     assert ax.get_ylabel() == "steps to learn it (median over seeds)"
-    with pytest.raises(TypeError, match="times is a int"):
+    with pytest.raises(TypeError, match="times is an int"):
         lh.plots.learning_times(3, ax)
 
 
@@ -181,5 +181,5 @@ def test_the_drawing_of_competences_marks_half_of_the_way(ax):
     middle = next(line for line in ax.lines if line.get_label() == labels[0])
     assert middle.get_ydata().tolist() == pytest.approx([0.0, 65.0, 95.0])
     assert ax.get_xlabel() == "epoch (0 = before training)"
-    with pytest.raises(TypeError, match="found is a int"):
+    with pytest.raises(TypeError, match="found is an int"):
         lh.plots.competences(3, ax)

@@ -153,5 +153,5 @@ def test_the_drawing_has_a_dot_for_every_logit():
     rows = found.observed[torch.arange(len(found.labels)), found.labels]
     assert np.allclose(np.sort(own.get_ydata()), rows.sort().values.numpy())
     assert ax.get_xlabel() == "fitted sum of the logits on first + second, each alone"
-    with pytest.raises(TypeError, match="found is a int"):
+    with pytest.raises(TypeError, match="found is an int"):
         lh.plots.logit_sum(3, ax)

@@ -133,7 +133,7 @@ def test_a_bare_result_is_not_taken_apart(ax):
     drawn = {lh.plots.spectra: pairs, lh.plots.spectral_density: density, lh.plots.effective_dimension: dimension}
     for draw, result in drawn.items():
         kind = type(result).__name__
-        with pytest.raises(TypeError, match=rf"is a {kind}, expected a mapping name -> {kind}.\nPass"):
+        with pytest.raises(TypeError, match=rf"is an? {kind}, expected a mapping name -> {kind}.\nPass"):
             draw(result, ax)
 
 

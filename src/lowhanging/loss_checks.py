@@ -91,6 +91,8 @@ def check_terms(outputs: Any, targets: Any, sum_of: Callable[[Any, Any], Tensor]
     Not its value: where all terms are alike, weights hardly change the sum, but the Hessian all the same. In float64,
     where loss_fn allows it.
     """
+    if not any(map(is_real, tree_leaves(outputs))):
+        return
     n = num_examples((outputs, targets))
     try:
         wide = tree_map(lambda leaf: leaf.double() if is_real(leaf) else leaf, (outputs, targets))
