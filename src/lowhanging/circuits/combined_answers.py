@@ -5,8 +5,8 @@ With z_i the logits on cue i alone, the answers are combined in one of two ways,
     added:     q = softmax(alpha + beta_1 z_1 + beta_2 z_2), or
     averaged:  q ~ exp(alpha) (w softmax(beta_1 z_1) + (1 - w) softmax(beta_2 z_2)).
 
-Both have a slope (an inverse temperature) per cue and a bias per class, and the average has its weight besides: what the
-sum wins by, it does not win by its parameters. Both are fitted by the same criterion, the mean KL divergence
+Both have a slope (an inverse temperature) per cue and a bias per class, and the average has its weight besides: what
+the sum wins by, it does not win by its parameters. Both are fitted by the same criterion, the mean KL divergence
 KL(mixed || q) over one half of the examples, and judged on the other half; then the halves change places, and every
 example is judged once. The plain ones have nothing fitted: slopes 1, no biases, w = 1/2.
 """
@@ -41,11 +41,12 @@ class Divergences(NamedTuple):
 def added(values: Tensor, rows: list[Tensor]) -> Tensor:
     """Log probabilities (n, c) of a sum of logits: a slope for each cue, then a bias per class."""
     slopes, biases = values[: len(rows)], values[len(rows) :]
-    return (biases + sum(slope * row for slope, row in zip(slopes, rows, strict=True))).log_softmax(1)
+    weighted = torch.stack([slope * row for slope, row in zip(slopes, rows, strict=True)])  # (cues, n, c)
+    return (biases + weighted.sum(0)).log_softmax(1)
 
 
 def averaged(values: Tensor, rows: list[Tensor]) -> Tensor:
-    """Log probabilities (n, c) of an average of probabilities: a slope for each cue, biases, and the weight's log odds."""
+    """Log probabilities (n, c) of an average: a slope for each cue, a bias per class, the log odds of the weight."""
     slopes, biases, log_odds = values[:2], values[2:-1], values[-1]
     first, second = ((slope * row).log_softmax(1) for slope, row in zip(slopes, rows, strict=True))
     log_weights = torch.nn.functional.logsigmoid(torch.stack([log_odds, -log_odds]))
@@ -94,7 +95,7 @@ def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _best(model: Answer, truth: Tensor, rows: list[Tensor], plain: np.ndarray, name: str) -> np.ndarray:
-    """The parameters of least mean divergence: a sum has one minimum, an average may have several, so several starts."""
+    """The parameters of least mean divergence: a sum has one minimum, an average may have several, hence the starts."""
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         x = torch.from_numpy(values).requires_grad_()

@@ -44,13 +44,13 @@ class LogitSum:
         slopes: cue -> beta of the fit with both, within labels.
         same_label, other_label: share of "both" after the cues were dealt out anew among examples of one label, or of
             all labels; `same_label_within` within labels.
-        divergence: mean KL divergence (nats) from the softmax of the mixed logits to that of a fitted sum ("logits"), to
-            a fitted average of the two cues' probabilities ("probabilities"), and to each cue alone. All are fitted by
-            this divergence with a slope per cue and a bias per class, the average with a weight too, on one half of the
-            examples and judged on the other, both ways.
+        divergence: mean KL divergence (nats) from the softmax of the mixed logits to that of a fitted sum ("logits"),
+            to a fitted average of the two cues' probabilities ("probabilities"), and to each cue alone. All are fitted
+            by this divergence with a slope per cue and a bias per class, the average with a weight too, on one half of
+            the examples and judged on the other, both ways.
         num_free: free parameters of each of these, in the same keys.
-        divergence_gain: "probabilities" minus "logits", and its 95 % interval, bootstrap over all examples; as the other
-            intervals, it holds for these fits and leaves out how they would differ on other examples.
+        divergence_gain: "probabilities" minus "logits", and its 95 % interval, bootstrap over all examples; as the
+            other intervals, it holds for these fits and leaves out how they would differ on other examples.
         plain_divergence, plain_gain: the same with nothing fitted: slopes 1, no biases, equal weights.
         cross_entropy: with the labels, in nats: "mixed", and of the plain "logits" and "probabilities".
         predicted: the fitted sum of the held-out examples, beside
@@ -240,7 +240,8 @@ def _checked(mixed: Tensor, cues: Mapping[str, Tensor], labels: Tensor) -> tuple
     remedy = 'Pass cues={"number": model(number images), "pattern": model(pattern images)}.'
     if not isinstance(cues, Mapping) or len(cues) != 2 or RESERVED & set(cues):
         received = f"has the names {list(cues)}" if isinstance(cues, Mapping) else f"is a {type(cues).__name__}"
-        raise ValueError(explain("cues", received, "two names of cues, none of them 'both', 'logits' or 'probabilities'", remedy))
+        expected = "two names of cues, none of them 'both', 'logits' or 'probabilities'"
+        raise ValueError(explain("cues", received, expected, remedy))
     first, second = map(str, cues)
     found = []
     for name, logits in (("mixed", mixed), *cues.items()):

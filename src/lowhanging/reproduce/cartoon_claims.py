@@ -72,4 +72,5 @@ def _descent(row: Row) -> Claim:
             flat["noisy_visits"] <= num / 2,
             sloped["noisy_visits"] >= 0.95 * num,
         ),
+        part="a",
     )
