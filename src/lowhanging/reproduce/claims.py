@@ -2,8 +2,8 @@
 
 A verdict is computed from the measurement by a rule that is printed beside it; nothing here is written by hand.
 
-An interval is symmetric only where its quantity is: a ratio is as likely twice as half of its middle, and a share ends at
-1, so that theirs are Student's intervals of the logarithm and of the log odds, taken back.
+An interval is symmetric only where its quantity is: a ratio is as likely twice as half of its middle, and a share ends
+at 1, so that theirs are Student's intervals of the logarithm and of the log odds, taken back.
 """
 
 from __future__ import annotations

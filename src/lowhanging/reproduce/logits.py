@@ -2,10 +2,10 @@
 
 Held against three things. The label: images of one label resemble each other in logits, so the sum is fitted within
 labels too, and on cues of other images of the same label. The untrained network: it is nearly linear, and a linear
-network's logits add exactly, so that a large share by itself says nothing about circuits. And an average: circuits could
-be averaged as probabilities instead, with the freedom that the sum has, and with none for either. One cue alone may
-explain nearly as much as both: what each adds to the other is the evidence, not the total. A network that does not read
-both cues has nothing to combine, however well its logits add: it speaks against every part.
+network's logits add exactly, so that a large share by itself says nothing about circuits. And an average: circuits
+could be averaged as probabilities instead, with the freedom that the sum has, and with none for either. One cue alone
+may explain nearly as much as both: what each adds to the other is the evidence, not the total. A network that does not
+read both cues has nothing to combine, however well its logits add: it speaks against every part.
 """
 
 from __future__ import annotations
@@ -99,12 +99,13 @@ def _measured(found: Sequence[Mapping[str, Any]]) -> str:
         way: mean_interval([row["cross_entropy"][way] for row in found], scale="log")
         for way in ("mixed", "logits", "probabilities")
     }
+    overall = mean_interval([row["shares"]["both"] for row in found], scale="share")
     both, first, second = (mean_interval(within[key], scale="share") for key in ("both", strong, weak))
     return (
         f"variance of the mixed logits on held-out images {over_seeds(len(found))}: a sum of both single-cue logits "
-        f"explains {mean_interval([row['shares']['both'] for row in found], scale='share')}. Within labels both explain "
-        f"{both}, {strong} alone already {first}, {weak} alone {second}: the evidence is not this total but what each "
-        f"adds to the other, {strong} {adds[strong]}, {weak} {adds[weak]}. Slopes: {slopes} (1 in a plain sum). "
+        f"explains {overall}. Within labels both explain {both}, {strong} alone already {first}, {weak} alone "
+        f"{second}: the evidence is not this total but what each adds to the other, "
+        f"{strong} {adds[strong]}, {weak} {adds[weak]}. Slopes: {slopes} (1 in a plain sum). "
         "KL divergence from the mixed answers, fitted on one half of the images and taken on the other: sum of logits "
         f"{_nats(found, 'divergence', 'logits')}, "
         + ", ".join(f"{cue} alone {_nats(found, 'divergence', cue)}" for cue in CUES)

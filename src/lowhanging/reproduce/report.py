@@ -1,8 +1,8 @@
 """How does a run become a report, and what if writing it fails?
 
 Everything is made in memory, then written in full to a folder beside the earlier report, and only then moved into its
-place, file by file and the page last. A write that fails leaves the earlier report as it was. What is cut off between two
-moves leaves the earlier page, which needs no file beside it: a new page never stands beside older numbers.
+place, file by file and the page last. A write that fails leaves the earlier report as it was. What is cut off between
+two moves leaves the earlier page, which needs no file beside it: a new page never stands beside older numbers.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def heading_of(measured: Measured) -> list[str]:
         lines.append(
             "An interval over networks is Student's: of ratios and positive quantities on the logarithm (around the "
             "geometric mean), of accuracies and other shares on the log odds, else symmetric (±). Of fewer than five "
-            "networks the smallest and the largest value stand beside it in parentheses; where one of the values has no "
-            "logarithm or log odds (a share of exactly 0 or 1), the ordinary mean and this range stand alone."
+            "networks the smallest and the largest value stand beside it in parentheses; where one of the values has "
+            "no logarithm or log odds (a share of exactly 0 or 1), the ordinary mean and this range stand alone."
         )
     if num < 6:
         lines.append(
