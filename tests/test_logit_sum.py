@@ -10,6 +10,8 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy.optimize import minimize
+from scipy.special import logsumexp
 
 import lowhanging as lh
 from lowhanging.circuits import LogitSum, combined_answers, logit_sum
@@ -75,6 +77,46 @@ def test_the_fit_is_that_of_numpy_on_the_other_half():
     baseline = centered[0][judged] - centered[0][fitted].mean(0)
     share = 1 - float((centered[0][judged] - predicted).square().sum() / baseline.square().sum())
     assert found.shares["both"] == pytest.approx(share, abs=1e-10)
+
+    # The divergences, from a fit that knows no gradients: each half judged by the parameters of the other.
+    z = [x.numpy() for x in centered]
+    log_p = z[0] - logsumexp(z[0], axis=1, keepdims=True)
+
+    def log_q(values: np.ndarray, rows: list[int], way: str) -> np.ndarray:
+        parts = [slope * x[rows] for slope, x in zip(values[:2], z[1:], strict=True)]
+        if way == "logits":
+            combined = parts[0] + parts[1]
+        else:
+            shares = [part - logsumexp(part, axis=1, keepdims=True) for part in parts]
+            weight = 1 / (1 + np.exp(-values[-1]))
+            combined = np.log(weight * np.exp(shares[0]) + (1 - weight) * np.exp(shares[1]))
+        combined = combined + np.append(values[2 : 1 + C], 0.0)  # one bias is no freedom
+        return combined - logsumexp(combined, axis=1, keepdims=True)
+
+    def divergence(values: np.ndarray, rows: list[int], way: str) -> np.ndarray:
+        return (np.exp(log_p[rows]) * (log_p[rows] - log_q(values, rows, way))).sum(1)
+
+    expected = {}
+    for way, num in (("logits", 1 + C), ("probabilities", 2 + C)):
+        start = np.concatenate([np.ones(2), np.zeros(num - 2)])
+        nats = np.empty(N)
+        for one, other in ((fitted, judged), (judged, fitted)):
+            best = minimize(lambda v, one=one, way=way: divergence(v, one, way).mean(), start, method="BFGS").x
+            nats[other] = divergence(best, other, way)
+        expected[way] = nats.mean()
+        assert found.num_free[way] == num
+        assert found.divergence[way] == pytest.approx(expected[way], rel=2e-3)
+    assert float(found.divergence_gain[0]) == pytest.approx(expected["probabilities"] - expected["logits"], rel=5e-3)
+
+
+def test_cues_that_say_no_more_than_the_label_are_the_same_when_dealt_out_within_it():
+    labels = torch.arange(160) % 4
+    first, second = 4.0 * torch.eye(4)[labels], torch.tensor([[8.0, 0, 0, 4], [0, 4, 0, 0], [0, 0, 4, 0], [4, 0, 0, 0]])
+    mixed = first + torch.randn(160, 4, generator=torch.Generator().manual_seed(0))
+    found = sum_of(mixed, first, second[labels], labels)  # means of whole numbers: no rounding
+    assert found.shares["both"] == found.same_label > 0.5
+    assert found.other_label < 0.05
+    assert found.within["both"] == found.same_label_within == found.unique["first"] == 0.0
 
 
 def test_answers_that_are_averaged_as_probabilities_are_told_from_sums():
@@ -234,5 +276,5 @@ def test_the_drawing_has_a_dot_for_every_logit():
     rows = found.observed[torch.arange(len(found.labels)), found.labels]
     assert np.allclose(np.sort(own.get_ydata()), rows.sort().values.numpy())
     assert ax.get_xlabel() == "fitted sum of the logits on first + second, each alone"
-    with pytest.raises(TypeError, match="found is a int"):
+    with pytest.raises(TypeError, match="found is an int"):
         lh.plots.logit_sum(3, ax)

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import lowhanging as lh
-from lowhanging.basin import eigensearch, search_file
+from lowhanging import resume_file
+from lowhanging.basin import eigensearch
 from lowhanging.basin.eigenbounds import error_bounds, in_clusters
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs, top_hessian_eigs
 from lowhanging.errors import NotConvergedError
@@ -250,7 +251,7 @@ def test_a_warm_start_from_anything_of_the_right_length() -> None:
 @pytest.mark.parametrize(
     ("start", "error", "message"),
     [
-        (3, TypeError, r"warm_start is a int, expected Eigenpairs, a Subspace or rows of shape \(j, 3\)"),
+        (3, TypeError, r"warm_start is an int, expected Eigenpairs, a Subspace or rows of shape \(j, 3\)"),
         (torch.ones(2, 4), ValueError, r"warm_start has vectors of shape \(2, 4\), expected .*\n.*last checkpoint"),
         (torch.ones(3), ValueError, r"warm_start has vectors of shape \(3,\)"),
         (torch.ones(0, 3), ValueError, r"warm_start has vectors of shape \(0, 3\)"),
@@ -300,7 +301,7 @@ def dying(values: np.ndarray, after: int) -> Counted:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is written whenever it may be, however long that takes."""
-    monkeypatch.setattr(search_file, "_SHARE", 1e9)
+    monkeypatch.setattr(resume_file, "SHARE", 1e9)
 
 
 @pytest.mark.usefixtures("often")

@@ -1,6 +1,10 @@
-"""`polish` against its oracles: the minimum of a quadratic on paper, a saddle on paper, and data without a minimum."""
+"""`polish` against its oracles: the minimum of a quadratic on paper, a saddle on paper, and data without a minimum.
+
+One that was interrupted is held against one that was not, bit for bit; what it repeats is counted where the loss sums.
+"""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +13,7 @@ from torch import nn
 
 import lowhanging as lh
 from lowhanging.anchored import AnchoredObjective
+from lowhanging.products import Products
 
 GENERATOR = torch.Generator().manual_seed(0)
 SPECTRUM = torch.tensor([4.0, 2.0, 1.0, 0.5, 0.01], dtype=torch.float64)
@@ -149,3 +154,119 @@ def test_nothing_of_the_users_is_changed_and_it_can_be_saved(tmp_path):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         lh.polish(quadratic(), **arguments)
+
+
+# Interrupted, and gone on ---------------------------------------------------------------------------------------------
+
+
+class Calls:
+    """Gradients and products of every loss from now on: counted, and interrupted at one of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.num, self.at = 0, 10**9
+        for name in ("value_and_gradient", "product"):
+            monkeypatch.setattr(Products, name, self.counted(getattr(Products, name)))
+
+    def counted(self, method: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.num += 1
+            if self.num == self.at:
+                raise KeyboardInterrupt
+            return method(*arguments, **options)
+
+        return call
+
+    def start(self, at: int = 10**9) -> None:
+        self.num, self.at = 0, at
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    return Calls(monkeypatch)
+
+
+def bent(shift: float = 0.0) -> lh.Objective:
+    """Two classes that a small network can't separate: all three stages of a descent have something to do."""
+    generator = torch.Generator().manual_seed(2)
+    inputs = torch.randn(60, 3, generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2))
+    return lh.Objective(model, (inputs + shift, torch.randint(2, (60,), generator=generator)))
+
+
+POLISH = {"anchor": 0.05, "gtol": 1e-5, "max_drift": 5.0, "progress": False}
+
+
+def bits(found: lh.Minimum) -> list[Any]:
+    plain = [getattr(found, name) for name in ("loss", "gradient_norm", "largest", "smallest", "smallest_residual")]
+    return [*plain, found.num_gradients, found.num_products, found.theta.tolist()]
+
+
+def test_a_polish_that_was_stopped_anywhere_equals_one_that_was_not(tmp_path: Path, calls: Calls) -> None:
+    whole = lh.polish(bent(), **POLISH)
+    total = calls.num
+    assert total == whole.num_gradients + whole.num_products
+    for at in (4, whole.num_gradients, (whole.num_gradients + total) // 2, total):
+        path = tmp_path / f"{at}.npz"
+        calls.start(at)
+        with pytest.raises(KeyboardInterrupt):
+            lh.polish(bent(), **POLISH, resume=path)
+        calls.start()
+        found = lh.polish(bent(), **POLISH, resume=path)
+        assert bits(found) == bits(whole)
+        assert calls.num == total - (at - 1) + 1  # one gradient tells the loss from others
+    calls.start()
+    assert bits(lh.polish(bent(), **POLISH, resume=path)) == bits(whole)
+    assert calls.num == 1
+    assert {file.suffix for file in tmp_path.iterdir()} == {".npz"}
+
+
+def test_a_saddle_that_is_left_is_left_again(tmp_path: Path) -> None:
+    def saddle() -> lh.FunctionObjective:
+        start = torch.tensor([0.5, 0.0], dtype=torch.float64)
+        return unrecorded(lambda t: 0.5 * t[0] ** 2 - 0.5 * t[1] ** 2 + 0.25 * t[1] ** 4, start)
+
+    options = {"anchor": 0.0, "gtol": 1e-10, "max_drift": 3.0, "progress": False}
+    whole = lh.polish(saddle(), **options)
+    for _ in range(2):
+        assert bits(lh.polish(saddle(), **options, resume=tmp_path / "a.npz")) == bits(whole)
+
+
+def test_raised_limits_go_on_from_what_was_reached(tmp_path: Path, calls: Calls) -> None:
+    whole = lh.polish(bent(), **POLISH)
+    path = tmp_path / "run.npz"
+    with pytest.raises(lh.NotConvergedError, match="Raise max_gradients="):
+        lh.polish(bent(), **POLISH, max_gradients=5, resume=path)
+    calls.start()
+    assert bits(lh.polish(bent(), **POLISH, resume=path)) == bits(whole)
+    assert calls.num <= whole.num_gradients + whole.num_products - 4  # five are known, one is asked again
+
+
+def test_the_file_of_another_polish_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    lh.polish(bent(), **POLISH, resume=path)
+    content = path.read_bytes()
+    other = bent()
+    moved, shifted = other.at(other.theta0 * 1.01), bent(0.01)
+    for loss, change, what in (
+        (moved, {}, "theta0"),
+        (other, {"anchor": 0.1}, "anchor"),
+        (shifted, {}, "loss"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"resume is .*, the file of a polish with another {what}, expected a new"
+        ):
+            lh.polish(loss, **(POLISH | change), resume=path)
+        assert path.read_bytes() == content
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(lh.DamagedFileError, match="no resume file of a polish"):
+        lh.polish(other, **POLISH, resume=path)
+
+
+def test_the_bar_of_a_polish_starts_where_it_goes_on(tmp_path: Path, calls: Calls, capsys: Any) -> None:
+    calls.start(9)
+    with pytest.raises(KeyboardInterrupt):
+        lh.polish(bent(), **POLISH, resume=tmp_path / "run.npz")
+    lh.polish(bent(), **(POLISH | {"progress": True}), resume=tmp_path / "run.npz")
+    assert capsys.readouterr().err.split("\r")[1].startswith("polish: 8gradient")

@@ -6,13 +6,15 @@ an array of that file, everything else in one JSON entry, so that NumPy alone ca
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
+import io
 import json
 import os
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.errors import explain
+from lowhanging.errors import DamagedFileError, explain
 
 _T = TypeVar("_T")
 _META = "__lowhanging__"
@@ -48,33 +50,77 @@ def save_result(result: Any, path: str | Path) -> Path:
 
 
 def load_result(cls: type[_T], path: str | Path) -> _T:
-    """Read what `save_result` wrote for the same class."""
+    """Read what `save_result` wrote for the same class.
+
+    Raises:
+        DamagedFileError: the file is cut short or changed, or was never a result.
+        ValueError: it is a result of another class, or of a version with other fields.
+        OSError: it can't be opened.
+    """
     source = Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
     expected = f"a file saved by {cls.__name__}.save"
     try:
-        with open(source, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = read_arrays(source)
         meta = json.loads(str(arrays.pop(_META)))
-    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            explain("path", f"is {str(source)!r}, not a result of lowhanging", expected, _REMEDY)
-        ) from error
-    if meta["class"] != cls.__name__:
-        raise ValueError(explain("path", f"is {str(source)!r}, a saved {meta['class']}", expected, _REMEDY))
-    values: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items() if "/" not in name}
-    for name, entry in meta["fields"].items():
-        if "tensors" in entry:
-            values[name] = {key: torch.from_numpy(arrays[f"{name}/{key}"]) for key in entry["tensors"]}
-        else:
-            values[name] = entry["value"]
-    return cls(**values)
+        name_of_class, fields = meta["class"], dict(meta["fields"])
+    except (ValueError, TypeError, KeyError) as error:
+        received = f"is {str(source)!r}, not a result of lowhanging"
+        raise DamagedFileError(explain("path", received, expected, _REMEDY)) from error
+    if name_of_class != cls.__name__:
+        raise ValueError(explain("path", f"is {str(source)!r}, a saved {name_of_class}", expected, _REMEDY))
+    try:
+        values: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items() if "/" not in name}
+        for name, entry in fields.items():
+            if "tensors" in entry:
+                values[name] = {key: torch.from_numpy(arrays[f"{name}/{key}"]) for key in entry["tensors"]}
+            else:
+                values[name] = entry["value"]
+        return cls(**values)
+    except (TypeError, KeyError) as error:
+        received = f"is {str(source)!r}, a saved {name_of_class} with other fields"
+        remedy = "Load it with the version of lowhanging that saved it."
+        raise ValueError(explain("path", received, expected, remedy)) from error
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, if every byte of them is as it was written.
+
+    Raises:
+        DamagedFileError: it is no npz file, or no longer a whole one.
+        OSError: it can't be opened, or the disk fails.
+    """
+    if path.is_dir():
+        raise DamagedFileError(_damaged(path, "a folder"))
+    arrays = {}
+    with open(path, "rb") as stream:
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                for name in archive.namelist():
+                    # To its end, where its checksum is compared: NumPy alone stops before it if a shape has shrunk.
+                    entry = io.BytesIO(archive.read(name))
+                    arrays[name.removesuffix(".npy")] = np.lib.format.read_array(entry, allow_pickle=False)
+        except MemoryError:
+            raise
+        except OSError as error:
+            if error.errno not in (None, errno.EINVAL):  # EINVAL: an offset that leads out of the file
+                raise
+            raise DamagedFileError(_damaged(path, str(error))) from error
+        except Exception as error:  # a byte that has changed fails in a dozen ways, as zipfile, zlib and struct please
+            raise DamagedFileError(_damaged(path, str(error))) from error
+    return arrays
+
+
+def _damaged(path: Path, how: str) -> str:
+    received = f"is {str(path)!r}, cut short, changed or never an npz file ({how})"
+    return explain("path", received, "a whole npz file", "Delete it, and make it again.")
 
 
 def digest(*tensors: Tensor) -> str:
     """A digest of the numbers, dtypes and shapes of tensors."""
     found = hashlib.sha256()
     for tensor in tensors:
-        array = tensor.detach().cpu().contiguous().numpy()
+        plain = tensor.detach().cpu().contiguous()
+        array = (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy()  # NumPy has no bfloat16
         found.update(f"{array.dtype} {array.shape}".encode())
         found.update(array.tobytes())
     return found.hexdigest()[:32]
@@ -101,7 +147,8 @@ def write_atomically(path: str | Path, write: Any) -> None:
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, target)
     except BaseException:
-        os.unlink(name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
         raise
 
 

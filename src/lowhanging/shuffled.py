@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from lowhanging.batches import stored_tensors, untouched_random_state
-from lowhanging.errors import check_finite, explain
+from lowhanging.errors import a_type, check_finite, explain
+from lowhanging.results import digest
 
 
 class ShuffledBatches:
@@ -37,10 +38,10 @@ class ShuffledBatches:
         expected = "a DataLoader, an iterable of batches, a map-style Dataset or a tuple (inputs, targets) of tensors"
         if isinstance(data, IterableDataset | Tensor | Mapping | str) or not isinstance(data, Iterable):
             remedy = "Wrap one batch in a list, a data set of tensors in a tuple, an IterableDataset in a DataLoader."
-            raise TypeError(explain("data", f"is a {type(data).__name__}", expected, remedy))
+            raise TypeError(explain("data", f"is {a_type(data)}", expected, remedy))
         if isinstance(data, Iterator):
             remedy = "It is used up after one epoch: pass list(...) of it, or a DataLoader."
-            raise TypeError(explain("data", f"is a {type(data).__name__}, readable once", expected, remedy))
+            raise TypeError(explain("data", f"is {a_type(data)}, readable once", expected, remedy))
 
     def epoch(self, generator: torch.Generator, device: torch.device, *, check: bool) -> Iterator[Any]:
         """One pass, on the device; `check` refuses NaN."""
@@ -50,6 +51,27 @@ class ShuffledBatches:
                 if isinstance(leaf, Tensor):
                     check_finite("data", leaf, remedy="Drop or repair those examples.")
             yield tree_map_only(Tensor, lambda leaf: leaf.to(device), plain)
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """Those of the user's own that a loader draws its order from."""
+        owners = (self.data, getattr(self.data, "sampler", None), getattr(self.data, "batch_sampler", None))
+        found = [getattr(owner, "generator", None) for owner in owners] if isinstance(self.data, DataLoader) else []
+        own = {id(each): each for each in found if isinstance(each, torch.Generator)}
+        return list(own.values())
+
+    def identity(self) -> str:
+        """Kind, number and contents: all that is stored as tensors, three items of what else has numbered items."""
+        number = f"{self.num_batches} batches of " if self.length is None else ""
+        store = getattr(self.data, "dataset", self.data) if isinstance(self.data, DataLoader) else self.data
+        tensors = _tensors_of(store)
+        if tensors is not None:
+            return number + digest(*tensors)
+        told = f"{number}{self.length} of a {type(store).__name__}"
+        if not (hasattr(store, "__len__") and hasattr(store, "__getitem__")) or not len(store):
+            return told
+        first, second = _seen(store), _seen(store)
+        return f"{told} {first}" if first == second else told  # augmented from a state that is nobody's to know
 
     def _cut(self, generator: torch.Generator) -> Iterator[Any]:
         order = torch.randperm(self.length or 0, generator=generator)
@@ -71,6 +93,36 @@ def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - data sets that augment draw from this global state
         yield
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """The states of `own_randomness`, as plain values and tensors."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": [str(kind), torch.from_numpy(np.array(keys, dtype=np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def restore_random_states(states: Mapping[str, Any], device: torch.device) -> None:
+    """What `random_states` returned, made the states again."""
+    kind, keys, *rest = states["numpy"]
+    random.setstate(states["python"])
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def _seen(store: Any) -> str:
+    """A digest of the first, the middle and the last item, read with one and the same random state."""
+    with own_randomness(0, torch.device("cpu")):
+        items = [store[i] for i in sorted({0, len(store) // 2, len(store) - 1})]
+    leaves = tree_leaves([dict(item) if isinstance(item, Mapping) else item for item in items])
+    tensors = [torch.as_tensor(leaf) for leaf in leaves if isinstance(leaf, Tensor | np.ndarray | int | float)]
+    return digest(*tensors)
 
 
 def _tensors_of(data: Any) -> tuple[Tensor, ...] | None:

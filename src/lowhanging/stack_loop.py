@@ -20,7 +20,7 @@ from lowhanging.model_loss import ModelLoss
 from lowhanging.objective import Objective
 from lowhanging.parameters import ParameterSpace
 from lowhanging.results import load_result
-from lowhanging.training_options import Schedule, as_optimizer
+from lowhanging.training_options import Schedule, as_optimizer, optimizer_identity
 
 _TOGETHER = 16  # seeds in one pass of a CPU: few enough for its cache, enough to pay for vmap
 _SHUFFLE = 2**31  # added to a seed: its batches come from another stream than its weights (generators use 32 bits)
@@ -85,11 +85,7 @@ class Stack:
 
     def optimizer_identity(self) -> str:
         """Kind, options and rates, in words that are the same in another process."""
-        groups = [
-            {key: value for key, value in group.items() if key != "params"} for group in self._optimizer.param_groups
-        ]
-        rates = [self._factor(i / 16) for i in range(16)]
-        return repr((type(self._optimizer).__name__, groups, rates))
+        return optimizer_identity(self._optimizer, self._factor)
 
     def advance(self, num: int, bar: Any) -> Tensor:
         """Take `num` steps; each seed's mean loss (s,) over them, the penalty not included."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowhanging.errors import check_choice, check_names, check_real, explain
+from lowhanging.errors import a_type, check_choice, check_names, check_real, explain
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 Schedule = Callable[[float], float]
@@ -22,7 +22,7 @@ def evaluation_sets(evaluate: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     remedy = 'Pass evaluate={"test": (inputs, targets), ...}; "train" is the name of the training set itself.'
     if not isinstance(evaluate, Mapping):
-        raise TypeError(explain("evaluate", f"is a {type(evaluate).__name__}", "a mapping name -> data set", remedy))
+        raise TypeError(explain("evaluate", f"is {a_type(evaluate)}", "a mapping name -> data set", remedy))
     names = check_names("evaluate", evaluate, remedy=remedy)
     if "train" in names:
         raise ValueError(explain("evaluate", f"has the names {names!r}", 'names other than "train"', remedy))
@@ -54,3 +54,9 @@ def as_optimizer(optimizer: Any, weights: list[nn.Parameter], lr: float | None) 
     if not any(id(weight) in own for group in made.param_groups for weight in group["params"]):
         raise ValueError(explain("optimizer", "holds no parameter of this model", "an optimizer of this model", remedy))
     return made
+
+
+def optimizer_identity(optimizer: torch.optim.Optimizer, factor: Schedule) -> str:
+    """Kind, options and rates, in words that are the same in another process."""
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return repr((type(optimizer).__name__, groups, [factor(i / 16) for i in range(16)]))

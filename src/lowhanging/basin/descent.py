@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lowhanging.basin.answers import Answers
 from lowhanging.loss import Loss
 
 _PATIENCE = 10  # evaluations in which L-BFGS must lower the loss beyond rounding, or its gradient norm by a tenth
@@ -26,8 +27,11 @@ _REMEDY_DRIFT = (
 class Descent:
     """The state of one descent: a point in float64, its gradient, and what was spent."""
 
-    def __init__(self, loss: Loss, gtol: float, max_gradients: int, max_products: int, max_drift: float, bar: tqdm):
+    def __init__(
+        self, loss: Loss | Answers, gtol: float, max_gradients: int, max_products: int, max_drift: float, bar: tqdm
+    ):
         self.loss, self.gtol, self.bar = loss, gtol, bar
+        self.num_known = loss.num_gradients if isinstance(loss, Answers) else 0  # which the bar begins with
         self.max_gradients, self.max_products, self.max_drift = max_gradients, max_products, max_drift
         self.start = loss.theta0
         self.num_gradients = self.num_products = 0
@@ -89,7 +93,7 @@ class Descent:
                 self.failure = (
                     f"stopped at |gradient| {float(self.gradient.norm()):.2g} > gtol {self.gtol:g} after "
                     f"{self.num_gradients} gradients and {self.num_products} products.\n"
-                    "Raise max_gradients= or max_products=."
+                    "Raise max_gradients= or max_products=; where the loss has no minimum nearby, raise anchor=."
                 )
                 return
             step = self._newton_step()
@@ -111,7 +115,10 @@ class Descent:
             return "the curvature along the Newton step is negative.\nRaise anchor=, or train longer."
         kind = str(self.start.dtype).removeprefix("torch.")
         other = "" if self.start.dtype == torch.float64 else ", or float64 (model.double())"
-        return f"Newton steps no longer reduce it.\nThis is the floor of {kind} here; use gtol={2 * norm:.1g}{other}."
+        return (
+            f"Newton steps no longer reduce it.\nThis is the floor of {kind} here; use gtol={2 * norm:.1g}{other}. "
+            "With kinks (ReLU, max pooling) there is no smooth minimum to reach: use SiLU or GELU."
+        )
 
     def check_drift(self) -> None:
         """Refuse a point that is too far away, however it was reached."""
@@ -130,7 +137,8 @@ class Descent:
     def _evaluate(self, theta: Tensor) -> tuple[float, Tensor]:
         value, gradient = self.loss.value_and_gradient(theta)
         self.num_gradients += 1
-        self.bar.update()
+        if self.num_gradients > self.num_known:
+            self.bar.update()
         self.bar.set_postfix_str(f"|gradient| {float(gradient.norm()):.1e}", refresh=False)
         return float(value), gradient
 

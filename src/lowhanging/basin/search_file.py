@@ -7,28 +7,20 @@ killed repeats the few steps since. The file of another map is found out by one 
 
 from __future__ import annotations
 
-import json
-import time
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from lowhanging.basin.lanczos import KrylovSpace
-from lowhanging.errors import explain
-from lowhanging.results import resume_path, write_atomically
+from lowhanging.basin.ritz_pairs import is_of_this_map
+from lowhanging.resume_file import ResumeFile
 
 STRIDE = 4  # products between two writes, at least
-_SHARE = 0.1  # of the time
-_META = "__lowhanging_search__"
 _ARRAYS = ("rows", "coefficients", "generator", "counts", "is_tridiagonal", "largest_image")
-_WRONG = (ValueError, TypeError, KeyError, IndexError, RuntimeError)  # in what a file holds
-_DAMAGED = (*_WRONG, EOFError, OSError, zipfile.BadZipFile, zlib.error)
 
 
 class SearchFile:
@@ -40,59 +32,37 @@ class SearchFile:
     """
 
     def __init__(self, resume: str | Path, identity: Mapping[str, str]):
-        self.path = resume_path(resume)
-        self.identity = dict(identity)
+        self._file = ResumeFile(resume, identity, kind="a search for eigenpairs", run="search")
         self._products = 0  # at the last write
-        self._next = 0.0  # when the next may begin
 
     def read(self, space: KrylovSpace) -> dict[str, Any] | None:
         """Fill the space with what the file holds, and return the numbers saved beside it; None without a file."""
-        if not self.path.exists():
+        stored = self._file.read()
+        if stored is None:
             return None
+        arrays, numbers = stored
         try:
-            with open(self.path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-            meta = json.loads(str(arrays.pop(_META)))
-            identity, numbers = dict(meta["identity"]), dict(meta["numbers"])
             missing = {*_ARRAYS} - set(arrays)
             if missing:
                 raise KeyError(*missing)
-        except _DAMAGED as error:
-            raise ValueError(self._no_search()) from error
-        different = [key for key in {**self.identity, **identity} if self.identity.get(key) != identity.get(key)]
-        if different:
-            self._refuse(different)
-        try:
             _restore(space, arrays)
-        except _DAMAGED as error:
-            raise ValueError(self._no_search()) from error
+        except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+            raise self._file.damaged() from error
         numbers |= {name: arrays[name] for name in ("probed",) if name in arrays}
-        if space.size and not space.is_of_this_map(float(numbers["noise"])):
-            self._refuse(["H"])
+        if space.size and not is_of_this_map(space, float(numbers["noise"])):
+            self._file.refuse(["H"])
         return numbers
 
     def write_if_due(self, space: KrylovSpace, numbers: Mapping[str, Any], *, now: bool = False) -> None:
         """Write the space and some numbers and arrays, unless that was done a moment ago."""
-        products, begun = space.operator.num_products, time.monotonic()
-        if not now and (products < self._products + STRIDE or begun < self._next):
+        products = space.operator.num_products
+        if not now and (products < self._products + STRIDE or not self._file.is_due):
             return
         arrays = _state(space)
         arrays |= {name: value for name, value in numbers.items() if isinstance(value, np.ndarray)}
         plain = {name: value for name, value in numbers.items() if not isinstance(value, np.ndarray)}
-        meta = np.array(json.dumps({"identity": self.identity, "numbers": plain}))
-        entries: dict[str, Any] = {**arrays, _META: meta}
-        write_atomically(self.path, lambda stream: np.savez(stream, **entries))
-        elapsed = time.monotonic() - begun
-        self._products, self._next = products, time.monotonic() + elapsed / _SHARE
-
-    def _no_search(self) -> str:
-        received = f"is {str(self.path)!r}, no resume file of a search for eigenpairs"
-        return explain("resume", received, "a new file or that of this search", "Name another file.")
-
-    def _refuse(self, different: list[str]) -> NoReturn:
-        received = f"is {str(self.path)!r}, the file of a search with another {', '.join(sorted(different))}"
-        remedy = "Name another file, or repeat the call that made this one."
-        raise ValueError(explain("resume", received, "a new file or that of this search", remedy))
+        self._file.write(arrays, plain)
+        self._products = products
 
 
 def _state(space: KrylovSpace) -> dict[str, NDArray[Any]]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lowhanging.circuits.combined_answers import divergences
-from lowhanging.errors import check_count, check_finite, explain
+from lowhanging.errors import a_type, check_count, check_finite, explain
 from lowhanging.results import load_result, save_result
 
 RESERVED = {"both", "logits", "probabilities"}  # keys of results, which no cue may have as its name
@@ -239,7 +239,7 @@ def _checked(mixed: Tensor, cues: Mapping[str, Tensor], labels: Tensor) -> tuple
     """Names of the cues, and all logits in float64 without their mean over classes."""
     remedy = 'Pass cues={"number": model(number images), "pattern": model(pattern images)}.'
     if not isinstance(cues, Mapping) or len(cues) != 2 or RESERVED & set(cues):
-        received = f"has the names {list(cues)}" if isinstance(cues, Mapping) else f"is a {type(cues).__name__}"
+        received = f"has the names {list(cues)}" if isinstance(cues, Mapping) else f"is {a_type(cues)}"
         expected = "two names of cues, none of them 'both', 'logits' or 'probabilities'"
         raise ValueError(explain("cues", received, expected, remedy))
     first, second = map(str, cues)

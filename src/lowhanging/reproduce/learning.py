@@ -49,7 +49,9 @@ def learn(
     kept = sorted({epoch for epoch in sizes.early_epochs if epoch < num} | {num})
 
     def trained() -> TrainingRun:
-        return train(model, views.mixed.train, epochs=num, evaluate=held_out, checkpoints=kept, seed=seed)
+        resume = shelf.resume("training")
+        data = views.mixed.train
+        return train(model, data, epochs=num, evaluate=held_out, checkpoints=kept, seed=seed, resume=resume)
 
     run = shelf.result("training", TrainingRun.load, trained)
     _write(model, run.checkpoints[-1])
@@ -58,7 +60,7 @@ def learn(
 
     def polished() -> Minimum:
         try:
-            return polish(train_loss, anchor=sizes.anchor)
+            return polish(train_loss, anchor=sizes.anchor, resume=shelf.resume("minimum"))
         except NotConvergedError as error:  # the report goes on from where it got, and says so
             notes.append(str(error))
             shelf.plain("minimum-note", lambda: notes[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -18,6 +19,8 @@ from lowhanging.reproduce.settings import Settings
 from lowhanging.reproduce.shelf import Row, Shelf, as_json
 from lowhanging.reproduce.themes import THEMES, Theme
 from lowhanging.results import write_atomically
+
+_DEAD = 3600.0  # seconds without a byte after which nobody is still writing
 
 
 @dataclass
@@ -86,11 +89,16 @@ def _timed(theme: Theme, place: Place) -> tuple[Row, float]:
 
 
 def _prepare(shelf: Shelf) -> None:
-    """A folder for the work, without what a killed run had half written."""
+    """A folder for the work, without what a killed run had half written.
+
+    Another run may be writing there now: what it writes is younger than an hour, and stays.
+    """
     if shelf.folder is not None:
         shelf.folder.mkdir(parents=True, exist_ok=True)
         for part in shelf.folder.glob(".*.part"):
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # it has become a whole file, or another run was quicker
+                if time.time() - part.stat().st_mtime > _DEAD:
+                    part.unlink()
 
 
 def _describe(folder: Path, settings: Settings) -> None:

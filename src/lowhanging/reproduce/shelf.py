@@ -3,7 +3,7 @@
 A folder per network, named after its seed, within a folder per settings. In it every result lies as the npz that its
 class saves, every unit (one theme of one network) as a JSON with its numbers; each file appears whole or not at all.
 What was made is read back before it is used: a run that was never interrupted computes from the same bits as one that
-was.
+was. What no longer is as it was written is made again; what can't be opened (a missing permission) ends the run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lowhanging.results import write_atomically
+from lowhanging.errors import DamagedFileError
+from lowhanging.results import read_arrays, write_atomically
 
 _T = TypeVar("_T")
 Row = Mapping[str, Any]  # the numbers of one unit, as JSON holds them
@@ -32,15 +33,16 @@ class Shelf:
         """The result of that name: loaded, or made, saved and read back."""
         if self.folder is None:
             return make()  # type: ignore[no-any-return]
-        path = self.folder / f"{name}.npz"
+        path, unfinished = self.folder / f"{name}.npz", self.folder / f"{name}-resume.npz"
         if path.exists():
             try:
-                return load(path)
+                found = load(path)
+                unfinished.unlink(missing_ok=True)  # of a run that was killed between the two
+                return found
             except (ValueError, TypeError, KeyError) as error:
-                first_line = (str(error).splitlines() or [""])[0]
-                print(f"{path} can't be read ({first_line}): it is made again", file=sys.stderr)
+                print(f"{path} can't be read ({_first_line(error)}): it is made again", file=sys.stderr)
         make().save(path)
-        (self.folder / f"{name}-resume.npz").unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         return load(path)
 
     def plain(self, name: str, make: Callable[[], Any]) -> Any:
@@ -58,8 +60,18 @@ class Shelf:
         return json.loads(text)
 
     def resume(self, name: str) -> Path | None:
-        """The file for a library call's own `resume=`."""
-        return None if self.folder is None else self.folder / f"{name}-resume.npz"
+        """The file for a library call's own `resume=`; a damaged one, which the call would refuse, is removed."""
+        if self.folder is None:
+            return None
+        path = self.folder / f"{name}-resume.npz"
+        try:
+            read_arrays(path)
+        except DamagedFileError as error:
+            print(f"{path} can't be read ({_first_line(error)}): it is begun anew", file=sys.stderr)
+            path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            pass
+        return path
 
     def unit(self, theme: str, measure: Callable[[], tuple[Row, float]]) -> tuple[Row, float, bool]:
         """Numbers and seconds of a theme, and whether they were here already."""
@@ -82,6 +94,10 @@ NO_SHELF = Shelf(None)
 def as_json(value: Any) -> str:
     """The value as strict JSON; NaN and infinite numbers become null, which every reader understands."""
     return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def _finite(value: Any) -> Any:
