@@ -47,7 +47,7 @@ def test_the_text_tells_the_cues_apart():
     assert claim.number == 1
     assert "mixed 97.0 %, number-only 91.0 %, pattern-only 75.0 %." in claim.measured
     assert "At least 80 % on numbers alone in the one seed, on patterns alone in not the one seed" in claim.measured
-    assert "number-only 11 %, pattern-only 7 %" in claim.null
+    assert "number-only 11.0 %, pattern-only 7.0 %" in claim.null
     three = [row(0.91, 0.75), row(0.93, 0.85), row(0.95, 0.7)]
     (claim,) = learning.claims(three)
     half = 4.302652729911275 * 2 / math.sqrt(3)  # Student's t, 2 degrees of freedom; standard deviation 2 points

@@ -367,12 +367,12 @@ def test_more_seeds_go_on_from_the_first_and_give_intervals(report, tmp_path, ca
     assert second["minimum"] != first["minimum"]
     assert {claim["number"] for claim in found["claims"]} == {1, 2}
     assert "means over 2 seeds, with 95 % intervals" in found["claims"][0]["measured"]
-    accuracies = [row["accuracy_after_training"]["number"] for row in (first, second)]
+    accuracies = [row["accuracies"]["number"][0] for row in (first, second)]  # before training
     assert len(set(accuracies)) == 2
     odds = [math.log(p / (1 - p)) for p in accuracies]
     mean, half = sum(odds) / 2, 12.706204736 * abs(odds[0] - odds[1]) / 2  # t(0.975, 1) |a - b| / 2
     middle, low, high = (100 / (1 + math.exp(-value)) for value in (mean, mean - half, mean + half))
-    assert f"number-only {middle:.1f} % [{low:.1f}, {high:.1f}] (" in found["claims"][0]["measured"]
+    assert f"number-only {middle:.1f} % [{low:.1f}, {high:.1f}] (" in found["claims"][0]["null"]
     assert (out / "training.png").exists()
     assert not (out / "canyons.png").exists()
 
