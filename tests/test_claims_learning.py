@@ -7,6 +7,7 @@ are asked for at their thresholds and just below them.
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 
@@ -45,13 +46,16 @@ def test_each_cue_needs_more_than_half_of_the_seeds():
 def test_the_text_tells_the_cues_apart():
     (claim,) = learning.claims([row(0.91, 0.75)])
     assert claim.number == 1
-    assert "mixed 97 %, number-only 91 %, pattern-only 75 %." in claim.measured
+    assert "mixed 97.0 %, number-only 91.0 %, pattern-only 75.0 %." in claim.measured
     assert "At least 80 % on numbers alone in the one seed, on patterns alone in not the one seed" in claim.measured
-    assert "number-only 11 %, pattern-only 7 %" in claim.null
+    assert "number-only 11.0 %, pattern-only 7.0 %" in claim.null
     three = [row(0.91, 0.75), row(0.93, 0.85), row(0.95, 0.7)]
     (claim,) = learning.claims(three)
-    half = 4.302652729911275 * 2 / math.sqrt(3)  # Student's t, 2 degrees of freedom; standard deviation 2 points
-    assert f"number-only 93 ± {half:.2g} %" in claim.measured
+    odds = [math.log(share / (1 - share)) for share in (0.91, 0.93, 0.95)]
+    half = 4.302652729911275 * statistics.stdev(odds) / math.sqrt(3)  # Student's t, 2 degrees of freedom
+    center = statistics.fmean(odds)
+    mean, low, high = (100 / (1 + math.exp(-end)) for end in (center, center - half, center + half))
+    assert f"number-only {mean:.1f} % [{low:.1f}, {high:.1f}] (91.0 to 95.0)" in claim.measured
     assert "on numbers alone in 3 of 3 seeds [43.9 %, 100.0 %]" in claim.measured
     assert "on patterns alone in 1 of 3 seeds [6.1 %, 79.2 %]" in claim.measured
 

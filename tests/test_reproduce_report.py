@@ -68,15 +68,22 @@ def test_the_report_is_complete(report, results):
         assert pixels[..., :3].std() > 0.02
     assert set(results["rows"]) == set(NAMES)
     assert sorted({claim["number"] for claim in results["claims"]}) == NUMBERS
+    labels = [claim["label"] for claim in results["claims"]]
+    assert labels[-2:] == ["20a", "20b"]
+    assert len(set(labels)) == len(labels)
     assert results["settings"]["seeds"] == [0]
     page = (report / "claims.md").read_text()
     for claim in results["claims"]:
         assert claim["verdict"] in VERDICTS
         assert all(claim[part] for part in ("name", "post", "measured", "null", "rule"))
-        cells = (claim[part].replace("|", r"\|") for part in ("name", "post", "measured"))
-        assert f"| {claim['number']} | {' | '.join(cells)} | **{claim['verdict']}** |" in page
-        assert f"Held against: {claim['null']}. Rule: {claim['rule']}. `{claim['command']}`" in page
+        assert claim["label"] == f"{claim['number']}{claim['part']}"
+        assert f"| {claim['label']} | {claim['name']} | **{claim['verdict']}** |" in page
+        assert f"## {claim['label']}. {claim['name']}: {claim['verdict']}\n" in page
+        assert f"Repeat it: `{claim['command']}`" in page
+        words = page.replace("<br>", " ").replace("\n* ", " ")
+        assert all(claim[part] in words for part in ("post", "measured", "null", "rule"))
         assert re.fullmatch(r"lowhanging reproduce --seeds 1 --tiny --only [\w-]+ --out again", claim["command"])
+        assert f'<span class="n">{claim["label"]}</span>' in (report / "index.html").read_text()
         assert not re.search(r"\b(nan|inf|None)\b", claim["measured"] + claim["null"])
 
 
@@ -360,9 +367,12 @@ def test_more_seeds_go_on_from_the_first_and_give_intervals(report, tmp_path, ca
     assert second["minimum"] != first["minimum"]
     assert {claim["number"] for claim in found["claims"]} == {1, 2}
     assert "means over 2 seeds, with 95 % intervals" in found["claims"][0]["measured"]
-    values = [100 * row["accuracy_after_training"]["mixed"] for row in (first, second)]
-    mean, half = sum(values) / 2, 12.706204736 * abs(values[0] - values[1]) / 2  # t(0.975, 1) |a - b| / 2
-    assert f"mixed {mean:.3g} ± {half:.2g} %" in found["claims"][0]["measured"]
+    accuracies = [row["accuracies"]["number"][0] for row in (first, second)]  # before training
+    assert len(set(accuracies)) == 2
+    odds = [math.log(p / (1 - p)) for p in accuracies]
+    mean, half = sum(odds) / 2, 12.706204736 * abs(odds[0] - odds[1]) / 2  # t(0.975, 1) |a - b| / 2
+    middle, low, high = (100 / (1 + math.exp(-value)) for value in (mean, mean - half, mean + half))
+    assert f"number-only {middle:.1f} % [{low:.1f}, {high:.1f}] (" in found["claims"][0]["null"]
     assert (out / "training.png").exists()
     assert not (out / "canyons.png").exists()
 

@@ -4,11 +4,18 @@ Oracles: quadratics and the cartoons on paper; Wilson's and Student's intervals 
 """
 
 import copy
+import dataclasses
+import inspect
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit, logit
+from scipy.stats import sem
+from scipy.stats import t as student
 
 import lowhanging as lh
 from lowhanging.reproduce import (
@@ -16,6 +23,7 @@ from lowhanging.reproduce import (
     cartoon_claims,
     cartoons,
     claims,
+    items,
     learning,
     modular,
     rates,
@@ -50,20 +58,157 @@ def test_wilson_interval_by_its_formula():
     assert claims.interval(0, 0) == "none of none"
 
 
-def test_means_have_intervals_only_over_several_seeds():
-    assert claims.mean_interval([2.0, 4.0, 6.0]) == "4 ± 5"  # t(0.975, 2) = 4.303, times 2 / sqrt(3)
+def test_means_with_student_s_interval():
+    assert claims.mean_interval([2.0, 4.0, 6.0]) == "4 ± 5 (2 to 6)"  # t(0.975, 2) = 4.303, times 2 / sqrt(3)
     assert claims.mean_interval([2.5], unit=" %") == "2.5 %"
-    assert claims.mean_interval([1200.0, 1400.0]) == "1300 ± 1271"  # t(0.975, 1) = 12.706, times 100
+    assert claims.mean_interval([1200.0, 1400.0]) == "1300 ± 1271 (1200 to 1400)"  # t(0.975, 1) = 12.706, times 100
+    assert claims.mean_interval([1.0, 2.0, 3.0, 4.0, 5.0]) == "3 ± 2"  # five: no range; 2.776 * sqrt(2.5 / 5)
+    assert claims.mean_interval([2.0, 4.0, 6.0], with_range=False) == "4 ± 5"
+    assert claims.mean_interval([7.0, 7.0, 7.0], unit=" steps") == "7 steps each"  # "± 0" would say too much
     assert claims.over_seeds(1) == "(one seed: no interval)"
-    assert claims.over_seeds(3) == "(means over 3 seeds, with 95 % intervals)"
+    assert claims.over_seeds(3) == "(means over 3 seeds, with 95 % intervals, the range in parentheses)"
+    assert claims.over_seeds(5) == "(means over 5 seeds, with 95 % intervals)"
     assert claims.most_of([False]) == "not the one seed"
 
 
+NUMBER = r"[\d.e+-]+"
+
+
+@pytest.mark.parametrize("values", [[0.9, 1.6, 3.1], [0.2, 0.25, 0.31, 0.28, 0.22, 0.9], [0.5, 2.5]])
+def test_intervals_of_ratios_are_scipy_s_of_their_logarithms(values):
+    logs = np.log(values)
+    low, high = np.exp(student.interval(0.95, len(values) - 1, loc=logs.mean(), scale=sem(logs)))
+    text = claims.mean_interval(values, 6, " nats", scale="log")
+    found = re.fullmatch(rf"({NUMBER}) nats \[({NUMBER}), ({NUMBER})\](?: \(({NUMBER}) to ({NUMBER})\))?", text)
+    numbers = [float(each) for each in found.groups() if each is not None]
+    expected = [np.exp(logs.mean()), low, high] + ([min(values), max(values)] if len(values) < 5 else [])
+    assert numbers == pytest.approx(expected, rel=1e-4)
+    inverse = claims.mean_interval([1 / value for value in values], 6, scale="log")
+    ends = [float(each) for each in re.search(rf"\[({NUMBER}), ({NUMBER})\]", inverse).groups()]
+    assert ends == pytest.approx([1 / high, 1 / low], rel=1e-4)
+
+
+@pytest.mark.parametrize("values", [[0.97, 0.98, 0.99], [0.5, 0.9], [0.8, 0.85, 0.9, 0.95, 0.999], [0.01, 0.02, 0.1]])
+def test_intervals_of_shares_are_scipy_s_of_their_log_odds(values):
+    odds = logit(np.array(values))
+    low, high = expit(student.interval(0.95, len(values) - 1, loc=odds.mean(), scale=sem(odds)))
+    text = claims.mean_interval(values, 6, scale="share")
+    found = re.fullmatch(rf"({NUMBER}) % \[({NUMBER}), ({NUMBER})\](?: \(({NUMBER}) to ({NUMBER})\))?", text)
+    numbers = [float(each) for each in found.groups() if each is not None]
+    expected = [expit(odds.mean()), low, high] + ([min(values), max(values)] if len(values) < 5 else [])
+    assert numbers == pytest.approx([100 * each for each in expected], abs=1e-4)
+    assert 0 < numbers[1] < numbers[0] < numbers[2] <= 100
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "text"),
+    [
+        ([0.9, 0.95, 1.0], "share", "95.0 % (90.0 to 100.0)"),  # 1 has no log odds: no interval
+        ([0.0, 0.1, 0.5, 0.6, 0.7, 0.1], "share", "33.3 % (0.0 to 70.0)"),
+        ([-0.1, 0.3], "share", "10.0 % (-10.0 to 30.0)"),  # a share of variance where the fit misleads
+        ([-0.0001, 0.0002], "share", "0.0 %"),
+        ([1.0, 1.0], "share", "100.0 % each"),
+        ([0.98], "share", "98.0 %"),
+        ([0.0, 2.0, 4.0], "log", "2 (0 to 4)"),
+        ([0.0, 0.0], "log", "0 each"),
+        ([1e-300, 1.0, 1e300], "log", "1 [0, 1.0e+304] (1e-300 to 1.0e+300)"),  # as far as a float goes, no error
+    ],
+)
+def test_values_without_a_place_on_their_scale_have_a_range_and_no_interval(values, scale, text):
+    assert claims.mean_interval(values, scale=scale) == text
+
+
+def test_values_that_are_no_shares_and_scales_that_are_none():
+    with pytest.raises(ValueError, match=r"values is \[98.0\], expected shares of at most 1.\nPass shares as 0.98"):
+        claims.mean_interval([98.0], scale="share")
+    with pytest.raises(ValueError, match="values is \\[\\], expected at least one value"):
+        claims.mean_interval([])
+    with pytest.raises(ValueError, match="scale is 'ratio', expected one of 'linear', 'log', 'share'"):
+        claims.mean_interval([1.0], scale="ratio")
+
+
 def test_a_claim_on_the_page_of_claims():
-    claim = claims.Claim(3, "a", "b", "c", "d", "e", "holds", "f")
+    claim = claims.Claim(3, "a", "b", "c (e.g. x; y). More", "d", "e", "holds", "f", part="b")
     page = report.markdown([claim], ["heading"])
-    assert "| 3 | a | b | c | **holds** |" in page
-    assert "* **3** *a*. Held against: d. Rule: e. `f`" in page
+    assert "| 3b | a | **holds** |" in page
+    assert "## 3b. a: holds\n\nThe write-up: b\n\nMeasured:\n\n* c (e.g. x; y).\n* More\n\nHeld against:" in page
+    assert page.endswith("Rule:\n\n* e\n\nRepeat it: `f`\n")
+    assert dataclasses.replace(claim, part="").label == "3"
+
+
+# Items ----------------------------------------------------------------------------------------------------------------
+
+WORDS = "ten words of no weight that make of this sentence a long one, " * 2 + "as they come twice"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("one; two. Three", [["one; two."], ["Three"]]),
+        ("at 0.5, e.g. here. n = 8 there.", [["at 0.5, e.g. here."], ["n = 8 there."]]),
+        (f"{WORDS}; one; two", [[f"{WORDS};", "one;", "two"]]),
+        (f"{WORDS} (one; two. Three); four [5; 6]", [[f"{WORDS} (one; two. Three);", "four [5; 6]"]]),
+        (f"{WORDS} (over 3 seeds): one; two", [[f"{WORDS} (over 3 seeds):", "one;", "two"]]),
+        (f"{WORDS}: one, and two, without an end", [[f"{WORDS}: one, and two, without an end"]]),
+        ("", [[""]]),
+    ],
+)
+def test_texts_break_at_sentences_and_long_ones_at_semicolons(text, expected):
+    found = items.items(text)
+    assert found == expected
+    assert " ".join(line for lines in found for line in lines) == text  # nothing but the breaks is new
+
+
+# A report is replaced as a whole --------------------------------------------------------------------------------------
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_report_is_replaced_as_a_whole(tmp_path):
+    old = {"a.png": b"1", "b.png": b"1", "index.html": b"1"}
+    report.replace_together(tmp_path, old)
+    assert files_of(tmp_path) == old
+    (tmp_path / ".report.part").mkdir()  # of a run that was killed
+    (tmp_path / ".report.part" / "a.png").write_bytes(b"half")
+    report.replace_together(tmp_path, {"a.png": b"2", "index.html": b"2"}, stale=["b.png", "c.png"])
+    assert files_of(tmp_path) == {"a.png": b"2", "index.html": b"2"}
+
+
+def test_a_write_that_fails_leaves_the_earlier_report(tmp_path, monkeypatch):
+    old = {"a.png": b"1", "b.png": b"1", "index.html": b"1"}
+    report.replace_together(tmp_path, old)
+    real = report.write_atomically
+
+    def full(path, write):
+        if path.name == "index.html":
+            raise OSError("no space left on device")
+        real(path, write)
+
+    monkeypatch.setattr(report, "write_atomically", full)
+    with pytest.raises(OSError, match="no space"):
+        report.replace_together(tmp_path, {"a.png": b"2", "index.html": b"2"}, stale=["b.png"])
+    assert files_of(tmp_path) == old
+
+
+def test_the_page_comes_last(tmp_path, monkeypatch):
+    """Cut off between two moves, the old page is still there, never a new one beside old numbers."""
+    report.replace_together(tmp_path, {"results.json": b"1", "index.html": b"1"})
+    real, moved = report.os.replace, []
+
+    def cut_off(source, target):
+        if target.parent == tmp_path:
+            moved.append(target.name)
+            if len(moved) == 2:
+                raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(report.os, "replace", lambda source, target: cut_off(Path(source), Path(target)))
+    with pytest.raises(KeyboardInterrupt):
+        report.replace_together(tmp_path, {"results.json": b"2", "index.html": b"2"})
+    assert moved == ["results.json", "index.html"]
+    assert files_of(tmp_path) == {"results.json": b"2", "index.html": b"1"}
 
 
 # Settings and shelf ---------------------------------------------------------------------------------------------------
@@ -127,8 +272,12 @@ def test_steps_to_half_interpolate():
     assert math.isnan(rates.steps_to_half(torch.tensor([0.5])))
 
 
-def rates_row(number, pattern):
-    lost = {cue: {"0.1": [0.1, 0.2], "0.2": [0.3, 0.3]} for cue in ("number", "pattern")}
+def test_steps_are_counted_in_the_batches_of_the_training():
+    assert inspect.signature(lh.train).parameters["batch_size"].default == rates.BATCH_SIZE
+
+
+def rates_row(number, pattern, lost=None):
+    lost = lost or {cue: {"0.1": [0.1, 0.2], "0.2": [0.3, 0.3]} for cue in ("number", "pattern")}
     return {"steps_to_half": {"number": number, "pattern": pattern}, "accuracy_lost": lost}
 
 
@@ -147,8 +296,30 @@ def rates_row(number, pattern):
 def test_rates_are_comparable_within_a_factor_of_two_in_most_seeds(pairs, verdict):
     (claim,) = rates.claims([rates_row(*pair) for pair in pairs])
     assert claim.verdict == verdict
-    assert "neither cue is the more stable" in claim.measured
     assert not any(word in claim.measured for word in ("nan", "inf", "None"))
+
+
+def lost(number, pattern):
+    return {cue: dict.fromkeys(("0.1", "0.2"), each) for cue, each in (("number", number), ("pattern", pattern))}
+
+
+def test_stability_is_counted_over_networks_not_over_their_displacements():
+    numbers, patterns = lost([0.1, 0.1, 0.3], [0.2, 0.2, 0.2]), lost([0.3, 0.3, 0.2], [0.2, 0.2, 0.2])
+    even = lost([0.1, 0.3], [0.2, 0.2])
+    told = [rates.claims([rates_row(1.0, 1.0, row)])[0].measured for row in (numbers, patterns, even)]
+    for text, words in zip(told, ("numbers are", "patterns are", "neither cue is"), strict=True):
+        assert f"{words} the more stable in the one network" in text
+    measured = rates.claims([rates_row(1.0, 1.0, row) for row in (numbers, numbers, patterns)])[0].measured
+    counts = "of each network's 3 displacements 2, 2, 0 cost numbers less, 1, 1, 2 patterns"
+    assert f"{counts}: numbers are the more stable in {claims.most_of([True, True, False])}, patterns in 1" in measured
+
+
+def test_the_ratio_of_rates_has_its_interval_on_the_logarithm():
+    measured = rates.claims([rates_row(*pair) for pair in [(100.0, 150.0), (100.0, 120.0), (100.0, 300.0)]])[0].measured
+    assert f"pattern over number {claims.mean_interval([1.5, 1.2, 3.0], scale='log')}," in measured
+    assert f"within a factor of 2 in {claims.most_of([True, True, False])}" in measured
+    never = rates.claims([rates_row(None, 100.0), rates_row(100.0, 100.0)])[0].measured
+    assert "number never, pattern 100 each; pattern over number without a limit" in never
 
 
 # Canyons --------------------------------------------------------------------------------------------------------------
@@ -242,7 +413,7 @@ def test_canyons_are_judged_per_network():
 def test_merge_radius_is_a_mean_over_networks_that_merge():
     good, alone = canyons_row(), canyons_row(radii=((0.0, 0.5),), slopes=(0.08,))
     texts = [canyon_claims.claims(rows)[2].measured for rows in ([good, good], [good, alone, alone], [alone])]
-    assert "over the 2 networks in which branches merge: 1.08 ±" in texts[0]  # (1.1 + 1.05) / 2
+    assert "over the 2 networks in which branches merge: 1.08 each" in texts[0]  # (1.1 + 1.05) / 2
     assert "Merge radius: 1 to 1.2, the bracket in one network" in texts[1]
     assert "2 of 3 networks had fewer than two canyons to follow" in texts[1]
     assert "The one network had fewer than two canyons to follow" in texts[2]

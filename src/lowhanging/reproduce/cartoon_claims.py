@@ -68,4 +68,5 @@ def _descent(row: Row) -> Claim:
             flat["is_at_rest"] and flat_axis > num / 2 and flat["reached_both"] <= 0.05 * num,
             sloped["is_at_rest"] and sloped_axis > num / 2 and sloped["reached_both"] >= 0.95 * num,
         ),
+        part="a",
     )

@@ -176,6 +176,7 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
     return [
         Claim(
             number=20,
+            part="b",
             name="training learns one circuit, then both, and is not trapped between them",
             post="flat canyons would stop descent after one circuit; sloped ones lead it on from one to both",
             measured=f"half of the way from chance to the final accuracy {over_seeds(len(rows))}, in epochs: {half}. "
