@@ -106,8 +106,8 @@ def _minima_across(rows: Sequence[Row]) -> Claim:
         f"on the sphere of radius {RADIUS:g} in the {rows[0]['dim']}-dimensional span of the loss's top eigenvectors "
         f"{over_seeds(len(rows))}, {found}: {'; '.join(texts) or 'none'}. On the energy shell E = {ENERGY:g} in the "
         f"span of the two single-cue losses' top eigenvectors, {mean_interval([float(len(s)) for s in shells])}, the "
-        f"deepest of depth {mean_interval(depths, 2) if depths else '–'}. In all {rows[0]['num_params']:,} directions "
-        f"the first canyon of the sphere has {listed or '–'}",
+        f"deepest of depth {mean_interval(depths, 2, scale='log') if depths else '–'}. In all "
+        f"{rows[0]['num_params']:,} directions the first canyon of the sphere has {listed or '–'}",
         f"a quadratic bowl: no canyon, depth 1{_random_counts(rows)}{random}. More canyons than most random subspaces "
         f"of each kind: {most_of(beaten)}",
         "three parts, each in more than half of the seeds: a certified canyon on the sphere, beyond the softest axis; "
@@ -232,7 +232,7 @@ def _merge_radius(rows: Sequence[Row]) -> str:
     if len(radii) == 1:
         low, high = min(pair[0] for pair in found[0]), max(pair[1] for pair in found[0])
         return f" Merge radius: {low:.3g} to {high:.3g}, the bracket in one network; no interval over networks."
-    return f" Merge radius over the {len(radii)} networks in which branches merge: {mean_interval(radii)}."
+    return f" Merge radius over the {len(radii)} networks in which branches merge: {mean_interval(radii, scale='log')}."
 
 
 def _so_many(flags: Sequence[bool]) -> str:

@@ -87,10 +87,10 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     size = rows[0]["num_params"]
     table = "; ".join(f"{name} {_counts([row['at_minimum'][name] for row in rows])}" for name in TASKS)
     ratios = "; ".join(
-        f"{name} {mean_interval([row['at_minimum'][name]['participation_ratio'] for row in rows])}" for name in TASKS
+        f"{name} {_positive([row['at_minimum'][name]['participation_ratio'] for row in rows])}" for name in TASKS
     )
     top = "; ".join(
-        f"{name} {mean_interval([row['at_minimum'][name]['eigenvalues'][0] for row in rows])}" for name in TASKS
+        f"{name} {_positive([row['at_minimum'][name]['eigenvalues'][0] for row in rows])}" for name in TASKS
     )
     epochs = [entry["epoch"] for entry in rows[0]["along_training"]]
     along = "; ".join(
@@ -130,6 +130,10 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     ]
 
 
+def _positive(values: Sequence[float]) -> str:
+    return mean_interval(values, scale="log", with_range=False)
+
+
 def _counts(records: Sequence[Row]) -> str:
     return " / ".join(_count(records, i) for i in range(len(THRESHOLDS)))
 
@@ -137,4 +141,6 @@ def _counts(records: Sequence[Row]) -> str:
 def _count(records: Sequence[Row], i: int) -> str:
     level = f"{THRESHOLDS[i]:g}"
     is_bound = any(record["is_bound"][i] for record in records)
-    return ("at least " if is_bound else "") + mean_interval([float(record["above"][level]) for record in records])
+    return ("at least " if is_bound else "") + mean_interval(
+        [float(record["above"][level]) for record in records], with_range=False
+    )

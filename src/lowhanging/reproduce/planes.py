@@ -134,7 +134,7 @@ def _radius(values: Sequence[float]) -> str:
     """Radii as text, and how many lie outside of the circles that were drawn."""
     known = [value for value in values if 0 < value < math.inf]
     near, far = sum(value == 0 for value in values), sum(math.isinf(value) for value in values)
-    parts = [mean_interval(known, 2)] if known else []
+    parts = [mean_interval(known, 2, scale="log", with_range=False)] if known else []
     parts += [f"below {RADII[0]:g} in {near}"] if near else []
     parts += [f"beyond {RADII[-1]:g} in {far}"] if far else []
     return ", ".join(parts) + (f" of {len(values)}" if near or far else "")
@@ -184,4 +184,4 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 
 
 def _mean(values: Sequence[float]) -> str:
-    return mean_interval(values, 2)
+    return mean_interval(values, 2, scale="log", with_range=False)

@@ -6,9 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from scipy.stats import t as student
-
-from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most_of, over_seeds
+from lowhanging.reproduce.claims import Claim, Scale, judged, mean_interval, most, most_of, over_seeds
 from lowhanging.reproduce.learning import CUES
 from lowhanging.reproduce.shelf import Row
 from lowhanging.reproduce.steering import (
@@ -27,6 +25,8 @@ from lowhanging.reproduce.steering import (
 LEAST_RISE, SHARE = 0.5, 0.2  # nats that the ablated loss rises by, and the share of that allowed to the preserved one
 LARGE = 5.0  # half of the write-up's factor of ten
 RANK, HALF = 10, 0.5
+LOG: Scale = "log"
+SHARES: Scale = "share"
 LENGTHS = {"quadratic": "at the first length", "rise": "at the second"}  # of random directions, in claim 4's words
 
 
@@ -40,8 +40,8 @@ def _each(rows: Sequence[Row], text: Callable[[list[Row]], str]) -> str:
     return "; ".join(f"keeping {cue}: {text(found)}" for cue, found in by_direction(rows).items())
 
 
-def _mean(values: list[float], digits: int = 3, unit: str = "") -> str:
-    return mean_interval(values, digits, unit)
+def _mean(values: list[float], digits: int = 3, scale: Scale = "linear") -> str:
+    return mean_interval(values, digits, scale=scale, with_range=False)
 
 
 def is_kept(direction: Row) -> bool:
@@ -67,10 +67,12 @@ def _keeps_one(rows: Sequence[Row]) -> Claim:
         parts = []
         for name in names:
             values = [[at(d, name, step) for d in found] for step in (0.0, STEP)]
-            shares = [[100 * at(d, name, step, "accuracies") for d in found] for step in (0.0, STEP)]
-            parts.append(
-                f"{name} {_mean(values[0])} → {_mean(values[1])} ({_mean(shares[0])} % → {_mean(shares[1])} %)"
+            shares = [[at(d, name, step, "accuracies") for d in found] for step in (0.0, STEP)]
+            losses, accuracies = (
+                " → ".join(_mean(each, scale=scale) for each in pair)
+                for pair, scale in ((values, LOG), (shares, SHARES))
             )
+            parts.append(f"{name} {losses} ({accuracies})")
         return ", ".join(parts)
 
     def answers(found: list[Row]) -> str:
@@ -78,11 +80,12 @@ def _keeps_one(rows: Sequence[Row]) -> Claim:
         low, high = (
             statistics.fmean(d["conflict_shift"]["interval"][i] for d in found) for i in (0, 1)
         )
-        before = [100 * row["conflict_at_minimum"][found[0]["ablate"]] for row in rows]
-        after = [100 * d["conflict"][found[0]["ablate"]] for d in found]
+        before = [row["conflict_at_minimum"][found[0]["ablate"]] for row in rows]
+        after = [d["conflict"][found[0]["ablate"]] for d in found]
         one = f" [{low:+.3f}, {high:+.3f}] over images" if len(found) == 1 else ""
         return (
-            f"{found[0]['ablate']} still followed on {_mean(after)} % of them (at the minimum {_mean(before)} %), the "
+            f"{found[0]['ablate']} still followed on {_mean(after, scale=SHARES)} of them (at the minimum "
+            f"{_mean(before, scale=SHARES)}), the "
             f"difference of shares moves by {_mean(moved, 2)}{one}"
         )
 
@@ -143,15 +146,8 @@ def _at_minimum(direction: Row) -> float:
 
 
 def factor(values: Sequence[float]) -> str:
-    """A mean of factors, taken of their logarithms, with its 95 % interval (Student's t): "2.1 [1.4, 3.2]"."""
-    if min(values) <= 0:
-        return mean_interval(values) + " (not all positive)"
-    logs = [math.log(value) for value in values]
-    mean = statistics.fmean(logs)
-    if len(values) < 2:
-        return f"{math.exp(mean):.3g}"
-    half = float(student.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
-    return f"{math.exp(mean):.3g} [{_short(math.exp(mean - half))}, {_short(math.exp(mean + half))}]"
+    """A geometric mean of factors with its 95 % interval: "2.1 [1.4, 3.2]"."""
+    return mean_interval(values, scale="log", with_range=False)
 
 
 def _short(value: float) -> str:
@@ -201,7 +197,8 @@ def _rank(rows: Sequence[Row]) -> Claim:
         ranks = ", ".join(d["ranks"]["mixed"] for d in found)
         tenth = [d["tenth_eigenvalue_of_mixed"] for d in found]
         return (
-            f"{_mean([d['rayleigh_quotients']['mixed'] for d in found])}, rank {ranks} (10th eigenvalue {_mean(tenth)})"
+            f"{_mean([d['rayleigh_quotients']['mixed'] for d in found], scale=LOG)}, rank {ranks} (10th eigenvalue "
+            f"{_mean(tenth, scale=LOG)})"
         )
 
     random = [value for row in rows for value in row["random_curvatures"]]
@@ -241,8 +238,8 @@ def _no_eigenvector(rows: Sequence[Row]) -> Claim:
         return (
             f"{listed}; with mixed below half in {most_of(map(is_free, found))}, not above the 95 % quantile of the "
             f"random vectors in {most_of(map(is_ordinary, found))}; spread over "
-            f"{_mean([d['participation_ratio'] for d in found])} mixed eigenvectors (participation ratio), "
-            f"{_mean([100 * d['null_overlap']['own_within'] for d in found], 2)} % of it within those known"
+            f"{_mean([d['participation_ratio'] for d in found], scale=LOG)} mixed eigenvectors (participation ratio), "
+            f"{_mean([d['null_overlap']['own_within'] for d in found], scale=SHARES)} of it within those known"
         )
 
     def null(found: list[Row]) -> str:
