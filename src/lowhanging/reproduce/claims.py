@@ -148,11 +148,12 @@ def _rounded(value: float, digits: int) -> str:
     return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 
-def over_seeds(num: int) -> str:
+def over_seeds(num: int, *, with_range: bool = True) -> str:
     """What the intervals of a text are over, said once in it, and of few seeds what stands in parentheses."""
     if num == 1:
         return f"({ONE_SEED})"
-    return f"(means over {num} seeds, with 95 % intervals{', the range in parentheses' if num < FEW else ''})"
+    beside = ", the range in parentheses" if num < FEW and with_range else ""
+    return f"(means over {num} seeds, with 95 % intervals{beside})"
 
 
 def most_of(flags: Iterable[bool]) -> str:

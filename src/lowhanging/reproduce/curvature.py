@@ -117,7 +117,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             "each task has a small effective dimension",
             "few directions of weight space carry a task's curvature",
             f"eigenvalues of the held-out losses at the minimum above 0.1 / 1 / 10, of {size:,} "
-            f"{over_seeds(len(rows))}: {table}. Participation ratio of the {known} largest: {ratios}. Largest: {top}. "
+            f"{_over(rows)}: {table}. Participation ratio of the {known} largest: {ratios}. Largest: {top}. "
             f"Along training (after {', '.join(map(str, epochs))} epochs, on {rows[0]['along_images']} images) above "
             f"0.1: {along}",
             f"all {size:,} directions; the same network before training and at the minimum, both on the same "
@@ -144,3 +144,7 @@ def _count(records: Sequence[Row], i: int) -> str:
     return ("at least " if is_bound else "") + mean_interval(
         [float(record["above"][level]) for record in records], with_range=False
     )
+
+
+def _over(rows: Sequence[Row]) -> str:
+    return over_seeds(len(rows), with_range=False)

@@ -99,7 +99,7 @@ def _keeps_one(rows: Sequence[Row]) -> Claim:
         4,
         "steering keeps one circuit and ablates the other",
         "directions from single-task Hessians ablate one task and keep the other",
-        f"losses (and accuracies) from the minimum to step {STEP:g} {over_seeds(len(rows))}: {_each(rows, losses)}. "
+        f"losses (and accuracies) from the minimum to step {STEP:g} {_over(rows)}: {_each(rows, losses)}. "
         f"On images whose cues conflict, {_each(rows, answers)}. Where the answers stay, a cue is “broken on "
         "single-cue images”, not shown to be ablated",
         "random directions of weight space, each at two lengths: where the quadratic of the mixed loss has risen as "
@@ -174,7 +174,7 @@ def _joint(rows: Sequence[Row]) -> Claim:
 
     below = [min(ratios(d)) > 1.0 for row in rows for d in row["directions"]]
     large = [most(is_large(d) for d in found) for found in by_direction(rows).values()]
-    means = over_seeds(len(rows)).replace("(means", "(geometric means")
+    means = _over(rows).replace("(means", "(geometric means")
     return Claim(
         5,
         "the joint loss lies below the ablated one, by a factor of about ten",
@@ -207,7 +207,7 @@ def _rank(rows: Sequence[Row]) -> Claim:
         7,
         "steering curvature lies within the top ten of the mixed spectrum",
         "the mixed loss's curvature along them is as large as its top ten eigenvalues",
-        f"curvature of the mixed loss along the direction {over_seeds(len(rows))}, {_each(rows, text)}",
+        f"curvature of the mixed loss along the direction {_over(rows)}, {_each(rows, text)}",
         f"random directions of weight space: {statistics.fmean(random):.2g} on average ({min(random):.2g} to "
         f"{max(random):.2g} over {len(random)})",
         f"its rank among the mixed Hessian's eigenvalues is at most {RANK}, in more than half of the seeds; each of "
@@ -259,7 +259,7 @@ def _no_eigenvector(rows: Sequence[Row]) -> Claim:
         8,
         "steering directions are not eigenvectors",
         "they are no eigenvectors of the mixed Hessian",
-        f"largest squared overlap with one of the top eigenvectors of each loss {over_seeds(len(rows))}, "
+        f"largest squared overlap with one of the top eigenvectors of each loss {_over(rows)}, "
         f"{_each(rows, text)}. The overlap with the preserved loss is 0 by construction",
         f"an eigenvector: 1; {num:,} random vectors of the span of the removed eigenvectors and the ablated one (5 %, "
         "50 % and 95 % quantiles, means over networks), largest squared overlap with a mixed eigenvector: "
@@ -277,3 +277,7 @@ _EXTREME = ("num_as_large", "num_as_concentrated")
 def _quantiles(nulls: Sequence[Row], name: str) -> str:
     """Three quantiles, each a mean over networks."""
     return " / ".join(f"{statistics.fmean(n[name][i] for n in nulls):.2g}" for i in range(3))
+
+
+def _over(rows: Sequence[Row]) -> str:
+    return over_seeds(len(rows), with_range=False)
