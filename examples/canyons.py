@@ -23,14 +23,19 @@ import lowhanging as lh
 
 # %%
 cartoon = lh.toys.sloped_canyons()
-found = lh.find_canyons(cartoon, space="full", metric="euclidean", levels=1.0, starts=16)
+found = lh.find_canyons(
+    cartoon, space="full", metric="euclidean", levels=1.0, starts=16
+)
 for point in found:
     x, y = point.theta.tolist()
-    print(f"({x:+.3f}, {y:+.3f})  rise {point.rise:.6f}  slope {point.slope:.4f}  certified: {point.is_certified}")
+    print(f"({x:+.3f}, {y:+.3f})  rise {point.rise:.6f}  slope {point.slope:.4f}")
+    assert point.is_certified
 
 # %%
-ground = lh.plane_slice({"cartoon": cartoon}, torch.eye(2, dtype=torch.float64), 2.0, num=31, names=("x", "y"))
-paths = [lh.toys.gradient_path(cartoon, start) for start in ([1.6, 0.8], [-1.3, -0.6], [0.4, 1.8])]
+x_and_y = torch.eye(2, dtype=torch.float64)
+ground = lh.plane_slice({"cartoon": cartoon}, x_and_y, 2.0, num=31, names=("x", "y"))
+starts = [1.6, 0.8], [-1.3, -0.6], [0.4, 1.8]
+paths = [lh.toys.gradient_path(cartoon, start) for start in starts]
 ax = lh.plots.descents(ground, paths)
 
 # %% [markdown]
@@ -59,8 +64,9 @@ first[:, 2:], second[:, :2] = 0.0, 0.0  # one cue alone, the other blank
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 2)).double()
 lh.train(model, (cues, targets), epochs=100, progress=False)
-minimum = lh.polish(lh.Objective(model, (cues, targets)), anchor=1e-2, gtol=1e-9, progress=False)
-basin = minimum.objective  # the loss with its anchor: that is the one whose minimum this is
+loss = lh.Objective(model, (cues, targets))
+minimum = lh.polish(loss, anchor=1e-2, gtol=1e-9, progress=False)
+basin = minimum.objective  # with its anchor: that is the loss whose minimum this is
 print(minimum)
 
 # %% [markdown]
@@ -69,20 +75,26 @@ print(minimum)
 
 # %%
 shown = {"both": cues, "first": first, "second": second}
-losses = {name: lh.Objective(model, (inputs, targets)).at(minimum.theta) for name, inputs in shown.items()}
-conflict = lh.ConflictControl(losses["both"], first - second, {"first": targets, "second": 1 - targets})
+losses = {
+    name: lh.Objective(model, (inputs, targets)).at(minimum.theta)
+    for name, inputs in shown.items()
+}
+answers = {"first": targets, "second": 1 - targets}  # by the cues of `first - second`
+conflict = lh.ConflictControl(losses["both"], first - second, answers)
 watched = {"evaluate": losses, "conflict": conflict, "progress": False}
 
 # %% [markdown]
 # ## Find
 #
-# The space to look in: the three directions of largest curvature. The levels: energies, in units of loss. From many
-# random starts, descent on the shell; Newton steps make each end stationary; the eigenvalues of the Hessian across
-# certify it. *Expect* a depth well below 1 only where the loss is not a bowl: further out, rather than close by.
+# The space to look in: the three directions of largest curvature. The levels: energies, in units of loss, from that of
+# the minimum (0.05) to most of the way to guessing (ln 2 = 0.69). From many random starts, descent on the shell; Newton
+# steps make each end stationary; the eigenvalues of the Hessian across certify it. *Depth* is the rise of the loss over
+# that of the bowl. *Expect* it to fall below 1 where the loss is not a bowl any more, and further below further out.
 
 # %%
 space = lh.top_hessian_eigs(basin, k=3).subspace()
-found = lh.find_canyons(basin, space=space, levels=(0.05, 0.15, 0.45), starts=16, **watched)
+levels = (0.05, 0.15, 0.45)
+found = lh.find_canyons(basin, space=space, levels=levels, starts=16, **watched)
 print(found)
 ax = lh.plots.canyon_depths(found)
 
@@ -93,10 +105,17 @@ ax = lh.plots.canyon_depths(found)
 print(found.canyons[0])
 
 # %% [markdown]
+# E, r: its energy and its distance from the minimum. *Slope* is n·g, the rise per unit of distance along the way out.
+# The three numbers with a sign are the smallest eigenvalues across, that is, the certificates. This one is a minimum on
+# its *energy shell*, where it was searched (shell, positive); and none on the sphere of radius r (sphere, negative), on
+# which the loss is lower to one side. Which of them a claim needs is up to the claim: "a minimum in all orthogonal
+# directions" is about spheres, `metric="euclidean"`.
+#
 # Would any three directions have done? The same search in random three-dimensional subspaces of equal curvature:
 
 # %%
-print(lh.depth_null(basin, found, within=lh.top_hessian_eigs(basin, k=12).subspace(), num=7, progress=False))
+stiff = lh.top_hessian_eigs(basin, k=12).subspace()
+print(lh.depth_null(basin, found, within=stiff, num=7, progress=False))
 
 # %% [markdown]
 # Read p with care: with seven random subspaces it cannot be smaller than 1/8. Ask for more where it matters.
@@ -109,11 +128,13 @@ print(lh.depth_null(basin, found, within=lh.top_hessian_eigs(basin, k=12).subspa
 # %%
 starts = {f"branch {i}": point for i, point in enumerate(found.at_level(0.45))}
 branches = {
-    name: lh.trace_canyon(basin, point, to=(0.02, 0.6), step=0.2, **watched) for name, point in starts.items()
+    name: lh.trace_canyon(basin, point, to=(0.02, 0.6), step=0.2, **watched)
+    for name, point in starts.items()
 }
 for name, branch in branches.items():
     low, high = branch.merge_radius
-    print(f"{name}: a canyon down to |delta| between {low:.2f} and {high:.2f}; {branch}")
+    print(f"{name}: a canyon down to a distance between {low:.2f} and {high:.2f};")
+    print(f"    {branch}")
 
 # %% [markdown]
 # Left: how the floors rise; a floor below its own dashed line is lower than the bowl. Right: which of the two losses on

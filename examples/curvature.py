@@ -23,7 +23,14 @@ angle = 3 * turns + torch.pi * targets
 inputs = torch.stack([turns * angle.cos(), turns * angle.sin()], 1)
 
 torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Dropout(0.1), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 2))
+model = nn.Sequential(
+    nn.Linear(2, 32),
+    nn.Tanh(),
+    nn.Dropout(0.1),
+    nn.Linear(32, 32),
+    nn.Tanh(),
+    nn.Linear(32, 2),
+)
 loader = DataLoader(TensorDataset(inputs, targets), batch_size=64, shuffle=True)
 print(lh.train(model, loader, epochs=150, lr=0.01, progress=False))
 
@@ -40,7 +47,7 @@ print(lh.train(model, loader, epochs=150, lr=0.01, progress=False))
 pairs = lh.top_hessian_eigs(model, loader, k=10)
 print(pairs)
 for value, bound in zip(pairs.values, pairs.bounds, strict=True):
-    print(f"{float(value):9.4f}   an eigenvalue of the Hessian lies within {float(bound):.1e} of this")
+    print(f"{float(value):9.4f}   an eigenvalue lies within {float(bound):.1e} of this")
 
 # %% [markdown]
 # What had not converged would have raised an error. Is the loss the smooth function of the weights that it should be?
@@ -64,7 +71,8 @@ print(f"gradient norm {float(loss.gradient(loss.theta0).norm()):.2g}")
 
 # %% [markdown]
 # `polish` goes to a minimum of the loss plus a weak anchor, and proves it by the smallest eigenvalue there. The model
-# is not written to: the minimum is a vector of weights, `minimum.theta`.
+# is not written to: the minimum is a vector of weights, `minimum.theta`. How firm the anchor should be for your loss:
+# [Which k, which anchor, how far?](../docs/choosing.md#which-anchor)
 
 # %%
 minimum = lh.polish(loss, anchor=1e-2, progress=False)
@@ -73,8 +81,8 @@ print(minimum)
 # %% [markdown]
 # ## All of them at once
 #
-# A thousand eigenvalues are seldom asked for one by one. Random vectors estimate how they are spread; the ten that are
-# known are taken out first, and drawn as stems.
+# A thousand eigenvalues are seldom asked for one by one. Random vectors ("probes") estimate how they are spread; the
+# ten that are known are taken out first, and drawn as stems. It takes `steps` × `probes` products, so begin with few.
 
 # %%
 density = lh.spectral_density(lh.hessian(loss), steps=40, probes=4, deflate=pairs)

@@ -17,7 +17,7 @@ import lowhanging as lh
 
 # %%
 p = 23
-sums = lh.modular_addition(p=p, train_fraction=0.9)  # a pair and its mirror image stay on one side of the split
+sums = lh.modular_addition(p=p, train_fraction=0.9)  # (a, b) and (b, a) stay together
 
 
 def factory(seed):
@@ -38,7 +38,8 @@ stack = lh.train_stack(
     progress=False,
 )
 print(stack)
-print("held-out accuracy by seed", [round(float(share), 2) for share in stack.accuracies["held out"][:, -1]])
+held_out = stack.accuracies["held out"][:, -1]
+print("held-out accuracy by seed", [round(float(share), 2) for share in held_out])
 
 # %% [markdown]
 # So small a task is learned by heart in some seeds, and held-out pairs are then answered badly; those seeds have few

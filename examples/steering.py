@@ -53,8 +53,11 @@ held_out = {
 }
 
 torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 6))
-run = lh.train(model, (inputs, targets), epochs=30, lr=0.01, evaluate=held_out, progress=False)
+layers = nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 6)
+model = nn.Sequential(*layers)
+run = lh.train(
+    model, (inputs, targets), epochs=30, lr=0.01, evaluate=held_out, progress=False
+)
 print(run)
 ax = lh.plots.training_run(run)
 
@@ -68,10 +71,13 @@ ax = lh.plots.training_run(run)
 # anchor), and says how well it got there. Then: the three losses around that point, and the top of their spectra.
 
 # %%
-minimum = lh.polish(lh.Objective(model, (inputs, targets)), anchor=1e-2, progress=False)
+loss = lh.Objective(model, (inputs, targets))
+minimum = lh.polish(loss, anchor=1e-2, progress=False)
 print(minimum)
 
-losses = {name: lh.Objective(model, data).at(minimum.theta) for name, data in held_out.items()}
+losses = {
+    name: lh.Objective(model, data).at(minimum.theta) for name, data in held_out.items()
+}
 pairs = {name: lh.top_hessian_eigs(loss, k=30) for name, loss in losses.items()}
 for name, found in pairs.items():
     print(f"{name:>6}", found)
@@ -99,14 +105,17 @@ print(lh.steering_report(keep_shape, losses, pairs=pairs))
 
 # %% [markdown]
 # *Expect* a large curvature of the colour loss along the first one, near the top of its spectrum, and nearly none of
-# the shape loss: both are what the rule asked for. How far that carries shows only on a slice.
+# the shape loss: both are what the rule asked for. How far that carries shows only on a slice. Why 30, and what for
+# your model: [How many directions to remove?](../docs/choosing.md#how-many-directions-to-remove)
 
 # %%
 import matplotlib.pyplot as plt
 
 figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-for ax, (name, direction) in zip(axes, {"keep shape": keep_shape, "keep colour": keep_colour}.items(), strict=True):
-    scan = lh.line_slice(losses, direction, extent=(-4, 4), num=17, name=f"direction that should {name}")
+directions = {"keep shape": keep_shape, "keep colour": keep_colour}
+for ax, (aim, direction) in zip(axes, directions.items(), strict=True):
+    name = f"direction that should {aim}"
+    scan = lh.line_slice(losses, direction, extent=(-4, 4), num=17, name=name)
     lh.plots.line_slice(scan, ax)
 
 # %% [markdown]
@@ -122,7 +131,8 @@ for ax, (name, direction) in zip(axes, {"keep shape": keep_shape, "keep colour":
 # %%
 other = (labels + torch.randint(1, 6, labels.shape, generator=rng)) % 6
 disagreeing = torch.cat([shape, noisy(COLOURS, other)], 1)
-control = lh.ConflictControl(losses["both"], disagreeing, {"shape": labels, "colour": other})
+answers = {"shape": labels, "colour": other}
+control = lh.ConflictControl(losses["both"], disagreeing, answers)
 
 
 def told(theta):
@@ -158,8 +168,9 @@ print(verdict)
 
 # %%
 space = losses["both"].space
-reading = {name: torch.zeros_like(tensor) for name, tensor in space.unflatten(minimum.theta).items()}
-reading["0.weight"][:, 12:] = -space.unflatten(minimum.theta)["0.weight"][:, 12:]
+weights = space.unflatten(minimum.theta)
+reading = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+reading["0.weight"][:, 12:] = -weights["0.weight"][:, 12:]
 blind = minimum.theta + space.flatten(reading)
 
 print("answers, colour-blind: ", told(blind))

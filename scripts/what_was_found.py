@@ -14,21 +14,36 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lowhanging.reproduce.items import items
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "what-was-found.md"
 BEGIN, END = "<!-- report:begin -->", "<!-- report:end -->"
 KEYS = ("number", "name", "post", "measured", "null", "rule", "verdict")
 
 
 def section(claims: list[dict[str, Any]], command: str = "") -> str:
-    """The command that repeats the numbers, a table of verdicts, then every claim in full."""
+    """The command that repeats the numbers, a table of verdicts, then every claim in lists, its rule folded."""
     lines = [f"From `{command}`:", ""] if command else []
     lines += ["| | claim | verdict |", "|---|---|---|"]
-    lines += [f"| {c['number']} | {cell(c['name'])} | **{cell(c['verdict'])}** |" for c in claims]
+    lines += [f"| {label(c)} | {cell(c['name'])} | **{cell(c['verdict'])}** |" for c in claims]
     for c in claims:
-        lines += ["", f"**{c['number']}. {plain(c['name'])}: {plain(c['verdict'])}**", ""]
-        told = {"The write-up": c["post"], "Measured": c["measured"], "Held against": c["null"], "Rule": c["rule"]}
-        lines += [f"* *{word}:* {plain(text)}" for word, text in told.items()]
+        lines += ["", f"### {label(c)}. {plain(c['name'])}: {plain(c['verdict'])}", ""]
+        lines += [f"*The write-up:* {plain(c['post'])}", ""]
+        for word, text in (("Measured", c["measured"]), ("Held against", c["null"])):
+            lines += [f"*{word}:*", "", *bullets(text), ""]
+        lines += ['<details markdown="1">', f"<summary>The rule behind “{plain(c['verdict'])}”</summary>", ""]
+        lines += [*bullets(c["rule"]), "", "</details>"]
     return "\n".join(lines)
+
+
+def label(claim: dict[str, Any]) -> str:
+    """The number as it is shown: "19", "20a"."""
+    return f"{claim['number']}{claim.get('part', '')}"
+
+
+def bullets(text: str) -> list[str]:
+    """A line of Markdown for each sentence, a long one with breaks in it."""
+    return ["* " + "<br>".join(map(plain, lines)) for lines in items(text)]
 
 
 def plain(text: str) -> str:
@@ -48,7 +63,8 @@ def read_report(path: Path) -> tuple[list[dict[str, Any]], str]:
     for claim in claims:
         if missing := [key for key in KEYS if key not in claim]:
             raise ValueError(f"claim {claim.get('number', claim.get('name', '?'))} of {path} has no {missing}")
-    return sorted(claims, key=lambda claim: int(claim["number"])), report.get("settings", {}).get("command", "")
+    in_order = sorted(claims, key=lambda claim: (int(claim["number"]), claim.get("part", "")))
+    return in_order, report.get("settings", {}).get("command", "")
 
 
 def filled(page: str, claims: list[dict[str, Any]], command: str = "") -> str:

@@ -298,7 +298,7 @@ def test_bad_input(arguments, error, message):
 def test_bad_models_and_numbers_of_circuits():
     with pytest.raises(TypeError, match="model is a ModularMLP without blocks, expected a ModularMLP in blocks"):
         circuits.ablate_circuits(network(blocks=False), DATA.train, [0], ablation=circuits.ablate_blocks)
-    with pytest.raises(TypeError, match=r"model is a Additive, expected a module with a modulus \.p and a parameter"):
+    with pytest.raises(TypeError, match=r"model is an Additive, expected a module with a modulus \.p and a parameter"):
         circuits.ablate_circuits(Additive([1.0]), DATA.train, [1])
     with pytest.raises(TypeError, match=r"model is a function, expected a torch\.nn\.Module"):
         circuits.ablate_circuits(without, DATA.train, [1])

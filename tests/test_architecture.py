@@ -35,6 +35,7 @@ ORDER = (
     "shuffled",
     "training_options",
     "loss",
+    "loss_checks",
     "model_loss",
     "shards",
     "batch_matrices",
@@ -58,6 +59,7 @@ ORDER = (
     "basin.symmetric_operator",
     "basin.operators",
     "basin.lanczos",
+    "basin.ritz_pairs",
     "basin.counted_map",
     "basin.eigenbounds",
     "basin.search_file",
@@ -96,6 +98,7 @@ ORDER = (
     "toys",
     "plots",
     "reproduce",
+    "__main__",
     "testing",
 )
 STRANGERS = (("datasets", "models"),)

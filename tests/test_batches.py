@@ -341,7 +341,7 @@ REFUSED = {
     "one tensor": (X, TypeError, f"data is a Tensor, expected {_KINDS}.\n{_WRAP}"),
     "one dict": ({"x": X, "y": Y}, TypeError, f"data is a dict, expected {_KINDS}.\n{_WRAP}"),
     "text": ("mnist", TypeError, f"data is a str, expected {_KINDS}.\n{_WRAP}"),
-    "number": (3, TypeError, f"data is a int, expected {_KINDS}.\n{_WRAP}"),
+    "number": (3, TypeError, f"data is an int, expected {_KINDS}.\n{_WRAP}"),
     "lengths": (
         (X, Y[:5]),
         ValueError,

@@ -299,7 +299,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
         ({"to": (1.2, 1.5)}, ValueError, "expected a level, or one below and one above"),
         ({"to": -1.0}, ValueError, "to is -1, expected a finite number in"),
         ({"to": 2.0, "step": 0.0}, ValueError, "step is 0, expected a finite number in"),
-        ({"to": 2.0, "point": 3}, TypeError, "point is a int, expected a CanyonPoint"),
+        ({"to": 2.0, "point": 3}, TypeError, "point is an int, expected a CanyonPoint"),
         ({"to": 2.0, "max_gradients": 0}, ValueError, "max_gradients is 0"),
     ],
 )

@@ -415,7 +415,7 @@ def test_the_plane_through_two_branches_names_them(cartoon, ax):
 @pytest.mark.parametrize(
     ("draw", "error", "message"),
     [
-        (lambda paths: lh.plots.canyon_floor(3), TypeError, "paths is a int, expected one CanyonPath or several"),
+        (lambda paths: lh.plots.canyon_floor(3), TypeError, "paths is an int, expected one CanyonPath or several"),
         (lambda paths: lh.plots.canyon_floor([]), ValueError, "paths hold nothing, expected at least one CanyonPath"),
         (
             lambda paths: lh.plots.canyon_floor({"a": paths["axis 0"][0]}),

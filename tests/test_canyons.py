@@ -16,6 +16,7 @@ from torch import nn
 
 import lowhanging as lh
 from canyon_scene import angle_in, minima_on_circle, two_cue_minimum, two_cues
+from lowhanging.reproduce.canyons import bowl_slope
 
 PLANE = lh.Subspace(torch.eye(2, dtype=torch.float64))
 UNRECORDED = "double backward"  # to record the products of a small function takes longer than to multiply
@@ -58,6 +59,7 @@ def test_the_cartoon_has_four_canyons_with_the_certificates_of_paper(radius):
         assert point.rise == pytest.approx(0.1 * -math.expm1(-(radius**2)), rel=1e-12)
     assert [point.copy_of for point in found] == [None, 0, 0, 0]
     assert sum(point.num_starts for point in found) == 16
+    assert found.num_lost == {f"{radius:g}": 0}
 
 
 @pytest.mark.parametrize("radius", [0.3, 0.5, 1.0])
@@ -190,6 +192,7 @@ def test_certificates_are_those_of_the_dense_hessian():
         B = space.basis
         H0 = lh.testing.dense_hessian(minimum.unanchored).double() + 1e-2 * torch.eye(44, dtype=torch.float64)
         M = B @ H0 @ B.T
+        assert len(found) >= 1
         for point in found:
             H = lh.testing.dense_hessian(minimum.unanchored.at(point.theta)).double() + 1e-2 * torch.eye(44).double()
             n, g = point.delta / point.delta.norm(), loss.gradient(point.theta)
@@ -256,6 +259,7 @@ def test_full_certificates_where_the_bowl_is_flat():
         lh.toys.flat_canyons(), space=PLANE, metric="euclidean", levels=2.0, starts=8, full_certificates=True,
         progress=False,
     )  # fmt: skip
+    assert len(found) >= 2
     for point in found:
         assert point.full_plane_eigenvalue == pytest.approx(8.0)
         assert point.full_sphere_eigenvalue == pytest.approx(8.0)
@@ -284,6 +288,7 @@ def test_rounding_is_not_certified(dtype, energy):
         rounded_loss(center, dtype), space=lh.Subspace(torch.eye(6, dtype=dtype)), levels=energy, starts=6, rtol=1e-3,
         progress=False,
     )  # fmt: skip
+    assert len(found)
     assert not any(point.is_certified for point in found)
 
 
@@ -331,16 +336,18 @@ def test_a_saddle_is_no_minimum_to_start_from():
 
 
 def test_the_floor_clips_the_metric_of_the_full_space():
-    loss = lh.toys.quadratic([4.0, 1.0, 1e-3, 0.0], seed=1)
+    loss = lh.toys.quadratic([4.0, 1.0, 1e-3, 1e-4], seed=1)
     found = lh.find_canyons(loss, space="full", floor=0.5, levels=0.3, starts=6, progress=False)
     Q = lh.testing.dense_hessian(loss)
     values, vectors = torch.linalg.eigh(Q)
     M = vectors @ torch.diag(values.clamp_min(0.5)) @ vectors.T
+    assert len(found) == 2  # both ways along the softest axis
     for point in found:
         assert float(point.delta @ M @ point.delta) / 2 == pytest.approx(0.3, rel=1e-6)
     assert found.floor == 0.5
     assert found.canyons == ()  # a quadratic has none, whatever the floor
-    assert all(point.depth == pytest.approx(1.0, rel=1e-6) for point in found if point.energy > 1e-6)
+    assert [point.energy for point in found] == pytest.approx([0.3 * 1e-4 / 0.5] * 2, rel=1e-4)  # H0's, not M's
+    assert [point.depth for point in found] == pytest.approx([1.0, 1.0], rel=1e-6)
 
 
 def test_start_counts_budgets_and_determinism():
@@ -401,6 +408,7 @@ def test_aimed_starts_evaluated_losses_and_the_default_space():
     )
     assert found.space.dim == 30
     assert found.num_starts == 6
+    assert len(found) >= 2
     own = sharpest(10).subspace()
     assert own.overlap(found.space) == pytest.approx(1.0, abs=1e-6)
     for point in found:
@@ -452,6 +460,7 @@ def test_float32_reaches_its_tolerance():
     space = lh.top_eigs(lh.hessian(coarse), k=4, progress=False).subspace()
     found = lh.find_canyons(coarse, space=space, metric="euclidean", levels=2.0, starts=8, progress=False)
     assert found.rtol == 1e-4
+    assert len(found) >= 2
     for point in found:
         assert point.is_certified
         assert point.theta.dtype == torch.float32
@@ -488,6 +497,92 @@ def test_depth_is_held_against_random_subspaces_of_equal_curvature():
         lh.depth_null(loss, sphere, progress=False)
 
 
+def two_canyons(num: int = 30) -> lh.FunctionObjective:
+    """Canyons along the first two axes, of curvature 1; a quadratic bowl of curvature 1/4 along the others."""
+
+    def function(t):
+        bowl = 0.5 * t[:2].square().sum() + 0.125 * t[2:].square().sum()
+        return bowl - 0.3 * t[0].pow(4) + 0.1 * t[0].pow(6) - 0.25 * t[1].pow(4) + 0.08 * t[1].pow(6)
+
+    return lh.FunctionObjective(function, torch.zeros(num, dtype=torch.float64), engine=UNRECORDED)
+
+
+def test_number_of_canyons_is_held_against_random_subspaces_of_equal_energy():
+    loss = two_canyons()
+    axes = torch.eye(30, dtype=torch.float64)
+    found = lh.find_canyons(
+        loss, space=lh.Subspace(axes[:2]), metric="euclidean", levels=1.0, starts=12, progress=False
+    )
+    bowl = lh.count_null(loss, found, within=lh.Subspace(axes[2:]), num=3, progress=False)
+    assert bowl.observed.tolist() == [2.0]  # mirror images count once
+    assert bowl.null.tolist() == [[0.0]] * 3
+    assert bowl.radii.flatten().tolist() == pytest.approx([2.0] * 3)  # a quarter of the curvature: twice the radius
+    assert bowl.p_values.tolist() == [0.25]
+    assert (bowl.dim, bowl.within, bowl.num_starts) == (2, 28, 12)
+    state = torch.get_rng_state()
+    null = lh.count_null(loss, found, num=3, progress=False)  # of all weights
+    assert torch.equal(torch.get_rng_state(), state)
+    assert null.within == 30
+    assert bool(((null.radii > 1.0) & (null.radii < 2.0)).all())
+    assert torch.equal(null.null, lh.count_null(loss, found, num=3, progress=False).null)
+    assert "canyons at r = 1: 2 against 0 (0, 0, 0), p 0.25; 3 random 2-dimensional subspaces of 28" in repr(bowl)
+
+
+def test_canyons_of_random_planes_are_those_of_a_scan():
+    loss, num = two_canyons(3), 6
+    axes = torch.eye(3, dtype=torch.float64)
+    found = lh.find_canyons(
+        loss, space=lh.Subspace(axes[:2]), metric="euclidean", levels=1.0, starts=12, progress=False
+    )
+    null = lh.count_null(loss, found, within=lh.Subspace(axes), num=num, progress=False)
+    generator = torch.Generator().manual_seed(0)
+    curvature = torch.tensor([1.0, 1.0, 0.25], dtype=torch.float64)
+    for i in range(num):
+        plane = lh.Subspace.span(torch.randn(2, 3, generator=generator, dtype=torch.float64))
+        restricted = plane.basis @ (curvature[:, None] * plane.basis.T)
+        radius = math.sqrt(2.0 / float(restricted.trace()))
+        assert float(null.radii[i, 0]) == pytest.approx(radius)
+        count, softest = 0, torch.linalg.eigh(restricted).eigenvectors[:, 0]
+        for angle in minima_on_circle(loss, plane, radius):
+            way = torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
+            delta = radius * way @ plane.basis
+            depth = float(loss(delta)) / float(0.5 * (curvature * delta.square()).sum())
+            across = torch.stack([-way[1], way[0]]) @ plane.basis
+            is_minimum_across = float(across @ loss.hvp(delta, across)) > 0
+            count += depth <= 0.95 and float(softest @ way) ** 2 <= 0.95 and is_minimum_across
+        assert 2 * float(null.null[i, 0]) == count  # a scan meets each and its mirror image
+    assert 0.0 < float(null.null.mean()) <= 2.0
+
+
+def test_count_null_round_trip_and_refusals(tmp_path):
+    loss = two_canyons(4)
+    plane = lh.Subspace(torch.eye(4, dtype=torch.float64)[:2])
+    sphere = lh.find_canyons(loss, space=plane, metric="euclidean", levels=1.0, starts=4, progress=False)
+    null = lh.count_null(loss, sphere, num=2, progress=False)
+    again = lh.CountNull.load(null.save(tmp_path / "null.npz"))
+    for name, value in vars(null).items():
+        other = getattr(again, name)
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+    with pytest.raises(ValueError, match="within has 2 dimensions, expected more than the canyons' 2"):
+        lh.count_null(loss, sphere, within=plane, progress=False)
+    shell = lh.find_canyons(loss, space=plane, levels=0.3, starts=4, progress=False)
+    with pytest.raises(ValueError, match="expected a CanyonSet on spheres of a subspace"):
+        lh.count_null(loss, shell, progress=False)
+    with pytest.raises(ValueError, match="num is 0"):
+        lh.count_null(loss, sphere, num=0, progress=False)
+
+
+def test_slope_of_the_bowl_is_that_of_the_losses_quadratic():
+    minimum = two_cue_minimum()
+    loss, free = minimum.objective, minimum.unanchored
+    space = lh.top_eigs(lh.hessian(loss), k=4, progress=False).subspace()
+    found = lh.find_canyons(loss, space=space, metric="euclidean", levels=2.0, starts=6, progress=False)
+    for point in found:
+        n = point.delta / point.radius
+        quadratic = free.gradient(minimum.theta) + free.hvp(minimum.theta, point.delta)
+        assert bowl_slope(point) == pytest.approx(float(n @ quadratic), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -500,8 +595,8 @@ def test_depth_is_held_against_random_subspaces_of_equal_curvature():
         ({"starts": 0}, ValueError, "starts is 0, expected at least one, or aimed= vectors"),
         ({"aimed": [torch.ones(2)]}, TypeError, "aimed is a list, expected a mapping name -> vector"),
         ({"aimed": {"a": torch.ones(3)}}, ValueError, r"aimed\['a'\] has shape \(3,\)"),
-        ({"evaluate": {"a": 3}}, TypeError, r"evaluate\['a'\] is a int, expected an objective"),
-        ({"conflict": 3}, TypeError, "conflict is a int, expected a ConflictControl"),
+        ({"evaluate": {"a": 3}}, TypeError, r"evaluate\['a'\] is an int, expected an objective"),
+        ({"conflict": 3}, TypeError, "conflict is an int, expected a ConflictControl"),
         ({"space": "full", "stationary": "all"}, ValueError, "stationary is 'all' in the full space"),
         ({"rtol": 0.0}, ValueError, r"rtol is 0, expected a finite number in \(0, 0.1\)"),
         ({"floor": -1.0, "metric": "hessian"}, ValueError, r"floor is -1, expected a finite number in \(0"),

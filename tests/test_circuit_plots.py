@@ -92,4 +92,12 @@ def test_intensity_and_survival_draw_their_rates(ax):
     alive = circuits.survival(formed())
     lh.plots.survival(alive, ax)
     (line,) = ax.get_lines()
-    assert np.allclose(line.get_ydata(), alive.share)
+    assert np.allclose(line.get_ydata(), 100 * alive.share)
+    assert ax.get_legend() is None
+    assert ax.get_ylim()[0] <= 100 * float(alive.share.min())
+    ax.clear()
+    lh.plots.survival({"plenty": alive, "scarce": alive}, ax)
+    told = f"{int(alive.deaths.sum())} of {alive.num_circuits} lost"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [f"plenty, {told}", f"scarce, {told}"]
+    with pytest.raises(TypeError, match="survival is an int"):
+        lh.plots.survival({"plenty": 3}, ax)

@@ -9,6 +9,7 @@ import torch
 import lowhanging as lh
 from lowhanging.reproduce import size_runs, sizes
 from lowhanging.reproduce.cosine_network import CosineNetwork, TanhNetwork, exact_network
+from lowhanging.reproduce.shelf import Shelf
 from lowhanging.reproduce.size_runs import TINY
 
 
@@ -140,7 +141,9 @@ def planted(slow: tuple[int | None, int | None], before: int) -> dict:
     ("slow", "before", "verdict"),
     [
         ((20, 60), 9, "holds"),
-        ((20, None), 9, "holds"),  # never learned: later than anything
+        ((20, None), 9, "holds"),  # never learned: at least the budget, 100
+        ((50, None), 9, "holds in part"),  # the budget is too short to tell: 100 / 20 is no more than 50 / 10
+        ((None, None), 9, "holds in part"),  # at no size learned: slower, but no growth was seen
         ((20, 40), 9, "holds in part"),  # no growth
         ((20, 60), 2, "holds in part"),
         ((10, 20), 2, "does not hold"),  # equal times
@@ -149,3 +152,57 @@ def planted(slow: tuple[int | None, int | None], before: int) -> dict:
 )
 def test_the_verdict_follows_from_the_times(slow, before, verdict):
     assert sizes.claims([planted(slow, before)])[0].verdict == verdict
+
+
+def test_what_was_trained_is_kept_and_nothing_is_left_of_the_way(row, tmp_path, monkeypatch):
+    shelf = Shelf(tmp_path)
+    assert sizes.measure(seeds=3, design=TINY, shelf=shelf, keeps_stacks=True) == row
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {
+        "sizes-6-atomic.json",
+        "sizes-8-same-bits.json",
+        "sizes-6-joint.json",
+        "sizes-tanh-sgd-atomic.json",
+    }
+    assert not [name for name in names if name.endswith(".npz")]
+    (tmp_path / "sizes-8-atomic.json").unlink()
+    trained = []
+    learn = size_runs.times_to_learn
+
+    def counted(rules, rule, budget, seeds, **options):
+        trained.append((rule, options["resume"].name))
+        return learn(rules, rule, budget, seeds, **options)
+
+    monkeypatch.setattr(size_runs, "times_to_learn", counted)
+    monkeypatch.setattr(size_runs, "shares_over_training", lambda *_: pytest.fail("trained twice"))
+    assert sizes.measure(seeds=3, design=TINY, shelf=shelf, keeps_stacks=True) == row
+    assert trained == [("atomic", "sizes-8-atomic-resume.npz")]
+
+
+def test_a_stack_that_was_interrupted_goes_on(tmp_path, monkeypatch):
+    rules, _ = size_runs.at_size(TINY, 6)["atomic"]
+    path, whole = tmp_path / "stack.npz", size_runs.times_to_learn(rules, "atomic", 40, 2, log_every=10)
+    begun, train = [], size_runs.train_stack
+
+    def stopped(factory, data, seeds, *, evaluate, **options):
+        """As the original, but for a process that is killed between two rows."""
+        begun.append(options["resume"])
+        steps = iter(range(100))
+
+        class KilledError(Exception):
+            pass
+
+        def schedule(done):
+            if next(steps) == 16 + 25:  # 16 rates are asked for before the first step
+                raise KilledError
+            return 1.0
+
+        with pytest.raises(KilledError):
+            train(factory, data, seeds, evaluate=evaluate, schedule=schedule, **options)
+        assert path.exists()
+        return train(factory, data, seeds, evaluate=evaluate, schedule=lambda done: 1.0, **options)
+
+    monkeypatch.setattr(size_runs, "train_stack", stopped)
+    again = size_runs.times_to_learn(rules, "atomic", 40, 2, log_every=10, resume=path)
+    assert begun == [path]
+    assert torch.equal(again, whole)

@@ -94,6 +94,7 @@ def test_the_shift_is_the_mean_paired_difference_with_students_interval():
     )
     few = linear()[0].shift(weighted(4.0, 1.0), loss.theta0, towards="number", away="pattern")
     assert few.high == 2.0  # cut: no difference of shares moves further
+    assert linear()[0].shift(weighted(4.0, 1.0), loss.theta0, towards="pattern", away="number").low == -2.0
 
 
 class Watched(nn.Module):
@@ -266,12 +267,16 @@ def test_each_condition_is_needed():
     little = name(to_number, 1.0, 2.71)
     assert (little.name, little.shift.shift) == (None, pytest.approx(0.8))
     assert little.reason == "the asymmetry moved by 1.00 nats, not more than 1"
+    assert name(to_number, 1.0, np.e).name is None  # exactly one nat is not more
     assert name(to_pattern, 5.0, 1.0).name == "pattern"
     assert name(to_pattern, 1.0, 5.0).reason.endswith("but the answers on conflict inputs moved the other way")
     assert name(theta0, 1.0, 5.0).reason.endswith("broken on pattern-only inputs, not shown to be ablated")
     few = name(to_number, 1.0, 5.0, control=linear()[0])
     assert (few.name, few.shift.shift) == (None, pytest.approx(0.8))
     assert few.reason.endswith("the interval of the answers' move holds 0: 5 conflict inputs are too few to tell")
+    back = name(to_pattern, 1.0, 5.0, control=linear()[0])
+    assert (back.shift.shift, back.shift.high > 0) == (pytest.approx(-0.8), True)  # the wrong way, but not surely so
+    assert back.reason.endswith("moved by less than 0.1: broken on pattern-only inputs, not shown to be ablated")
     losses, basin = {"number": 1.0, "pattern": 5.0}, {"number": 1.0, "pattern": 1.0}
     inputs = torch.cat([inputs for inputs, _ in loss.batches])
     for num, given in ((16, None), (20, "number")):  # of 400 inputs; each that leaves one cue for the other counts 2
@@ -363,7 +368,7 @@ def test_bad_input_to_naming():
         with pytest.raises(kind, match=message):
             lh.name_circuit(control, loss.theta0, loss.theta0, losses=losses, basin_losses=good, cues=cues)
 
-    raises(TypeError, "control is a Objective, expected a ConflictControl", control=loss)
+    raises(TypeError, "control is an Objective, expected a ConflictControl", control=loss)
     raises(TypeError, "losses is a float, expected a mapping cue -> loss", losses=1.0)
     raises(ValueError, r"losses has \['number'\], expected a loss for 'pattern'", losses={"number": 1.0})
     raises(ValueError, r"losses\['number'\] is 0, expected a finite number", losses={"number": 0.0, "pattern": 1.0})

@@ -208,7 +208,7 @@ def test_gram_schmidt_says_what_it_changed(tmp_path):
         (torch.ones(3), r"directions is a tensor of shape \(3,\)"),
         ("rows", "directions is a str"),
         ([[1.0, 2.0]], "directions is a list"),
-        (3, "directions is a int"),
+        (3, "directions is an int"),
     ],
 )
 def test_rows_that_are_none(rows, message):

@@ -356,9 +356,21 @@ def test_what_was_found_is_filled_in_from_a_report(tmp_path: Path, capsys: pytes
     rows = "| 1 | both cues | **holds in part** |\n| 2 | both cues | **holds** |\n"
     assert text.startswith(f"Before.\n<!-- report:begin -->\n{head}{rows}")
     assert text.endswith("<!-- report:end -->\nAfter.\n") and "Earlier" not in text
-    assert "* *Measured:* 98.0 % \\[97, 99\\], |Pg| &lt; 1" in text
-    assert "* *The write-up:* It \\*learns\\* both." in text and "chance\\_level" in text
+    assert "### 2. both cues: holds\n\n*The write-up:* It \\*learns\\* both.\n" in text
+    assert "*Measured:*\n\n* 98.0 % \\[97, 99\\], |Pg| &lt; 1\n\n*Held against:*\n\n* chance\\_level\n" in text
+    folded = '<details markdown="1">\n<summary>The rule behind “holds”</summary>\n\n* above it\n\n</details>'
+    assert folded in text
     assert "other numbers" in capsys.readouterr().out
+
+
+def test_parts_of_a_claim_and_long_sentences_on_the_page_of_what_was_found() -> None:
+    room = script("what_was_found")
+    long = "a sentence that goes on (means over 3 seeds): " + "one and another; " * 8 + "the end"
+    claims = [CLAIM | {"number": 20, "part": part, "measured": long} for part in "ab"]
+    text = room.section(claims)
+    assert "| 20a | both cues |" in text and "| 20b | both cues |" in text
+    assert "### 20b. both cues: holds in part" in text
+    assert "* a sentence that goes on (means over 3 seeds):<br>one and another;<br>one and" in text
 
 
 def test_what_was_found_refuses_half_a_report(tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ def test_a_rise_from_the_first_log_is_a_lower_bound():
     scores = np.full((1, 30, 1), 0.5)
     scores[:, 12:] = 0.9
     assert float(circuits.births(scores, np.arange(100, 130)).rise_time) == 12
+    scores[:, 9] = 0.375  # half the threshold, exactly, is low enough
+    assert float(circuits.births(scores, np.arange(100, 130)).rise_time) == 3
 
 
 @pytest.mark.parametrize("sustain", [1, 3, 8])
@@ -249,12 +251,30 @@ def test_clock_compares_the_times_since_the_first_birth():
         assert float(found.null_mean[k]) == pytest.approx(np.mean(dealt), abs=1e-12)
 
 
+def test_clock_compares_within_strata_only():
+    rows = [[100.0, 110.0, 125.0], [200.0, 220.0, 240.0], [110.0, 400.0, 480.0], [210.0, 500.0, 520.0, 560.0]]
+    parts = [
+        circuits.pairing_test(made(padded(part)), (20, 40), null="clock", num_resamples=10)
+        for part in (rows[:2], rows[2:])
+    ]
+    mixed = made(padded([rows[i] for i in (0, 2, 1, 3)]))
+    found = circuits.pairing_test(mixed, (20, 40), null="clock", strata=list("abab"), num_resamples=10)
+    assert torch.allclose(found.null_mean, parts[0].null_mean + parts[1].null_mean, atol=1e-12)
+    assert not torch.allclose(
+        found.null_mean, circuits.pairing_test(mixed, (20, 40), null="clock", num_resamples=10).null_mean, atol=0.1
+    )
+
+
 def test_poisson_is_a_contrast_and_not_called_pairing():
     data = bursty(np.random.default_rng(2))
     found = circuits.pairing_test(data, null="poisson")
     assert found.pairs.tolist() == [by_hand(data, lambda gap, w=w: gap <= w) for w in (10, 20, 50)]
     spread = found.null_pairs.double().std(1) / 2000**0.5
     assert bool(((found.null_mean - found.null_pairs.double().mean(1)).abs() < 4 * spread).all())
+    # Where all births of a seed fall together, however few or many it has, no choice of seeds changes the ratio.
+    even = circuits.pairing_test(made(padded([[300.0] * n for n in (6, 3, 2, 4)], 6)), null="poisson", num_resamples=50)
+    assert int(even.pairs[0]) == 15 + 3 + 1 + 6
+    assert torch.allclose(even.interval, even.ratio[:, None].expand(3, 2), rtol=1e-12)
     assert "pair" not in found.label.lower()
     assert "pairing" not in repr(found).lower()
     assert repr(found).startswith("Contrast(burst shared by all seeds, against a constant rate (for contrast); ")
@@ -341,6 +361,8 @@ def test_windows_that_nothing_can_resolve_are_warned_of():
         circuits.birth_intensity(data, num_resamples=10)
     with pytest.warns(UserWarning, match=r"windows holds 4, shorter than the spacing of the logs \(5 steps\)"):
         circuits.pairing_test(made(data.step, rise_time=1.0), (4,), num_resamples=10)
+    uneven = made(data.step, rise_time=1.0, steps=np.append(STEPS, 1100.0))  # the closest logs are what can be told
+    circuits.pairing_test(uneven, (6,), num_resamples=10)
 
 
 TWO = made([[100.0, 110.0], [200.0, 300.0]], frequency=[[1, 2], [3, 4]])

@@ -54,6 +54,7 @@ def test_a_line_scores_one_half(angle):
 def test_an_ellipse(ratio):
     found = circuits.circle_score(circle(7, ratio=ratio) @ rotation(0.4))
     assert float(found.score) == pytest.approx((1 + ratio) ** 2 / (2 * (1 + ratio**2)), abs=1e-6)
+    assert float(found.rms) == pytest.approx(math.sqrt((1 + ratio**2) / 2), abs=1e-6)  # not the mean distance
 
 
 def test_two_equal_circles_in_one_plane_score_one_half():
@@ -119,12 +120,18 @@ def test_modes_are_shares_of_power():
     assert float(shares.sum()) == pytest.approx(1.0)
     assert circuits.key_frequencies(embedding).tolist() == [3, 10]
     assert circuits.key_frequencies(embedding, 0.5).tolist() == [3]
+    assert circuits.key_frequencies(torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]), 1.0).tolist() == [2]  # exactly it
     both = circuits.key_frequencies(torch.stack([embedding, embedding.roll(1, 0)]))
     assert [row.tolist() for row in both] == [[3, 10], [3, 10]]
     assert not bool(circuits.fourier_modes(torch.full((P, 3), 0.1)).any())
-    even = circuits.fourier_modes(torch.randn(8, 5, generator=torch.Generator().manual_seed(0)))
+    drawn = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).double()
+    even, centred = circuits.fourier_modes(drawn), drawn - drawn.mean(0)
     assert even.shape == (4,)
-    assert float(even.sum()) == pytest.approx(1.0)
+    for f in (1, 2, 3, 4):  # at 4, half of the sampling rate, there is no sine
+        angles = 2 * math.pi * f * torch.arange(8).double() / 8
+        waves = [wave / wave.norm() for wave in (angles.cos(), angles.sin())[: 1 if f == 4 else 2]]
+        explained = sum(float((wave @ centred).square().sum()) for wave in waves)
+        assert float(even[f - 1]) == pytest.approx(explained / float(centred.square().sum()))
 
 
 def test_scores_are_saved(tmp_path):

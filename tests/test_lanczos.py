@@ -15,7 +15,8 @@ from torch import Tensor
 from lowhanging.basin import eigensearch
 from lowhanging.basin.counted_map import CountedMap
 from lowhanging.basin.eigensearch import Outcome, search
-from lowhanging.basin.lanczos import KrylovSpace
+from lowhanging.basin.lanczos import KrylovSpace, dots
+from lowhanging.basin.ritz_pairs import fresh_checks, residuals_of, ritz_vectors
 
 
 def symmetric(values: object, seed: int = 0) -> Tensor:
@@ -116,13 +117,48 @@ def test_estimates_are_the_residuals_of_dense_products() -> None:
         step(space)
     for which in ("LA", "SA", "LM"):
         ritz = space.ritz(which)
-        vectors = space.vectors(ritz.weights)
+        vectors = ritz_vectors(space, ritz.weights)
         true = (vectors @ H - torch.from_numpy(ritz.values)[:, None] * vectors).norm(dim=1).numpy()
         assert np.abs(ritz.estimates - true).max() < 1e-13
-        assert np.abs(space.residuals(ritz, range(15)) - true).max() < 1e-13
+        assert np.abs(residuals_of(space, ritz, range(15)) - true).max() < 1e-13
         space.products, kept = None, space.products  # the same by the relation alone
-        assert np.abs(space.residuals(ritz, range(15)) - true).max() < 1e-13
+        assert np.abs(residuals_of(space, ritz, range(15)) - true).max() < 1e-13
         space.products = kept
+
+
+def test_the_noise_of_a_map_is_not_the_rounding_of_the_rows() -> None:
+    H = symmetric(np.linspace(-1, 1, 40) ** 3)
+    space = space_of(H)
+    for _ in range(15):
+        step(space)
+    ritz = space.ritz("LA")
+    true = ritz.estimates[[0, 5]]
+    space.rows *= 1 + 1e-4  # the relation holds for rows of any common length; vectors are unit all the same
+    residuals, noise = fresh_checks(space, ritz, [0, 5])
+    assert noise.max() < 1e-13
+    assert np.abs(residuals - true).max() < 1e-13
+
+
+def test_the_largest_noise_seen_is_the_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    H = symmetric(np.linspace(-1, 1, 40))
+    space = space_of(H)
+    for _ in range(15):
+        step(space)
+    run = eigensearch._Search(space.operator, space, 3, "LA", 100, None)  # type: ignore[arg-type]
+    for noise, largest in ((0.1, 0.1), (0.3, 0.3), (0.2, 0.3)):
+        monkeypatch.setattr(eigensearch, "fresh_checks", lambda *_, noise=noise: (np.zeros(2), np.array([0.0, noise])))
+        run.check(space.ritz("LA"), np.array([1.0, 2.0, 3.0]))
+        assert run.noise == largest
+    run.checked = np.zeros(3)  # a residual of nothing is no better than the products it was taken from
+    assert run.outcome(tol=0.4 / space.ritz("LA").scale, failure=None).is_converged.all()
+    assert not run.outcome(tol=0.2 / space.ritz("LA").scale, failure=None).is_converged.any()
+
+
+def test_a_million_terms_in_float32_are_summed_to_float32_accuracy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, x = torch.rand(3, 2**20, generator=generator), torch.rand(2**20, generator=generator)
+    exact = rows.double() @ x.double()
+    assert float(((dots(rows, x) - exact) / exact).abs().max()) < 1e-6  # at once, some 1e-5
 
 
 def test_room_grows_then_drops_the_products_then_ends() -> None:

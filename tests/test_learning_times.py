@@ -42,6 +42,9 @@ def test_medians_and_counts_keep_who_never_learned():
     assert found.median("slow").tolist() == [INF]
     assert found.median("fast").tolist() == [3.0]
     assert found.num_never("slow").tolist() == [3]
+    even = made([[5, INF, 7, INF]], [[4, 1, 3, 2]])
+    assert (even.median("slow").tolist(), even.median("fast").tolist()) == ([INF], [3.0])  # half never: the upper one
+    assert even.ratio("slow", "fast").ratio.tolist() == [INF]
     assert found.interval("fast").tolist() == [[0.0, INF]]  # five seeds: no interval at 95 %
     with pytest.raises(ValueError, match="name is 'quick', expected one of 'slow', 'fast'"):
         found.median("quick")
@@ -68,6 +71,23 @@ def test_a_ratio_of_exact_multiples_is_exact_and_its_interval_a_point():
     assert found.num_later.tolist() == [25, 25]
     assert found.p_value.tolist() == pytest.approx([0.5**25] * 2)
     assert "3 [3, 3]" in repr(found)
+
+
+def test_the_interval_of_a_ratio_is_that_of_the_drawn_seeds_by_sorting():
+    num, num_draws = 12, 1000
+    slow, fast = np.random.default_rng(2).lognormal(3, 0.5, (2, 3, num))  # three sizes
+    slow[1, :5] = INF
+    found = made(slow, fast).ratio("slow", "fast", num_draws=num_draws, seed=4)
+    drawn = np.random.default_rng(4).integers(num, size=(num_draws, num))
+    ratios = [
+        [sorted(a[rows])[num // 2] / sorted(b[rows])[num // 2] for rows in drawn]
+        for a, b in zip(slow, fast, strict=True)
+    ]
+    for k, values in enumerate(ratios):
+        assert found.interval[k].tolist() == pytest.approx([sorted(values)[24], sorted(values)[974]])
+    growth = sorted(np.array(ratios[2]) / np.array(ratios[0]))
+    assert found.growth_interval.tolist() == pytest.approx([growth[24], growth[974]])
+    assert found.growth == pytest.approx(float(found.ratio[2] / found.ratio[0]))
 
 
 def test_equal_times_give_an_interval_that_holds_one_in_most_trials():
@@ -97,6 +117,33 @@ def test_what_is_not_known_speaks_against_the_slow_rule():
         made([never], [never]).ratio("slow", "fast", num_draws=5)
 
 
+def test_growth_is_a_lower_bound_whatever_was_not_seen():
+    first, fast = [[10.0] * 8, [5.0] * 8], [[5.0] * 8] * 2  # slow rule, fast rule
+    never = made([first[0], [INF] * 8], fast).ratio("slow", "fast")  # budget 100: at least 100 / 5 over 10 / 5
+    assert (never.growth, never.is_growth_bound) == (10.0, True)
+    assert never.growth_interval.tolist() == [10.0, 10.0]
+    assert never.ratio.tolist() == [2.0, INF]  # of the ratio itself nothing is taken away
+    seen = made([first[0], [60.0] * 8], fast).ratio("slow", "fast")
+    assert (seen.growth, seen.is_growth_bound) == (6.0, False)
+    few = made([first[0], [60.0] * 5 + [INF] * 3], fast).ratio("slow", "fast")  # the median is known
+    assert (few.growth, few.is_growth_bound) == (6.0, False)
+    # What is not known of the first size, or of the fast rule, is no growth.
+    assert made([[INF] * 8, [INF] * 8], fast).ratio("slow", "fast").growth == 0.0
+    assert made([first[0], [60.0] * 8], [[INF] * 8, [5.0] * 8]).ratio("slow", "fast").growth == 0.0
+    assert made([first[0], [60.0] * 8], [[5.0] * 8, [INF] * 8]).ratio("slow", "fast").growth == 0.0
+
+
+def test_the_growth_found_with_a_budget_never_exceeds_the_one_without():
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        slow, fast = rng.lognormal([[3.0], [4.5]], 0.6, (2, 15)), rng.lognormal(2.5, 0.3, (2, 15))
+        whole = made(slow, fast).ratio("slow", "fast", num_draws=100)
+        slow[slow > 100] = INF  # beyond the budget
+        cut = made(slow, fast).ratio("slow", "fast", num_draws=100)
+        assert cut.growth <= whole.growth
+        assert bool((cut.growth_interval <= whole.growth_interval).all())
+
+
 def test_times_and_competences_survive_a_file(tmp_path):
     found = made([[5, INF, 7]], [[1, 2, 3]])
     again = LearningTimes.load(found.save(tmp_path / "times.npz"))
@@ -122,7 +169,7 @@ def test_the_drawing_shows_medians_intervals_and_what_is_out_of_reach(ax):
     assert [line.get_ydata().tolist() for line in hollow] == [[100.0]]
     assert ax.get_yscale() == "log"
     assert ax.get_ylabel() == "steps to learn it (median over seeds)"
-    with pytest.raises(TypeError, match="times is a int"):
+    with pytest.raises(TypeError, match="times is an int"):
         lh.plots.learning_times(3, ax)
 
 
@@ -134,5 +181,5 @@ def test_the_drawing_of_competences_marks_half_of_the_way(ax):
     middle = next(line for line in ax.lines if line.get_label() == labels[0])
     assert middle.get_ydata().tolist() == pytest.approx([0.0, 65.0, 95.0])
     assert ax.get_xlabel() == "epoch (0 = before training)"
-    with pytest.raises(TypeError, match="found is a int"):
+    with pytest.raises(TypeError, match="found is an int"):
         lh.plots.competences(3, ax)

@@ -251,7 +251,7 @@ def test_a_warm_start_from_anything_of_the_right_length() -> None:
 @pytest.mark.parametrize(
     ("start", "error", "message"),
     [
-        (3, TypeError, r"warm_start is a int, expected Eigenpairs, a Subspace or rows of shape \(j, 3\)"),
+        (3, TypeError, r"warm_start is an int, expected Eigenpairs, a Subspace or rows of shape \(j, 3\)"),
         (torch.ones(2, 4), ValueError, r"warm_start has vectors of shape \(2, 4\), expected .*\n.*last checkpoint"),
         (torch.ones(3), ValueError, r"warm_start has vectors of shape \(3,\)"),
         (torch.ones(0, 3), ValueError, r"warm_start has vectors of shape \(0, 3\)"),

@@ -238,7 +238,7 @@ def test_no_files_no_folder_no_path(tmp_path):
     message = r'source is \'bundeld\', which is no folder, expected "bundled", "full" or an existing folder\.\nName'
     with pytest.raises(FileNotFoundError, match=message):
         mnist("bundeld")
-    with pytest.raises(TypeError, match=r'source is a int, expected "bundled", "full" or a folder\.\nWrite lh\.mnist'):
+    with pytest.raises(TypeError, match=r'source is an int, expected "bundled", "full" or a folder\.\nWrite lh\.mnist'):
         mnist(3)
 
 

@@ -720,6 +720,30 @@ def test_a_loss_that_is_a_module_follows_into_double() -> None:
     torch.testing.assert_close(result.double(), hessian @ objective.theta0.double(), rtol=1e-4, atol=1e-6)
     assert "BCEWithLogitsLoss" in repr(objective)
 
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("log_scale", torch.tensor(0.3))
+
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return F.mse_loss(outputs, targets) * self.log_scale.exp()  # in the precision of the buffer
+
+    scaled, plain = (kept(model, (X.float(), draw(8, 4).float()), loss_fn=fn).double() for fn in (Scaled(), F.mse_loss))
+    expected = float(plain(plain.theta0)) * math.exp(float(torch.tensor(0.3)))
+    assert float(scaled(scaled.theta0)) == pytest.approx(expected, rel=1e-14)
+
+
+def test_double_is_around_the_same_point() -> None:
+    loss = kept(mlp().float(), (X.float(), CLASSES))
+    theta = loss.theta0 + 0.125
+    wide = loss.at(theta).double()
+    assert wide.theta0.dtype == torch.float64
+    assert torch.equal(wide.theta0, theta.double())
+    assert torch.equal(wide(wide.theta0), loss.double()(theta.double()))
+    third = FunctionObjective(lambda t: (t / 3).square().sum(), torch.ones(2)).at(torch.full((2,), 0.5)).double()
+    assert (third.theta0.dtype, third.theta0.tolist()) == (torch.float64, [0.5, 0.5])
+    assert float(third(third.theta0)) == pytest.approx(0.5 / 9, rel=1e-15)
+
 
 def test_repr_is_one_line() -> None:
     objective = kept(mlp(), (X, CLASSES))
@@ -858,7 +882,7 @@ def test_kinks_warn_once_and_name_the_layer() -> None:
         "the loss is not smooth: layer '1' (ReLU) calls relu; layer '2' (MaxPool2d) calls max_pool2d_with_indices. "
         "Its Hessian ignores the kinks; use sigmoid, SiLU or GELU."
     )
-    with pytest.warns(NotSmoothWarning, match="the loss function itself calls huber_loss"):
+    with pytest.warns(NotSmoothWarning, match=r"loss function itself calls huber_loss\..* use a smooth loss_fn\.$"):
         kept(mlp(classes=2), (X, REAL), loss_fn=F.huber_loss)
     with warnings.catch_warnings(record=True) as caught:
         kept(mlp(), (X, CLASSES))
@@ -943,7 +967,8 @@ BAD = {
     "wrong dtype": (
         lambda: Objective(mlp(), (X.float(), CLASSES)),
         ValueError,
-        f"{_SHAPES}RuntimeError: mat1 and mat2 must have the same dtype, but got Float and Double), {_BY_HAND}",
+        f"{_SHAPES}RuntimeError: mat1 and mat2 must have the same dtype, but got Float and Double), {_BY_HAND} "
+        "Data and weights of one precision: inputs.double() for a model in float64.",
     ),
     "half precision by name": (
         lambda: Objective(Narrow().bfloat16(), (X.float(), CLASSES)),
@@ -1346,6 +1371,51 @@ def test_a_weighted_loss_is_refused_even_if_each_batch_holds_one_class() -> None
     weighted = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 9.0]))
     with pytest.raises(ValueError, match="loss_fn is not the mean over the targets"):
         Objective(torch.nn.Linear(3, 2), (torch.randn(40, 3), targets), loss_fn=weighted, micro_batch=20)
+
+
+def test_a_loss_that_broadcasts_its_targets_is_refused() -> None:
+    """torch only warns of outputs (n, 1) against targets (n,), and takes the mean over n x n differences."""
+    inputs, targets = torch.randn(500, 3), torch.randn(500)
+    model = torch.nn.Linear(3, 1)
+    for loss_fn in (F.mse_loss, lambda out, y: (out - y).square().mean()):
+        with pytest.raises(ValueError, match=r"loss_fn is not the mean.*which may broadcast.*\nGive both one shape"):
+            Objective(model, (inputs, targets), loss_fn=loss_fn)
+    right = Objective(model, (inputs, targets[:, None]), loss_fn=F.mse_loss)
+    own = Objective(model, (inputs, targets), loss_fn=lambda out, y: F.mse_loss(out[:, 0], y))  # shapes may differ
+    expected = F.mse_loss(model(inputs), targets[:, None]).detach()
+    for objective in (right, own):
+        torch.testing.assert_close(objective(objective.theta0), expected, rtol=1e-6, atol=0.0, check_dtype=False)
+
+
+def _ignoring(logits: Any, targets: Any) -> Any:
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+
+
+@pytest.mark.parametrize("order", ["sorted", "one length in a batch"])
+@pytest.mark.parametrize("scale", [1.0, 1e-2], ids=["", "tokens of nearly equal loss"])
+def test_ignored_tokens_are_refused_however_the_batches_are_cut(order: str, scale: float) -> None:
+    """The mean over unequal numbers of tokens, however alike their losses are and however the lengths are sorted."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(192, 6, 4, generator=generator)
+    targets = torch.randint(5, (192, 6), generator=generator)
+    lengths = 1 + torch.arange(192) // 32 if order == "sorted" else 3 + (torch.arange(192) // 32 % 3)
+    targets[torch.arange(6) >= lengths[:, None]] = -100
+    model = torch.nn.Linear(4, 5)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= scale
+    for micro_batch in (32, 48, 192):
+        with pytest.raises(ValueError, match="loss_fn is not the mean over the targets"):
+            Objective(model, (inputs, targets), loss_fn=_ignoring, micro_batch=micro_batch)
+    whole = Objective(model, (inputs, targets.clamp(min=0)), loss_fn=_ignoring, micro_batch=32)  # nothing to ignore
+    expected = _ignoring(model(inputs), targets.clamp(min=0)).detach()
+    assert float(whole(whole.theta0)) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_entries_of_a_batch_that_forward_does_not_know_are_named() -> None:
+    batches = [{"x": X.float(), "index": torch.arange(8), "label": CLASSES}]
+    with pytest.raises(ValueError, match=r"Its entries \['x', 'index'\] go to forward by name: rename or drop some"):
+        Objective(torch.nn.Linear(3, 4), batches)
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,9 @@ def test_the_block_of_an_anchored_loss(net: Objective) -> None:
     small = anchored.restricted(["first.bias"])
     assert torch.equal(small.theta0, net.theta0[9:12])
     torch.testing.assert_close(small.gradient(small.theta0), anchored.gradient(net.theta0)[9:12])
+    frozen = [name for name, weight in net.model_at(net.theta0).named_parameters() if not weight.requires_grad]
+    assert frozen
+    assert net.restricted(["first.bias", *frozen]).num_params == 3  # a constant stays one, also if it is named
 
 
 def test_eigenpairs_of_a_block() -> None:

@@ -288,7 +288,7 @@ BAD_INPUT = [
     ({"flip": 2}, ValueError, r"flip is 2, expected a finite number in \[0, 1\]\.\nPass a probability per square"),
     ({"seed": -1}, ValueError, r"seed is -1, expected an integer of at least 0\.\nPass a whole number"),
     ({"seed": None}, TypeError, r"seed is None, expected an integer of at least 0"),
-    ({"source": 3}, TypeError, r'source is a int, expected "bundled", "full" or a folder'),
+    ({"source": 3}, TypeError, r'source is an int, expected "bundled", "full" or a folder'),
 ]
 
 

@@ -162,8 +162,10 @@ def test_results_of_gram_schmidt_and_of_principal_components_and_subspaces_are_p
     for given in (principal, lh.Subspace(principal.directions)):
         found = lh.plane_slice(quadratic(), given, 1.0, 3).losses["quadratic"]
         assert torch.equal(found, lh.plane_slice(quadratic(), principal.directions, 1.0, 3).losses["quadratic"])
-    with pytest.raises(TypeError, match=r"directions is a tensor of shape \(7,\), expected at least one vector"):
+    with pytest.raises(TypeError, match=r"directions is a tensor of shape \(7,\), expected two directions"):
         lh.plane_slice(quadratic(), U)
+    with pytest.raises(TypeError, match=r"directions is an Eigenpairs.*\n.*such as pairs.vectors\[:2\]"):
+        lh.plane_slice(quadratic(), lh.top_hessian_eigs(quadratic()["quadratic"], k=2, progress=False))
 
 
 def test_the_order_of_losses_of_different_dtypes_changes_nothing():

@@ -126,6 +126,17 @@ def test_spectra(ax):
     assert ax.get_yscale() == "log"
 
 
+def test_a_bare_result_is_not_taken_apart(ax):
+    pairs = lh.top_hessian_eigs(quadratic(4, 2, 1), k=2, progress=False)
+    density = lh.spectral_density(torch.eye(5), steps=2, probes=2)
+    dimension = lh.effective_dimension(pairs)
+    drawn = {lh.plots.spectra: pairs, lh.plots.spectral_density: density, lh.plots.effective_dimension: dimension}
+    for draw, result in drawn.items():
+        kind = type(result).__name__
+        with pytest.raises(TypeError, match=rf"is an? {kind}, expected a mapping name -> {kind}.\nPass"):
+            draw(result, ax)
+
+
 def test_spectral_density(ax):
     H = torch.diag(torch.cat([torch.tensor([9.0, 5.0]), torch.linspace(-0.1, 0.1, 48)]).double())
     density = lh.spectral_density(H, steps=12, probes=4, deflate=2)
@@ -150,7 +161,7 @@ def test_spectral_density(ax):
     ax.clear()
     lh.plots.spectral_density({"mixed": lh.spectral_density(H, steps=5, probes=2)}, ax, log=False)
     assert (ax.get_xscale(), ax.get_yscale(), len(ax.get_lines())) == ("linear", "linear", 1)
-    with pytest.raises(TypeError, match="densities is a Tensor, expected a SpectralDensity"):
+    with pytest.raises(TypeError, match="densities\\['mixed'\\] is a Tensor, expected a SpectralDensity"):
         lh.plots.spectral_density({"mixed": H}, ax)
     with pytest.raises(ValueError, match="densities has the names"):
         lh.plots.spectral_density({}, ax)
@@ -173,7 +184,7 @@ def test_effective_dimension(ax):
     assert labels[0] == f"mixed (participation ratio {7.5**2 / 21.25:.4g})"
     assert labels[1] == "number (participation ratio at least 1.8)"
     assert labels[-1] == "at least so many above it"
-    with pytest.raises(TypeError, match="dimensions is a Tensor, expected a EffectiveDimension"):
+    with pytest.raises(TypeError, match="dimensions\\['mixed'\\] is a Tensor, expected a EffectiveDimension"):
         lh.plots.effective_dimension({"mixed": values}, ax)
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lowhanging import products as products_module
+from lowhanging.batch_matrices import HessianOfBatch
+from lowhanging.engines import GraphEngine
 from lowhanging.products import ENGINES, LossSum, Products
 from lowhanging.split_graph import CannotSplitError, SplitGraph, _cut
 
@@ -332,14 +335,51 @@ class LyingCube(torch.autograd.Function):
         return 3.3 * tangent * x**2
 
 
+class AlmostCube(LyingCube):
+    """x^3 with a forward derivative that is off by a ten-millionth."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return (3 + 3e-7) * tangent * x**2
+
+
 def test_a_function_without_forward_derivative_falls_back() -> None:
     agrees(network(lambda hidden, _: Cube.apply(hidden)), SIX, engine="kept graph")
+
+
+@pytest.mark.parametrize(("of_others", "name"), [("vmap", "vmap"), ("loop", "loop")])
+def test_blocks_are_multiplied_at_once_only_where_every_rank_does(of_others: str, name: str) -> None:
+    products = Products(logistic, BATCHES, engine="double backward")
+    products.product(THETA, V)
+    asked = []
+
+    def highest(question: str, choose: Callable[[], int], *_: Tensor) -> int:
+        asked.append(question)
+        return max(choose(), int(of_others == "loop"))
+
+    products._ranks = SimpleNamespace(highest=highest)  # type: ignore[assignment]
+    rows = torch.stack([V, THETA])
+    assert products._agreed_way(products._engine, THETA, rows, "vmap").name == name  # type: ignore[arg-type]
+    assert products._agreed_way(products._engine, THETA, rows, "loop").name == "loop"  # type: ignore[arg-type]
+    assert asked == ["a way to multiply blocks"] * 2
+
+
+def test_a_graph_is_kept_if_it_just_fits() -> None:
+    loss = network(lambda hidden, _: Cube.apply(hidden))
+    _, size = GraphEngine(HessianOfBatch(loss), keeps=True).prepare(SIX, BATCHES[0])
+    for budget, engine in ((size, "kept graph"), (size - 1, "double backward")):
+        products = Products(loss, BATCHES, keep_bytes=budget)
+        products.product(SIX, SIX)
+        assert products.engine == engine
 
 
 def test_the_self_test_finds_a_wrong_recording() -> None:
     products = agrees(network(lambda hidden, _: LyingCube.apply(hidden)), SIX, engine="kept graph")
     assert products.fallback_reason.startswith("the recorded product is off by")
     assert "on batch 0" in products.fallback_reason
+    products = agrees(network(lambda hidden, _: AlmostCube.apply(hidden)), SIX, engine="kept graph")
+    assert "the recorded product is off by" in products.fallback_reason
 
 
 def test_the_self_test_finds_a_recording_that_is_wrong_on_a_later_batch_only() -> None:

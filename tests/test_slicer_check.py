@@ -350,7 +350,7 @@ def test_the_documented_reports_are_real(capsys: pytest.CaptureFixture[str]) -> 
 
 
 REFUSED = {
-    "no function": (lambda: check_slicer(3), "slicer is a int, expected a function."),  # type: ignore[arg-type]
+    "no function": (lambda: check_slicer(3), "slicer is an int, expected a function."),  # type: ignore[arg-type]
     "even": (lambda: check_slicer(ours, num=(7, 6)), "num is (7, 6), expected one or two odd numbers."),
     "three": (lambda: check_slicer(ours, num=(7, 7, 7)), "num is (7, 7, 7), expected one or two odd"),  # type: ignore[arg-type]
     "few": (lambda: check_slicer(ours, num=3), "num is 3, expected an integer of at least 5."),

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import lowhanging as lh
 from lowhanging.basin.probes import orthonormal_probes, standard_error
-from lowhanging.basin.quadrature import with_node_at
+from lowhanging.basin.quadrature import mass_above, with_node_at
 
 
 class Counted:
@@ -201,7 +201,41 @@ def test_at_a_node_that_is_there_nothing_is_moved() -> None:
     assert found.count_above(0.5).numerical_error < 1e-6
 
 
+def test_a_count_is_open_towards_either_side() -> None:
+    found, p = lh.spectral_density(symmetric(POSITIVE), steps=4, probes=len(POSITIVE)), len(POSITIVE)
+    larger = set()
+    for threshold in np.linspace(0.05, 4.0, 25):
+        above, least, greatest = mass_above(float(threshold), found.nodes, found.weights, found.couplings)
+        fewer, more = p * float((above - least).mean()), p * float((greatest - above).mean())
+        assert found.count_above(float(threshold)).numerical_error == pytest.approx(max(fewer, more), rel=1e-12)
+        larger.add(fewer > more)
+    assert larger == {True, False}
+
+
+@pytest.mark.parametrize("rate", [1.0, 2.0, 4.0])
+def test_bounds_hold_below_zero_too(rate: float) -> None:
+    """Exp(-rate x) has derivatives of alternating sign everywhere, and so a bound with a node below them all."""
+    values = np.linspace(-1, 1, 40)
+    for steps in (2, 3, 4, 6):
+        found = lh.spectral_density(symmetric(values), steps=steps, probes=len(values))
+        total = found.sum(lambda x: torch.exp(-rate * x))
+        off = abs(total.value - np.exp(-rate * values).sum())
+        assert off <= total.numerical_error * (1 + 1e-6) + 1e-11
+        assert total.numerical_error <= 3 * off + 1e-11
+
+
 # ---- chance -------------------------------------------------------------------------------------------------------
+
+
+def test_the_error_of_a_ratio_is_that_of_leaving_out_one_probe() -> None:
+    """Sum and sum of squares rise together, and their ratio varies less than either."""
+    p, num = 40, 20
+    found = lh.spectral_density(diagonal(np.linspace(0.2, 2.0, p)), steps=10, probes=num)
+    assert not len(found.spikes)
+    first, second = ((found.weights * found.nodes**power).sum(1).numpy() for power in (1, 2))
+    left_out = [p * np.delete(first, i).mean() ** 2 / np.delete(second, i).mean() for i in range(num)]
+    jackknife = math.sqrt((num - 1) * np.var(left_out) * (1 - num / p))
+    assert found.participation_ratio().standard_error == pytest.approx(jackknife, rel=0.02)
 
 
 def test_standard_errors_cover_the_truth() -> None:
@@ -320,6 +354,10 @@ def test_eigenpairs_give_exact_counts_above_their_last_and_lower_bounds_below() 
         for count, truth, is_exact in zip(found.counts, whole.counts, exact, strict=True):
             assert (count == truth) if is_exact else (count <= truth)
         assert bool((found.degrees_of_freedom <= whole.degrees_of_freedom).all())
+    exact = lh.top_eigs(torch.diag(torch.tensor([5.0, -4.0, 3.0, 1.0, -0.5]).double()), k=3, which="LM", method="dense")
+    # 3 is the last: as much or less lies on either side of 0, and nothing that is not known above 3 itself.
+    at_the_last = lh.effective_dimension(exact, thresholds=(2.0, 3.0, 3.5))
+    assert (at_the_last.counts.tolist(), at_the_last.count_is_bound.tolist()) == ([2, 1, 1], [True, False, False])
     positive = lh.top_eigs(symmetric(POSITIVE), k=10, tol=1e-9)
     assert lh.effective_dimension(positive).ratio_is_bound
     assert lh.effective_dimension(positive).participation_ratio < POSITIVE.sum() ** 2 / (POSITIVE**2).sum()

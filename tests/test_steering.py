@@ -68,6 +68,10 @@ def test_a_report_has_rayleigh_quotients_ranks_and_overlaps():
     assert "largest overlap" in str(report)
     low = lh.steering_report(EYE[7], losses, k=3, tol=1e-10)
     assert low.rank_text("kept") == "> 3"
+    pairs = lh.top_hessian_eigs(losses["kept"], k=3, method="dense")
+    at_the_top = lh.steering_report(EYE[0], losses, k=3, pairs={"kept": pairs})
+    assert at_the_top.quotients["kept"] == float(pairs.values[0])
+    assert at_the_top.ranks["kept"] == 1  # no eigenvalue lies above the quotient, its own the less
 
 
 def test_a_report_can_be_saved(tmp_path):
@@ -93,6 +97,14 @@ def test_bad_input():
     elsewhere = lh.top_hessian_eigs(ablate, k=2, tol=1e-8)
     with pytest.raises(ValueError, match="preserve_pairs holds pairs of another loss or another theta0"):
         lh.steering_direction(preserve=preserve, ablate=ablate, k=2, preserve_pairs=elsewhere)
+    # Of a loss that shares the first eigenpair with this one, and of one that is a hundredth off.
+    shares_one, nearby = KEPT.clone(), KEPT.clone()
+    shares_one[1, 2] = shares_one[2, 1] = 1.0
+    nearby[0, 1] = nearby[1, 0] = 0.05
+    for other, row in ((shares_one, 1), (nearby, 0)):
+        pairs = lh.top_hessian_eigs(quadratic(other), k=2, tol=1e-4)
+        with pytest.raises(ValueError, match=rf"holds pairs of another loss or another theta0 \(pair {row}: residual"):
+            lh.steering_direction(preserve=preserve, ablate=ablate, k=2, preserve_pairs=pairs)
     with pytest.warns(RuntimeWarning):
         unfinished = lh.top_hessian_eigs(preserve, k=4, tol=1e-12, max_products=6, on_failure="warn")
     with pytest.raises(ValueError, match=r"preserve_pairs holds . pairs among the first 4 that have not converged"):

@@ -43,6 +43,13 @@ def test_span_keeps_orthonormal_rows_as_they_are() -> None:
     assert torch.equal(Subspace.span(basis[0]).basis, Subspace.span([basis[0]]).basis)
 
 
+def test_span_of_nearly_parallel_rows_is_orthonormal_to_rounding() -> None:
+    first, *others = rows(4, 30)
+    space = Subspace.span([first, *(first + 1e-9 * other for other in others)])  # once would leave 1e-7
+    assert space.dim == 4
+    assert float((space.basis @ space.basis.T - torch.eye(4)).abs().max()) < 1e-14
+
+
 def test_span_drops_dependent_rows_and_says_so() -> None:
     independent = rows(3, 10)
     dependent = torch.cat([independent[:2], 2 * independent[:1] - 1e-3 * independent[1:2], independent[2:]])

@@ -565,12 +565,36 @@ def test_plot(points: tuple[Tensor, Tensor]) -> None:
     plt.close("all")
 
 
+def test_plot_gives_a_data_set_the_colour_that_it_has_on_slices(points: tuple[Tensor, Tensor]) -> None:
+    import matplotlib.pyplot as plt
+
+    from lowhanging.plots import line_slice, training_run
+
+    model = network()
+    run = quiet(model, points, epochs=1, evaluate={"one": points, "two": points})
+    losses = {name: lh.Objective(model, points) for name in ("one", "two")}
+    scan = lh.line_slice(losses, lh.random_direction(losses["one"], seed=0), num=3)
+    found = []
+    for ax in (training_run(run), line_slice(scan)):
+        lines = {line.get_label().split(" (")[0]: line.get_color() for line in ax.lines}
+        found.append([lines["one"], lines["two"]])
+        plt.close(ax.figure)
+    assert found[0] == found[1]
+    assert found[0][0] != found[0][1]
+
+
 def test_plot_of_a_run_without_accuracies(points: tuple[Tensor, Tensor]) -> None:
+    import matplotlib.pyplot as plt
+
     from lowhanging.plots import training_run
 
     run = quiet(nn.Linear(2, 1), (points[0], points[0][:, :1]), epochs=1, loss_fn=F.mse_loss)
     with pytest.raises(ValueError, match=r"quantity is 'accuracy' for a run without class targets.*\n.*loss"):
-        training_run(run)
+        training_run(run, quantity="accuracy")
+    ax = training_run(run)  # unasked, what there is
+    assert ax.get_ylabel() == "mean loss"
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), run.losses["train"].numpy())
+    plt.close(ax.figure)
     with pytest.raises(ValueError, match="quantity is 'error'"):
         training_run(run, quantity="error")  # type: ignore[arg-type]
 

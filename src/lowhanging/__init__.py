@@ -6,14 +6,14 @@ minimum (`train`, `polish`), losses as functions of the weights (`Objective`, `F
 `effective_dimension`), steering between circuits (`steering_direction`, `steering_subspace`, `steering_report`,
 `Subspace`), other directions (`random_direction`, `difference_direction`, `principal_directions`, `gram_schmidt`) and
 slices of the loss (`line_slice`, `path_slice`, `plane_slice`), canyons (`find_canyons`, `trace_canyon`, and what they
-are held against: `depth_null`, `ConflictControl`, `name_circuit`). `plots` draws results, `testing` checks a model and
-a slicer and holds the oracles, `toys` has losses with answers on paper.
+are held against: `count_null`, `depth_null`, `ConflictControl`, `name_circuit`). `plots` draws results, `testing`
+checks a model and a slicer and holds the oracles, `toys` has losses with answers on paper.
 """
 
 from lowhanging import circuits, plots, testing, toys
 from lowhanging._version import __version__
 from lowhanging.anchored import AnchoredObjective
-from lowhanging.basin.canyon_null import DepthNull, depth_null
+from lowhanging.basin.canyon_null import CountNull, DepthNull, count_null, depth_null
 from lowhanging.basin.canyon_paths import CanyonPath, trace_canyon
 from lowhanging.basin.canyon_points import CanyonPoint
 from lowhanging.basin.canyon_steps import CanyonEvent
@@ -85,6 +85,7 @@ __all__ = [
     "CircuitName",
     "ConflictControl",
     "ConflictImages",
+    "CountNull",
     "DamagedFileError",
     "DepthNull",
     "DigitImages",
@@ -127,6 +128,7 @@ __all__ = [
     "TrainingRun",
     "__version__",
     "circuits",
+    "count_null",
     "depth_null",
     "difference_direction",
     "effective_dimension",

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lowhanging.errors import explain
+from lowhanging.errors import a_type, explain
 
 _TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
@@ -25,7 +25,7 @@ def parted(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
         )
     if isinstance(batch, tuple | list) and len(batch) >= 2:
         return tuple(batch[:-1]), {}, batch[-1]
-    received = f"is a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+    received = f"is {a_type(batch)}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
     raise ValueError(
         explain(
             "batch", received, "(inputs, targets)", "Yield pairs, or pass batch_loss=(model, batch) -> (sum, count)."
@@ -52,9 +52,14 @@ def attempt(call: Callable[[], Any], batch: Any) -> Any:
     except (RuntimeError, TypeError, IndexError, AttributeError) as error:
         shapes = [tuple(leaf.shape) for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
         remedy = "Check one batch by hand: loss_fn(model(*inputs), targets)."
+        if isinstance(batch, Mapping):
+            names = list(parted(batch)[1])
+            remedy = f"Its entries {names} go to forward by name: rename or drop some, or pass batch_loss=."
         first_line = (str(error).splitlines() or [""])[0]
         if any(narrow in first_line for narrow in ("BFloat16", "Half")):
             remedy += " Half-precision weights are studied in float32: let forward cast to a weight's dtype."
+        elif "dtype" in first_line and any(narrow in first_line for narrow in ("float", "double", "Float", "Double")):
+            remedy += " Data and weights of one precision: inputs.double() for a model in float64."
         failure = f"{type(error).__name__}: {first_line}"
         received = f"has batches of shapes {shapes}, on which the model or its loss failed ({failure})"
         raise ValueError(explain("data", received, "batches that the model and its loss accept", remedy)) from error

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from lowhanging.errors import check_count, check_finite, explain
+from lowhanging.errors import a_type, check_count, check_finite, explain
 from lowhanging.results import digest
 
 _MICRO_BATCH_BYTES = 2**20  # of inputs: 334 images of 28 x 28 in float32
@@ -255,7 +255,7 @@ def _as_batches(data: Any, size: int) -> Iterable[Any]:
         return DataLoader(data, batch_size=size) if len(data) else []
     if isinstance(data, Tensor | np.ndarray | str | Mapping) or not isinstance(data, Iterable):
         remedy = "Wrap one batch in a list, a data set of tensors in a tuple: (inputs, targets)."
-        raise TypeError(explain("data", f"is a {type(data).__name__}", _KINDS, remedy))
+        raise TypeError(explain("data", f"is {a_type(data)}", _KINDS, remedy))
     return data
 
 

@@ -80,6 +80,12 @@ def check_real(
     return number
 
 
+def a_type(value: Any) -> str:
+    """The class of a value with its article: "an Objective", "a Tensor"."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
+
+
 def check_choice(argument: str, value: Any, choices: Sequence[str], *, remedy: str = "Name one of them.") -> str:
     """`value` as one of `choices`, or an error."""
     if value not in choices:
@@ -107,7 +113,7 @@ def check_vector(
     """`value` as a finite (size,) floating-point tensor, on the device and in the dtype of `like`, or an error."""
     expected = f"({size},) = (num_params,) of {owner}"
     if not isinstance(value, Tensor | np.ndarray):
-        raise TypeError(explain(argument, f"is a {type(value).__name__}", f"a tensor of shape {expected}", remedy))
+        raise TypeError(explain(argument, f"is {a_type(value)}", f"a tensor of shape {expected}", remedy))
     # NumPy's are copied: torch takes no read-only array.
     vector = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     if tuple(vector.shape) != (size,):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lowhanging.batches import draws_so_far, untouched_random_state
 from lowhanging.curvature import Curvature, Kind
-from lowhanging.errors import check_choice, check_finite, check_vector, explain
+from lowhanging.errors import a_type, check_choice, check_finite, check_vector, explain
 from lowhanging.layers import differentiable_kernels
 from lowhanging.loss import check_rows, own_vector
 from lowhanging.products import ENGINES, Engine, Products
@@ -57,7 +57,7 @@ class FunctionObjective:
         kernels = functools.partial(differentiable_kernels, None)
         self._products = Products(lambda theta, _: (function(theta), 1), [()], engine=engine, context=kernels)
         if not callable(function):
-            received = f"is a {type(function).__name__}"
+            received = f"is {a_type(function)}"
             raise TypeError(explain("function", received, "a function theta (p,) -> scalar", "Pass lambda theta: ..."))
         point = own_vector(theta0)
         with kernels(), torch.enable_grad(), untouched_random_state():

@@ -23,6 +23,7 @@ _KINKED = {
     "fractional_max_pool3d",
     "abs", "sign", "round", "floor", "ceil", "maximum", "minimum", "huber_loss", "smooth_l1_loss",
 }  # fmt: skip
+LOSS_FUNCTION = "the loss function"  # stands for a class where an operation is no module's
 _NORMS = {
     "native_batch_norm",
     "_native_batch_norm_legit",
@@ -61,7 +62,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = _kind(func, args, kwargs or {})
-        layer, class_name = self._stack[-1] if self._stack else ("", "the loss function")
+        layer, class_name = self._stack[-1] if self._stack else ("", LOSS_FUNCTION)
         # An instance norm is computed as the batch norm of one example with (examples x channels) channels.
         is_instance_norm = kind == "batch" and args[0].shape[0] == 1 and "BatchNorm" not in class_name
         if kind is not None and not is_instance_norm:

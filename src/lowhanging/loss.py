@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from lowhanging.errors import check_names, check_vector, explain
+from lowhanging.errors import a_type, check_names, check_vector, explain
 
 
 class Loss(Protocol):
@@ -40,7 +40,7 @@ def check_rows(argument: str, rows: Any, *, like: Tensor) -> Tensor:
         received = (
             f"is a {rows.dtype} tensor of shape {tuple(rows.shape)}"
             if isinstance(rows, Tensor)
-            else (f"is a {type(rows).__name__}")
+            else (f"is {a_type(rows)}")
         )
         remedy = "Stack vectors as rows: torch.stack([theta, ...])."
         raise ValueError(explain(argument, received, f"floating-point rows of shape (b, {len(like)})", remedy))
@@ -62,7 +62,7 @@ def check_loss(argument: str, value: Any) -> Loss:
         )
         if hasattr(value, "objective"):
             remedy = "Pass its .objective."
-        raise TypeError(explain(argument, f"is a {type(value).__name__}", "an objective", remedy))
+        raise TypeError(explain(argument, f"is {a_type(value)}", "an objective", remedy))
     return cast(Loss, value)
 
 
@@ -76,7 +76,7 @@ def common_center(losses: Mapping[str, Loss], center: Tensor | Literal["anywhere
     """
     remedy = 'Pass a mapping such as {"mixed": objective}.'
     if not isinstance(losses, Mapping):
-        raise TypeError(explain("losses", f"is a {type(losses).__name__}", "a mapping name -> objective", remedy))
+        raise TypeError(explain("losses", f"is {a_type(losses)}", "a mapping name -> objective", remedy))
     names = check_names("losses", losses, remedy=remedy)
     for name in names:
         check_loss(f"losses[{name!r}]", losses[name])

@@ -1,8 +1,8 @@
-"""How does a model, a loss and a batch become (sum, count), and what is refused at the door?
+"""How does a model, a loss and a batch become (sum, count)?
 
 `ModelLoss` holds a private copy of the user's model and the batches; it is the function (theta, batch) -> (sum, count)
 that `products.py` sums. A loss is only accepted if it is a function of the weights alone (nothing random, no statistics
-over the batch, no buffer that moves) and a sum over examples; each refusal names the layer and the way out.
+over the batch, no buffer that moves) and a sum over examples: one watched evaluation here, judged in `loss_checks.py`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import math
-import numbers
 import warnings
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
@@ -23,10 +21,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lowhanging.batch_parts import Tally, attempt, logits_of, parted, some_of
-from lowhanging.batches import Batches, draws_so_far, joined, num_examples, untouched_random_state
+from lowhanging.batch_parts import Tally, attempt, logits_of, parted
+from lowhanging.batches import Batches, draws_so_far, num_examples, untouched_random_state
 from lowhanging.errors import NotSmoothWarning, check_finite, explain
-from lowhanging.layers import Finding, differentiable_kernels, findings
+from lowhanging.layers import LOSS_FUNCTION, Finding, differentiable_kernels, findings
+from lowhanging.loss_checks import check_classes, check_mean, check_terms, checked_sum, firsts, is_real, refuse_impure
 from lowhanging.parameters import ParameterSpace
 from lowhanging.private_copy import copied, own_function, private_copy, widened
 from lowhanging.ranks import Ranks, Sums, over_ranks
@@ -75,10 +74,13 @@ class ModelLoss:
         self.batches: Iterable[Any] = batches
         self._as_yielded = batches.as_yielded
         self.num_examples = batches.num_examples
-        with untouched_random_state():
+        with untouched_random_state(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using a (target|input) size")  # an error here, if they broadcast
             if loss_fn is None and batch_loss is None:
-                self._check_classes()
-            self._check_loss(may_weigh=loss_fn is not None)
+                check_classes(self.batches, self._outputs_at_start)
+            kinks = self._check_loss(may_weigh=loss_fn is not None)
+        if kinks:
+            warnings.warn(NotSmoothWarning(kinks), stacklevel=3)  # at the line that makes the Objective
 
     def __call__(self, theta: Tensor, batch: Any, tally: Tally | None = None) -> tuple[Tensor, Any]:
         """The batch's sum (scalar, differentiable in theta) and count; outputs are counted in `tally` if given."""
@@ -164,7 +166,7 @@ class ModelLoss:
         other.space, other.theta0 = ParameterSpace(other.model), self.theta0.double()
         if isinstance(self.loss_fn, nn.Module):
             other.loss_fn = widened(copy.deepcopy(self.loss_fn), torch.float64)
-        other.batches = [tree_map(lambda leaf: leaf.double() if _is_real(leaf) else leaf, b) for b in self.batches]
+        other.batches = [tree_map(lambda leaf: leaf.double() if is_real(leaf) else leaf, b) for b in self.batches]
         return other
 
     def model_at(self, theta: Tensor) -> nn.Module:
@@ -187,37 +189,22 @@ class ModelLoss:
         other.theta0 = other.space.flatten(other.model)
         return other
 
-    def _check_classes(self) -> None:
-        """Targets of the default cross-entropy: one integer per output, in the range of the outputs."""
-        batches = iter(self.batches)
-        batch = next(batches)
-        targets = parted(batch)[2]
-        if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
-            received = f"have dtype {getattr(targets, 'dtype', type(targets).__name__)}"
-            remedy = "Pass loss_fn=F.mse_loss (or another); class targets must be integers: targets.long()."
-            raise ValueError(explain("targets", received, "integer classes, the loss_fn being cross-entropy", remedy))
+    def _outputs_at_start(self, batch: Any) -> Any:
+        """The outputs at theta0."""
         with self.context(), torch.no_grad():
-            outputs = attempt(lambda: self.outputs(self.theta0.clone(), batch), batch)
-        if not isinstance(outputs, Tensor) or outputs.ndim < 2:
-            received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))}"
-            raise ValueError(
-                explain("model", received, "(n, classes) for cross-entropy", "Pass loss_fn= or batch_loss=.")
-            )
-        if outputs.shape[:1] + outputs.shape[2:] != targets.shape:
-            received = f"have shape {tuple(targets.shape)}, the outputs {tuple(outputs.shape)}"
-            expected = "targets (n, ...) for outputs (n, classes, ...)"
-            remedy = "Reshape the targets; outputs (n, length, classes) need loss_fn= or batch_loss=."
-            raise ValueError(explain("targets", received, expected, remedy))
-        for batch in self.batches:
-            targets = parted(batch)[2]
-            low, high = int(targets.min()), int(targets.max())
-            if low < 0 or high >= outputs.shape[1]:
-                remedy = "Check the labels; ignored ones (-100) need batch_loss=, which returns (sum, count)."
-                expected = f"0 to {outputs.shape[1] - 1}, the model's {outputs.shape[1]} outputs"
-                raise ValueError(explain("targets", f"range from {low} to {high}", expected, remedy))
+            return attempt(lambda: self.outputs(self.theta0.clone(), batch), batch)
 
-    def _check_loss(self, *, may_weigh: bool) -> None:
-        """One watched evaluation of the first micro-batch: is the loss a finite function of the weights, and a mean?"""
+    def _sum_at_start(self, batch: Any) -> Tensor:
+        """The sum at theta0."""
+        with self.context(), torch.no_grad():
+            total, _ = attempt(functools.partial(self, self.theta0, batch), batch)
+        return cast(Tensor, total)
+
+    def _check_loss(self, *, may_weigh: bool) -> str:
+        """One watched evaluation of the first micro-batch: is the loss a finite function of the weights, and a mean?
+
+        Returns what to say of kinks, or "".
+        """
         batch = next(iter(self.batches))
         before = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
         buffers = {name: tensor.clone() for name, tensor in self.model.named_buffers()}
@@ -228,8 +215,8 @@ class ModelLoss:
             found = findings(self.model, lambda: results.append(attempt(lambda: self(point, batch), batch)))
             if draws_so_far() != draws:
                 found.append(Finding("random", "", self.space.owner, "numpy.random or random"))
-            _refuse_impure(found, self.mode)
-            total = attempt(lambda: self._checked_sum(results[0], point), batch)
+            refuse_impure(found, self.mode)
+            total = attempt(lambda: checked_sum(results[0], point, is_batch_loss=self.has_batch_loss), batch)
         check_finite("the loss at theta0", total, remedy="Check the weights and loss_fn for overflow or log(0).")
         changed = [name for name, buffer in self.model.named_buffers() if not _same(buffer, buffers[name])]
         if changed:
@@ -242,89 +229,31 @@ class ModelLoss:
             remedy = "Make that operation out of place, or start with inputs.clone()."
             raise ValueError(explain("model", received, "a function of the weights", remedy))
         if self._batch_loss is None:
-            # A loss that weighs or ignores some classes shows only on batches that hold them.
-            may_weigh = may_weigh and not any(map(_is_real, tree_leaves(parted(batch)[2])))
-            for part in self.batches if may_weigh else [batch]:
-                self._check_mean(part)
-            probe = _one_of_each(self.batches) if may_weigh else None  # sorted data: each batch holds one class
-            if probe is not None:
-                self._check_mean(probe)
-        kinks = [str(finding) for finding in found if finding.kind == "kinked"]
-        if kinks:
-            message = (
-                f"the loss is not smooth: {'; '.join(kinks)}. Its Hessian ignores the kinks; use sigmoid, SiLU or GELU."
-            )
-            warnings.warn(NotSmoothWarning(message), stacklevel=4)  # at the line that makes the Objective
+            self._check_mean(batch, may_weigh)
+        return _kinks([finding for finding in found if finding.kind == "kinked"])
 
-    def _checked_sum(self, result: Any, point: Tensor) -> Tensor:
-        """The sum that the loss returned for one batch, if it returned (sum, count) and used the weights, `point`."""
-        is_batch_loss = self._batch_loss is not None
-        name = "batch_loss" if is_batch_loss else "loss_fn"
-        is_pair = isinstance(result, tuple) and len(result) == 2
-        total: Any
-        count: Any
-        total, count = result if is_pair else (None, None)
-        if isinstance(count, Tensor) and count.numel() == 1:
-            count = count.item()
-        is_count = isinstance(count, numbers.Real) and not isinstance(count, bool) and 0 < float(count) < math.inf
-        if not (is_count and _is_real(total) and total.ndim == 0):
-            kind = f"shape {tuple(total.shape)}" if isinstance(total, Tensor) else f"a {type(total).__name__}"
-            received = f"returned {kind if is_pair else 'no pair (sum, count)'}" + f", count {count!r}" * is_pair
-            expected = "a scalar tensor" + (" and a positive count" if is_batch_loss else ", the mean")
-            remedy = (
-                "Sum over the batch, and count the terms of that sum." if is_batch_loss else "Use reduction='mean'."
-            )
-            raise ValueError(explain(name, received, expected, remedy))
-        gradient = torch.autograd.grad(total, point, allow_unused=True)[0] if total.requires_grad else None
-        if gradient is None:
-            received = "returned a value that does not depend on the weights"
-            remedy = "Use the model that batch_loss is given, not one from outside; no torch.no_grad(), no detach()."
-            raise ValueError(explain(name, received, "a differentiable function of the weights", remedy))
-        if _reaches_others(total, point):
-            received = "uses trainable tensors that are not the given model's (their gradient would be lost)"
-            remedy = "Use the model that batch_loss is given; freeze other parameters: requires_grad_(False)."
-            raise ValueError(explain(name, received, "a function of this model's weights alone", remedy))
-        return cast(Tensor, total.detach())
+    def _check_mean(self, batch: Any, may_weigh: bool) -> None:
+        """Whether the loss is a mean over examples, on the first batch; on all of them if it may weigh classes."""
+        check_mean(batch, self._sum_at_start)
+        # A loss that weighs or ignores some classes shows only on batches that hold them.
+        may_weigh = may_weigh and not any(map(is_real, tree_leaves(parted(batch)[2])))
+        everything = itertools.chain(self.batches, firsts(self.batches)) if may_weigh else [batch]
+        for part in everything:
+            check_terms(self._outputs_at_start(part), parted(part)[2], self._sum_of_outputs)
 
-    def _check_mean(self, batch: Any) -> None:
-        """loss_fn must be the mean over the targets: 1 + (n - 1) examples must add up to n."""
-        n = num_examples(batch)
-        parts = [some_of(batch, slice(0, 1)), some_of(batch, slice(1, n)), batch]
-        if n >= 2 and parts[0] is not None:
-            with self.context(), torch.no_grad():
-                evaluate = functools.partial(self, self.theta0)
-                first, rest, total = (attempt(functools.partial(evaluate, part), part)[0] for part in parts)
-                error = float((first + rest - total).abs())
-            if not error <= 1e-3 * float(first.abs() + rest.abs()) + 1e-6 * n:  # NaN: all of one part is ignored
-                received = (
-                    f"is not the mean over the targets (1 + {n - 1} examples differ from {n} together by {error:.3g})"
-                )
-                remedy = (
-                    "Use reduction='mean'; with ignore_index or class weights pass batch_loss=, "
-                    "a function (model, batch) -> (sum, count)."
-                )
-                raise ValueError(explain("loss_fn", received, "the mean loss over the targets", remedy))
+    def _sum_of_outputs(self, outputs: Any, targets: Any) -> Tensor:
+        with self.context():
+            return self.loss_at(outputs, (outputs, targets))[0]
 
 
-def _reaches_others(total: Tensor, point: Tensor) -> bool:
-    """Whether the autograd graph of `total` ends in trainable tensors other than `point`."""
-    seen, stack = set(), [total.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None and variable is not point:
-            return True
-        stack += [following for following, _ in node.next_functions]
-    return False
-
-
-def _one_of_each(batches: Iterable[Any]) -> Any | None:
-    """A batch of the first example of each of the first 64 batches; None where they can't be joined."""
-    firsts = [some_of(batch, slice(0, 1)) for batch in itertools.islice(batches, 64)]
-    return None if len(firsts) < 2 or any(first is None for first in firsts) else joined(firsts)
+def _kinks(found: list[Finding]) -> str:
+    """What a warning says of operations that are not smooth; "" if there are none."""
+    if not found:
+        return ""
+    of_loss = [finding.class_name == LOSS_FUNCTION for finding in found]
+    ways_out = ["sigmoid, SiLU or GELU"] * (not all(of_loss)) + ["a smooth loss_fn"] * any(of_loss)
+    listed = "; ".join(map(str, found))
+    return f"the loss is not smooth: {listed}. Its Hessian ignores the kinks; use {', and '.join(ways_out)}."
 
 
 class _Applied(nn.Module):
@@ -338,25 +267,5 @@ class _Applied(nn.Module):
         return self.batch_loss(self.model, batch)
 
 
-def _is_real(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
-
-
 def _same(a: Any, b: Any) -> bool:
     return not isinstance(a, Tensor) or (a.shape == b.shape and torch.equal(a, b))
-
-
-def _refuse_impure(found: list[Finding], mode: str) -> None:
-    """An error for what is random or mixes examples, with the way out of this mode."""
-    eval_instead = 'Use mode="eval", or put that layer into eval mode'
-    for finding in found:
-        if finding.kind == "random":
-            remedy = f"{eval_instead}." if mode == "as_is" else "Draw its numbers once, outside the loss."
-            raise ValueError(
-                explain("model", f"is random: {finding}", "a loss that is a function of the weights", remedy)
-            )
-        if finding.kind == "batch":
-            way_out = eval_instead if mode == "as_is" else "Give it running statistics"
-            remedy = f"{way_out}: its statistics mix the examples of a batch."
-            expected = "a loss that is a sum over examples"
-            raise ValueError(explain("model", f"depends on the batch: {finding}", expected, remedy))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lowhanging.errors import check_device, check_finite, explain
+from lowhanging.errors import a_type, check_device, check_finite, explain
 from lowhanging.parameters import ParameterSpace
 
 
@@ -21,7 +21,7 @@ def private_copy(model: nn.Module, mode: str, device: torch.device | str | None)
     """A copy on `device`, in float32 at least, with the train/eval flags that `mode` asks for."""
     if not isinstance(model, nn.Module):
         remedy = "Wrap a function of theta in FunctionObjective(function, theta0)."
-        raise TypeError(explain("model", f"is a {type(model).__name__}", "a torch.nn.Module", remedy))
+        raise TypeError(explain("model", f"is {a_type(model)}", "a torch.nn.Module", remedy))
     wanted = None if device is None else check_device(device)
     ParameterSpace(model)  # nothing trainable, NaN weights ...: said before anything is copied
     for name, weight in model.named_parameters():  # frozen ones count too; a buffer may be a mask of -inf

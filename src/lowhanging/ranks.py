@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from lowhanging.errors import explain
+from lowhanging.errors import a_type, explain
 
 Sums = tuple[list[Any], list[Tensor]]  # numbers (floats, scalar tensors) and float64 tensors, each a sum over examples
 
@@ -220,7 +220,7 @@ def find_ranks(distributed: bool | dist.ProcessGroup | None) -> Ranks | None:
         raise ValueError(explain("distributed", f"is {distributed}", "torch.distributed to be initialised", remedy))
     group = dist.group.WORLD if distributed is None or distributed is True else distributed
     if isinstance(group, int) or not isinstance(group, dist.ProcessGroup) or dist.get_rank(group) < 0:
-        received = f"is a {type(group).__name__}"
+        received = f"is {a_type(group)}"
         if isinstance(group, int | dist.ProcessGroup):  # new_group gives processes that are not in it a number
             received = "is no group that this process is in"
         remedy = "Make the objective on the members of the group only."

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from lowhanging.batches import stored_tensors, untouched_random_state
-from lowhanging.errors import check_finite, explain
+from lowhanging.errors import a_type, check_finite, explain
 from lowhanging.results import digest
 
 
@@ -38,10 +38,10 @@ class ShuffledBatches:
         expected = "a DataLoader, an iterable of batches, a map-style Dataset or a tuple (inputs, targets) of tensors"
         if isinstance(data, IterableDataset | Tensor | Mapping | str) or not isinstance(data, Iterable):
             remedy = "Wrap one batch in a list, a data set of tensors in a tuple, an IterableDataset in a DataLoader."
-            raise TypeError(explain("data", f"is a {type(data).__name__}", expected, remedy))
+            raise TypeError(explain("data", f"is {a_type(data)}", expected, remedy))
         if isinstance(data, Iterator):
             remedy = "It is used up after one epoch: pass list(...) of it, or a DataLoader."
-            raise TypeError(explain("data", f"is a {type(data).__name__}, readable once", expected, remedy))
+            raise TypeError(explain("data", f"is {a_type(data)}, readable once", expected, remedy))
 
     def epoch(self, generator: torch.Generator, device: torch.device, *, check: bool) -> Iterator[Any]:
         """One pass, on the device; `check` refuses NaN."""

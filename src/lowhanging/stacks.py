@@ -21,7 +21,15 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lowhanging.errors import NotConvergedError, NotSmoothWarning, check_choice, check_count, check_real, explain
+from lowhanging.errors import (
+    NotConvergedError,
+    NotSmoothWarning,
+    a_type,
+    check_choice,
+    check_count,
+    check_real,
+    explain,
+)
 from lowhanging.model_loss import BatchLoss, LossFn, ModelLoss
 from lowhanging.objective import Objective
 from lowhanging.parameters import ParameterSpace
@@ -271,7 +279,7 @@ def _seeds(seeds: Any) -> list[int]:
 def _tensors(data: Any) -> tuple[Tensor, ...]:
     tensors = ShuffledBatches(data, 1).tensors
     if tensors is None or not len(tensors[0]):
-        received = f"is a {type(data).__name__}" + ("" if tensors is None else " without examples")
+        received = f"is {a_type(data)}" + ("" if tensors is None else " without examples")
         expected = "a tuple (inputs, targets) of tensors, or a data set that stores them"
         remedy = "From a list of batches: tuple(map(torch.cat, zip(*batches)))."
         raise ValueError(explain("data", received, expected, remedy))
@@ -307,7 +315,7 @@ def _stacked(
         raise TypeError(
             explain(
                 "model_factory",
-                f"is a {type(model_factory).__name__}",
+                f"is {a_type(model_factory)}",
                 "seed -> module, or the name of a preset",
                 remedy,
             )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lowhanging.batch_mean import BatchMean
-from lowhanging.errors import NotConvergedError, check_count, check_device, explain
+from lowhanging.errors import NotConvergedError, a_type, check_count, check_device, explain
 from lowhanging.model_loss import BatchLoss, LossFn
 from lowhanging.parameters import ParameterSpace
 from lowhanging.results import load_result, save_result
@@ -141,7 +141,7 @@ def train(
     sets = evaluation_sets(evaluate)
     if not isinstance(model, nn.Module):
         remedy = "Pass the module itself; train writes to its parameters."
-        raise TypeError(explain("model", f"is a {type(model).__name__}", "a torch.nn.Module", remedy))
+        raise TypeError(explain("model", f"is {a_type(model)}", "a torch.nn.Module", remedy))
     home = ParameterSpace(model).device
     target = home if device is None else check_device(device)
     flags = {module: module.training for module in model.modules()}

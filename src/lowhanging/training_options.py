@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowhanging.errors import check_choice, check_names, check_real, explain
+from lowhanging.errors import a_type, check_choice, check_names, check_real, explain
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 Schedule = Callable[[float], float]
@@ -22,7 +22,7 @@ def evaluation_sets(evaluate: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     remedy = 'Pass evaluate={"test": (inputs, targets), ...}; "train" is the name of the training set itself.'
     if not isinstance(evaluate, Mapping):
-        raise TypeError(explain("evaluate", f"is a {type(evaluate).__name__}", "a mapping name -> data set", remedy))
+        raise TypeError(explain("evaluate", f"is {a_type(evaluate)}", "a mapping name -> data set", remedy))
     names = check_names("evaluate", evaluate, remedy=remedy)
     if "train" in names:
         raise ValueError(explain("evaluate", f"has the names {names!r}", 'names other than "train"', remedy))

@@ -15,7 +15,7 @@ from lowhanging.basin.eigenpairs import top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.basin.shells import Array, Shell
 from lowhanging.basin.subspace import Subspace
-from lowhanging.errors import check_real, check_vector, explain
+from lowhanging.errors import a_type, check_real, check_vector, explain
 from lowhanging.loss import Loss, check_loss
 
 DEFAULT_RTOL = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -27,7 +27,7 @@ def aims(shell: Shell, aimed: Mapping[str, Tensor] | None) -> dict[str, Array]:
     """Name -> start, for both directions of every given vector."""
     remedy = 'Pass a mapping name -> vector (p,), such as {"keep number": direction}.'
     if aimed is not None and not isinstance(aimed, Mapping):
-        raise TypeError(explain("aimed", f"is a {type(aimed).__name__}", "a mapping name -> vector", remedy))
+        raise TypeError(explain("aimed", f"is {a_type(aimed)}", "a mapping name -> vector", remedy))
     starts: dict[str, Array] = {}
     for name, vector in (aimed or {}).items():
         argument, p = f"aimed[{name!r}]", shell.loss.num_params
@@ -47,7 +47,7 @@ def check_around(loss: Loss, evaluate: Mapping[str, Loss] | None, conflict: Any)
     """What is to be evaluated at every point, with its values at theta0."""
     remedy = 'Pass a mapping such as {"number": objective}.'
     if evaluate is not None and not isinstance(evaluate, Mapping):
-        raise TypeError(explain("evaluate", f"is a {type(evaluate).__name__}", "a mapping name -> objective", remedy))
+        raise TypeError(explain("evaluate", f"is {a_type(evaluate)}", "a mapping name -> objective", remedy))
     named = dict(evaluate or {})
     for name, objective in named.items():
         check_loss(f"evaluate[{name!r}]", objective)
@@ -56,7 +56,7 @@ def check_around(loss: Loss, evaluate: Mapping[str, Loss] | None, conflict: Any)
             expected = f"{loss.num_params}, as the loss"
             raise ValueError(explain(f"evaluate[{name!r}]", received, expected, "Build both from the same model."))
     if conflict is not None and not isinstance(conflict, ConflictControl):
-        received = f"is a {type(conflict).__name__}"
+        received = f"is {a_type(conflict)}"
         remedy = "Make one: lh.ConflictControl(objective, inputs, targets)."
         raise TypeError(explain("conflict", received, "a ConflictControl", remedy))
     return Around.of(loss.theta0, named, conflict)
@@ -68,7 +68,7 @@ def check_space(space: Any, loss: Loss) -> Subspace | Literal["full"]:
     if isinstance(space, str) and space == "full":
         return "full"
     if not isinstance(space, Subspace):
-        received = f"is {space!r}" if isinstance(space, str) else f"is a {type(space).__name__}"
+        received = f"is {space!r}" if isinstance(space, str) else f"is {a_type(space)}"
         raise TypeError(explain("space", received, 'a Subspace or "full"', remedy))
     if space.num_params != loss.num_params or space.dim < 2:
         expected = f"a Subspace of at least 2 of {loss.num_params} dimensions"

@@ -30,7 +30,7 @@ from lowhanging.basin.conflict import ConflictControl
 from lowhanging.basin.shells import Shell
 from lowhanging.basin.stationary import SphereSearch
 from lowhanging.basin.subspace import Subspace
-from lowhanging.errors import NotConvergedError, check_count, check_real, explain
+from lowhanging.errors import NotConvergedError, a_type, check_count, check_real, explain
 from lowhanging.loss import Loss, check_loss
 from lowhanging.ranks import is_silent
 from lowhanging.results import digest, load_result, resume_path, save_result
@@ -191,7 +191,7 @@ def trace_canyon(
     begun = time.perf_counter()
     check_loss("loss", loss)
     if not isinstance(point, CanyonPoint):
-        raise TypeError(explain("point", f"is a {type(point).__name__}", "a CanyonPoint", "Pass canyons[0]."))
+        raise TypeError(explain("point", f"is {a_type(point)}", "a CanyonPoint", "Pass canyons[0]."))
     tol = check_rtol(rtol, loss)
     budget = 10**18 if max_gradients is None else check_count("max_gradients", max_gradients, remedy="Leave it out.")
     around = check_around(loss, evaluate, conflict)

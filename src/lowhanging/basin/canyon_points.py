@@ -133,7 +133,7 @@ class CanyonPoint:
         return (
             f"CanyonPoint({where}: rise {self.rise:.4g}, depth {self.depth:.3g}, slope {self.slope:.3g}, "
             f"plane {self.plane_eigenvalue:+.3g}, sphere {self.sphere_eigenvalue:+.3g}{shell}; "
-            f"{state}{kind}; {self.num_starts} starts)"
+            f"{state}{kind}; {self.num_starts} start{'s' * (self.num_starts != 1)})"
         )
 
 

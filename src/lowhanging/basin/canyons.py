@@ -92,7 +92,9 @@ class CanyonSet(Sequence[CanyonPoint]):
         name = "r" if self.metric == "euclidean" else "E"
         where = f"{name} = {', '.join(f'{level:.3g}' for level in self.levels)}"
         dim = "all" if self.space is None else f"{self.space.dim}"
-        found = f"{len(self.canyons)} canyons among {len(self)} points" if self.canyons else self._nothing()
+        count = len(self.canyons)
+        some = f"{count} canyon{'s' * (count > 1)} among {len(self)} point{'s' * (len(self) > 1)}"
+        found = some if self.canyons else self._nothing()
         lost = sum(self.num_lost.values())
         notes = (f"; {lost} starts lost" if lost else "") + ("" if self.is_complete else "; BUDGET SPENT, INCOMPLETE")
         cost = f"{self.num_gradients} gradients, {self.num_products} products, {self.seconds:.1f} s"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lowhanging.anchored import AnchoredObjective
 from lowhanging.batch_parts import logits_of
 from lowhanging.batches import Batches
-from lowhanging.errors import check_choice, check_finite, check_names, explain
+from lowhanging.errors import a_type, check_choice, check_finite, check_names, explain
 from lowhanging.results import load_result, save_result
 
 NEITHER = "neither"
@@ -212,14 +212,14 @@ def _with_model(objective: Any) -> ModelObjective:
         inner = inner.unanchored
     if not all(hasattr(inner, name) for name in ("theta0", "num_params", "model_at")):
         remedy = "Make one: lh.Objective(model, data)."
-        raise TypeError(explain("objective", f"is a {type(inner).__name__}", "an objective of a model", remedy))
+        raise TypeError(explain("objective", f"is {a_type(inner)}", "an objective of a model", remedy))
     return cast(ModelObjective, objective)
 
 
 def _checked_inputs(inputs: Any) -> Tensor:
     if not isinstance(inputs, Tensor | np.ndarray):
         remedy = "Pass one tensor, such as views.conflict.inputs."
-        raise TypeError(explain("inputs", f"is a {type(inputs).__name__}", "a tensor of shape (n, ...)", remedy))
+        raise TypeError(explain("inputs", f"is {a_type(inputs)}", "a tensor of shape (n, ...)", remedy))
     tensor = inputs if isinstance(inputs, Tensor) else torch.from_numpy(np.array(inputs))
     if not tensor.ndim or len(tensor) < 2:
         received, expected = f"has shape {tuple(tensor.shape)}", "(n, ...) with n of at least 2"
@@ -232,7 +232,7 @@ def _checked_labels(targets: Any, num: int) -> Tensor:
     """The labels of all cues, (n, cues) int64, if they are different on every example."""
     remedy = 'Pass {"number": (n,) labels, "pattern": (n,) labels}, such as views.conflict.answers.'
     if not isinstance(targets, Mapping):
-        raise TypeError(explain("targets", f"is a {type(targets).__name__}", "a mapping cue -> labels", remedy))
+        raise TypeError(explain("targets", f"is {a_type(targets)}", "a mapping cue -> labels", remedy))
     names = check_names("targets", targets, remedy=remedy)
     if len(names) < 2 or NEITHER in names:
         expected = f"at least two cues, none of them called {NEITHER!r}"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowhanging.basin.lanczos import ASYMMETRY, not_symmetric
 from lowhanging.basin.symmetric_operator import SymmetricOperator
-from lowhanging.errors import explain
+from lowhanging.errors import a_type, explain
 
 WORTH_A_BLOCK = 16  # rows: for fewer, finding out how a block is multiplied costs more than the block
 
@@ -26,7 +26,7 @@ class CountedMap:
     def __init__(self, operator: Any):
         shape = tuple(getattr(operator, "shape", ()))
         if not hasattr(operator, "__matmul__") or len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
-            received = f"is a {type(operator).__name__}" + (f" of shape {shape}" if shape else "")
+            received = f"is {a_type(operator)}" + (f" of shape {shape}" if shape else "")
             remedy = "Pass lh.hessian(objective), a matrix or a SciPy LinearOperator; for a model use top_hessian_eigs."
             raise ValueError(explain("H", received, "a symmetric map with H @ v and the shape (p, p)", remedy))
         kind: Any = getattr(operator, "dtype", torch.float64)

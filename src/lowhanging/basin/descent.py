@@ -93,7 +93,7 @@ class Descent:
                 self.failure = (
                     f"stopped at |gradient| {float(self.gradient.norm()):.2g} > gtol {self.gtol:g} after "
                     f"{self.num_gradients} gradients and {self.num_products} products.\n"
-                    "Raise max_gradients= or max_products=."
+                    "Raise max_gradients= or max_products=; where the loss has no minimum nearby, raise anchor=."
                 )
                 return
             step = self._newton_step()
@@ -115,7 +115,10 @@ class Descent:
             return "the curvature along the Newton step is negative.\nRaise anchor=, or train longer."
         kind = str(self.start.dtype).removeprefix("torch.")
         other = "" if self.start.dtype == torch.float64 else ", or float64 (model.double())"
-        return f"Newton steps no longer reduce it.\nThis is the floor of {kind} here; use gtol={2 * norm:.1g}{other}."
+        return (
+            f"Newton steps no longer reduce it.\nThis is the floor of {kind} here; use gtol={2 * norm:.1g}{other}. "
+            "With kinks (ReLU, max pooling) there is no smooth minimum to reach: use SiLU or GELU."
+        )
 
     def check_drift(self) -> None:
         """Refuse a point that is too far away, however it was reached."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from lowhanging.basin.density import KnownValues, SpectralDensity
 from lowhanging.basin.eigenpairs import Eigenpairs
 from lowhanging.basin.probes import Estimate
-from lowhanging.errors import check_finite, explain
+from lowhanging.errors import a_type, check_finite, explain
 from lowhanging.results import load_result, save_result
 
 
@@ -162,7 +162,7 @@ def _read(source: Any) -> tuple[KnownValues | SpectralDensity, int, float]:
     remedy = "Pass what top_eigs or spectral_density returned, or all eigenvalues as a tensor (p,)."
     if not isinstance(source, Tensor | np.ndarray):
         expected = "Eigenpairs, a SpectralDensity or a tensor of eigenvalues"
-        raise TypeError(explain("source", f"is a {type(source).__name__}", expected, remedy))
+        raise TypeError(explain("source", f"is {a_type(source)}", expected, remedy))
     values = torch.as_tensor(np.array(source) if isinstance(source, np.ndarray) else source.detach().cpu())
     if values.ndim != 1 or len(values) < 1 or values.is_complex():
         raise ValueError(explain("source", f"has shape {tuple(values.shape)}", "(p,) eigenvalues", remedy))

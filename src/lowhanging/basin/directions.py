@@ -274,7 +274,7 @@ def size_of(vector: Any) -> int:
     return vector.numel() if isinstance(vector, Tensor) else vector.size if isinstance(vector, np.ndarray) else 0
 
 
-def vectors(argument: str, rows: Any, *, remedy: str) -> list[Any]:
+def vectors(argument: str, rows: Any, *, remedy: str, expected: str = "at least one vector (p,)") -> list[Any]:
     """Rows of a tensor or an array (n, p), or the vectors of any iterable, as a list; each is still to be checked."""
     is_matrix = isinstance(rows, Tensor | np.ndarray) and rows.ndim == 2
     is_list = isinstance(rows, Iterable) and not isinstance(rows, str | Mapping | Tensor | np.ndarray)
@@ -286,7 +286,7 @@ def vectors(argument: str, rows: Any, *, remedy: str) -> list[Any]:
         has_shape = isinstance(rows, Tensor | np.ndarray)
         kind = f"a tensor of shape {tuple(rows.shape)}" if has_shape else f"a {type(rows).__name__}"
         received = f"is {kind}" + " of length 0" * (is_list and not found)
-        raise TypeError(explain(argument, received, "at least one vector (p,)", remedy))
+        raise TypeError(explain(argument, received, expected, remedy))
     return found
 
 

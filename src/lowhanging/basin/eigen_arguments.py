@@ -10,7 +10,7 @@ from torch import Tensor
 from lowhanging.basin.counted_map import CountedMap
 from lowhanging.basin.eigensearch import least_rows
 from lowhanging.basin.symmetric_operator import SymmetricOperator
-from lowhanging.errors import check_count, check_finite, check_real, explain
+from lowhanging.errors import a_type, check_count, check_finite, check_real, explain
 
 
 def product_limit(operator: CountedMap, k: int, given: int | None, memory: float) -> int:
@@ -41,7 +41,7 @@ def known_rows(warm_start: Any, operator: CountedMap) -> Tensor:
     expected = f"Eigenpairs, a Subspace or rows of shape (j, {operator.size})"
     remedy = "Pass the pairs of the last checkpoint of the same parameters."
     if not isinstance(rows, Tensor) or not rows.is_floating_point():
-        raise TypeError(explain("warm_start", f"is a {type(warm_start).__name__}", expected, remedy))
+        raise TypeError(explain("warm_start", f"is {a_type(warm_start)}", expected, remedy))
     if rows.ndim != 2 or rows.shape[1] != operator.size or not 1 <= len(rows) <= operator.size:
         raise ValueError(explain("warm_start", f"has vectors of shape {tuple(rows.shape)}", expected, remedy))
     check_finite("warm_start", rows.detach(), remedy=remedy)

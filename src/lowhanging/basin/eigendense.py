@@ -7,8 +7,9 @@ import torch
 from tqdm.auto import tqdm
 
 from lowhanging.basin.eigenbounds import error_bounds, explain_floor, in_clusters
-from lowhanging.basin.eigensearch import Outcome, by_end, other_end
+from lowhanging.basin.eigensearch import Outcome
 from lowhanging.basin.lanczos import ASYMMETRY, SymmetricMap, not_symmetric, wanted_first
+from lowhanging.basin.ritz_pairs import by_end, other_end
 from lowhanging.errors import check_count, explain
 from lowhanging.ranks import is_silent
 

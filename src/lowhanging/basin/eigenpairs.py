@@ -25,7 +25,7 @@ from lowhanging.basin.eigensearch import search
 from lowhanging.basin.operators import LossMatrix, hessian
 from lowhanging.basin.search_file import SearchFile
 from lowhanging.basin.subspace import Subspace
-from lowhanging.errors import NotConvergedError, check_choice, check_count, check_real, explain
+from lowhanging.errors import NotConvergedError, a_type, check_choice, check_count, check_real, explain
 from lowhanging.loss import Loss
 from lowhanging.objective import Objective
 from lowhanging.parameters import Parameters
@@ -311,7 +311,7 @@ def top_hessian_eigs(
         return top_eigs(hessian(objective, parameters=parameters), k, **options)
     if not hasattr(model, "hvp") or not hasattr(model, "theta0"):
         remedy = "For a matrix or another symmetric map use top_eigs(H)."
-        raise TypeError(explain("model", f"is a {type(model).__name__}", "an nn.Module or an objective", remedy))
+        raise TypeError(explain("model", f"is {a_type(model)}", "an nn.Module or an objective", remedy))
     given = {"data": data, "loss_fn": loss_fn, "batch_loss": batch_loss, "device": device}
     given |= {"micro_batch": micro_batch, "distributed": distributed}
     given |= {"mode": None if mode == "eval" else mode, "cache": None if cache else cache}

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from lowhanging.basin.eigenbounds import error_bounds, explain_floor, in_clusters
 from lowhanging.basin.lanczos import Array, KrylovSpace, Ritz, SymmetricMap, outward
+from lowhanging.basin.ritz_pairs import by_end, fresh_checks, other_end, reaching, residuals_of, ritz_vectors
 from lowhanging.basin.search_file import SearchFile
 from lowhanging.errors import explain
 from lowhanging.ranks import is_silent
@@ -52,11 +53,6 @@ class Outcome:
 def least_rows(k: int, num_known: int) -> int:
     """Rows without which a restarted search gets nowhere: the pairs, room to grow, and what known vectors open."""
     return k + max(k // 2, 10) + 2 + 2 * num_known
-
-
-def by_end(k: int, which: str) -> list[int]:
-    """The first k of `wanted_first` as they are reported: BE from the largest inwards, then from the smallest."""
-    return [*range(0, k, 2), *range(1, k, 2)] if which == "BE" else list(range(k))
 
 
 def search(
@@ -153,11 +149,11 @@ class _Search:
                 continue
             # Follow a pair outside the k whose error bar reaches into them. Two bars: on dense spectra of double
             # eigenvalues one bar missed a copy in up to a third of the runs, 1.5 in some, 2 in none of a thousand.
-            reaches = _reaching(ritz, k, self.which, goal)[: self.num_kept - k]
+            reaches = reaching(ritz, k, self.which, goal)[: self.num_kept - k]
             if reaches.any():
                 failure = self.grow(stride, ritz.couplings[:, k + np.argmax(reaches)], is_probe=True)
                 continue
-            residuals = space.residuals(ritz, range(k))
+            residuals = residuals_of(space, ritz, range(k))
             worst = int(np.argmax(residuals))
             if residuals[worst] > goal - self.noise:
                 is_rounding = estimates[worst] < residuals[worst] / 2  # then more steps do not help
@@ -271,7 +267,7 @@ class _Search:
         pairs = pairs[: max(0, min(self.num_checks, self.left))]
         checked = residuals.copy()
         if pairs:
-            fresh, noise = self.space.fresh_checks(ritz, pairs)
+            fresh, noise = fresh_checks(self.space, ritz, pairs)
             self.noise = max(self.noise, float(noise.max()))
             if self.space.products is None:
                 checked[pairs] = fresh
@@ -283,20 +279,20 @@ class _Search:
         space, ritz = self.space, self.space.ritz(self.which)
         residuals = self.checked
         if residuals is None:
-            residuals = self.check(ritz, space.residuals(ritz, range(self.k)))
+            residuals = self.check(ritz, residuals_of(space, ritz, range(self.k)))
         is_converged = residuals + self.noise <= tol * ritz.scale
         other, first = other_end(ritz.values), by_end(self.k, self.which)
         rounding = float(torch.finfo(self.operator.dtype).eps)
         bars = (ritz.values[: self.k], residuals, self.noise, ritz.values, ritz.estimates, rounding)
         return Outcome(
             values=ritz.values[first],
-            vectors=space.vectors(ritz.weights[:, first]),
+            vectors=ritz_vectors(space, ritz.weights[:, first]),
             residuals=residuals[first],
             bounds=error_bounds(*bars)[first],
             is_converged=is_converged[first],
             is_clustered=in_clusters(*bars)[first],
             other_end=float(ritz.values[other]),
-            other_end_residual=float(space.residuals(ritz, [other])[0]),
+            other_end_residual=float(residuals_of(space, ritz, [other])[0]),
             scale=ritz.scale,
             noise=self.noise,
             num_steps=space.num_steps - self.num_probe_steps,
@@ -331,17 +327,3 @@ class _Search:
 def _shared(couplings: Array) -> Array:
     """The open direction (b,) that most of these pairs' residuals (b, n) have in common."""
     return np.asarray(np.linalg.svd(couplings, full_matrices=False)[0][:, 0])
-
-
-def _reaching(ritz: Ritz, k: int, which: str, goal: float) -> NDArray[np.bool_]:
-    """Which of the pairs after the k have an error bar, twice the residual, that reaches into the k."""
-    values, bars = ritz.values[k:], 2 * ritz.estimates[k:]
-    if which != "BE":
-        return np.asarray(outward(values, which) + bars > outward(ritz.values[[k - 1]], which) + goal)
-    above = values + bars > ritz.values[0:k:2][-1] + goal
-    return np.asarray(above if k < 2 else above | (values - bars < ritz.values[1:k:2][-1] - goal))
-
-
-def other_end(values: Array) -> int:
-    """Which of the values, the first being wanted first, is the other end of the spectrum: the farthest from it."""
-    return int(np.argmax(np.abs(values - values[0])))

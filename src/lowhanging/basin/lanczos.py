@@ -88,7 +88,7 @@ class Ritz:
     @property
     def estimates(self) -> Array:
         """(m,) residual norms by the relation: what costs nothing, but knows no rounding."""
-        return _column_norms(self.couplings)
+        return column_norms(self.couplings)
 
 
 class KrylovSpace:
@@ -238,7 +238,7 @@ class KrylovSpace:
         """Shrink the basis to the numbered Ritz vectors, with their products; the open rows stay. See the top."""
         m, r, b = self.size, len(kept), self.num_open
         mix = torch.as_tensor(ritz.weights[:, list(kept)].T.copy(), device=self.rows.device)  # (r, m)
-        for columns in self._slabs():
+        for columns in self.slabs():
             opened = self.rows[m : m + b, columns].clone()
             self.rows[:r, columns] = (mix @ self.rows[:m, columns].double()).to(self.rows.dtype)
             self.rows[r : r + b, columns] = opened
@@ -268,69 +268,7 @@ class KrylovSpace:
         couplings = self.coefficients[self.size : self.size + self.num_open, : self.size]
         return Ritz(values[order], weights[:, order], couplings @ weights[:, order], float(np.abs(values).max()))
 
-    def _lengths(self, weights: Array) -> Array:
-        """(k,) norms of Q^T weights, which are 1 to the rounding of the rows."""
-        mix = torch.as_tensor(weights.T.copy(), device=self.rows.device)
-        squares = torch.zeros(len(mix), dtype=torch.float64, device=self.rows.device)
-        for columns in self._slabs():
-            squares += (mix @ self.rows[: self.size, columns].double()).square().sum(dim=1)
-        return np.asarray(squares.sqrt().cpu().numpy())
-
-    def vectors(self, weights: Array) -> Tensor:
-        """Q^T weights as (k, p) unit rows in the map's dtype, accumulated in float64; weights (m, k)."""
-        mixed = self.rows.new_empty((weights.shape[1], self.operator.size))
-        mix = torch.as_tensor(weights.T.copy(), device=self.rows.device)
-        for columns in self._slabs():
-            mixed[:, columns] = (mix @ self.rows[: self.size, columns].double()).to(mixed.dtype)
-        mixed /= torch.linalg.vector_norm(mixed, dim=1, keepdim=True, dtype=torch.float64).to(mixed.dtype)
-        return mixed
-
-    def residuals(self, ritz: Ritz, pairs: Sequence[int]) -> Array:
-        """|(HQ)^T s - theta Q^T s| of the numbered pairs, in float64; by the relation where products were not kept."""
-        weights, values = ritz.weights[:, list(pairs)], ritz.values[list(pairs)]
-        if self.products is None:
-            images = self.coefficients[: self.size + self.num_open, : self.size] @ weights
-            images[: self.size] -= weights * values
-            return _column_norms(images)
-        mix = torch.as_tensor(weights.T.copy(), device=self.rows.device)  # (k, m)
-        shift = torch.as_tensor((weights * values).T.copy(), device=self.rows.device)  # (k, m)
-        total = torch.zeros(len(values), dtype=torch.float64, device=self.rows.device)
-        for columns in self._slabs():
-            products, rows = self.products[: self.size, columns], self.rows[: self.size, columns]
-            total += (mix @ products.double() - shift @ rows.double()).square().sum(dim=1)
-        return np.asarray(total.sqrt().cpu().numpy())
-
-    def fresh_checks(self, ritz: Ritz, pairs: Sequence[int]) -> tuple[Array, Array]:
-        """Residuals of pairs by new products, and how far these lie from V^T K s: the map's noise; (len(pairs),)."""
-        weights = ritz.weights[:, list(pairs)]
-        vectors = self.vectors(weights)
-        images = self.operator.products_of(vectors)
-        expected = self.coefficients[: self.size + self.num_open, : self.size] @ weights  # (m + b, n)
-        expected /= self._lengths(weights)  # `vectors` are unit, and rows are orthonormal to rounding only
-        mix = torch.as_tensor(expected.T.copy(), device=self.rows.device)
-        values = torch.as_tensor(ritz.values[list(pairs)].copy(), device=self.rows.device)
-        squares = torch.zeros((2, len(pairs)), dtype=torch.float64, device=self.rows.device)
-        for columns in self._slabs():
-            image = images[:, columns].double()
-            squares[0] += (image - values[:, None] * vectors[:, columns].double()).square().sum(dim=1)
-            squares[1] += (image - mix @ self.rows[: mix.shape[1], columns].double()).square().sum(dim=1)
-        residuals, noise = squares.sqrt().cpu().numpy()
-        return residuals, noise
-
-    def is_of_this_map(self, noise: float) -> bool:
-        """Whether a new product with the last row of the basis is what K says of it, to rounding or the map's noise."""
-        image = self.operator.product(self.rows[self.size - 1]).double()
-        column = torch.as_tensor(self.coefficients[: self.size + self.num_open, self.size - 1], device=image.device)
-        error = image.clone()
-        for columns in self._slabs():
-            error[columns] -= column @ self.rows[: len(column), columns].double()
-        rounding = 100 * torch.finfo(self.rows.dtype).eps * self.largest_image
-        if float(error.norm()) <= rounding + 3 * noise:
-            return True
-        again = self.operator.product(self.rows[self.size - 1]).double()
-        return float(error.norm()) <= rounding + 3 * float((again - image).norm())
-
-    def _slabs(self) -> Iterator[slice]:
+    def slabs(self) -> Iterator[slice]:
         """Column ranges whose float64 copy of all rows stays near 64 MB."""
         width = max(1, 2**23 // max(1, self.size + self.num_open))
         return (slice(start, start + width) for start in range(0, self.operator.size, width))
@@ -353,5 +291,5 @@ def _enlarged(rows: Tensor, capacity: int) -> Tensor:
     return larger
 
 
-def _column_norms(matrix: Array) -> Array:
+def column_norms(matrix: Array) -> Array:
     return np.asarray(np.linalg.norm(matrix, axis=0), dtype=np.float64)

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from lowhanging.basin.conflict import AnswerShift, ConflictControl
-from lowhanging.errors import check_real, explain
+from lowhanging.errors import a_type, check_real, explain
 from lowhanging.results import load_result, save_result
 
 MIN_ASYMMETRY_CHANGE = 1.0  # nats: the ratio of the two losses has changed by more than a factor e
@@ -99,7 +99,7 @@ def name_circuit(
     """
     if not isinstance(control, ConflictControl):
         remedy = "Make one: lh.ConflictControl(objective, views.conflict.inputs, views.conflict.answers)."
-        raise TypeError(explain("control", f"is a {type(control).__name__}", "a ConflictControl", remedy))
+        raise TypeError(explain("control", f"is {a_type(control)}", "a ConflictControl", remedy))
     a, b = _checked_cues(control, cues)
     asymmetry, basin_asymmetry = (
         _asymmetry(argument, given, a, b) for argument, given in (("losses", losses), ("basin_losses", basin_losses))
@@ -132,7 +132,7 @@ def _asymmetry(argument: str, losses: Any, a: str, b: str) -> float:
     """log(L_a / L_b) of a mapping cue -> loss."""
     remedy = f'Pass {{"{a}": ..., "{b}": ...}}, the losses on single cues.'
     if not isinstance(losses, Mapping):
-        raise TypeError(explain(argument, f"is a {type(losses).__name__}", "a mapping cue -> loss", remedy))
+        raise TypeError(explain(argument, f"is {a_type(losses)}", "a mapping cue -> loss", remedy))
     logs = []
     for cue in (a, b):
         if cue not in losses:

@@ -19,7 +19,7 @@ from torch import Tensor
 from lowhanging.basin.symmetric_operator import SymmetricOperator
 from lowhanging.blocks import BLOCKS, Block
 from lowhanging.curvature import Kind
-from lowhanging.errors import check_choice, explain
+from lowhanging.errors import a_type, check_choice, explain
 from lowhanging.loss import Loss, check_loss
 from lowhanging.objective import Objective
 from lowhanging.parameters import Parameters
@@ -68,7 +68,7 @@ class LossMatrix(SymmetricOperator):
         """A vector (q,), or rows (k, q), of these parameters in the space of theta: (p,) or (k, p), zero elsewhere."""
         size = self.shape[0]
         if not isinstance(v, Tensor) or v.ndim not in (1, 2) or v.shape[-1] != size:
-            received = f"has shape {tuple(v.shape)}" if isinstance(v, Tensor) else f"is a {type(v).__name__}"
+            received = f"has shape {tuple(v.shape)}" if isinstance(v, Tensor) else f"is {a_type(v)}"
             remedy = "Vectors are rows here: H.embed(pairs.vectors)"
             raise ValueError(explain("v", received, f"({size},) or (k, {size})", remedy))
         if self._positions is None:
@@ -176,7 +176,7 @@ def _matrix(
     check_choice("block", block, BLOCKS)
     if kind is GaussNewton and not hasattr(loss, "curvature"):
         remedy = "Use hessian(), or an Objective of a model, its data and a loss_fn."
-        raise TypeError(explain("loss", f"is a {type(loss).__name__}", "the loss of a model's outputs", remedy))
+        raise TypeError(explain("loss", f"is {a_type(loss)}", "the loss of a model's outputs", remedy))
     point = loss.theta0 if theta is None else loss.at(theta).theta0
     if parameters is None:
         return kind(loss, point, block=block)

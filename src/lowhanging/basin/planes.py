@@ -273,10 +273,10 @@ def _two(directions: Any) -> list[tuple[str, Any]]:
         directions = directions.basis
     if isinstance(directions, str):
         return [("directions", directions)] * 2
-    remedy = "Pass (u, v), a tensor (2, p), a Plane, or the name of a random kind such as 'filter'."
-    found = vectors("directions", directions, remedy=remedy)
+    remedy = "Pass (u, v), a tensor (2, p) such as pairs.vectors[:2], a Plane, or the name of a random kind: 'filter'."
+    found = vectors("directions", directions, remedy=remedy, expected="two directions, each (p,)")
     if len(found) != 2:
-        raise ValueError(explain("directions", f"are {len(found)}", "two directions", remedy))
+        raise ValueError(explain("directions", f"are {len(found)}", "two directions, each (p,)", remedy))
     return [(f"directions[{i}]", direction) for i, direction in enumerate(found)]
 
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from lowhanging.basin.lanczos import KrylovSpace
+from lowhanging.basin.ritz_pairs import is_of_this_map
 from lowhanging.resume_file import ResumeFile
 
 STRIDE = 4  # products between two writes, at least
@@ -48,7 +49,7 @@ class SearchFile:
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
             raise self._file.damaged() from error
         numbers |= {name: arrays[name] for name in ("probed",) if name in arrays}
-        if space.size and not space.is_of_this_map(float(numbers["noise"])):
+        if space.size and not is_of_this_map(space, float(numbers["noise"])):
             self._file.refuse(["H"])
         return numbers
 

@@ -22,7 +22,7 @@ from lowhanging.basin.conflict import ConflictControl, shares_text
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.basin.subspace import Subspace
-from lowhanging.errors import check_count, check_real, check_vector, explain
+from lowhanging.errors import a_type, check_count, check_real, check_vector, explain
 from lowhanging.loss import Loss, common_center
 from lowhanging.results import load_result, save_result
 
@@ -265,7 +265,7 @@ def _checked_step(conflict: Any, step: Any, center: Tensor) -> float | None:
             raise ValueError(explain("step", received, expected, remedy))
         return None
     if not isinstance(conflict, ConflictControl):
-        raise TypeError(explain("conflict", f"is a {type(conflict).__name__}", "a ConflictControl", remedy))
+        raise TypeError(explain("conflict", f"is {a_type(conflict)}", "a ConflictControl", remedy))
     if conflict.num_params != center.numel():
         received = f"is of a model with {conflict.num_params} parameters"
         remedy = "Make it with one of the losses."

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.errors import check_finite, check_real, explain
+from lowhanging.errors import a_type, check_finite, check_real, explain
 
 _ASYMMETRY = 1e3  # machine epsilons of its largest entry by which a dense matrix may differ from its transpose
 
@@ -52,7 +52,7 @@ class SymmetricOperator(ABC):
     def __matmul__(self, v: Tensor) -> Tensor:
         """Times v (p,), one product; or times the columns of v (p, b), b products."""
         if not isinstance(v, Tensor) or v.ndim not in (1, 2) or v.shape[0] != self.shape[1]:
-            received = f"has shape {tuple(v.shape)}" if isinstance(v, Tensor) else f"is a {type(v).__name__}"
+            received = f"has shape {tuple(v.shape)}" if isinstance(v, Tensor) else f"is {a_type(v)}"
             expected = f"({self.shape[1]},) or ({self.shape[1]}, b)"
             raise ValueError(explain("v", received, expected, "Vectors are columns here: H @ subspace.basis.T"))
         if not v.is_floating_point():
@@ -161,7 +161,7 @@ def _number(factor: Any) -> float:
         factor = factor.item()
     remedy = "Operators are multiplied by numbers, and with vectors by @."
     if not isinstance(factor, numbers.Real):
-        received = f"is a {type(factor).__name__}"
+        received = f"is {a_type(factor)}"
         raise TypeError(explain("factor", received, "a finite number", remedy))
     return check_real("factor", float(factor), remedy=remedy)
 

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from lowhanging.circuits.fourier import circle_score, key_frequencies
 from lowhanging.circuits.progress import CHUNK, checked_logits, frequency_projector, read_pairs
-from lowhanging.errors import check_count, explain
+from lowhanging.errors import a_type, check_count, explain
 from lowhanging.models import ModularMLP, ModularTransformer
 from lowhanging.objective import Objective
 from lowhanging.private_copy import private_copy
@@ -225,7 +225,7 @@ def ablate_blocks(model: nn.Module, inputs: Tensor, blocks: tuple[int, ...]) -> 
         TypeError, ValueError: a model without blocks, a block that it doesn't have.
     """
     if not isinstance(model, ModularMLP) or not model.is_blocked:
-        received = f"is a {type(model).__name__} without blocks"
+        received = f"is {a_type(model)} without blocks"
         raise TypeError(explain("model", received, "a ModularMLP in blocks", "Pass ablation=ablate_frequencies."))
     table = model.embedding
     outputs = model.block_outputs(table[inputs[:, 0]] + table[inputs[:, 1]])  # (n, blocks, 2)
@@ -263,11 +263,11 @@ def ablate_frequencies(
     except AttributeError as error:
         expected = f"a module with a modulus .p and a parameter .{embedding}"
         remedy = "Pass ablation=, a function (model, inputs, ablated) -> logits."
-        raise TypeError(explain("model", f"is a {type(model).__name__}", expected, remedy)) from error
+        raise TypeError(explain("model", f"is {a_type(model)}", expected, remedy)) from error
     is_table = isinstance(table, Tensor) and table.ndim == 2 and table.is_floating_point() and p >= 3
     if not is_table or len(table) < p:
         names = [name for name, weight in model.named_parameters() if weight.ndim == 2 and len(weight) >= max(p, 3)]
-        received = f"is a {type(model).__name__} with p = {p} and .{embedding} a {type(table).__name__}"
+        received = f"is {a_type(model)} with p = {p} and .{embedding} a {type(table).__name__}"
         remedy = f"Name one with functools.partial(ablate_frequencies, embedding=...): {names}."
         raise TypeError(explain("model", received, "a modulus p and an embedding (>= p, d)", remedy))
     numbers, rest = table[:p], table[p:]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.errors import check_count, check_finite, check_real, explain
+from lowhanging.errors import a_type, check_count, check_finite, check_real, explain
 from lowhanging.results import load_result, save_result
 
 
@@ -164,7 +164,7 @@ def check_births(found: Any) -> Births:
     """`found` as Births, or an error."""
     if not isinstance(found, Births):
         remedy = "Make them with births(scores, steps)."
-        raise TypeError(explain("births", f"is a {type(found).__name__}", "a Births", remedy))
+        raise TypeError(explain("births", f"is {a_type(found)}", "a Births", remedy))
     return found
 
 
@@ -199,7 +199,7 @@ def _numbers(argument: str, value: Any, ndim: int, shape: str, *, remedy: str) -
         stacked = torch.stack(list(value)) if is_list_of_tensors else value
         tensor = torch.as_tensor(stacked if isinstance(stacked, Tensor) else np.array(stacked)).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        received = f"is a {type(value).__name__} that is no array"
+        received = f"is {a_type(value)} that is no array"
         raise TypeError(explain(argument, received, f"numbers of shape {shape}", remedy)) from error
     if tensor.is_complex():
         raise TypeError(explain(argument, f"has dtype {tensor.dtype}", "real numbers", remedy))

@@ -3,8 +3,9 @@
 A run that ends before the rule is learned is censored: its time is infinite, which keeps its rank, and it is never
 dropped. So medians, ratios of medians and counts are asked for, no means; a comparison of two runs of which neither
 learned is no win of either, and where the faster rule's median is infinite its ratio counts as 0: whatever is not
-known speaks against the claim that the other one is slower. Times are the steps of the logs themselves, as those of
-births are.
+known speaks against the claim that the other one is slower. Whether the ratio grows is another question, for which an
+infinite ratio at the last size would speak *for* what nobody saw: there a censored time counts as its budget, so that
+the growth is a lower bound. Times are the steps of the logs themselves, as those of births are.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ class TimesRatio:
     num_later: Tensor  # (k,) int64, seeds that learned the slow rule later than the fast one, or never
     num_seeds: int
     p_value: Tensor  # (k,) of the one-sided sign test; a seed that learned neither, or both at one log, counts against
-    growth: float  # ratio at the last size over ratio at the first
-    growth_interval: Tensor  # (2,)
+    growth: float  # ratio at the last size over ratio at the first; a lower bound, see `LearningTimes.ratio`
+    growth_interval: Tensor  # (2,) of the same bound
+    is_growth_bound: bool  # at the last size the slow rule's median is its budget: the growth is at least this large
 
     def __repr__(self) -> str:
         rows = ", ".join(
@@ -83,6 +85,12 @@ class LearningTimes:
     def ratio(self, slow: str, fast: str, *, num_draws: int = 4000, seed: int = 0) -> TimesRatio:
         """Is one rule learned later than another, and by what factor?
 
+        The growth of the factor is never overestimated by what was not seen. A seed that had not learned the slow rule
+        at the last size counts with its budget there, less than the time it would have taken. Where the factor of the
+        *first* size is not known, because the median of either rule is infinite, and where the fast rule's is at the
+        last size, the growth counts as 0, the least that it can be. So the error has one direction: a growth above 1 is
+        one, a growth at or below 1 may only have been cut off by the budget.
+
         Args:
             slow: name of the rule whose time is the numerator.
             fast: name of the other.
@@ -100,7 +108,9 @@ class LearningTimes:
         drawn = torch.from_numpy(np.random.default_rng(seed).integers(num, size=(num_draws, num)))
         sampled = _ratio_of_medians(above[:, drawn], below[:, drawn])  # (k, draws, seeds) each -> (k, draws)
         ratio = _ratio_of_medians(above, below)
-        growth = _over(sampled[-1], sampled[0])
+        budget = self.budgets[slow][-1].double()
+        known = torch.where(torch.isinf(above[-1]), budget, above[-1])  # (seeds,)
+        growth = _growth(_ratio_of_medians(known[drawn], below[-1][drawn]), sampled[0])
         later = (above > below).sum(1)
         p_values = [binomtest(count, num, 0.5, alternative="greater").pvalue for count in later.tolist()]
         return TimesRatio(
@@ -109,8 +119,9 @@ class LearningTimes:
             num_later=later,
             num_seeds=num,
             p_value=torch.tensor(p_values, dtype=torch.float64),
-            growth=float(_over(ratio[-1:], ratio[:1])),
+            growth=float(_growth(_ratio_of_medians(known, below[-1])[None], ratio[:1])),
             growth_interval=_quantiles(growth),
+            is_growth_bound=bool(torch.isinf(self.median(slow)[-1])),
         )
 
     def save(self, path: str | Path) -> Path:
@@ -193,6 +204,12 @@ def _over(above: Tensor, below: Tensor) -> Tensor:
     """Quotient; 0 where the denominator is infinite, inf where it is 0."""
     quotient = above / below
     return torch.where(torch.isinf(below), torch.zeros_like(quotient), quotient.nan_to_num(nan=0.0, posinf=torch.inf))
+
+
+def _growth(last: Tensor, first: Tensor) -> Tensor:
+    """Quotient of ratios; 0 where the first one is not known."""
+    is_known = torch.isfinite(first) & (first > 0)
+    return torch.where(is_known, last / first, torch.zeros_like(last))
 
 
 def _quantiles(samples: Tensor) -> Tensor:

@@ -4,11 +4,15 @@ Fitted on one half of the examples and judged on the other: mixed_ic = alpha_c +
 one slope per cue for all classes and an intercept per class, each example's mean over classes taken off (softmax does
 not see it). Two cues with the same label resemble each other for no better reason than the label, so that much of the
 variance would be explained by any two examples of that label. So the fit is repeated *within labels*, with an intercept
-per class and label, and held against cues of other examples of the same label.
+per class and label, and held against cues of other examples of the same label. Most of a share may be explained by one
+cue alone: that both are combined is shown by what each adds to the other (`unique`), not by the share of both.
+
+Whether logits are added or probabilities averaged is asked in nats, with equal freedom: see `combined_answers.py`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.errors import check_count, check_finite, explain
+from lowhanging.circuits.combined_answers import divergences
+from lowhanging.errors import a_type, check_count, check_finite, explain
 from lowhanging.results import load_result, save_result
+
+RESERVED = {"both", "logits", "probabilities"}  # keys of results, which no cue may have as its name
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,9 +44,15 @@ class LogitSum:
         slopes: cue -> beta of the fit with both, within labels.
         same_label, other_label: share of "both" after the cues were dealt out anew among examples of one label, or of
             all labels; `same_label_within` within labels.
-        divergence: KL divergence (nats) from the softmax of the mixed logits to that of the fitted sum, and to the best
-            average of the two cues' probabilities: "logits" and "probabilities".
-        divergence_gain: "probabilities" minus "logits", and its 95 % interval.
+        divergence: mean KL divergence (nats) from the softmax of the mixed logits to that of a fitted sum ("logits"),
+            to a fitted average of the two cues' probabilities ("probabilities"), and to each cue alone. All are fitted
+            by this divergence with a slope per cue and a bias per class, the average with a weight too, on one half of
+            the examples and judged on the other, both ways.
+        num_free: free parameters of each of these, in the same keys.
+        divergence_gain: "probabilities" minus "logits", and its 95 % interval, bootstrap over all examples; as the
+            other intervals, it holds for these fits and leaves out how they would differ on other examples.
+        plain_divergence, plain_gain: the same with nothing fitted: slopes 1, no biases, equal weights.
+        cross_entropy: with the labels, in nats: "mixed", and of the plain "logits" and "probabilities".
         predicted: the fitted sum of the held-out examples, beside
         observed: their mixed logits, both without the mean over classes.
         labels: of the held-out examples.
@@ -56,7 +69,11 @@ class LogitSum:
     same_label_within: float
     other_label: float
     divergence: dict[str, float]
+    num_free: dict[str, int]
     divergence_gain: Tensor  # (3,) mean, low, high
+    plain_divergence: dict[str, float]
+    plain_gain: Tensor  # (3,) mean, low, high
+    cross_entropy: dict[str, float]
     predicted: Tensor  # (n, c) float64
     observed: Tensor  # (n, c) float64
     labels: Tensor  # (n,) int64
@@ -93,6 +110,7 @@ def logit_sum(
     Raises:
         ValueError, TypeError: shapes that differ, other than two cues, NaN, or a label with fewer than two examples
             in either half.
+        NotConvergedError: a fit that did not reach a stationary point.
     """
     names, tensors = _checked(mixed, cues, labels)
     num_draws = check_count("num_draws", num_draws, minimum=100, remedy="Pass a number of samples, such as 2000.")
@@ -115,8 +133,8 @@ def logit_sum(
               for name, other in (names, names[::-1])}  # fmt: skip
     same = [part[_dealt_out(labels, generator)] for part in parts]
     anyone = [part[torch.randperm(len(labels), generator=generator)] for part in parts]
-    divergences = _divergences(target, parts, overall["both"].predicted, fitted_on, judged_on)
-    gain = divergences["probabilities"] - divergences["logits"]  # (n,)
+    nats = divergences(target, parts, names, (fitted_on, judged_on))
+    redrawn = torch.from_numpy(rng.integers(len(target), size=(num_draws, len(target))))
     return LogitSum(
         shares={name: fit.share for name, fit in overall.items()},
         intervals={name: _ends(_share(fit.error[drawn], fit.baseline[drawn])) for name, fit in overall.items()},
@@ -128,8 +146,12 @@ def logit_sum(
         same_label=fits(False, same)["both"].share,
         same_label_within=fits(True, same)["both"].share,
         other_label=fits(False, anyone)["both"].share,
-        divergence={name: float(values.mean()) for name, values in divergences.items()},
-        divergence_gain=torch.cat([gain.mean()[None], _ends(gain[drawn].mean(1))]),
+        divergence={name: float(values.mean()) for name, values in nats.fitted.items()},
+        num_free=nats.num_free,
+        divergence_gain=_gain(nats.fitted, redrawn),
+        plain_divergence={name: float(values.mean()) for name, values in nats.plain.items()},
+        plain_gain=_gain(nats.plain, redrawn),
+        cross_entropy=_cross_entropies(target, parts, labels),
         predicted=overall["both"].predicted,
         observed=target[judged_on],
         labels=labels[judged_on].clone(),
@@ -165,27 +187,18 @@ def _fit(target: Tensor, parts: list[Tensor], groups: Tensor, fitted_on: Tensor,
     return _Fit(slopes, predicted, (rest - explained).square().sum(1), rest.square().sum(1))
 
 
-def _divergences(
-    target: Tensor, parts: list[Tensor], predicted: Tensor, fitted_on: Tensor, judged_on: Tensor
-) -> dict[str, Tensor]:
-    """KL divergence of each held-out example from the mixed answer to two predictions of it."""
-    truth = target.log_softmax(1)
-    first, second = (part.softmax(1) for part in parts)
-    weights = torch.linspace(0, 1, 101, dtype=target.dtype)
-
-    def averaged(weight: Tensor, rows: Tensor) -> Tensor:
-        return _divergence(truth[rows], (weight * first[rows] + (1 - weight) * second[rows]).clamp_min(1e-300).log())
-
-    best = weights[torch.stack([averaged(weight, fitted_on).mean() for weight in weights]).argmin()]
-    return {
-        "logits": _divergence(truth[judged_on], predicted.log_softmax(1)),
-        "probabilities": averaged(best, judged_on),
-    }
+def _gain(nats: Mapping[str, Tensor], drawn: Tensor) -> Tensor:
+    """(3,) how much farther the average of probabilities is than the sum of logits, with its interval."""
+    gain = nats["probabilities"] - nats["logits"]  # (n,)
+    return torch.cat([gain.mean()[None], _ends(gain[drawn].mean(1))])
 
 
-def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """(n,) sum over classes of p (log p - log q)."""
-    return (log_p.exp() * (log_p - log_q)).sum(1)
+def _cross_entropies(target: Tensor, parts: list[Tensor], labels: Tensor) -> dict[str, float]:
+    """Of the mixed answers, of the plain sum, and of the plain average."""
+    first, second = (part.log_softmax(1) for part in parts)
+    answers = {"mixed": target.log_softmax(1), "logits": (first + second).log_softmax(1)}
+    answers["probabilities"] = torch.logaddexp(first, second) - math.log(2)
+    return {name: float(-log_q.gather(1, labels[:, None]).mean()) for name, log_q in answers.items()}
 
 
 def _share(error: Tensor, baseline: Tensor) -> Tensor:
@@ -225,9 +238,10 @@ def _dealt_out(labels: Tensor, generator: torch.Generator) -> Tensor:
 def _checked(mixed: Tensor, cues: Mapping[str, Tensor], labels: Tensor) -> tuple[tuple[str, str], list[Tensor]]:
     """Names of the cues, and all logits in float64 without their mean over classes."""
     remedy = 'Pass cues={"number": model(number images), "pattern": model(pattern images)}.'
-    if not isinstance(cues, Mapping) or len(cues) != 2 or "both" in cues:
-        received = f"has the names {list(cues)}" if isinstance(cues, Mapping) else f"is a {type(cues).__name__}"
-        raise ValueError(explain("cues", received, "two names of cues, none of them 'both'", remedy))
+    if not isinstance(cues, Mapping) or len(cues) != 2 or RESERVED & set(cues):
+        received = f"has the names {list(cues)}" if isinstance(cues, Mapping) else f"is {a_type(cues)}"
+        expected = "two names of cues, none of them 'both', 'logits' or 'probabilities'"
+        raise ValueError(explain("cues", received, expected, remedy))
     first, second = map(str, cues)
     found = []
     for name, logits in (("mixed", mixed), *cues.items()):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lowhanging.batches import Batches
-from lowhanging.errors import check_count, check_finite, explain
+from lowhanging.errors import a_type, check_count, check_finite, explain
 from lowhanging.private_copy import private_copy
 
 Logits = Callable[[Tensor], Tensor]
@@ -205,7 +205,7 @@ def _logit_table(model: Logits, p: int) -> Tensor:
     check_count("p", p, minimum=3, remedy="Pass the modulus of the task.")
     if not callable(model):
         remedy = "Pass a module, or lambda inputs: table[inputs[:, 0], inputs[:, 1]]."
-        raise TypeError(explain("model", f"is a {type(model).__name__}", "token pairs (n, 2) -> logits", remedy))
+        raise TypeError(explain("model", f"is {a_type(model)}", "token pairs (n, 2) -> logits", remedy))
     device = torch.device("cpu")
     if isinstance(model, nn.Module):
         model = private_copy(model, "eval", None)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lowhanging.datasets.idx import SPLITS, find_splits, read_split
-from lowhanging.errors import check_finite, check_names, check_writable_folder, explain
+from lowhanging.errors import a_type, check_finite, check_names, check_writable_folder, explain
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
 SHA256 = {
@@ -56,7 +56,7 @@ class DigitImages(Dataset[tuple[Tensor, Tensor]]):
         remedy = "Build it as DigitImages(inputs=images.float()[:, None] / 255, targets=labels.long())."
         for name, dtype in (("inputs", torch.float32), ("targets", torch.int64)):
             value = getattr(self, name)
-            received = f"has dtype {value.dtype}" if isinstance(value, Tensor) else f"is a {type(value).__name__}"
+            received = f"has dtype {value.dtype}" if isinstance(value, Tensor) else f"is {a_type(value)}"
             if received != f"has dtype {dtype}":
                 raise TypeError(explain(name, received, f"a tensor of {dtype}", remedy))
         if self.inputs.ndim != 4 or self.inputs.shape[1:] != (1, 28, 28) or len(self.inputs) == 0:
@@ -97,7 +97,7 @@ class MNIST:
         for name, split in (("train", train), ("test", test)):
             if split is not None and not isinstance(split, DigitImages):
                 remedy = "Wrap the tensors: DigitImages(inputs=..., targets=...)."
-                raise TypeError(explain(name, f"is a {type(split).__name__}", "a DigitImages or None", remedy))
+                raise TypeError(explain(name, f"is {a_type(split)}", "a DigitImages or None", remedy))
         if train is None and test is None:
             raise ValueError(explain("train", "and test are both None", "at least one split", "Pass a DigitImages."))
         self._train, self._test, self._source = train, test, source
@@ -165,7 +165,7 @@ def mnist(
     """
     if not isinstance(source, str | os.PathLike):
         expected = '"bundled", "full" or a folder'
-        raise TypeError(explain("source", f"is a {type(source).__name__}", expected, 'Write lh.mnist() for "bundled".'))
+        raise TypeError(explain("source", f"is {a_type(source)}", expected, 'Write lh.mnist() for "bundled".'))
     if source == "bundled":
         return _bundled()
     if source == "full":

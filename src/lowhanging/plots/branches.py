@@ -17,7 +17,7 @@ import numpy as np
 from lowhanging.basin.canyon_paths import CanyonPath
 from lowhanging.basin.canyon_steps import CanyonEvent
 from lowhanging.basin.conflict import NEITHER
-from lowhanging.errors import check_choice, check_names, explain
+from lowhanging.errors import a_type, check_choice, check_names, explain
 from lowhanging.plots.style import check_kind, color_of
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def branches_of(paths: Any, names: Sequence[str] | None = None) -> dict[str, Can
     elif isinstance(paths, Sequence) and not isinstance(paths, str):
         found = {f"branch {i}": path for i, path in enumerate(paths)}
     else:
-        raise TypeError(explain("paths", f"is a {type(paths).__name__}", "one CanyonPath or several", _REMEDY))
+        raise TypeError(explain("paths", f"is {a_type(paths)}", "one CanyonPath or several", _REMEDY))
     if not found:
         raise ValueError(explain("paths", "hold nothing", "at least one CanyonPath", _REMEDY))
     for name, path in found.items():

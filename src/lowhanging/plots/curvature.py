@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ import torch
 from lowhanging.basin.density import SpectralDensity
 from lowhanging.basin.dimension import EffectiveDimension
 from lowhanging.basin.eigenpairs import Eigenpairs
-from lowhanging.errors import check_names
+from lowhanging.errors import a_type, check_names, explain
 from lowhanging.plots.style import axes, check_kind, color_of, legend_above
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def spectra(
     Returns:
         The Axes. It is neither shown nor saved.
     """
-    check_names("pairs", pairs, remedy='Pass a mapping such as {"mixed": pairs}.')
+    _check_named("pairs", pairs, Eigenpairs, remedy='Pass a mapping such as {"mixed": pairs}.')
     ax = axes(ax)
     for position, (name, found) in enumerate(pairs.items()):
         values = found.values.double()
@@ -71,9 +71,7 @@ def spectral_density(densities: Mapping[str, SpectralDensity], ax: Axes | None =
     Returns:
         The Axes. It is neither shown nor saved.
     """
-    check_names("densities", densities, remedy='Pass a mapping such as {"mixed": density}.')
-    for found in densities.values():
-        check_kind("densities", found, SpectralDensity, "Pass a mapping of what lh.spectral_density returned.")
+    _check_named("densities", densities, SpectralDensity, remedy='Pass a mapping such as {"mixed": density}.')
     ax = axes(ax)
     if log:
         ax.set_yscale("log")
@@ -118,10 +116,9 @@ def effective_dimension(dimensions: Mapping[str, EffectiveDimension], ax: Axes |
     Returns:
         The Axes. It is neither shown nor saved.
     """
-    check_names("dimensions", dimensions, remedy='Pass a mapping such as {"mixed": dimension}.')
+    _check_named("dimensions", dimensions, EffectiveDimension, remedy='Pass a mapping such as {"mixed": dimension}.')
     ax = axes(ax)
     for position, (name, found) in enumerate(dimensions.items()):
-        check_kind("dimensions", found, EffectiveDimension, "Pass a mapping of what lh.effective_dimension returned.")
         color = color_of(name, position)
         order = found.thresholds.argsort()
         levels, counts = found.thresholds[order].numpy(), found.counts[order].numpy()
@@ -154,3 +151,12 @@ def effective_dimension(dimensions: Mapping[str, EffectiveDimension], ax: Axes |
 def _power_of_ten(value: float) -> float:
     """The smallest power of ten that is not below it."""
     return float(10.0 ** math.ceil(math.log10(value)))
+
+
+def _check_named(argument: str, results: Any, kind: type, *, remedy: str) -> None:
+    """An error where `results` is no mapping name -> result; a bare result is iterable, and would be taken apart."""
+    if not isinstance(results, Mapping):
+        expected = f"a mapping name -> {kind.__name__}"
+        raise TypeError(explain(argument, f"is {a_type(results)}", expected, remedy))
+    for name in check_names(argument, results, remedy=remedy):
+        check_kind(f"{argument}[{name!r}]", results[name], kind, remedy)

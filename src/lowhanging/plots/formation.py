@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,25 +87,40 @@ def birth_intensity(intensity: BirthIntensity, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def survival(survival: Survival, ax: Axes | None = None) -> Axes:
+def survival(survival: Survival | Mapping[str, Survival], ax: Axes | None = None) -> Axes:
     """Share of formed circuits that still stand, against steps since their birth, with pointwise 95 % intervals.
 
+    The axis begins below the lowest interval that half of the circuits are still watched for, not at 0: most circuits
+    stay, and a curve along the upper edge would show nothing.
+
     Args:
-        survival: what `lh.circuits.survival` returned.
+        survival: what `lh.circuits.survival` returned, or several of them by name.
         ax: where to draw; None makes a figure.
 
     Returns:
         The Axes. It is neither shown nor saved.
     """
-    check_kind("survival", survival, Survival, "Pass what lh.circuits.survival returned.")
+    curves = dict(survival) if isinstance(survival, Mapping) else {"": survival}
+    for each in curves.values():
+        check_kind("survival", each, Survival, "Pass what lh.circuits.survival returned.")
     ax = axes(ax)
-    age, low, high = survival.age.numpy(), *survival.interval.T.numpy()
-    ax.fill_between(age, low, high, step="post", color=_BORN, alpha=0.2, linewidth=0)
-    ax.step(age, survival.share.numpy(), where="post", color=_BORN, linewidth=1.8)
-    ax.set_ylim(0, 1.03)
+    floor = 1.0
+    for (name, each), color in zip(curves.items(), itertools.cycle((_BORN, _DEAD, "#009E73", "#CC79A7"))):
+        age, low, high = each.age.numpy(), *(100 * each.interval.T.numpy())
+        label = f"{name}, {int(each.deaths.sum())} of {each.num_circuits} lost" if name else None
+        ax.fill_between(age, low, high, step="post", color=color, alpha=0.2, linewidth=0)
+        ax.step(age, 100 * each.share.numpy(), where="post", color=color, linewidth=1.8, label=label)
+        is_known = 2 * each.at_risk.numpy() >= each.num_circuits
+        floor = min(floor, float(low[is_known].min()) / 100, float(each.share.min()))
+    ax.set_ylim(max(0.0, 10 * np.floor(10 * floor) - 2), 101)
     ax.set_xlabel("steps since birth")
-    ax.set_ylabel("share of circuits still there")
+    ax.set_ylabel("circuits still there (%)")
     ax.grid(alpha=0.3)
+    if any(curves):
+        legend_above(ax)
+    low, high = ax.get_ylim()
+    ax.set_yticks([tick for tick in ax.get_yticks() if low <= tick <= 100])
+    ax.set_ylim(low, high)
     return ax
 
 

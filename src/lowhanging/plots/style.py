@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from lowhanging.errors import check_choice, explain
+from lowhanging.errors import a_type, check_choice, explain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,7 +122,7 @@ def label_log_axis(axis: Axis) -> None:
 def check_kind(argument: str, value: Any, kind: type, remedy: str) -> None:
     """An error if `value` is not the kind of result that a plot draws."""
     if not isinstance(value, kind):
-        raise TypeError(explain(argument, f"is a {type(value).__name__}", f"a {kind.__name__}", remedy))
+        raise TypeError(explain(argument, f"is {a_type(value)}", f"a {kind.__name__}", remedy))
 
 
 def rows_of(result: Any, quantity: Quantity) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 On the first images of the training set, whose anchored loss is polished to a minimum of its own: a canyon is a property
 of one fixed loss. Spheres are searched in the span of that loss's top eigenvectors, where no axis is so soft that it
-swallows the others; energy shells in the span of the top eigenvectors of the two single-cue losses.
+swallows the others; energy shells in the span of the top eigenvectors of the two single-cue losses. The number of
+canyons is held against random subspaces of two kinds: of all weights, and of the span of the loss's top eigenvectors.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lowhanging.basin.canyon_null import DepthNull, depth_null
+from lowhanging.basin.canyon_null import CountNull, DepthNull, count_null, depth_null
 from lowhanging.basin.canyon_paths import CanyonPath, trace_canyon
 from lowhanging.basin.canyon_points import CanyonPoint, with_full_certificates
 from lowhanging.basin.canyons import CanyonSet, find_canyons
@@ -35,6 +36,7 @@ RADIUS = 3.0  # of the sphere that is searched
 INNER, OUTER, STEP = 0.5, 4.0, 0.5  # branches are followed between these radii
 ENERGY = 0.3  # of the energy shell that is searched
 NUM_BRANCHES = 2  # followed
+NULL_AXES = 50  # top eigenvectors, in whose span the stricter random subspaces are drawn
 NUM_ALPHAS, NUM_BETAS = 7, 7  # of the plane through two branches
 
 _T = TypeVar("_T")
@@ -50,6 +52,7 @@ class Canyons:
     paths: dict[str, CanyonPath]  # name of a branch of the sphere -> followed both ways
     plane: PlaneSlice | None  # through the minimum and two branches
     null: DepthNull | None  # the shell's search in random subspaces of equal curvature
+    counts: dict[str, CountNull]  # where they are drawn -> the sphere's search in random subspaces of equal mean energy
 
 
 def canyons_of(network: Learning, sizes: Sizes, shelf: Shelf) -> Canyons:
@@ -73,6 +76,7 @@ def canyons_of(network: Learning, sizes: Sizes, shelf: Shelf) -> Canyons:
 
     own = shelf.result("canyon-axes", Subspace.load, own_axes)
     shared = shelf.result("canyon-cue-axes", Subspace.load, cue_axes)
+    wide = shelf.result("canyon-null-axes", Subspace.load, lambda: wide_axes(loss))
 
     def sphere() -> CanyonSet:
         return _found(
@@ -105,7 +109,8 @@ def canyons_of(network: Learning, sizes: Sizes, shelf: Shelf) -> Canyons:
         on_shell,
         paths,
         _plane(loss, evaluate, on_sphere, shelf),
-        _null(loss, on_shell, sizes, shelf),
+        _null(loss, on_shell, wide, sizes, shelf),
+        _counts(loss, on_sphere, wide, sizes, shelf),
     )
 
 
@@ -154,11 +159,30 @@ def _plane(loss: Loss, evaluate: dict[str, Objective], found: CanyonSet, shelf: 
     return shelf.result("plane-of-branches", PlaneSlice.load, made)
 
 
-def _null(loss: Loss, found: CanyonSet, sizes: Sizes, shelf: Shelf) -> DepthNull | None:
+def wide_axes(loss: Loss) -> Subspace:
+    """The top eigenvectors in whose span random subspaces are drawn."""
+    return top_eigs(hessian(loss), k=min(NULL_AXES, loss.num_params)).subspace()
+
+
+def _null(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, shelf: Shelf) -> DepthNull | None:
     """The depth on the shell against random subspaces of equal curvature."""
     if not any(point.is_converged for point in found):
         return None
-    return shelf.result("depth-null", DepthNull.load, lambda: depth_null(loss, found, num=sizes.null_subspaces))
+    num = sizes.null_subspaces
+    return shelf.result("depth-null", DepthNull.load, lambda: depth_null(loss, found, within=wide, num=num))
+
+
+def _counts(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, shelf: Shelf) -> dict[str, CountNull]:
+    """The number of canyons on the sphere against random subspaces: of all weights, and of the top eigenvectors."""
+    num = sizes.null_subspaces
+    among_all = shelf.result("count-null-all", CountNull.load, lambda: count_null(loss, found, num=num))
+    among_top = shelf.result(
+        "count-null-top", CountNull.load, lambda: count_null(loss, found, within=wide, num=num, seed=1)
+    )
+    return {
+        f"all {among_all.within:,} weights": among_all,
+        f"the span of the top {among_top.within} eigenvectors": among_top,
+    }
 
 
 def measure(network: Learning, sizes: Sizes, shelf: Shelf) -> Row:
@@ -197,10 +221,33 @@ def measure(network: Learning, sizes: Sizes, shelf: Shelf) -> Row:
         },
         "null_depths": [] if null is None else null.null[:, 0].tolist(),
         "null_dim": 0 if null is None else null.dim,
+        "num_branches": int(sum(point.copy_of is None for point in sphere)),
+        "count_nulls": {
+            name: {
+                "canyons": count.null[:, 0].tolist(),
+                "branches": count.null_branches[:, 0].tolist(),
+                "radii": count.radii[:, 0].tolist(),
+                "anchor_shares": [
+                    minimum.anchor / (float(sphere.curvatures.mean()) * (RADIUS / radius) ** 2)
+                    for radius in count.radii[:, 0].tolist()
+                ],  # of the mean curvature, which equal mean energy gives from the radius
+                "dim": count.dim,
+            }
+            for name, count in canyons.counts.items()
+        },
         "flat_slopes": [point.slope for point in flat],
         "num_gradients": sphere.num_gradients + canyons.shell.num_gradients,
         "num_products": sphere.num_products + canyons.shell.num_products,
     }
+
+
+def bowl_slope(point: CanyonPoint) -> float:
+    r"""Slope along n, at the same point, of the quadratic that the loss without the anchor makes at theta0.
+
+    n.(g0 + H0 delta), both without the anchor. With it the gradient at theta0 is 0 (a minimum) and n.H0 delta is twice
+    the energy over r; what the anchor adds to either slope at this point is the same, as it is a quadratic itself.
+    """
+    return 2.0 * point.energy / point.radius - (point.slope - point.slope_without_anchor)
 
 
 def _record(point: CanyonPoint) -> Row:
@@ -210,4 +257,5 @@ def _record(point: CanyonPoint) -> Row:
         "is_certified": point.is_certified,
         "is_trivial": point.is_trivial,
         "depth": point.depth,
+        "bowl_slope_without_anchor": bowl_slope(point),
     }

@@ -2,9 +2,13 @@
 
 On losses of two weights, one per circuit. Their canyons are the axes, known on paper, and found here by the code that
 searches the network. Descent on the flat one is known on paper too: gradient flow conserves x^2 - y^2, so it stops on
-an axis, at distance |x0^2 - y0^2|^(1/2) from the joint minimum. Noise of temperature T = step noise^2 / 2 changes that:
-on the floor at distance r the other weight spreads by T / (2 r^2), so the mean slope along the floor is T / r, towards
-the junction, where the canyon is wide.
+an axis, at distance |x0^2 - y0^2|^(1/2) from the joint minimum.
+
+Noise changes that, also on paper. Steps h of noise s per coordinate are a temperature T = h s^2 / 2. On the flat floor
+at distance r the other weight spreads by T / (2 r^2), so the mean slope along the floor is T / r, towards the junction,
+and dr = -(T / r) dt + (2T)^(1/2) dW: a Bessel process of dimension 0, which reaches 0 with certainty, by time t with
+probability exp(-r0^2 / (4 T t)). So under noise a flat canyon delays and does not trap. On the sloped cartoon time is
+spent as the density exp(-L / T) says, most of it near the junction.
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
 import torch
+from scipy.special import kv
 from torch import Tensor
 
 from lowhanging.basin.canyons import CanyonSet, find_canyons
@@ -54,6 +60,10 @@ def measure(sizes: Sizes, shelf: Shelf, seed: int = 0) -> Row:
         for i in range(min(NUM_PATHS, len(starts))):
             path_of(name, starts[i], i, shelf)
         plane_of(name, shelf)
+    row["on_paper"] = {
+        "flat_visits": float(reached_by(np.sqrt(levels_of(starts)), JUNCTION, sizes.cartoon_time).mean()),
+        "sloped_share": share_near(JUNCTION),
+    }
     row["starts"] = starts.tolist()
     row["flow_error"] = flow_error(starts, torch.tensor(row["flat"]["ends"], dtype=torch.float64))  # type: ignore[index]
     return row
@@ -112,14 +122,44 @@ def _flow(loss: FunctionObjective, starts: Tensor) -> tuple[GradientPath, Tensor
 
 def _noisy(loss: FunctionObjective, starts: Tensor, time: float, seed: int) -> Row:
     together = copies(loss, len(starts))
-    noisy = gradient_path(
-        together, starts.flatten(), time=time, step=STEP, noise=NOISE, seed=seed + 1, progress=False
-    )
+    noisy = gradient_path(together, starts.flatten(), time=time, step=STEP, noise=NOISE, seed=seed + 1, progress=False)
     is_near = noisy.thetas.reshape(-1, len(starts), 2).norm(dim=2) <= JUNCTION  # (steps + 1, n)
     return {
         "noisy_visits": int(is_near.any(0).sum()),  # runs that were ever within JUNCTION of the joint minimum
         "noisy_share": float(is_near[-(len(is_near) // 4) :].double().mean()),  # of the last quarter of the time
     }
+
+
+def levels_of(starts: Tensor) -> np.ndarray:
+    """(n,) |x^2 - y^2|, which the flat flow conserves: the squared distance at which it comes to an axis."""
+    return np.asarray((starts[:, 0].square() - starts[:, 1].square()).abs().numpy())
+
+
+def reached_by(begin: np.ndarray, radius: float, time: float, num: int = 32) -> np.ndarray:
+    """(n,) probability on paper that noise brings the flat floor's walker from `begin` (n,) to `radius` by a time.
+
+    In units of time in which the walker has unit variance, tau = 2 T t, the hitting time of a Bessel process of
+    dimension 0 has the Laplace transform r K_1(r q) / (a K_1(a q)), q = (2 lambda)^(1/2); it is inverted along Talbot's
+    contour with `num` nodes (Abate & Whitt 2006). The descent to the floor is taken to be immediate.
+    """
+    tau = STEP * NOISE**2 * time
+    angle = np.arange(1, num) * np.pi / num
+    cotangent = 1 / np.tan(angle)
+    nodes = np.append(2 * num / 5, 2 * np.pi / 5 * np.arange(1, num) * (cotangent + 1j))
+    slopes = np.append(0.5, 1 + 1j * angle * (1 + cotangent**2) - 1j * cotangent) * np.exp(nodes)
+    q = np.sqrt(2 * nodes / tau)
+    far = np.maximum(np.asarray(begin, dtype=float), radius)[:, None]
+    ratio = far * kv(1, far * q) / (radius * kv(1, radius * q))  # (n, num)
+    return np.asarray(np.where(begin <= radius, 1.0, 0.4 * (slopes * ratio / nodes).real.sum(1)))
+
+
+def share_near(radius: float, num: int = 1001) -> float:
+    """Share of exp(-L / T) of the sloped cartoon within a radius, in the square of the starts."""
+    x = np.linspace(-HALF_WIDTH, HALF_WIDTH, num)
+    squares = x[:, None] ** 2 + x**2
+    energy = (x[:, None] * x) ** 2 + HEIGHT * (1 - np.exp(-squares))
+    weight = np.exp(-energy / (STEP * NOISE**2 / 2))
+    return float(weight[squares <= radius**2].sum() / weight.sum())
 
 
 def flow_error(starts: Tensor, ends: Tensor) -> float:

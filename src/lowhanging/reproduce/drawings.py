@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from lowhanging.plots.style import color_of, label_log_axis
+from lowhanging.basin.naming import MIN_ASYMMETRY_CHANGE
+from lowhanging.plots.style import color_of, legend_above
 from lowhanging.reproduce.curvature import TASKS, THRESHOLDS
 from lowhanging.reproduce.learning import CUES
+from lowhanging.reproduce.planes import QUADRATIC, quadratic_up_to, told_apart_from
 from lowhanging.reproduce.rates import LENGTHS
 from lowhanging.reproduce.shelf import Row
-from lowhanging.reproduce.steering import STEP
+from lowhanging.reproduce.steering import STEP, null_points
 
 
 def halves(rows: Sequence[Row], ax: Any) -> None:
@@ -63,13 +66,17 @@ def dimensions_along(row: Row, ax: Any) -> None:
 
 
 def random_directions(direction: Row, ax: Any) -> None:
-    """On a line slice: what random directions of equal mixed curvature do to the three losses, beside the step."""
-    places = {name: STEP + 0.12 * (i - 1) for i, name in enumerate(TASKS)}
-    for name, place in places.items():
-        values = [entry["losses"][name] for entry in direction["null"]]
-        ax.scatter([place] * len(values), values, color=color_of(name, 0), s=9, marker="x", linewidth=0.7, zorder=4)
+    """On a line slice: what random directions do to the three losses at both of their lengths, beside the step."""
+    seen = [value for losses in direction["losses"].values() for value in losses]
+    for marker, first, points in zip("x+", (-0.42, 0.22), null_points(direction).values(), strict=True):
+        for i, name in enumerate(TASKS):
+            values, place = [entry["losses"][name] for entry in points], STEP + first + 0.1 * i
+            ax.scatter([place] * len(values), values, color=color_of(name, 0), s=12, marker=marker, lw=0.7, zorder=4)
+            seen += values
     ax.axvline(STEP, color="0.75", linewidth=0.8, zorder=0)
-    ax.set_xlabel(ax.get_xlabel() + f"\n× at {STEP:g}: random directions, where the mixed quadratic is as high")
+    told = "random directions where the mixed quadratic (×),\nor the mixed loss (+), is as high"
+    ax.set_xlabel(ax.get_xlabel() + f"\nbeside {STEP:g}: {told}")
+    legend_above(ax, ceiling=1.03 * max(seen))
 
 
 def ranks(eigenvalues: Sequence[float], directions: Sequence[Row], ax: Any) -> None:
@@ -87,25 +94,38 @@ def ranks(eigenvalues: Sequence[float], directions: Sequence[Row], ax: Any) -> N
 
 
 def fit_errors(row: Row, ax: Any) -> None:
-    """Fit error of the second-order expansion against the radius."""
+    """Fit error of the second-order expansion against the radius, and where it passes the level of a quadratic."""
     for name in TASKS:
-        errors = [100 * error for error in row["circles"][name]["fit_error"]]
-        ax.loglog(row["radii"], errors, "o-", color=color_of(name, 0), label=name)
-    ax.axhline(10, color="0.6", linewidth=0.8, linestyle="--")
-    ax.set_xlabel("radius ‖Δθ‖ in the plane of the steering directions")
+        errors, end = [100 * error for error in row["circles"][name]["fit_error"]], quadratic_up_to(row, name)
+        label = f"{name}, quadratic up to {end:.2g}" if 0 < end < math.inf else name
+        ax.loglog(row["radii"], errors, "o-", color=color_of(name, 0), label=label)
+        if 0 < end < math.inf:
+            ax.axvline(end, color=color_of(name, 0), linewidth=0.8, linestyle=":")
+    ax.axhline(100 * QUADRATIC, color="0.6", linewidth=0.8, linestyle="--")
     ax.set_ylabel("fit error (% of the loss's range)")
-    ax.grid(alpha=0.3)
-    ax.legend()
-    label_log_axis(ax.xaxis)
+    _radius_axis(row, ax)
+    ax.legend(fontsize="small")
 
 
 def asymmetries(row: Row, ax: Any) -> None:
-    """Largest change of log(L_number / L_pattern) on a circle, against its radius."""
-    ax.semilogx(row["radii"], row["asymmetry_change"], "o-", color="black")
-    ax.axhline(1, color="0.6", linewidth=0.8, linestyle="--")
-    ax.set_ylim(0, None)
-    ax.set_xlabel("radius ‖Δθ‖ in the plane of the steering directions")
+    """Largest change of log(L_number / L_pattern) on a circle against its radius, and that of the expansions."""
+    told = told_apart_from(row)
+    label = f"losses, 1 nat at {told:.2g}" if 0 < told < math.inf else "losses"
+    ax.loglog(row["radii"], row["asymmetry_change"], "o-", color="black", label=label)
+    known = [math.nan if value is None else value for value in row["asymmetry_change_of_quadratics"]]
+    ax.loglog(row["radii"], known, "s--", color="0.55", markersize=4, label="their second-order expansions")
+    if 0 < told < math.inf:
+        ax.axvline(told, color="black", linewidth=0.8, linestyle=":")
+    ax.axhline(MIN_ASYMMETRY_CHANGE, color="0.6", linewidth=0.8, linestyle="--")
     ax.set_ylabel("largest change of log(L_number / L_pattern), nats")
+    _radius_axis(row, ax)
+    ax.legend(fontsize="small")
+
+
+def _radius_axis(row: Row, ax: Any) -> None:
+    """A tick at every radius that was measured."""
+    ax.set_xticks(row["radii"], [f"{radius:g}" for radius in row["radii"]])
+    ax.minorticks_off()
+    ax.set_xlabel("radius ‖Δθ‖ in the plane of the steering directions")
     ax.grid(alpha=0.3)
-    label_log_axis(ax.xaxis)
 

@@ -146,6 +146,7 @@ def modular_figures(place: Place, rows: Rows) -> Pictures:
     it = modular.formed(place.sizes, place.shelf)
     embeddings = it.run.snapshots["embedding"][it.best]  # (logs, p, width)
     last = embeddings[-1]
+    curves = modular.survivals(it.survival, modular.scarce(place.sizes, place.shelf)[0])
     return {
         "circuits.png": plots.panels(
             [
@@ -157,7 +158,7 @@ def modular_figures(place: Place, rows: Rows) -> Pictures:
                 [
                     lambda ax: plots.births(it.births, ax),
                     lambda ax: plots.birth_intensity(it.intensity, ax),
-                    lambda ax: plots.survival(it.survival, ax),
+                    lambda ax: plots.survival(curves, ax),
                 ],
             ],
             width=17,
@@ -209,12 +210,16 @@ CAPTIONS: Mapping[str, tuple[tuple[int, ...], str]] = {
     "spectra.png": (
         (3,), "Left: top eigenvalues of each task's Hessian at the minimum. Right: how many exceed 0.1 along training.",
     ),
-    "steering.png": ((4, 5), "The three losses (top) and accuracies (bottom) along both steering directions."),
+    "steering.png": (
+        (4, 5), "The three losses (top) and accuracies (bottom) along both steering directions; beside step 2, the "
+        "losses where random directions have raised the mixed loss's quadratic (×) or itself (+) as much.",
+    ),
     "ranks.png": ((7,), "The mixed spectrum, and the mixed loss's curvature along the steering directions."),
     "overlaps.png": ((8,), "How much of each steering direction lies in the top eigenvectors of each loss."),
     "planes.png": ((9,), "The three losses on the plane of the two steering directions, on one colour scale."),
     "radii.png": (
-        (9,), "How far the losses on circles are from quadratic, and whether the cues can be told apart there.",
+        (9,), "Left: how far the losses on circles are from quadratic; dotted, where the error passes 10 %. Right: "
+        "whether the cues can be told apart there, and would be by the expansions alone; dotted, from where on.",
     ),
     "canyons.png": (
         (10, 11, 12, 13), "Floors and slopes of the branches that were followed, how they lie to each other, the "
@@ -223,7 +228,7 @@ CAPTIONS: Mapping[str, tuple[tuple[int, ...], str]] = {
     "cartoons.png": ((14, 20), "Gradient flow on the flat and on the sloped cartoon, from the same starts."),
     "circuits.png": (
         (15, 16, 17), "Circles of one seed, its Fourier modes along training, what its circles are worth; births over "
-        "all seeds, their rate after another birth, and survival.",
+        "all seeds, their rate after another birth, and survival, also where parameters are scarce.",
     ),
     "sizes.png": ((18,), "Steps until each rule is learned, against its size; medians over seeds."),
     "logits.png": ((19,), "Every held-out logit on both cues against the fitted sum of those on each cue alone."),

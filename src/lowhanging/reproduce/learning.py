@@ -124,7 +124,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     read = {name: [accuracy >= READ for accuracy in final[name]] for name in CUES}
 
     def text(values: list[float]) -> str:
-        return mean_interval([100 * value for value in values], unit=" %")
+        return mean_interval(values, scale="share")
 
     return [
         Claim(

@@ -2,9 +2,10 @@
 
 Held against three things. The label: images of one label resemble each other in logits, so the sum is fitted within
 labels too, and on cues of other images of the same label. The untrained network: it is nearly linear, and a linear
-network's logits add exactly, so that a large share by itself says nothing about circuits. And a mixture: circuits could
-be averaged as probabilities instead. A network that does not read both cues has nothing to combine, however well its
-logits add: it speaks against every part.
+network's logits add exactly, so that a large share by itself says nothing about circuits. And an average: circuits
+could be averaged as probabilities instead, with the freedom that the sum has, and with none for either. One cue alone
+may explain nearly as much as both: what each adds to the other is the evidence, not the total. A network that does not
+read both cues has nothing to combine, however well its logits add: it speaks against every part.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from lowhanging.circuits.logit_sum import LogitSum, logit_sum
 from lowhanging.models import SigmoidCNN
-from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most_of, over_seeds, percent
+from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, over_seeds
 from lowhanging.reproduce.learning import CUES, Learning
 
 ENOUGH = 0.5  # share of the variance
@@ -51,45 +52,85 @@ def sums(network: Learning, model: nn.Module | None = None, *, num_draws: int = 
 def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
     """Logits add, over seeds."""
     found = [row["trained"] for row in rows]
-
-    def mean(*path: str, state: str = "trained") -> str:
-        return mean_interval([100 * _at(row[state], path) for row in rows], unit=" %")
-
-    alone = ", ".join(f"{mean('within', cue)} by {cue} alone" for cue in CUES)
-    unique = ", ".join(f"{mean('unique', cue)} by {cue} only" for cue in CUES)
-    slopes = ", ".join(f"{cue} {mean_interval([row['slopes'][cue] for row in found])}" for cue in CUES)
-    kl = {way: mean_interval([row["divergence"][way] for row in found]) for way in ("logits", "probabilities")}
     is_read = [all(row["accuracies"][cue] >= READ for cue in CUES) for row in rows]
     parts = {
-        "overall": [
-            row["shares"]["both"] >= ENOUGH and row["intervals"]["both"][0] > row["same_label"] for row in found
-        ],
-        "within": [row["within"]["both"] >= ENOUGH for row in found],
-        "unique": [all(low > 0 for low, _ in row["unique_intervals"].values()) for row in found],
-        "mixture": [row["divergence_gain"][1] > 0 for row in found],
+        "sum": [_is_sum(row) for row in found],
+        "fitted": [row["divergence_gain"][1] > 0 for row in found],
+        "plain": [row["plain_gain"][1] > 0 for row in found],
     }
     judged_on = {name: [a and b for a, b in zip(flags, is_read, strict=True)] for name, flags in parts.items()}
+    free = found[0]["num_free"]
     return [
         Claim(
             number=19,
             name="modules combine at the logit level",
             post="circuits add their logits, so that redundant ones multiply their evidence",
-            measured=f"share of the mixed logits' variance on held-out images {over_seeds(len(rows))}: "
-            f"{mean('shares', 'both')} by a sum of both single-cue logits. Within labels "
-            f"{mean('within', 'both')} by both, {alone}; {unique}; slopes {slopes} (1 in a plain sum). "
-            f"KL divergence to the fitted sum {kl['logits']} nats, to the best average of probabilities "
-            f"{kl['probabilities']}. In {most_of(judged_on['within'])} at least {percent(ENOUGH)} within labels",
-            null=f"single cues of other images of the same label: {mean('same_label')} (within labels "
-            f"{mean('same_label_within')}); of any other image: {mean('other_label')}. The untrained network, nearly "
-            f"linear: {mean('shares', 'both', state='untrained')}, so that a large share alone is no sign of circuits",
-            rule=f"four parts, each in most seeds (one that reads a cue alone with less than {percent(READ)} accuracy "
-            f"counts against all): both explain at least {percent(ENOUGH)}, with the 95 % interval over "
-            f"images above what the label alone gives; within labels at least {percent(ENOUGH)}; each cue adds to "
-            "the other (intervals above 0); the sum of logits is nearer to the mixed answers than the best average of "
-            "probabilities (interval above 0)",
+            measured=_measured(found),
+            null=f"single cues of other images of the same label: {_mean(rows, 'same_label')} (within labels "
+            f"{_mean(rows, 'same_label_within')}); of any other image: {_mean(rows, 'other_label')}. The untrained "
+            f"network, nearly linear: {_mean(rows, 'shares', 'both', state='untrained')}, so that a large share alone "
+            "is no sign of circuits. An average of both cues' probabilities, fitted alike with no less freedom "
+            f"({free['probabilities']} free numbers; the sum has {free['logits']}): KL divergence "
+            f"{_nats(found, 'divergence', 'probabilities')}; with nothing fitted "
+            f"{_nats(found, 'plain_divergence', 'probabilities')}",
+            rule="three parts, each in most seeds (one that reads a cue alone with less than "
+            f"{100 * READ:.0f} % accuracy counts against all). Sum: both cues explain at least {100 * ENOUGH:.0f} % of "
+            f"the variance, more than the label alone (95 % interval over images), and at least {100 * ENOUGH:.0f} % "
+            "within labels, and each adds to the other there (intervals above 0), as one cue could reach the total "
+            "alone. Fitted: on images not fitted to, the sum of logits is nearer to the mixed answers than the average "
+            "of probabilities (interval above 0). Plain: so it is with nothing fitted",
             verdict=judged(*(most(flags) for flags in judged_on.values())),
         )
     ]
+
+
+def _is_sum(row: Mapping[str, Any]) -> bool:
+    """Whether the sum describes the mixed logits, and both cues are needed for it."""
+    overall = row["shares"]["both"] >= ENOUGH and row["intervals"]["both"][0] > row["same_label"]
+    return overall and row["within"]["both"] >= ENOUGH and all(low > 0 for low, _ in row["unique_intervals"].values())
+
+
+def _measured(found: Sequence[Mapping[str, Any]]) -> str:
+    within = {key: [row["within"][key] for row in found] for key in ("both", *CUES)}
+    strong, weak = sorted(CUES, key=lambda cue: -sum(within[cue]))
+    adds = {cue: mean_interval([100 * row["unique"][cue] for row in found], unit=" points") for cue in CUES}
+    slopes = ", ".join(f"{cue} {mean_interval([row['slopes'][cue] for row in found], scale='log')}" for cue in CUES)
+    entropy = {
+        way: mean_interval([row["cross_entropy"][way] for row in found], scale="log")
+        for way in ("mixed", "logits", "probabilities")
+    }
+    overall = mean_interval([row["shares"]["both"] for row in found], scale="share")
+    both, first, second = (mean_interval(within[key], scale="share") for key in ("both", strong, weak))
+    return (
+        f"variance of the mixed logits on held-out images {over_seeds(len(found))}: a sum of both single-cue logits "
+        f"explains {overall}. Within labels both explain {both}, {strong} alone already {first}, {weak} alone "
+        f"{second}: the evidence is not this total but what each adds to the other, "
+        f"{strong} {adds[strong]}, {weak} {adds[weak]}. Slopes: {slopes} (1 in a plain sum). "
+        "KL divergence from the mixed answers, fitted on one half of the images and taken on the other: sum of logits "
+        f"{_nats(found, 'divergence', 'logits')}, "
+        + ", ".join(f"{cue} alone {_nats(found, 'divergence', cue)}" for cue in CUES)
+        + f"; the average of probabilities minus the sum {_gains(found, 'divergence_gain')}. With nothing "
+        f"fitted: plain sum {_nats(found, 'plain_divergence', 'logits')}; the plain average minus that "
+        f"{_gains(found, 'plain_gain')}; cross-entropy with the labels, in nats: plain sum {entropy['logits']}, plain "
+        f"average {entropy['probabilities']}, the network itself {entropy['mixed']}"
+    )
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], *path: str, state: str = "trained") -> str:
+    return mean_interval([_at(row[state], path) for row in rows], scale="share")
+
+
+def _nats(found: Sequence[Mapping[str, Any]], kind: str, key: str) -> str:
+    return mean_interval([row[kind][key] for row in found], unit=" nats", scale="log")
+
+
+def _gains(found: Sequence[Mapping[str, Any]], kind: str) -> str:
+    """Over networks, and of each one over its images."""
+    over_images = ", ".join(f"[{row[kind][1]:.2g}, {row[kind][2]:.2g}]" for row in found)
+    if len(found) == 1:
+        return f"{found[0][kind][0]:.2g} nats {over_images} (over images)"
+    gains = mean_interval([row[kind][0] for row in found], unit=" nats")
+    return f"{gains}, over the images of each network {over_images}"
 
 
 def _numbers(found: LogitSum) -> dict[str, Any]:

@@ -6,9 +6,8 @@ import statistics
 from collections.abc import Sequence
 from itertools import pairwise
 
-from scipy.stats import fisher_exact
-
-from lowhanging.reproduce.claims import Claim, interval, judged, mean_interval
+from lowhanging.circuits.ablation import CIRCLE as THRESHOLD
+from lowhanging.reproduce.claims import Claim, interval, judged, mean_interval, percent
 from lowhanging.reproduce.modular import SCARCE, TRANSFORMER_SEEDS, WINDOWS
 from lowhanging.reproduce.shelf import Row
 
@@ -52,14 +51,9 @@ def _several(row: Row) -> Claim:
     )
 
 
-def gaps(row: Row) -> list[float]:
-    """Steps between the first and the second birth of each seed that has two."""
-    return [steps[1] - steps[0] for steps in row["dated_steps"] if len(steps) > 1]
-
-
 def _pairs(row: Row) -> Claim:
-    between, tests, at = gaps(row), row["pairing"], WINDOWS.index(WINDOW)
-    apart = sum(gap > WINDOW for gap in between)
+    tests, at, found = row["pairing"], WINDOWS.index(WINDOW), row["succession"]
+    apart, strictly = found["apart"], found["strictly"]
     close = sum(any(b - a <= WINDOW for a, b in pairwise(sorted(steps))) for steps in row["birth_steps"])
     texts = [f"{null}: {_ratios(test)}" for null, test in tests.items()]
     first = [min(steps) for steps in row["birth_steps"] if steps]
@@ -68,20 +62,43 @@ def _pairs(row: Row) -> Claim:
         16,
         "circuits form one after another, but in pairs more often than chance",
         "circuits form sequentially, often pairs or triples at once",
-        f"first birth at step {mean_interval(first)}; the second one more than {WINDOW} steps later in "
-        f"{interval(apart, len(between))} of the seeds with two. A pair within {WINDOW} steps in "
-        f"{interval(close, len(row['birth_steps']))} of the seeds. A circle takes "
-        f"{tests['shuffle']['rise_time']:.0f} steps (median) to rise, so the windows are finer than a birth",
-        f"pairs of births at most {listed} steps apart, over what each null expects, with 95 % intervals: "
-        f"{'; '.join(texts)}. Shuffling across seeds keeps the burst that all seeds share; the constant rate (poisson) "
-        "does not, and is shown for contrast only",
-        f"one after another: in most seeds the first two births lie more than {WINDOW} steps apart; in pairs: within "
-        f"{WINDOW} steps there are more pairs than under the shuffle and under the clock null (one-sided p at most "
-        f"{LEVEL:g} in both)",
+        f"first birth at step {mean_interval(first)}. In {found['seeds_with_two']} seeds with two, the second circle "
+        f"is born {_steps(found['gap'])} steps after the first (median), which takes {_steps(found['rise'])} to rise. "
+        f"Later than the first by more than the first one's own rise: {interval(apart['count'], apart['num'])} of "
+        f"{apart['num']} seeds{_left_out(found, apart)}. Beginning to rise only once the first has risen: "
+        f"{interval(strictly['count'], strictly['num'])} of {strictly['num']}{_left_out(found, strictly)}. A pair "
+        f"within {WINDOW} steps in {interval(close, len(row['birth_steps']))} of the seeds. A circle takes "
+        f"{tests['shuffle']['rise_time']:.0f} steps (median over all) to rise, so that these windows are finer than a "
+        "birth",
+        f"one after another: births dealt out across seeds, each with its rise, make {_chance(apart)} and "
+        f"{_chance(strictly)}. That keeps the burst that all seeds share; a share like it says that births of one seed "
+        "lie as if they knew nothing of each other, a larger one that a circuit delays the next. In pairs: pairs of "
+        f"births at most {listed} steps apart, over what each null expects, with 95 % intervals: {'; '.join(texts)}. "
+        "Shuffling across seeds keeps the burst; the constant rate (poisson) does not, and is shown for contrast only",
+        "one after another: in more than half of the seeds with two circles the second is born later than the first by "
+        f"more than the first one's own rise; in pairs: within {WINDOW} steps there are more pairs than under the "
+        f"shuffle and under the clock null (one-sided p at most {LEVEL:g} in both)",
         judged(
-            apart > len(between) / 2,
+            apart["count"] > apart["num"] / 2,
             max(tests["shuffle"]["p_more"][at], tests["clock"]["p_more"][at]) <= LEVEL,
         ),
+    )
+
+
+def _steps(number: float | None) -> str:
+    return "no" if number is None else f"{number:.0f}"
+
+
+def _left_out(found: Row, share: Row) -> str:
+    unknown = found["seeds_with_two"] - share["num"]
+    return f" ({unknown} left out, whose rise began before the first log)" if unknown else ""
+
+
+def _chance(share: Row) -> str:
+    low, high = share["null_range"]
+    return (
+        f"{percent(share['null_mean'])} (95 % of the draws in [{percent(low)}, {percent(high)}]; p of as many "
+        f"{share['p_more']:.2g}, of as few {share['p_fewer']:.2g})"
     )
 
 
@@ -94,29 +111,54 @@ def _ratios(test: Row) -> str:
     return ", ".join(map(text, test["ratio"], test["interval"], test["p_more"]))
 
 
-def fewer(row: Row) -> float:
-    """One-sided Fisher p of a smaller share of survivors where parameters are scarce."""
-    alive, few = row["survived"], row["scarce"]
-    table = [[few["survived"], few["formed"] - few["survived"]], [alive, row["formed"] - alive]]
-    return float(fisher_exact(table, alternative="less").pvalue)
-
-
 def _survive(row: Row) -> Claim:
-    formed, alive, few, p = row["formed"], row["survived"], row["scarce"], fewer(row)
+    plenty, few, found = row["fates"], row["scarce"]["fates"], row["comparison"]
+    formed, alive = sum(plenty["formed"]), sum(plenty["survived"])
     losses = row["ablation"]["mean_loss_by_circuits_kept"]
     steps = " → ".join(f"{loss:.2f}" for loss in losses)
+    p = found["p_value"]
     return Claim(
         17,
         "formed circuits survive",
         "circuits that have formed stay, and are overwritten only where parameters are scarce",
-        f"still circular at the end: {interval(alive, formed)} of {formed} circuits; share alive at the last age "
-        f"watched (Kaplan-Meier) {100 * row['share_alive_at_last_age']:.1f} %. They add to each other rather than "
-        f"replace one another: the held-out loss of seed {row['ablation']['seed']} with 0, 1, ... of its "
-        f"{len(losses) - 1} circles kept is {steps}",
-        f"networks whose parameters are scarce ({SCARCE['width'] // 2} planes of {SCARCE['hidden']} units, "
-        f"{few['seeds']} seeds): {interval(few['survived'], few['formed'])} of {few['formed']} circuits are still "
-        f"circular (fewer than with plenty: one-sided Fisher p {p:.2g})",
+        f"still circular at the end: {_alive(plenty)}; share alive at the last age watched (Kaplan-Meier) "
+        f"{100 * row['share_alive_at_last_age']:.1f} %. They add to each other rather than replace one another: the "
+        f"held-out loss of seed {row['ablation']['seed']} with 0, 1, ... of its {len(losses) - 1} circles kept is "
+        f"{steps}",
+        f"networks whose parameters are scarce ({row['scarce']['planes']} planes of {SCARCE['hidden']} units, "
+        f"{len(few['formed'])} seeds): {_alive(few)}. {_compared(found)}",
         f"two parts: at least {100 * ALIVE:.0f} % of the formed circuits are circles at the end; where parameters are "
-        f"scarce, a smaller share is (one-sided Fisher p at most {LEVEL:g})",
-        judged(alive >= ALIVE * formed, p <= LEVEL),
+        f"scarce, a smaller share is (permutation test over networks, not circuits, one-sided p at most {LEVEL:g}). "
+        "Where this test finds nothing and could only have found a large difference, that is no evidence against the "
+        "second part: it is not shown",
+        judged(alive >= ALIVE * formed, p is not None and p <= LEVEL),
+    )
+
+
+def _alive(fates: Row) -> str:
+    """Of the circuits that formed, how many are still there, and what the others have become."""
+    formed, alive, scores = sum(fates["formed"]), sum(fates["survived"]), fates["lost_scores"]
+    seeds = sum(a < f for f, a in zip(fates["formed"], fates["survived"], strict=True))
+    end = f", which end with scores of {min(scores):.2f} to {max(scores):.2f}" if scores else ""
+    lost = f" ({formed - alive} lost in {seeds} seeds{end}; a circle has {THRESHOLD:g} or more)" if scores else ""
+    return (
+        f"{interval(alive, formed)} of {formed} circuits{lost}; overwritten, with another frequency in their plane at "
+        f"the end, are {interval(fates['overwritten'], formed)}"
+    )
+
+
+def _compared(found: Row) -> str:
+    if found["p_value"] is None:
+        return "Too few networks with a circuit to compare the shares"
+    low, high = found["interval"]
+    least = found["detectable"]
+    told = (
+        "no difference would have been found with 80 % power"
+        if least is None
+        else f"a difference of {100 * least:.0f} points would have been found with 80 % power, smaller ones less often"
+    )
+    return (
+        f"That is {100 * found['difference']:.1f} points fewer than with plenty [{100 * low:.1f}, {100 * high:.1f}] "
+        f"(bootstrap over networks; permuting networks, one-sided p {found['p_value']:.2g}); with so many networks "
+        f"{told}"
     )

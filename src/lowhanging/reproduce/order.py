@@ -2,9 +2,11 @@
 
 Where canyon floors are flat, a network that has one circuit stays: the joint loss no longer falls. Where they slope, it
 goes on until it has both. Two records answer. The history of `learn` has a row per epoch: how far is the second cue
-when the first has gone most of its way, and what does the mixed loss do from there until the second has too? The
-loss of the first cue alone over the same epochs tells whether it was only the first circuit that went on getting
-better. Which competence comes first is decided within one epoch, so the same recipe (start, data, rate, batch size) is
+when the first has gone most of its way, and what does the mixed loss do from there until the second has too?
+
+A falling mixed loss could be the first circuit alone that gets better. `beyond.py` asks what that would explain.
+
+Which competence comes first is decided within one epoch, so the same recipe (start, data, rate, batch size) is
 run once more over its first epochs, with a row every few steps; its batches come in another order.
 
 A cue's progress is the share of the way from chance to the accuracy that the whole training ended with; where that is
@@ -16,6 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +30,10 @@ from torch import Tensor
 from lowhanging.circuits.learning_times import Competences, first_crossing
 from lowhanging.datasets import PairedImages
 from lowhanging.models import SigmoidCNN
+from lowhanging.reproduce.beyond import beyond
 from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most_of, over_seeds
 from lowhanging.reproduce.learning import CUES, Learning
+from lowhanging.reproduce.shelf import NO_SHELF, Shelf
 from lowhanging.stacks import StackRun, train_stack
 
 CHANCE, LEARNED = 0.1, 0.5
@@ -40,12 +45,24 @@ VIEWS = ("mixed", *CUES)
 
 
 def measure(
-    network: Learning, *, quick: bool = False, epochs: int | None = None, log_every: int | None = None
+    network: Learning,
+    *,
+    quick: bool = False,
+    epochs: int | None = None,
+    log_every: int | None = None,
+    shelf: Shelf = NO_SHELF,
+    keeps_stacks: bool = False,
 ) -> dict[str, Any]:
     """When each competence came, and how the mixed loss fell in between; None where it did not come in time."""
     sizes = QUICK if quick else FULL
     epochs = min(epochs or sizes["epochs"], int(network.run.epochs[-1]))
-    run = early(network, epochs=epochs, log_every=log_every or sizes["log_every"], images=sizes["images"])
+    rows = log_every or sizes["log_every"]
+    resume = shelf.resume("early") if keeps_stacks else None
+
+    def trained() -> StackRun:
+        return early(network, epochs=epochs, log_every=rows, images=sizes["images"], resume=resume)
+
+    run = shelf.result("early", StackRun.load, trained)
     whole = network.run
     finals = {name: float(whole.accuracies[name][-1]) for name in VIEWS}
     progress = {name: _progress(whole.accuracies[name], finals[name]) for name in VIEWS}  # (epochs + 1,) each
@@ -54,6 +71,7 @@ def measure(
     first = min(CUES, key=lambda cue: (half[cue], most_of_it[cue]))
     second = CUES[1 - CUES.index(first)]
     is_there = math.isfinite(most_of_it[first])
+    found = between(whole.losses["mixed"], whole.losses[first], most_of_it[first], most_of_it[second])
     return {
         "steps": run.steps.tolist(),
         "steps_per_epoch": _steps_per_epoch(network),
@@ -65,22 +83,22 @@ def measure(
         "most": {name: _plain(time) for name, time in most_of_it.items()},  # in epochs
         "first": first if math.isfinite(half[first]) else None,
         "other_progress_at_most": _plain(float(progress[second][int(most_of_it[first])])) if is_there else None,
-        "between": between(whole.losses["mixed"], whole.losses[first], most_of_it[first], most_of_it[second]),
+        "between": found,
+        "beyond": beyond(network, first, progress[first], found["begin"], found["end"]) if found else None,
     }
 
 
 def between(mixed: Tensor, own: Tensor, begin: float, end: float) -> dict[str, Any] | None:
     """How the mixed loss falls from one epoch to another, the last one if `end` is infinite; None if that is too soon.
 
-    Rates are falls per epoch of least-squares lines; the interval of the first is Student's, from the residuals.
+    Rates are falls per epoch of least-squares lines; the interval of the first is Student's, from the residuals, epochs
+    taken as independent.
     """
     last = int(min(end, len(mixed) - 1))
     if not math.isfinite(begin) or last - begin < SHORTEST:
         return None
     epochs = np.arange(int(begin), last + 1)
     losses = mixed[epochs[0] : last + 1].numpy()
-    line = linregress(epochs, losses)
-    half = float(student.ppf(0.975, len(epochs) - 2)) * float(line.stderr)
     cuts = [0, len(epochs) // 3, 2 * len(epochs) // 3, len(epochs) - 1]
     thirds = [slice(low, high + 1) for low, high in itertools.pairwise(cuts)]
     return {
@@ -88,9 +106,16 @@ def between(mixed: Tensor, own: Tensor, begin: float, end: float) -> dict[str, A
         "end": last,
         "fall": float(losses[0] - losses[-1]),
         "own_fall": float(own[epochs[0]] - own[last]),  # of the first cue's loss
-        "rate": [-float(line.slope), -float(line.slope) - half, -float(line.slope) + half],
+        "rate": _falling(epochs, losses),
         "slowest_third": min(-float(linregress(epochs[third], losses[third]).slope) for third in thirds),
     }
+
+
+def _falling(epochs: np.ndarray, values: np.ndarray) -> list[float]:
+    """Fall per epoch of a least-squares line, with its 95 % interval."""
+    line = linregress(epochs, values)
+    half = float(student.ppf(0.975, len(epochs) - 2)) * float(line.stderr)
+    return [-float(line.slope), -float(line.slope) - half, -float(line.slope) + half]
 
 
 def competences(rows: Sequence[Mapping[str, Any]]) -> Competences:
@@ -108,7 +133,7 @@ def competences(rows: Sequence[Mapping[str, Any]]) -> Competences:
     return Competences(torch.tensor(rows[0]["steps"][:logs]) / rows[0]["steps_per_epoch"], progress, "epoch")
 
 
-def early(network: Learning, *, epochs: int, log_every: int, images: int) -> StackRun:
+def early(network: Learning, *, epochs: int, log_every: int, images: int, resume: Path | None = None) -> StackRun:
     """The first epochs of the network's training once more, with a row every few steps."""
     share = epochs / int(network.run.epochs[-1])
     return train_stack(
@@ -121,6 +146,7 @@ def early(network: Learning, *, epochs: int, log_every: int, images: int) -> Sta
         schedule=lambda done: 0.5 * (1 + math.cos(math.pi * done * share)),
         evaluate={name: _first_images(network, name, images) for name in VIEWS},
         log_every=log_every,
+        resume=resume,
         progress=False,
     )
 
@@ -132,20 +158,16 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
         row["first"] is not None and _late(row["half"], row["first"]) <= _late(row["half"], "mixed") for row in rows
     ]
     found = [row["between"] for row in rows if row["between"] is not None]
-    is_free = [
-        row["between"] is not None and row["between"]["rate"][1] > 0 and row["between"]["slowest_third"] > 0
-        for row in rows
-    ]
+    is_free = [_is_free(row["between"], row["beyond"]) for row in rows]
     firsts = ", ".join(f"{cue} in {sum(row['first'] == cue for row in rows)}" for cue in CUES)
     half = ", ".join(f"{name} {_epochs(rows, name)}" for name in VIEWS)
     if found:
         told = (
             "From there until the other cue has gone as far too "
             f"({mean_interval([b['end'] - b['begin'] for b in found])} epochs) the mixed loss falls by "
-            f"{mean_interval([b['fall'] for b in found])} nats, that of the first cue alone by "
-            f"{mean_interval([b['own_fall'] for b in found])}; per epoch by "
+            f"{mean_interval([b['fall'] for b in found])} nats, per epoch by "
             f"{mean_interval([b['rate'][0] for b in found])}, {mean_interval([b['slowest_third'] for b in found])} in "
-            "the slowest third of that time"
+            f"the slowest third of that time. {_explained([row['beyond'] for row in rows if row['beyond']])}"
         )
     else:
         told = "The time between the two cues was too short to be measured, or no cue came so far"
@@ -154,19 +176,52 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
     return [
         Claim(
             number=20,
+            part="b",
             name="training learns one circuit, then both, and is not trapped between them",
             post="flat canyons would stop descent after one circuit; sloped ones lead it on from one to both",
             measured=f"half of the way from chance to the final accuracy {over_seeds(len(rows))}, in epochs: {half}. "
             f"First cue: {firsts} of {len(rows)}; when it has gone 90 % of its way the other one {lag} of its own "
             f"(less than half in {most_of(sequential)}). {told}".strip(),
-            null="on a flat floor the loss stays where the first circuit has brought it: a fall of 0",
+            null="on a flat floor the loss stays where the first circuit has brought it: a fall of 0. If the first "
+            "circuit alone got better, the mixed logits would change by some multiple of the change of the logits on "
+            "that cue alone: nothing of the fall would lie beyond the best multiple. Not told apart: a slope that "
+            "leads out, and the noise of small batches, which leads out of flat canyons too; a second circuit that "
+            "gets better, and a first one that gets better only where both cues are there",
             rule="three parts, each in most seeds: when the first cue has gone 90 % of its way, the other has gone "
             "less than half of its own; the first cue comes no later than the mixed images (half of the way, to the "
-            "row); from there until the other cue has gone 90 % of its way too the mixed loss falls (95 % interval of "
-            "the line through its epochs, above 0) and does so in each third of that time",
+            "row); from there until the other cue has gone 90 % of its way too the mixed loss falls in each third of "
+            "that time (its line through the epochs with its 95 % interval above 0), and falls beyond what the change "
+            "of the first cue's own logits explains (95 % interval over held-out images above 0)",
             verdict=judged(most(sequential), most(before), most(is_free)),
         )
     ]
+
+
+def _is_free(found: Mapping[str, Any] | None, more: Mapping[str, Any] | None) -> bool:
+    """Whether the mixed loss falls all the time, and beyond what the first circuit alone explains."""
+    return (
+        found is not None
+        and found["rate"][1] > 0
+        and found["slowest_third"] > 0
+        and more is not None
+        and more["interval"][0] > 0
+    )
+
+
+def _explained(found: Sequence[Mapping[str, Any]]) -> str:
+    """What each cue's own change explains of the fall between two checkpoints, and what is beyond the first one's."""
+    if not found:
+        return "No two checkpoints lie near its ends, so that what the first cue explains was not measured"
+    epochs = ", ".join(sorted({f"{each['epochs'][0]} to {each['epochs'][1]}" for each in found}))
+    first, second, whole = (mean_interval([each[name] for each in found]) for name in ("first", "second", "fall"))
+    low, high = found[0]["interval"]
+    over = f" [{low:.3g}, {high:.3g}] over held-out images" if len(found) == 1 else ""
+    above = "" if len(found) == 1 else f" (above 0 in {most_of(each['interval'][0] > 0 for each in found)})"
+    return (
+        f"Between the checkpoints nearest to that time (epochs {epochs}) it falls by {whole}: the change of the first "
+        f"cue's own logits explains at most {first}, that of the second cue's {second}; beyond the first cue's "
+        f"{mean_interval([each['beyond'] for each in found])}{over}{above}"
+    )
 
 
 def _first_images(network: Learning, name: str, images: int) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 
 from lowhanging.reproduce.claims import Claim
 from lowhanging.reproduce.figures import CAPTIONS
+from lowhanging.reproduce.items import items
 from lowhanging.reproduce.run import Measured
 from lowhanging.reproduce.settings import versions
 from lowhanging.reproduce.themes import THEMES
 
+MINIMUM = "The minimum of network "  # how a line of the heading begins that tells of one
 _SIGNS = {"holds": "yes", "holds in part": "part", "does not hold": "no"}
 _STYLE = """
 :root { --ink: #1b1f24; --soft: #5a636e; --line: #d9dee4; --back: #ffffff; --card: #f6f8fa;
@@ -41,31 +43,40 @@ td.n { width: 2.2rem; text-align: right; font-variant-numeric: tabular-nums; col
 td.v { white-space: nowrap; }
 .yes { color: var(--yes); } .part { color: var(--part); } .no { color: var(--no); }
 .verdict { font-weight: 700; }
+article .verdict { padding: .1rem .7rem; border: 1.5px solid currentColor; border-radius: 1rem; font-size: .95rem; }
 .verdict::before { content: "●"; margin-right: .4em; } .part.verdict::before { content: "◐"; }
 .no.verdict::before { content: "○"; }
 article { margin: 1.25rem 0; padding: 1.1rem 1.2rem; border: 1px solid var(--line); border-radius: .6rem; }
 article h3 .n { color: var(--soft); margin-right: .4em; } article h3 .verdict { float: right; margin-left: 1rem; }
-dl { margin: 0; display: grid; grid-template-columns: 9rem 1fr; gap: .55rem 1rem; }
-dt { color: var(--soft); font-size: .9rem; } dd { margin: 0; overflow-wrap: anywhere; }
+.post { color: var(--soft); }
+.facts { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 1rem 1.5rem; }
+.facts > section { padding: .7rem .9rem; background: var(--card); border-radius: .5rem; }
+.facts > section + section { background: none; border: 1px solid var(--line); }
+h4, summary { color: var(--soft); font-size: .9rem; font-weight: 600; } h4 { margin: 0 0 .4rem; }
+.facts ul, details ul { margin: 0; padding-left: 1.1rem; font-size: .95rem; line-height: 1.5; }
+li { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+.facts li + li, details li + li { margin-top: .5rem; }
+li span { display: block; padding-left: 1rem; text-indent: -1rem; } li span:first-child { padding: 0; text-indent: 0; }
+details { margin-top: .9rem; } summary { cursor: pointer; } details > :not(summary) { margin-top: .5rem; }
 figure { margin: 1rem 0 0; } figcaption { font-size: .9rem; margin-top: .35rem; }
 img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
       border-radius: .35rem; }
 img.narrow { max-width: 38rem; margin: 0 auto; }
 code { font: .88em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; background: var(--card);
        padding: .12em .35em; border-radius: .25rem; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { dl { grid-template-columns: 1fr; gap: .1rem; } dd { margin-bottom: .6rem; }
-  article h3 .verdict { float: none; display: block; margin: .2rem 0 0; font-size: .95rem; }
+@media (max-width: 40rem) { .facts { grid-template-columns: minmax(0, 1fr); }
+  article h3 .verdict { float: none; display: table; margin: 0 0 .4rem; }
   td.v { white-space: normal; } figure { overflow-x: auto; } img { min-width: 44rem; } img.narrow { min-width: 0; } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } article { border: 0; padding: .5rem 0;
   border-top: 1px solid #999; border-radius: 0; } figure, h3, tr { break-inside: avoid; }
-  h2, h3 { break-after: avoid; } }
+  h2, h3, h4 { break-after: avoid; } details::details-content { content-visibility: visible; block-size: auto; } }
 """
 
 
 def page(claims: Sequence[Claim], heading: Sequence[str], measured: Measured, pictures: Mapping[str, bytes]) -> str:
     """The whole page."""
     title = "The low-hanging fruit prior: every claim, measured"
-    drawn: dict[str, int] = {}  # picture -> the number of the claim under which it stands
+    drawn: dict[str, str] = {}  # picture -> the label of the claim under which it stands
     articles = "\n".join(_article(claim, pictures, drawn) for claim in claims)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -81,7 +92,7 @@ def page(claims: Sequence[Claim], heading: Sequence[str], measured: Measured, pi
 <p class="lead">Vaintrob &amp; Rimsky (2023), “The low-hanging fruit prior and sloped valleys in the loss landscape”,
 held against what this run measured. Each verdict is computed from the numbers by the rule printed with it.</p>
 {_tally(claims)}
-{"".join(f'<p class="note">{_inline(line)}</p>' for line in heading)}
+{_heading(heading)}
 </header>
 <main>
 <h2 id="table">All claims</h2>
@@ -96,6 +107,16 @@ held against what this run measured. Each verdict is computed from the numbers b
 """
 
 
+def _heading(lines: Sequence[str]) -> str:
+    """What a reader must know; what is well with every minimum is folded, what is not stands open."""
+    minima = [line for line in lines if line.startswith(MINIMUM) and "**" not in line]
+    shown = "".join(f'<p class="note">{_inline(line)}</p>' for line in lines if line not in minima)
+    if not minima:
+        return shown
+    folded = "".join(f'<p class="note">{_inline(line)}</p>' for line in minima)
+    return f"{shown}<details><summary>what proves that the networks are at a minimum</summary>{folded}</details>"
+
+
 def _tally(claims: Sequence[Claim]) -> str:
     items = [
         f'<li class="{sign}"><b>{sum(claim.verdict == verdict for claim in claims)}</b>'
@@ -107,7 +128,7 @@ def _tally(claims: Sequence[Claim]) -> str:
 
 def _table(claims: Sequence[Claim]) -> str:
     rows = [
-        f'<tr><td class="n">{claim.number}</td><td><a href="#{_anchor(claim)}">{html.escape(claim.name)}</a></td>'
+        f'<tr><td class="n">{claim.label}</td><td><a href="#{_anchor(claim)}">{html.escape(claim.name)}</a></td>'
         f'<td class="v">{_verdict(claim)}</td></tr>'
         for claim in claims
     ]
@@ -121,32 +142,37 @@ def _verdict(claim: Claim) -> str:
 
 def _anchor(claim: Claim) -> str:
     words = re.sub(r"[^a-z0-9]+", "-", claim.name.lower()).strip("-")
-    return f"claim-{claim.number}-{words[:40]}"
+    return f"claim-{claim.label}-{words[:40]}"
 
 
-def _article(claim: Claim, pictures: Mapping[str, bytes], drawn: dict[str, int]) -> str:
-    facts = {
-        "the write-up says": claim.post,
-        "measured": claim.measured,
-        "held against": claim.null,
-        "rule": claim.rule,
-        "repeat it": f"`{claim.command}`",
-    }
-    listed = "".join(f"<dt>{label}</dt><dd>{_inline(text)}</dd>" for label, text in facts.items())
+def _article(claim: Claim, pictures: Mapping[str, bytes], drawn: dict[str, str]) -> str:
+    """The measured effect beside its null; the rule and the command folded below."""
+    facts = "".join(
+        f"<section><h4>{label}</h4>{_list(text)}</section>"
+        for label, text in (("measured", claim.measured), ("held against", claim.null))
+    )
     shown = "".join(_figure(name, claim, pictures, drawn) for name in pictures if claim.number in CAPTIONS[name][0])
     return (
-        f'<article id="{_anchor(claim)}"><h3>{_verdict(claim)}<span class="n">{claim.number}</span>'
-        f"{html.escape(claim.name)}</h3><dl>{listed}</dl>{shown}</article>"
+        f'<article id="{_anchor(claim)}"><h3>{_verdict(claim)}<span class="n">{claim.label}</span>'
+        f'{html.escape(claim.name)}</h3><p class="post">The write-up: {_inline(claim.post)}</p>'
+        f'<div class="facts">{facts}</div><details><summary>the rule behind “{claim.verdict}”, and how to repeat it'
+        f"</summary>{_list(claim.rule)}<p><code>{html.escape(claim.command)}</code></p></details>{shown}</article>"
     )
 
 
-def _figure(name: str, claim: Claim, pictures: Mapping[str, bytes], drawn: dict[str, int]) -> str:
+def _list(text: str) -> str:
+    """A list of what a text says, a long sentence in lines."""
+    listed = ("".join(f"<span>{_inline(line)}</span>" for line in lines) for lines in items(text))
+    return f"<ul>{''.join(f'<li>{item}</li>' for item in listed)}</ul>"
+
+
+def _figure(name: str, claim: Claim, pictures: Mapping[str, bytes], drawn: dict[str, str]) -> str:
     """The picture, the first time; after that, where it stands."""
     caption = html.escape(CAPTIONS[name][1])
     stem = name.removesuffix(".png")
     if name in drawn:
         return f'<p class="small">Figure: <a href="#figure-{stem}">under claim {drawn[name]}</a>.</p>'
-    drawn[name] = claim.number
+    drawn[name] = claim.label
     content = base64.b64encode(pictures[name]).decode()
     width = int.from_bytes(pictures[name][16:20], "big")  # of the PNG's header
     narrow = ' class="narrow"' if width < 1000 else ""

@@ -1,7 +1,11 @@
 """Theme "rates": are the two cues learned at comparable rates, and which of them is the more stable?
 
+A cue's time is when its accuracy reaches half of its final value: half of the value itself, not half of the way up from
+chance.
+
 Stable against what: one random displacement of the weights, the same for both cues, as long as a tenth or a fifth of
-the weights themselves. Random in all of weight space, so it favours neither cue by its making.
+the weights themselves. Random in all of weight space, so it favours neither cue by its making. Displacements of one
+network say how sure that network's answer is; only networks count as independent.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from torch import Tensor
 
 from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most_of, over_seeds
 from lowhanging.reproduce.learning import CUES, Learning
+from lowhanging.reproduce.order import BATCH_SIZE
 from lowhanging.reproduce.settings import Sizes
 from lowhanging.reproduce.shelf import Row
 
@@ -35,7 +40,7 @@ def steps_to_half(accuracies: Tensor, steps_per_epoch: int = 1) -> float:
 
 def measure(network: Learning, sizes: Sizes) -> Row:
     """Steps to half of the final accuracy, and what displacements of equal length cost either cue."""
-    per_epoch = math.ceil(len(network.views.mixed.train) / 64)
+    per_epoch = math.ceil(len(network.views.mixed.train) / BATCH_SIZE)
     half = {name: steps_to_half(network.run.accuracies[name], per_epoch) for name in CUES}
     theta, generator = network.minimum.theta, torch.Generator().manual_seed(network.seed)
     rows = torch.randn(sizes.displacements, theta.numel(), generator=generator)
@@ -66,26 +71,41 @@ def _number_over_pattern(row: Row) -> float:
 
 def _known(values: Sequence[float | None], otherwise: str) -> str:
     known = [value for value in values if value is not None and math.isfinite(value)]
-    return mean_interval(known) if len(known) == len(values) else otherwise
+    return mean_interval(known, scale="log") if len(known) == len(values) else otherwise
 
 
 def _stability(rows: Sequence[Row], length: str) -> str:
-    """What displacements of one length cost either cue, and which cue they cost less."""
+    """What displacements of one length cost either cue, and which cue they cost less in most of them, by network."""
     lost = {cue: [row["accuracy_lost"][cue][length] for row in rows] for cue in CUES}
     texts = {cue: mean_interval([100 * statistics.fmean(row) for row in lost[cue]], unit=" points") for cue in CUES}
-    pairs = [pair for number, pattern in zip(*lost.values(), strict=True) for pair in zip(number, pattern, strict=True)]
-    number, pattern = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
-    stable = "numbers are" if number > pattern else "patterns are" if pattern > number else "neither cue is"
+    pairs = [list(zip(*of_one, strict=True)) for of_one in zip(*lost.values(), strict=True)]  # network by network
+    number, pattern = [sum(a < b for a, b in row) for row in pairs], [sum(a > b for a, b in row) for row in pairs]
     return (
-        f"‖Δθ‖ = {length} ‖θ‖: number-only accuracy falls by {texts['number']}, pattern-only by {texts['pattern']}; "
-        f"numbers lose less in {number} of {len(pairs)}, patterns in {pattern}: {stable} the more stable"
+        f"At ‖Δθ‖ = {length} ‖θ‖ number-only accuracy falls by {texts['number']}, pattern-only by {texts['pattern']}; "
+        f"of each network's {len(pairs[0])} displacements {_listed(number)} cost numbers less, {_listed(pattern)} "
+        f"patterns: {_stable(number, pattern)}"
     )
+
+
+def _stable(number: Sequence[int], pattern: Sequence[int]) -> str:
+    """Which cue is the more stable, counted over networks: displacements of one network are not independent."""
+    signs = [(a > b) - (a < b) for a, b in zip(number, pattern, strict=True)]
+    if len(signs) == 1:
+        return ("neither cue is", "numbers are", "patterns are")[signs[0]] + " the more stable in the one network"
+    counts = f"numbers are the more stable in {most_of(sign > 0 for sign in signs)}"
+    return counts + f", patterns in {sum(sign < 0 for sign in signs)}"
+
+
+def _listed(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts))
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
     """At comparable rates; which cue is the more stable."""
     ratios = [ratio(row) for row in rows]
     steps = {name: [row["steps_to_half"][name] for row in rows] for name in CUES}
+    shares = [1 / share if share else math.inf for share in map(_number_over_pattern, rows)]
+    shares = [share or math.inf for share in shares]  # 0: numbers never
     first = [value < 1 for value in map(_number_over_pattern, rows)]
     texts = [_stability(rows, f"{length:g}") for length in LENGTHS]
     return [
@@ -93,13 +113,15 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             2,
             "at comparable rates",
             "the two circuits form at similar speed",
-            f"steps to half of the final single-cue accuracy {over_seeds(len(rows))}: number "
-            f"{_known(steps['number'], 'never')}, pattern {_known(steps['pattern'], 'never')}; slower over "
-            f"faster {_known(ratios, 'without a limit')}, numbers first in {most_of(first)}. The same random "
-            f"displacements of the minimum for both cues: {'; '.join(texts)}",
-            "equal rates: a ratio of 1; equal stability: either cue loses less in half of the displacements",
-            f"the slower cue takes at most {FACTOR:g} times as long as the faster one, in more than half of the seeds; "
-            "which cue is the more stable is reported and not judged",
+            f"steps until single-cue accuracy reaches half of its final value {over_seeds(len(rows))}: number "
+            f"{_known(steps['number'], 'never')}, pattern {_known(steps['pattern'], 'never')}; pattern "
+            f"over number {_known(shares, 'without a limit')}, numbers first in {most_of(first)}, within a factor of "
+            f"{FACTOR:g} in {most_of(value <= FACTOR for value in ratios)}. The same random displacements of the "
+            f"minimum for both cues. {'. '.join(texts)}",
+            "equal rates: a ratio of 1; equal stability: either cue loses less in half of the displacements, and is "
+            "the more stable one in half of the networks",
+            f"the slower cue takes at most {FACTOR:g} times as long as the faster one to reach half of its final "
+            "accuracy, in more than half of the seeds; which cue is the more stable is reported and not judged",
             judged(most(value <= FACTOR for value in ratios)),
         )
     ]

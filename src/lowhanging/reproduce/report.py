@@ -1,15 +1,23 @@
-"""How does a run become a report? Everything is made in memory first; files appear whole, at the end, or not at all."""
+"""How does a run become a report, and what if writing it fails?
+
+Everything is made in memory, then written in full to a folder beside the earlier report, and only then moved into its
+place, file by file and the page last. A write that fails leaves the earlier report as it was. What is cut off between
+two moves leaves the earlier page, which needs no file beside it: a new page never stands beside older numbers.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lowhanging.reproduce.claims import ONE_SEED, Claim
 from lowhanging.reproduce.figures import CAPTIONS
-from lowhanging.reproduce.page import page
+from lowhanging.reproduce.items import items
+from lowhanging.reproduce.page import MINIMUM, page
 from lowhanging.reproduce.run import Measured
 from lowhanging.reproduce.settings import versions
 from lowhanging.reproduce.shelf import Row, as_json
@@ -17,7 +25,7 @@ from lowhanging.results import write_atomically
 
 
 def write(out: Path, measured: Measured, pictures: Mapping[str, bytes]) -> list[Claim]:
-    """index.html, claims.md, results.json and the figures, each written atomically; returns the claims."""
+    """index.html, claims.md, results.json and the figures; returns the claims."""
     claims, heading = measured.claims(), heading_of(measured)
     results = {
         "settings": {
@@ -28,19 +36,38 @@ def write(out: Path, measured: Measured, pictures: Mapping[str, bytes]) -> list[
         },
         "versions": versions(),
         "rows": measured.rows,
-        "claims": [dataclasses.asdict(claim) for claim in claims],
+        "claims": [dataclasses.asdict(claim) | {"label": claim.label} for claim in claims],
     }
     files = {
+        **pictures,
         "claims.md": markdown(claims, heading, list(pictures)).encode(),
         "results.json": as_json(results).encode(),
         "index.html": page(claims, heading, measured, pictures).encode(),
-        **pictures,
     }
-    for stale in set(CAPTIONS) - set(pictures):  # of an earlier run: they would stand beside numbers not theirs
-        (out / stale).unlink(missing_ok=True)
-    for name, content in files.items():
-        write_atomically(out / name, lambda stream, content=content: stream.write(content))
+    # Pictures of an earlier run would stand beside numbers that are not theirs.
+    replace_together(out, files, stale=set(CAPTIONS) - set(pictures))
     return claims
+
+
+def replace_together(out: Path, files: Mapping[str, bytes], stale: Iterable[str] = ()) -> None:
+    """Write all `files` into a folder within `out`, then move each into its place in their order, the last one last.
+
+    Those in `stale` are removed before that last move. If anything can't be written, nothing has been moved or removed.
+    """
+    staging = out / ".report.part"
+    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed here
+    staging.mkdir()
+    try:
+        for name, content in files.items():
+            write_atomically(staging / name, lambda stream, content=content: stream.write(content))
+        *others, last = files
+        for name in others:
+            os.replace(staging / name, out / name)
+        for name in stale:
+            (out / name).unlink(missing_ok=True)
+        os.replace(staging / last, out / last)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def heading_of(measured: Measured) -> list[str]:
@@ -59,6 +86,13 @@ def heading_of(measured: Measured) -> list[str]:
         "Losses, accuracies and Hessians are those of held-out images, without the anchor, at the minimum of the "
         "anchored training loss (where the held-out losses themselves are not stationary).",
     ]
+    if num > 1:
+        lines.append(
+            "An interval over networks is Student's: of ratios and positive quantities on the logarithm (around the "
+            "geometric mean), of accuracies and other shares on the log odds, else symmetric (±). Of fewer than five "
+            "networks the smallest and the largest value stand beside it in parentheses; where one of the values has "
+            "no logarithm or log odds (a share of exactly 0 or 1), the ordinary mean and this range stand alone."
+        )
     if num < 6:
         lines.append(
             "A verdict says what was seen in these networks. With fewer than six, even if all agree, it stays open "
@@ -70,7 +104,7 @@ def heading_of(measured: Measured) -> list[str]:
 def _minimum(seed: int, row: Row) -> str:
     found = row["minimum"]
     text = (
-        f"The minimum of network {seed}: gradient norm {found['gradient_norm_before']:.2g} → "
+        f"{MINIMUM}{seed}: gradient norm {found['gradient_norm_before']:.2g} → "
         f"{found['gradient_norm']:.2g} in {found['num_gradients']} gradients and {found['num_products']} products, "
         f"anchor {found['anchor']:g}, moved by {found['distance']:.3g} (the weights' norm is "
         f"{found['norm_before']:.3g}), eigenvalues of the anchored training loss from "
@@ -80,19 +114,24 @@ def _minimum(seed: int, row: Row) -> str:
 
 
 def markdown(claims: Sequence[Claim], heading: Sequence[str], pictures: Sequence[str] = ()) -> str:
-    """The claims as a page: `heading`, a table, then each claim with its null, its rule and its command."""
+    """The claims as a page: `heading`, a table of verdicts, then each claim, its null, its rule and its command."""
     lines = ["# The post's claims, measured", ""]
     for line in heading:
         lines += [line, ""]
-    lines += ["| | claim | the post | measured | verdict |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {c.number} | {_cell(c.name)} | {_cell(c.post)} | {_cell(c.measured)} | **{c.verdict}** |" for c in claims
-    ]
-    lines += ["", "What each was held against, how its verdict was reached, and what repeats it:", ""]
+    lines += ["| | claim | verdict |", "|---|---|---|"]
+    lines += [f"| {c.label} | {_cell(c.name)} | **{c.verdict}** |" for c in claims]
     for c in claims:
-        lines += [f"* **{c.number}** *{c.name}*. Held against: {c.null}. Rule: {c.rule}. `{c.command}`"]
+        lines += ["", f"## {c.label}. {c.name}: {c.verdict}", "", f"The write-up: {c.post}", ""]
+        for word, text in (("Measured", c.measured), ("Held against", c.null), ("Rule", c.rule)):
+            lines += [f"{word}:", "", *bullets(text), ""]
+        lines.append(f"Repeat it: `{c.command}`")
     lines += ["", *(f"![{CAPTIONS[name][1]}]({name})" for name in pictures)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def bullets(text: str) -> list[str]:
+    """A text as a list in Markdown, one line of it per sentence; long sentences in lines."""
+    return [f"* {'<br>'.join(lines)}" for lines in items(text)]
 
 
 def _cell(text: str) -> str:
@@ -106,7 +145,7 @@ def show(claims: Sequence[Claim], measured: Measured, out: Path) -> None:
         if not row["minimum"]["is_minimum"]:
             print(f"\nNOT A MINIMUM (network {seed}): {row['minimum']['note']}")
     for claim in claims:
-        print(f"\n{claim.verdict.upper():<14} {claim.number}. {claim.name}")
+        print(f"\n{claim.verdict.upper():<14} {claim.label}. {claim.name}")
         for label, text in (("post", claim.post), ("measured", claim.measured), ("null", claim.null)):
             print(textwrap.fill(text, 110, initial_indent=f"{'':<15}{label}: ", subsequent_indent=" " * 17))
     print(

@@ -40,7 +40,7 @@ class Measured:
             if theme.name in self.rows
             for claim in theme.claims(self.rows[theme.name])
         ]
-        return sorted(found, key=lambda claim: claim.number)
+        return sorted(found, key=lambda claim: (claim.number, claim.part))
 
 
 def measure(settings: Settings, work: Path, only: Sequence[str]) -> Measured:

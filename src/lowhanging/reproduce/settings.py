@@ -50,7 +50,7 @@ class Sizes:
     stack_steps: int | None = None  # None: the preset's
     modulus: int | None = None  # None: the presets'
     unblocked_seeds: int = 8
-    scarce_seeds: int = 32
+    scarce_seeds: int = 128  # of small networks, most of which form one circle or none
     transformer_steps: int = 0  # full batch; 0: no transformer
     log_every: int = 10
     keeps_stacks: bool = False  # at every row, to go on from: for a short stack that takes a third of its time again
@@ -77,6 +77,7 @@ SIZES = {
         null_subspaces=19,
         modulus=113,
         stack_steps=3000,
+        scarce_seeds=64,
         transformer_steps=4000,
         keeps_stacks=True,
     ),

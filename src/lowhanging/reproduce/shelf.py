@@ -33,14 +33,16 @@ class Shelf:
         """The result of that name: loaded, or made, saved and read back."""
         if self.folder is None:
             return make()  # type: ignore[no-any-return]
-        path = self.folder / f"{name}.npz"
+        path, unfinished = self.folder / f"{name}.npz", self.folder / f"{name}-resume.npz"
         if path.exists():
             try:
-                return load(path)
+                found = load(path)
+                unfinished.unlink(missing_ok=True)  # of a run that was killed between the two
+                return found
             except (ValueError, TypeError, KeyError) as error:
                 print(f"{path} can't be read ({_first_line(error)}): it is made again", file=sys.stderr)
         make().save(path)
-        (self.folder / f"{name}-resume.npz").unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         return load(path)
 
     def plain(self, name: str, make: Callable[[], Any]) -> Any:

@@ -1,8 +1,9 @@
 """Theme "steering": what do the two steering directions do to every loss, and what would other directions have done?
 
-Two nulls. Random directions of all of weight space, stretched until the mixed loss's quadratic rises as much as along
-the steering direction: do they treat the cues as unequally? And random vectors of the span that the steering direction
-lies in, the removed eigenvectors and the ablated one: do they overlap less with the eigenvectors of the mixed loss?
+Held against what directions do that nobody steered (`steering_nulls.py`). Random ones of all of weight space, until the
+mixed loss's quadratic, and until the mixed loss itself, has risen as much as along the steering direction: do they
+treat the cues as unequally? And random vectors of the span that the steering direction lies in, the removed
+eigenvectors and the ablated one: do they overlap as much with a single eigenvector of the mixed loss?
 """
 
 from __future__ import annotations
@@ -12,24 +13,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lowhanging.basin.conflict import ConflictControl
-from lowhanging.basin.eigenpairs import Eigenpairs
-from lowhanging.basin.operators import hessian
 from lowhanging.basin.slices import LineSlice, line_slice
 from lowhanging.basin.steering import SteeringReport, steering_direction, steering_report
-from lowhanging.basin.subspace import Subspace
 from lowhanging.reproduce.curvature import pairs_of
 from lowhanging.reproduce.learning import CUES, Learning
 from lowhanging.reproduce.settings import Sizes
 from lowhanging.reproduce.shelf import Row, Shelf
+from lowhanging.reproduce.steering_nulls import (
+    curvatures,
+    equal_quadratics,
+    equal_rises,
+    of_span,
+    participation,
+    random_units,
+    turned,
+)
 
 EXTENT, NUM_STEPS = 4.0, 33
 STEPS = (1.0, 2.0, 3.0, 4.0)  # at which losses are compared
 STEP = 2.0  # where accuracies, answers and the null are
-NUM_VECTORS = 200  # random ones of the span
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,13 @@ def measure(network: Learning, sizes: Sizes, shelf: Shelf) -> Row:
     """Both directions against random ones, and the answers on conflict images."""
     theta0, images = network.minimum.theta, network.views.conflict
     control = ConflictControl(network.losses["mixed"], images.inputs, images.answers)
-    random = shelf.plain("steering-random", lambda: _random(network, sizes)["curvatures"])
+    random = random_units(sizes.null_directions, theta0.numel(), 1000 + network.seed)
+    quotients = shelf.plain("steering-random", lambda: curvatures(network.losses["mixed"], random))
+    pairs = pairs_of(network, sizes, shelf)
     rows = []
     for s in directions_of(network, sizes, shelf):
+        null = shelf.plain(f"null-{s.preserved}", functools.partial(_null, network, s, random, quotients))
         shift = control.shift(theta0 + STEP * s.direction, theta0, towards=s.preserved, away=s.ablated)
-        curvature = s.report.quotients["mixed"]
         rows.append(
             {
                 "preserve": s.preserved,
@@ -94,74 +101,36 @@ def measure(network: Learning, sizes: Sizes, shelf: Shelf) -> Row:
                 "ranks": {name: s.report.rank_text(name) for name in s.report.ranks},
                 "tenth_eigenvalue_of_mixed": float(s.report.eigenvalues["mixed"][min(9, sizes.pairs - 1)]),
                 "largest_squared_overlap": {name: float(row.max()) for name, row in s.report.overlaps.items()},
-                "participation_ratio": _participation(s.report.overlaps["mixed"]),
-                "curvature_ratio": s.report.quotients[s.ablated] / curvature,
+                "participation_ratio": float(participation(s.report.overlaps["mixed"])),
+                "curvature_ratio": s.report.quotients[s.ablated] / s.report.quotients["mixed"],
                 "conflict": shift.after,
                 "conflict_shift": {"shift": shift.shift, "interval": [shift.low, shift.high]},
-                "null": shelf.plain(
-                    f"null-{s.preserved}", functools.partial(_null, network, sizes, random, curvature)
+                "null": null["quadratic"],
+                "null_rise": null["rise"],
+                "null_overlap": of_span(
+                    [pairs[s.preserved].vectors[: sizes.removed], pairs[s.ablated].vectors[:1]],
+                    pairs["mixed"].vectors,
+                    s.direction,
+                    2000 + network.seed,
                 ),
-                "null_overlap": _overlap_null(network, sizes, shelf, s),
             }
         )
     return {
         "conflict_at_minimum": control(theta0),
         "num_conflict": len(images),
-        "random_curvatures": random,
+        "random_curvatures": quotients,
         "directions": rows,
     }
 
 
-def _random(network: Learning, sizes: Sizes) -> dict[str, list[float]]:
-    """Curvature of the mixed loss along random unit directions."""
-    H = hessian(network.losses["mixed"])
-    return {"curvatures": [float(row @ (H @ row)) for row in _rows(network, sizes.null_directions)]}
-
-
-def _rows(network: Learning, num: int) -> Tensor:
-    """(num, p) random unit vectors, the same for the same network."""
-    generator = torch.Generator().manual_seed(1000 + network.seed)
-    rows = torch.randn(num, network.minimum.theta.numel(), generator=generator)
-    units: Tensor = rows / rows.norm(dim=1, keepdim=True)
-    return units
-
-
-def _null(network: Learning, sizes: Sizes, curvatures: list[float], curvature: float) -> list[Row]:
-    """Losses where random directions raise the quadratic of the mixed loss as much as STEP along a steering one does.
-
-    A random direction of negative curvature has no such place and is left out.
-    """
-    found: list[Row] = []
-    for row, own in zip(_rows(network, sizes.null_directions), curvatures, strict=True):
-        if own <= 0 or curvature <= 0:
-            continue
-        scale = STEP * math.sqrt(curvature / own)
-        point = network.minimum.theta + scale * row
-        losses = {name: float(loss(point)) for name, loss in network.losses.items()}
-        found.append({"step": scale, "losses": losses})
-    return found
-
-
-def _overlap_null(network: Learning, sizes: Sizes, shelf: Shelf, s: Steered) -> Row:
-    """Largest squared overlap with a mixed eigenvector and participation ratio, of random vectors of the same span."""
-    pairs: dict[str, Eigenpairs] = pairs_of(network, sizes, shelf)
-    space = Subspace.span(torch.cat([pairs[s.preserved].vectors[: sizes.removed], pairs[s.ablated].vectors[:1]]))
-    generator = torch.Generator().manual_seed(2000 + network.seed)
-    coordinates = torch.randn(NUM_VECTORS, space.dim, generator=generator, dtype=torch.float64)
-    vectors = coordinates / coordinates.norm(dim=1, keepdim=True) @ space.basis.double()  # (n, p)
-    squares = (vectors @ pairs["mixed"].vectors.double().T).square()  # (n, k)
-    ratios = squares.sum(1).square() / squares.square().sum(1)
+def _null(network: Learning, s: Steered, random: Tensor, quotients: list[float]) -> Row:
+    """What random directions do to the losses: in the first null's place, and in the second one's."""
+    losses, center, rows = network.losses, network.minimum.theta, turned(network.losses[s.ablated], random)
+    wanted = float(losses["mixed"](center + STEP * s.direction))
     return {
-        "dim": space.dim,
-        "largest_mean": float(squares.amax(1).mean()),
-        "largest_95": float(squares.amax(1).quantile(0.95)),
-        "participation_mean": float(ratios.mean()),
+        "quadratic": equal_quadratics(losses, rows, quotients, s.report.quotients["mixed"], STEP),
+        "rise": equal_rises(losses, rows, wanted, float(center.norm())),
     }
-
-
-def _participation(squares: Tensor) -> float:
-    """Over how many of the eigenvectors the overlap is spread."""
-    return float(squares.sum().square() / squares.square().sum())
 
 
 # Reading a row --------------------------------------------------------------------------------------------------------
@@ -191,15 +160,29 @@ def selectivity(direction: Row) -> float:
     return end - start
 
 
-def null_selectivities(direction: Row) -> list[float]:
-    """The same of the random directions."""
+def null_points(direction: Row) -> dict[str, Sequence[Row]]:
+    """Which null -> where its random directions lead, and the losses there."""
+    return {"quadratic": direction["null"], "rise": direction["null_rise"]["points"]}
+
+
+def null_selectivities(direction: Row) -> dict[str, list[float]]:
+    """Which null -> the selectivity of each of its random directions."""
     a, b = direction["ablate"], direction["preserve"]
     start = math.log(at(direction, a, 0.0) / at(direction, b, 0.0))
-    return [math.log(entry["losses"][a] / entry["losses"][b]) - start for entry in direction["null"]]
+    return {
+        name: [math.log(entry["losses"][a] / entry["losses"][b]) - start for entry in points]
+        for name, points in null_points(direction).items()
+    }
+
+
+def null_ratios(direction: Row) -> dict[str, list[float]]:
+    """Which null -> the loss of the ablated task over the mixed one, of each of its random directions."""
+    return {
+        name: [entry["losses"][direction["ablate"]] / entry["losses"]["mixed"] for entry in points]
+        for name, points in null_points(direction).items()
+    }
 
 
 def by_direction(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Preserved cue -> that direction of every seed."""
     return {cue: [d for row in rows for d in row["directions"] if d["preserve"] == cue] for cue in CUES}
-
-

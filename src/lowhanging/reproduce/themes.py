@@ -26,7 +26,6 @@ from lowhanging.reproduce import (
 )
 from lowhanging.reproduce.claims import Claim
 from lowhanging.reproduce.place import Place
-from lowhanging.reproduce.settings import Sizes
 from lowhanging.reproduce.shelf import Row
 
 
@@ -41,9 +40,10 @@ class Theme:
     has_network: bool = True  # measured on every network; else once per run
 
 
-def _sizes(wanted: Sizes) -> Row:
+def _sizes(at: Place) -> Row:
+    wanted = at.sizes
     design = size_runs.TINY if wanted.name == "tiny" else size_runs.QUICK if wanted.is_quick else size_runs.FULL
-    return sizes.measure(seeds=wanted.size_seeds, design=design)
+    return sizes.measure(seeds=wanted.size_seeds, design=design, shelf=at.shelf, keeps_stacks=wanted.keeps_stacks)
 
 
 THEMES = (
@@ -71,7 +71,9 @@ THEMES = (
     ),
     Theme(
         "order", "the first epochs once more, step by step",
-        lambda at: order.measure(at.network, quick=at.sizes.is_quick), order.claims,
+        lambda at: order.measure(
+            at.network, quick=at.sizes.is_quick, shelf=at.shelf, keeps_stacks=at.sizes.keeps_stacks
+        ), order.claims,
     ),
     Theme("toy-sum", "toy sum", lambda at: redundancy.measure(), redundancy.claims, has_network=False),
     Theme(
@@ -82,6 +84,6 @@ THEMES = (
         "modular", "modular addition, many seeds",
         lambda at: modular.measure(at.sizes, at.shelf), modular_claims.claims, has_network=False,
     ),
-    Theme("sizes", "small circuits against large ones", lambda at: _sizes(at.sizes), sizes.claims, has_network=False),
+    Theme("sizes", "small circuits against large ones", _sizes, sizes.claims, has_network=False),
 )  # fmt: skip
 NAMES = tuple(theme.name for theme in THEMES)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lowhanging.batches import num_examples, untouched_random_state
-from lowhanging.errors import NotSmoothWarning, check_count, explain
+from lowhanging.errors import NotSmoothWarning, a_type, check_count, explain
 from lowhanging.function_objective import FunctionObjective
 from lowhanging.loss import Loss
 from lowhanging.model_loss import BatchLoss, LossFn
@@ -120,7 +120,7 @@ def check_model(
     """
     if not isinstance(model, nn.Module):
         remedy = "Wrap a function of theta in FunctionObjective(function, theta0)."
-        raise TypeError(explain("model", f"is a {type(model).__name__}", "a torch.nn.Module", remedy))
+        raise TypeError(explain("model", f"is {a_type(model)}", "a torch.nn.Module", remedy))
     check_count("seed", seed, minimum=0, remedy="Any integer will do.")
     settings: dict[str, Any] = {"loss_fn": loss_fn, "batch_loss": batch_loss, "device": device, "distributed": False}
     before = _state(model)

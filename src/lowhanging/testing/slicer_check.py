@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowhanging.errors import check_count, check_real, explain
+from lowhanging.errors import a_type, check_count, check_real, explain
 from lowhanging.testing.slicer_faults import SWAPPED, diagnosis
 from lowhanging.testing.slicer_scene import Scene
 
@@ -132,7 +132,7 @@ def check_slicer(
     """
     if not callable(slicer):
         remedy = "Pass a function (model, loader, loss_fn, u, v, alphas, betas) -> array."
-        raise TypeError(explain("slicer", f"is a {type(slicer).__name__}", "a function", remedy))
+        raise TypeError(explain("slicer", f"is {a_type(slicer)}", "a function", remedy))
     counts = num if isinstance(num, tuple) else (num, num)
     for count in counts:
         check_count("num", count, minimum=5, remedy="num=(7, 5) is the default.")

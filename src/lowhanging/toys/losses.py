@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lowhanging.basin.subspace import Subspace
-from lowhanging.errors import check_count, check_finite, check_real, check_vector, explain
+from lowhanging.errors import a_type, check_count, check_finite, check_real, check_vector, explain
 from lowhanging.function_objective import FunctionObjective
 from lowhanging.loss import own_vector
 
@@ -157,7 +157,7 @@ def embedded(
         one QR factorization, p q^2; per evaluation 2 p q multiplications more.
     """
     if not isinstance(loss, FunctionObjective):
-        received, expected = f"is a {type(loss).__name__}", "a FunctionObjective"
+        received, expected = f"is {a_type(loss)}", "a FunctionObjective"
         raise TypeError(explain("loss", received, expected, "Pass a loss of lh.toys, or lh.FunctionObjective(...)."))
     small = loss.num_params
     check_count("num_params", num_params, minimum=small, remedy=f"{loss!r} needs {small} dimensions.")
@@ -190,7 +190,7 @@ def copies(loss: FunctionObjective, num: int) -> FunctionObjective:
         ValueError, TypeError: an argument out of range, or another kind of objective.
     """
     if not isinstance(loss, FunctionObjective):
-        received, expected = f"is a {type(loss).__name__}", "a FunctionObjective"
+        received, expected = f"is {a_type(loss)}", "a FunctionObjective"
         raise TypeError(explain("loss", received, expected, "Pass a loss of lh.toys, or lh.FunctionObjective(...)."))
     check_count("num", num, remedy="It is the number of starts.")
     inner, size = loss.in_double(), loss.num_params

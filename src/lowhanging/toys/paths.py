@@ -19,7 +19,7 @@ from scipy.integrate import LSODA
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lowhanging.errors import NotConvergedError, check_count, check_real, check_vector, explain
+from lowhanging.errors import NotConvergedError, a_type, check_count, check_real, check_vector, explain
 from lowhanging.loss import Loss, check_loss
 from lowhanging.results import load_result, save_result
 from lowhanging.toys.losses import Point, as_vector
@@ -100,7 +100,7 @@ def on_axis(thetas: Tensor, *, near: float = 0.1, far: float = 0.5) -> Tensor:
     if not near < far:
         raise ValueError(explain("far", f"is {far:g}", f"more than near = {near:g}", "Leave both out for 0.1 and 0.5."))
     if not isinstance(thetas, Tensor) or thetas.ndim < 1 or thetas.shape[-1] < 2:
-        received = f"has shape {tuple(thetas.shape)}" if isinstance(thetas, Tensor) else f"is a {type(thetas).__name__}"
+        received = f"has shape {tuple(thetas.shape)}" if isinstance(thetas, Tensor) else f"is {a_type(thetas)}"
         raise ValueError(explain("thetas", received, "points of shape (..., p), p >= 2", "Pass path.thetas."))
     magnitudes = thetas.abs()
     return (magnitudes.amin(-1) <= near) & (magnitudes.amax(-1) >= far)
