@@ -17,7 +17,7 @@ from lowhanging.basin.canyon_paths import CanyonPath, trace_canyon
 from lowhanging.basin.canyon_points import CanyonPoint, with_full_certificates
 from lowhanging.basin.canyons import CanyonSet, find_canyons
 from lowhanging.basin.conflict import ConflictControl
-from lowhanging.basin.eigenpairs import top_eigs
+from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.minimum import Minimum, polish
 from lowhanging.basin.operators import hessian
 from lowhanging.basin.planes import PlaneSlice, plane_slice, plane_through
@@ -64,19 +64,18 @@ def canyons_of(network: Learning, sizes: Sizes, shelf: Shelf) -> Canyons:
     control = ConflictControl(evaluate["mixed"], images.inputs, images.answers)
     watched: dict[str, Any] = {"evaluate": evaluate, "conflict": control}
 
-    def own_axes() -> Subspace:
-        return top_eigs(hessian(loss), k=sizes.canyon_axes).subspace()
-
-    def cue_axes() -> Subspace:
-        number, pattern = (
-            top_eigs(hessian(_first(network, cue, sizes).at(minimum.theta)), k=sizes.canyon_cue_axes).subspace()
-            for cue in CUES
+    def axes(name: str, of: Loss, k: int) -> Subspace:
+        pairs: Eigenpairs = shelf.result(
+            name, Eigenpairs.load, lambda: top_eigs(hessian(of), k=k, resume=shelf.resume(name))
         )
-        return number.union(pattern)
+        return pairs.subspace()
 
-    own = shelf.result("canyon-axes", Subspace.load, own_axes)
-    shared = shelf.result("canyon-cue-axes", Subspace.load, cue_axes)
-    wide = shelf.result("canyon-null-axes", Subspace.load, lambda: wide_axes(loss))
+    own = axes("canyon-axes", loss, sizes.canyon_axes)
+    of_number, of_pattern = (
+        axes(f"canyon-axes-{cue}", _first(network, cue, sizes).at(minimum.theta), sizes.canyon_cue_axes) for cue in CUES
+    )
+    shared = of_number.union(of_pattern)
+    wide = axes("canyon-null-axes", loss, min(NULL_AXES, loss.num_params))  # in their span random subspaces are drawn
 
     def sphere() -> CanyonSet:
         return _found(
@@ -119,7 +118,7 @@ def minimum_of(network: Learning, sizes: Sizes, shelf: Shelf) -> Minimum:
     some = _first(network, "mixed", sizes)
 
     def polished() -> Minimum:
-        return _found(lambda: polish(some, anchor=sizes.anchor))
+        return _found(lambda: polish(some, anchor=sizes.anchor, resume=shelf.resume("canyon-minimum")))
 
     return shelf.result("canyon-minimum", lambda path: Minimum.load(path, some), polished)
 
@@ -157,11 +156,6 @@ def _plane(loss: Loss, evaluate: dict[str, Objective], found: CanyonSet, shelf: 
         return plane_slice(evaluate, plane, num=(NUM_ALPHAS, NUM_BETAS), engine="point by point")
 
     return shelf.result("plane-of-branches", PlaneSlice.load, made)
-
-
-def wide_axes(loss: Loss) -> Subspace:
-    """The top eigenvectors in whose span random subspaces are drawn."""
-    return top_eigs(hessian(loss), k=min(NULL_AXES, loss.num_params)).subspace()
 
 
 def _null(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, shelf: Shelf) -> DepthNull | None:
