@@ -18,11 +18,10 @@ from lowhanging.reproduce.settings import SIZES, Settings, default_data
 from lowhanging.reproduce.themes import NAMES
 
 _EPILOG = """
-Time on two cores: the default takes about 6 minutes. With --seeds N every further network takes about 4 minutes more.
---full has never been timed to its end. The network sees 15 times as many images, every Hessian product is on 10,000
-instead of 1,000, modular addition has nine times as many pairs and a transformer beside: counted from the products and
-steps of the default, one to two hours per network, and as much once for modular addition and the synthetic task. Its
-settings for p = 113 have not been tuned.
+Time on two cores: the default takes about 6 minutes. With --seeds N every further network takes about 5 minutes more.
+--full has never been run to its end, and takes many hours. The network sees 15 times as many images, every Hessian
+product is on 10,000 instead of 1,000, canyons are searched in 57 random subspaces of each network instead of 6, modular
+addition has nine times as many pairs and a transformer beside. Its settings for p = 113 have not been tuned.
 
 A run that is stopped, however, goes on with the same command: finished work lies in FOLDER/work.
 """
