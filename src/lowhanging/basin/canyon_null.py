@@ -236,7 +236,7 @@ def count_null(
     """
     check_loss("loss", loss)
     if not isinstance(canyons, CanyonSet) or canyons.metric != "euclidean" or canyons.space is None:
-        received = f"are {canyons!r}" if isinstance(canyons, CanyonSet) else f"is a {type(canyons).__name__}"
+        received = f"are {canyons!r}" if isinstance(canyons, CanyonSet) else f"is {a_type(canyons)}"
         remedy = 'Pass find_canyons(..., metric="euclidean", space=subspace).'
         raise ValueError(explain("canyons", received, "a CanyonSet on spheres of a subspace", remedy))
     check_count("num", num, remedy="19 allow p = 0.05.")

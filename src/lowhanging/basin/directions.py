@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.errors import check_choice, check_count, check_vector, explain
+from lowhanging.errors import a_type, check_choice, check_count, check_vector, explain
 from lowhanging.loss import Loss, check_loss
 from lowhanging.parameters import ParameterSpace
 from lowhanging.results import load_result, save_result
@@ -284,7 +284,7 @@ def vectors(argument: str, rows: Any, *, remedy: str, expected: str = "at least 
         raise TypeError(explain(argument, f"holds {found!r}", "vectors", remedy))
     if not found or not all(isinstance(row, Tensor | np.ndarray | Mapping) for row in found):
         has_shape = isinstance(rows, Tensor | np.ndarray)
-        kind = f"a tensor of shape {tuple(rows.shape)}" if has_shape else f"a {type(rows).__name__}"
+        kind = f"a tensor of shape {tuple(rows.shape)}" if has_shape else a_type(rows)
         received = f"is {kind}" + " of length 0" * (is_list and not found)
         raise TypeError(explain(argument, received, expected, remedy))
     return found

@@ -15,7 +15,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from lowhanging.errors import check_finite, check_real, explain
+from lowhanging.errors import a_type, check_finite, check_real, explain
 from lowhanging.results import load_result, save_result
 
 _SPAN = "Make a subspace of any rows with Subspace.span(rows)."
@@ -214,4 +214,4 @@ def _as_rows(rows: Tensor | Sequence[Tensor]) -> Tensor:
 def _describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
+    return a_type(value)
