@@ -22,8 +22,9 @@ import torch
 import lowhanging as lh
 from canyon_scene import two_cue_minimum
 from lowhanging.basin.canyon_steps import along
+from lowhanging.basin.places import TangentHessian
 from lowhanging.basin.shells import Shell
-from lowhanging.basin.stationary import SphereSearch, TangentHessian
+from lowhanging.basin.stationary import SphereSearch
 
 PLANE = lh.Subspace(torch.eye(2, dtype=torch.float64))
 

@@ -14,8 +14,9 @@ import torch
 import lowhanging as lh
 from lowhanging.basin.canyon_search import Finder, _End
 from lowhanging.basin.canyon_steps import CanyonEvent, Tracer
+from lowhanging.basin.places import Place
 from lowhanging.basin.shells import Shell
-from lowhanging.basin.stationary import Place, SphereSearch
+from lowhanging.basin.stationary import SphereSearch
 
 
 @pytest.fixture

@@ -1412,6 +1412,16 @@ def test_ignored_tokens_are_refused_however_the_batches_are_cut(order: str, scal
     assert float(whole(whole.theta0)) == pytest.approx(float(expected), rel=1e-6)
 
 
+def test_ignored_tokens_are_refused_where_outputs_are_flat_too() -> None:
+    """Outputs (n * length, classes) can't be cut into examples: then all of model and loss is asked, on every batch."""
+    inputs, targets = torch.randn(64, 6, 4), torch.randint(5, (64, 6))
+    targets[40:, 2:] = -100
+    targets[41, :1] = -100  # ignored tokens are in the second and third batch only
+    model = nn.Sequential(nn.Linear(4, 5), nn.Flatten(0, 1))
+    with pytest.raises(ValueError, match="loss_fn is not the mean over the targets"):
+        Objective(model, (inputs, targets), micro_batch=20, loss_fn=lambda out, y: F.cross_entropy(out, y.flatten()))
+
+
 def test_entries_of_a_batch_that_forward_does_not_know_are_named() -> None:
     batches = [{"x": X.float(), "index": torch.arange(8), "label": CLASSES}]
     with pytest.raises(ValueError, match=r"Its entries \['x', 'index'\] go to forward by name: rename or drop some"):

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 import lowhanging as lh
+from lowhanging.basin.places import TangentHessian, complement
 from lowhanging.basin.shells import METRICS, Shell
-from lowhanging.basin.stationary import SphereSearch, TangentHessian, complement
+from lowhanging.basin.stationary import SphereSearch
 
 P, DIM = 6, 3
 CURVATURES = torch.tensor([5.0, 3.0, 2.0, 1.0, 0.7, 0.2], dtype=torch.float64)

@@ -16,8 +16,9 @@ from lowhanging.anchored import AnchoredObjective
 from lowhanging.basin.canyon_null import CountNull, DepthNull, count_null, depth_null
 from lowhanging.basin.canyon_paths import CanyonPath, trace_canyon
 from lowhanging.basin.canyon_points import CanyonPoint
+from lowhanging.basin.canyon_set import CanyonSet
 from lowhanging.basin.canyon_steps import CanyonEvent
-from lowhanging.basin.canyons import CanyonSet, find_canyons
+from lowhanging.basin.canyons import find_canyons
 from lowhanging.basin.conflict import AnswerShift, ConflictControl
 from lowhanging.basin.density import SpectralDensity
 from lowhanging.basin.dimension import EffectiveDimension, effective_dimension

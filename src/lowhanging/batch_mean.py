@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lowhanging.batch_parts import Tally, attempt, logits_of, parted
 from lowhanging.batches import num_examples
 from lowhanging.errors import explain
+from lowhanging.loss_checks import check_class_range, check_class_targets, num_classes
 from lowhanging.model_loss import BatchLoss, LossFn
 
 
@@ -44,25 +45,9 @@ class BatchMean:
         args, kwargs, targets = parted(batch)
         outputs = logits_of(model(*args, **kwargs))
         if check and self.loss_fn is None:
-            _check_classes(outputs, targets)
+            check_class_targets(targets)
+            check_class_range(targets, num_classes(outputs))
         if tally is not None:
             tally.add(outputs, targets)
         terms = targets.numel() if isinstance(targets, Tensor) and targets.ndim else num_examples(batch)
         return (self.loss_fn or F.cross_entropy)(outputs, targets), float(terms)
-
-
-def _check_classes(outputs: Any, targets: Any) -> None:
-    """Targets of the default cross-entropy: torch would complain late, from a kernel, or not at all."""
-    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
-        received = f"have dtype {getattr(targets, 'dtype', type(targets).__name__)}"
-        remedy = "Pass loss_fn=F.mse_loss (or another); class targets must be integers: targets.long()."
-        raise ValueError(explain("targets", received, "integer classes, the loss_fn being cross-entropy", remedy))
-    classes = outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim > 1 else 0
-    if not classes:
-        received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))}"
-        raise ValueError(explain("model", received, "(n, classes) for cross-entropy", "Pass loss_fn= or batch_loss=."))
-    low, high = (int(targets.min()), int(targets.max())) if targets.numel() else (0, 0)
-    if low < 0 or high >= classes:
-        remedy = "Check the labels; ignored ones (-100) need batch_loss=, which returns (sum, count)."
-        expected = f"0 to {classes - 1}, the model's {classes} outputs"
-        raise ValueError(explain("targets", f"range from {low} to {high}", expected, remedy))

@@ -25,26 +25,41 @@ def check_classes(batches: Iterable[Any], outputs_of: Callable[[Any], Any]) -> N
     """Targets of the default cross-entropy: one integer per output, in the range of the outputs."""
     batch = next(iter(batches))
     targets = parted(batch)[2]
-    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
-        received = f"have dtype {getattr(targets, 'dtype', type(targets).__name__)}"
-        remedy = "Pass loss_fn=F.mse_loss (or another); class targets must be integers: targets.long()."
-        raise ValueError(explain("targets", received, "integer classes, the loss_fn being cross-entropy", remedy))
+    check_class_targets(targets)
     outputs = outputs_of(batch)
-    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
-        received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))}"
-        raise ValueError(explain("model", received, "(n, classes) for cross-entropy", "Pass loss_fn= or batch_loss=."))
+    classes = num_classes(outputs)
     if outputs.shape[:1] + outputs.shape[2:] != targets.shape:
         received = f"have shape {tuple(targets.shape)}, the outputs {tuple(outputs.shape)}"
         expected = "targets (n, ...) for outputs (n, classes, ...)"
         remedy = "Reshape the targets; outputs (n, length, classes) need loss_fn= or batch_loss=."
         raise ValueError(explain("targets", received, expected, remedy))
     for batch in batches:
-        targets = parted(batch)[2]
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= outputs.shape[1]:
-            remedy = "Check the labels; ignored ones (-100) need batch_loss=, which returns (sum, count)."
-            expected = f"0 to {outputs.shape[1] - 1}, the model's {outputs.shape[1]} outputs"
-            raise ValueError(explain("targets", f"range from {low} to {high}", expected, remedy))
+        check_class_range(parted(batch)[2], classes)
+
+
+def check_class_targets(targets: Any) -> None:
+    """Targets of the default cross-entropy are integers."""
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
+        received = f"have dtype {getattr(targets, 'dtype', type(targets).__name__)}"
+        remedy = "Pass loss_fn=F.mse_loss (or another); class targets must be integers: targets.long()."
+        raise ValueError(explain("targets", received, "integer classes, the loss_fn being cross-entropy", remedy))
+
+
+def num_classes(outputs: Any) -> int:
+    """Classes of the outputs (n, classes, ...), or an error."""
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+        received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))}"
+        raise ValueError(explain("model", received, "(n, classes) for cross-entropy", "Pass loss_fn= or batch_loss=."))
+    return int(outputs.shape[1])
+
+
+def check_class_range(targets: Tensor, classes: int) -> None:
+    """Every target names one of the classes."""
+    low, high = (int(targets.min()), int(targets.max())) if targets.numel() else (0, 0)
+    if low < 0 or high >= classes:
+        remedy = "Check the labels; ignored ones (-100) need batch_loss=, which returns (sum, count)."
+        expected = f"0 to {classes - 1}, the model's {classes} outputs"
+        raise ValueError(explain("targets", f"range from {low} to {high}", expected, remedy))
 
 
 def checked_sum(result: Any, point: Tensor, *, is_batch_loss: bool) -> Tensor:
@@ -85,14 +100,14 @@ def check_mean(batch: Any, sum_of: Callable[[Any], Tensor]) -> None:
             raise ValueError(_no_mean(1, n, first + rest - total))
 
 
-def check_terms(outputs: Any, targets: Any, sum_of: Callable[[Any, Any], Tensor]) -> None:
+def check_terms(outputs: Any, targets: Any, sum_of: Callable[[Any, Any], Tensor]) -> bool:
     """loss_fn alone: the gradient in the outputs of an example must not depend on which others are there.
 
     Not its value: where all terms are alike, weights hardly change the sum, but the Hessian all the same. In float64,
-    where loss_fn allows it.
+    where loss_fn allows it. False where outputs and targets can't be cut into examples, and nothing was checked.
     """
-    if not any(map(is_real, tree_leaves(outputs))):
-        return
+    if not any(map(is_real, tree_leaves(outputs))) or some_of((outputs, targets), slice(0, 1)) is None:
+        return False
     n = num_examples((outputs, targets))
     try:
         wide = tree_map(lambda leaf: leaf.double() if is_real(leaf) else leaf, (outputs, targets))
@@ -101,14 +116,13 @@ def check_terms(outputs: Any, targets: Any, sum_of: Callable[[Any, Any], Tensor]
         wide = (outputs, targets)
         whole = _slopes(wide, sum_of)
     for cut in sorted({1, n // 2}) if n >= 2 else ():
-        pieces = [some_of(wide, slice(0, cut)), some_of(wide, slice(cut, n))]
-        if any(piece is None for piece in pieces):
-            return
-        (low, low_total), (high, high_total) = (_slopes(piece, sum_of) for piece in pieces)
+        pieces = slice(0, cut), slice(cut, n)
+        (low, low_total), (high, high_total) = (_slopes(some_of(wide, piece), sum_of) for piece in pieces)
         apart = torch.stack([(torch.cat(pair) - own).norm() for *pair, own in zip(low, high, whole[0], strict=True)])
         size = torch.stack([own.norm() for own in whole[0]])
         if not float(apart.norm()) <= 1e-4 * float(size.norm()) + 1e-9 * n:  # NaN: one part is all ignored
             raise ValueError(_no_mean(cut, n, low_total + high_total - whole[1], outputs, targets))
+    return True
 
 
 def _slopes(pair: Any, sum_of: Callable[[Any, Any], Tensor]) -> tuple[list[Tensor], float]:

@@ -239,7 +239,8 @@ class ModelLoss:
         may_weigh = may_weigh and not any(map(is_real, tree_leaves(parted(batch)[2])))
         everything = itertools.chain(self.batches, firsts(self.batches)) if may_weigh else [batch]
         for part in everything:
-            check_terms(self._outputs_at_start(part), parted(part)[2], self._sum_of_outputs)
+            if not check_terms(self._outputs_at_start(part), parted(part)[2], self._sum_of_outputs):
+                check_mean(part, self._sum_at_start)
 
     def _sum_of_outputs(self, outputs: Any, targets: Any) -> Tensor:
         with self.context():

@@ -75,6 +75,9 @@ def load_result(cls: type[_T], path: str | Path) -> _T:
                 values[name] = {key: torch.from_numpy(arrays[f"{name}/{key}"]) for key in entry["tensors"]}
             else:
                 values[name] = entry["value"]
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if str(field.type).startswith("tuple[") and isinstance(values.get(field.name), list):
+                values[field.name] = tuple(values[field.name])  # JSON knows lists only
         return cls(**values)
     except (TypeError, KeyError) as error:
         received = f"is {str(source)!r}, a saved {name_of_class} with other fields"

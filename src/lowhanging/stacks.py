@@ -8,7 +8,6 @@ stack it is trained; nothing that mixes rows (dropout's one random state, a norm
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import time
 import warnings
@@ -24,18 +23,16 @@ from tqdm.auto import tqdm
 from lowhanging.errors import (
     NotConvergedError,
     NotSmoothWarning,
-    a_type,
-    check_choice,
     check_count,
     check_real,
     explain,
 )
-from lowhanging.model_loss import BatchLoss, LossFn, ModelLoss
+from lowhanging.model_loss import BatchLoss, LossFn
 from lowhanging.objective import Objective
 from lowhanging.parameters import ParameterSpace
 from lowhanging.presets import PRESETS
 from lowhanging.results import digest, load_result, resume_path, save_result
-from lowhanging.shuffled import ShuffledBatches
+from lowhanging.stack_arguments import checked_seeds, filled, logged_steps, matching, stacked, stored_tensors
 from lowhanging.stack_loop import History, Interrupted, Stack, restore
 from lowhanging.training_options import MakeOptimizer, Schedule, as_schedule, evaluation_sets
 
@@ -168,28 +165,28 @@ def train_stack(
     Cost:
         memory: s p numbers, four times over with Adam, and the activations of s batches.
     """
-    wanted = _seeds(seeds)
+    wanted = checked_seeds(seeds)
     preset = model_factory if isinstance(model_factory, str) else None
-    make, data, filled = _filled(model_factory, data, steps=steps, batch_size=batch_size, lr=lr, penalty=penalty)
-    steps, batch_size, penalty = filled["steps"], filled["batch_size"], filled["penalty"]
-    lr = filled["lr"] if isinstance(optimizer, str) else lr  # an optimizer of the caller's brings its own
+    make, data, given = filled(model_factory, data, steps=steps, batch_size=batch_size, lr=lr, penalty=penalty)
+    steps, batch_size, penalty = given["steps"], given["batch_size"], given["penalty"]
+    lr = given["lr"] if isinstance(optimizer, str) else lr  # an optimizer of the caller's brings its own
     counts = {"steps": steps, "batch_size": batch_size, "log_every": log_every}
     for name, value in counts.items():
         check_count(name, value, remedy=f"Pass a positive number of {'examples' if name == 'batch_size' else 'steps'}.")
     penalty = check_real("penalty", penalty, minimum=0.0, remedy="Such as 1e-3.")
-    tensors = _tensors(data)
+    tensors = stored_tensors(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotSmoothWarning)  # kinks are no matter for training
-        loss, thetas = _stacked(make, wanted, tensors, loss_fn, batch_loss, device)
+        loss, thetas = stacked(make, wanted, tensors, loss_fn, batch_loss, device)
         sets = {
             name: Objective(
                 make(wanted[0]), given, loss_fn=loss_fn, batch_loss=batch_loss, device=device, distributed=False
             )
             for name, given in evaluation_sets(evaluate).items()
         }
-    kept = _matching(loss.space, [snapshots] if isinstance(snapshots, str) else list(snapshots))
+    kept = matching(loss.space, [snapshots] if isinstance(snapshots, str) else list(snapshots))
     stack = Stack(loss, thetas, tensors, wanted, optimizer, lr, as_schedule(schedule), penalty, batch_size, steps)
-    history = History(len(wanted), _rows(steps, log_every), loss.space, kept, sets)
+    history = History(len(wanted), logged_steps(steps, log_every), loss.space, kept, sets)
     path = None if resume is None else resume_path(resume)
     begun = time.perf_counter()
     identity = {
@@ -243,111 +240,3 @@ def train_stack(
         )
         raise NotConvergedError(message, run)
     return run
-
-
-def _filled(model_factory: Any, data: Any, **given: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Factory, data and training arguments, with what was left out filled in from a preset or the general defaults."""
-    defaults: Mapping[str, Any] = {"steps": 1000, "batch_size": 256, "lr": None, "penalty": 0.0}
-    if isinstance(model_factory, str):
-        remedy = "Or pass seed -> module: lambda seed: lh.ModularMLP(seed=seed)."
-        preset = PRESETS[check_choice("model_factory", model_factory, tuple(PRESETS), remedy=remedy)]
-        data = preset.data().train if data is None else data
-        p = preset.model_arguments["p"]
-        tokens = _tensors(data)[0]
-        if int(tokens[:, :2].max()) + 1 != p:
-            received = f"has tokens up to {int(tokens[:, :2].max())}"
-            remedy = f"Pass lh.modular_addition(p={p}, ...).train, or leave it out."
-            raise ValueError(explain("data", received, f"sums modulo {p}, as preset {preset.name!r}", remedy))
-        model_factory, defaults = preset.factory, {**defaults, **preset.training_arguments}
-    elif data is None:
-        remedy = "Only a preset brings its own, such as lh.train_stack('births')."
-        raise ValueError(explain("data", "is missing", "a tuple (inputs, targets) of tensors, or a data set", remedy))
-    return model_factory, data, {name: defaults[name] if given[name] is None else given[name] for name in defaults}
-
-
-def _seeds(seeds: Any) -> list[int]:
-    remedy = "Pass different non-negative integers, such as range(64)."
-    if isinstance(seeds, int) or not isinstance(seeds, Iterable):
-        raise TypeError(explain("seeds", f"is {seeds!r}", "several seeds", remedy))
-    items = seeds.tolist() if isinstance(seeds, Tensor) else seeds
-    found = [check_count("an entry of seeds", seed, minimum=0, remedy=remedy) for seed in items]
-    if not found or len(set(found)) != len(found):
-        raise ValueError(explain("seeds", f"are {found[:8]}", "at least one, all different", remedy))
-    return found
-
-
-def _tensors(data: Any) -> tuple[Tensor, ...]:
-    tensors = ShuffledBatches(data, 1).tensors
-    if tensors is None or not len(tensors[0]):
-        received = f"is {a_type(data)}" + ("" if tensors is None else " without examples")
-        expected = "a tuple (inputs, targets) of tensors, or a data set that stores them"
-        remedy = "From a list of batches: tuple(map(torch.cat, zip(*batches)))."
-        raise ValueError(explain("data", received, expected, remedy))
-    return tensors
-
-
-def _rows(steps: int, log_every: int) -> Tensor:
-    return torch.tensor(sorted({*range(0, steps + 1, log_every), steps}))
-
-
-def _matching(space: ParameterSpace, patterns: list[str]) -> list[str]:
-    found = []
-    for pattern in patterns:
-        names = [name for name in space.names if fnmatch.fnmatchcase(name, pattern)]
-        if not names:
-            received = f"asks for {pattern!r}"
-            raise ValueError(explain("snapshots", received, f"names among {list(space.names)}", "See space.names."))
-        found += [name for name in names if name not in found]
-    return found
-
-
-def _stacked(
-    model_factory: Any,
-    seeds: list[int],
-    tensors: tuple[Tensor, ...],
-    loss_fn: LossFn | None,
-    batch_loss: BatchLoss | None,
-    device: Any,
-) -> tuple[ModelLoss, Tensor]:
-    """The loss of one seed as a function of its theta, and the thetas (s, p) of all."""
-    if not callable(model_factory) or isinstance(model_factory, nn.Module):
-        remedy = "Pass lambda seed: lh.ModularMLP(seed=seed), or 'births'."
-        raise TypeError(
-            explain(
-                "model_factory",
-                f"is {a_type(model_factory)}",
-                "seed -> module, or the name of a preset",
-                remedy,
-            )
-        )
-    first = model_factory(seeds[0])
-    loss = ModelLoss(
-        first, tensors, loss_fn=loss_fn, batch_loss=batch_loss, mode="as_is", device=device, cache=True,
-        micro_batch=None,
-    )  # fmt: skip
-    trained = set(loss.space.names)
-    constants = _constants(first, trained)
-    rows = []
-    for seed in seeds:
-        model = model_factory(seed)
-        other = _constants(model, trained)
-        is_same = other.keys() == constants.keys() and all(torch.equal(other[key], constants[key]) for key in other)
-        if not is_same:
-            received = f"gives seed {seed} other buffers or frozen parameters than seed {seeds[0]}"
-            raise ValueError(explain("model_factory", received, "modules that differ in their weights only",
-                                     "Register what should differ as trainable parameters."))  # fmt: skip
-        rows.append(loss.space.flatten(model))
-    if any(torch.equal(row, rows[0]) for row in rows[1:]) or not torch.equal(
-        loss.space.flatten(model_factory(seeds[0])), rows[0]
-    ):
-        message = (
-            "model_factory does not make its weights from the seed alone: two seeds begin alike, or one seed "
-            "differently each time. Begin it with torch.manual_seed(seed), or pass the seed on."
-        )
-        warnings.warn(message, UserWarning, stacklevel=3)
-    return loss, torch.stack(rows)
-
-
-def _constants(model: nn.Module, trained: set[str]) -> dict[str, Tensor]:
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {name: tensor.detach() for name, tensor in named.items() if name not in trained}

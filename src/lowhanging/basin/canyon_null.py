@@ -21,10 +21,11 @@ from torch import Tensor
 
 from lowhanging.basin.canyon_arguments import check_space
 from lowhanging.basin.canyon_points import CanyonPoint
-from lowhanging.basin.canyons import CanyonSet, find_canyons
+from lowhanging.basin.canyon_set import CanyonSet
+from lowhanging.basin.canyons import find_canyons
 from lowhanging.basin.eigenpairs import top_eigs
 from lowhanging.basin.operators import hessian
-from lowhanging.basin.shells import Shell
+from lowhanging.basin.shells import Metric, Shell
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import NotConvergedError, a_type, check_count, explain
 from lowhanging.loss import Loss, check_loss
@@ -64,9 +65,7 @@ class DepthNull:
     @classmethod
     def load(cls, path: str | Path) -> DepthNull:
         """Read what `save` wrote."""
-        found = load_result(cls, path)
-        object.__setattr__(found, "levels", tuple(found.levels))  # JSON knows lists only
-        return found
+        return load_result(cls, path)
 
 
 @torch.inference_mode(False)
@@ -107,22 +106,13 @@ def depth_null(
     Source:
         Phipson & Smyth (2010), "Permutation P-values should never be zero", for the p-values.
     """
-    check_loss("loss", loss)
-    if not isinstance(canyons, CanyonSet) or canyons.metric != "hessian" or canyons.space is None:
-        received = f"are {canyons!r}" if isinstance(canyons, CanyonSet) else f"is {a_type(canyons)}"
-        remedy = 'Pass find_canyons(..., metric="hessian", space=subspace).'
-        raise ValueError(explain("canyons", received, "a CanyonSet on energy shells of a subspace", remedy))
-    check_count("num", num, remedy="19 allow p = 0.05.")
-    check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
-    dim, spent = canyons.space.dim, [0, 0]
+    dim, spent = _checked(loss, canyons, "hessian", num, seed), [0, 0]
     if within is None:
         k = min(_DIMENSIONS, loss.num_params)
         pairs = top_eigs(hessian(loss), k=k, progress=progress)
         within, spent[1] = pairs.subspace(), pairs.num_products
     check_space(within, loss)
-    if within.dim <= dim:
-        remedy = "Pass more eigenvectors: pairs.subspace() of top_eigs(hessian(loss), k=50)."
-        raise ValueError(explain("within", f"has {within.dim} dimensions", f"more than the canyons' {dim}", remedy))
+    _check_larger(within.dim, dim)
     shell = Shell(loss, within, "hessian", canyons.floor or None)
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -188,9 +178,7 @@ class CountNull:
     @classmethod
     def load(cls, path: str | Path) -> CountNull:
         """Read what `save` wrote."""
-        found = load_result(cls, path)
-        object.__setattr__(found, "levels", tuple(found.levels))  # JSON knows lists only
-        return found
+        return load_result(cls, path)
 
 
 @torch.inference_mode(False)
@@ -234,19 +222,10 @@ def count_null(
     Source:
         Phipson & Smyth (2010), "Permutation P-values should never be zero", for the p-values.
     """
-    check_loss("loss", loss)
-    if not isinstance(canyons, CanyonSet) or canyons.metric != "euclidean" or canyons.space is None:
-        received = f"are {canyons!r}" if isinstance(canyons, CanyonSet) else f"is {a_type(canyons)}"
-        remedy = 'Pass find_canyons(..., metric="euclidean", space=subspace).'
-        raise ValueError(explain("canyons", received, "a CanyonSet on spheres of a subspace", remedy))
-    check_count("num", num, remedy="19 allow p = 0.05.")
-    check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
+    dim = _checked(loss, canyons, "euclidean", num, seed)
     check_space(within, loss)
-    dim = canyons.space.dim
     size = loss.num_params if isinstance(within, str) else within.dim
-    if size <= dim:
-        remedy = "Pass more eigenvectors: pairs.subspace() of top_eigs(hessian(loss), k=50)."
-        raise ValueError(explain("within", f"has {size} dimensions", f"more than the canyons' {dim}", remedy))
+    _check_larger(size, dim)
     generator = torch.Generator().manual_seed(seed)
     counts, branches, radii, spent = [], [], [], [0, 0]
     for i in range(num):
@@ -282,6 +261,25 @@ def count_null(
         num_gradients=spent[0],
         num_products=spent[1],
     )
+
+
+def _checked(loss: Loss, canyons: CanyonSet, metric: Metric, num: int, seed: int) -> int:
+    """The dimension of the subspace that was searched, if these canyons have such a null."""
+    check_loss("loss", loss)
+    if not isinstance(canyons, CanyonSet) or canyons.metric != metric or canyons.space is None:
+        received = f"are {canyons!r}" if isinstance(canyons, CanyonSet) else f"is {a_type(canyons)}"
+        shells = "energy shells" if metric == "hessian" else "spheres"
+        remedy = f'Pass find_canyons(..., metric="{metric}", space=subspace).'
+        raise ValueError(explain("canyons", received, f"a CanyonSet on {shells} of a subspace", remedy))
+    check_count("num", num, remedy="19 allow p = 0.05.")
+    check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
+    return canyons.space.dim
+
+
+def _check_larger(size: int, dim: int) -> None:
+    if size <= dim:
+        remedy = "Pass more eigenvectors: pairs.subspace() of top_eigs(hessian(loss), k=50)."
+        raise ValueError(explain("within", f"has {size} dimensions", f"more than the canyons' {dim}", remedy))
 
 
 def num_canyons(canyons: CanyonSet, level: float) -> float:

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from lowhanging.basin.conflict import ConflictControl
 from lowhanging.basin.naming import name_circuit
+from lowhanging.basin.places import Place, TangentHessian, complement, lowest_across
 from lowhanging.basin.shells import Shell
-from lowhanging.basin.stationary import Place, SphereSearch, TangentHessian, complement, lowest_across
+from lowhanging.basin.stationary import SphereSearch
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import explain
 from lowhanging.loss import Loss

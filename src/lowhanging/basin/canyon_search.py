@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lowhanging.basin.canyon_points import Around, CanyonPoint, canyon_point, same_certificates
+from lowhanging.basin.places import Place, TangentHessian
 from lowhanging.basin.shells import Array, Shell
-from lowhanging.basin.stationary import Place, SphereSearch, TangentHessian
+from lowhanging.basin.stationary import SphereSearch
 
 SAME_BRANCH = 0.95  # signed cosine between displacements
 _ONE_PLACE = 0.999  # above it nobody asks for a ridge in between

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from lowhanging.basin.canyon_points import Around, CanyonPoint, canyon_point, plane_certificate, restored, stored
+from lowhanging.basin.places import Place, TangentHessian
 from lowhanging.basin.shells import Array
-from lowhanging.basin.stationary import Place, SphereSearch, TangentHessian
+from lowhanging.basin.stationary import SphereSearch
 from lowhanging.errors import explain
 
 _AGREE = 0.3  # share of the angle travelled by which prediction and correction may differ, forwards and backwards ...

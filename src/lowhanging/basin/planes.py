@@ -107,9 +107,7 @@ class PlaneSlice:
     @classmethod
     def load(cls, path: str | Path) -> PlaneSlice:
         """Read what `save` wrote."""
-        loaded = load_result(cls, path)
-        object.__setattr__(loaded, "names", tuple(loaded.names))  # JSON knows lists only
-        return loaded
+        return load_result(cls, path)
 
 
 @torch.inference_mode(False)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lowhanging.basin.canyon_null import DepthNull
 from lowhanging.basin.canyon_points import CanyonPoint
-from lowhanging.basin.canyons import CanyonSet
+from lowhanging.basin.canyon_set import CanyonSet
 from lowhanging.errors import explain
 from lowhanging.plots.branches import QUANTITIES
 from lowhanging.plots.style import axes, check_kind, label_log_axis, legend_above

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from lowhanging.basin.canyon_null import CountNull, DepthNull, count_null, depth_null
 from lowhanging.basin.canyon_paths import CanyonPath, trace_canyon
 from lowhanging.basin.canyon_points import CanyonPoint, with_full_certificates
-from lowhanging.basin.canyons import CanyonSet, find_canyons
+from lowhanging.basin.canyon_set import CanyonSet
+from lowhanging.basin.canyons import find_canyons
 from lowhanging.basin.conflict import ConflictControl
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.minimum import Minimum, polish

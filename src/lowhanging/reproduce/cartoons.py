@@ -21,7 +21,8 @@ import torch
 from scipy.special import kv
 from torch import Tensor
 
-from lowhanging.basin.canyons import CanyonSet, find_canyons
+from lowhanging.basin.canyon_set import CanyonSet
+from lowhanging.basin.canyons import find_canyons
 from lowhanging.basin.planes import PlaneSlice, plane_slice
 from lowhanging.basin.subspace import Subspace
 from lowhanging.function_objective import FunctionObjective
