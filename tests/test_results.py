@@ -109,7 +109,7 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
     for path in files.values():
         with pytest.raises(ValueError, match=r"not a result of lowhanging, expected a file saved by Pairs.save"):
             load_result(Pairs, path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"does not exist, expected a file saved by Pairs.save.\nCheck the name"):
         load_result(Pairs, tmp_path / "absent")
 
 
@@ -136,3 +136,16 @@ def test_files_have_the_usual_permissions(tmp_path: Path, monkeypatch: pytest.Mo
         assert os.umask(0o027) == 0o027
     finally:
         os.umask(before)
+
+
+@dataclass(frozen=True)
+class Named:
+    names: tuple[str, str]
+    rows: list[int]
+
+
+def test_a_tuple_comes_back_as_one(tmp_path: Path) -> None:
+    """JSON knows lists only; which of them was a tuple is told by the annotation."""
+    found = load_result(Named, save_result(Named(("u", "v"), [1, 2]), tmp_path / "named"))
+    assert found == Named(("u", "v"), [1, 2])
+    assert (type(found.names), type(found.rows)) == (tuple, list)

@@ -55,7 +55,7 @@ def load_result(cls: type[_T], path: str | Path) -> _T:
     Raises:
         DamagedFileError: the file is cut short or changed, or was never a result.
         ValueError: it is a result of another class, or of a version with other fields.
-        OSError: it can't be opened.
+        OSError: it can't be opened, or does not exist.
     """
     source = Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
     expected = f"a file saved by {cls.__name__}.save"
@@ -63,6 +63,9 @@ def load_result(cls: type[_T], path: str | Path) -> _T:
         arrays = read_arrays(source)
         meta = json.loads(str(arrays.pop(_META)))
         name_of_class, fields = meta["class"], dict(meta["fields"])
+    except FileNotFoundError as error:
+        received = f"is {str(source)!r}, which does not exist"
+        raise FileNotFoundError(explain("path", received, expected, "Check the name and the folder.")) from error
     except (ValueError, TypeError, KeyError) as error:
         received = f"is {str(source)!r}, not a result of lowhanging"
         raise DamagedFileError(explain("path", received, expected, _REMEDY)) from error
