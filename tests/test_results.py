@@ -109,7 +109,7 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
     for path in files.values():
         with pytest.raises(ValueError, match=r"not a result of lowhanging, expected a file saved by Pairs.save"):
             load_result(Pairs, path)
-    with pytest.raises(FileNotFoundError, match=r"does not exist, expected a file saved by Pairs.save.\nCheck the name"):
+    with pytest.raises(FileNotFoundError, match=r"does not exist, expected a file saved by Pairs.save.\nCheck"):
         load_result(Pairs, tmp_path / "absent")
 
 
