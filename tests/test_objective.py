@@ -304,7 +304,7 @@ def test_a_model_is_as_before_also_after_an_error() -> None:
     whole = prepared(Fragile(11))
     with untouched(whole):
         objective = kept(whole, (X, CLASSES))
-        for call in (objective, objective.gradient, lambda theta: objective.hvp(theta, theta)) * 3:
+        for call in (objective, objective.gradient, lambda theta: objective.hvp(theta, theta)) * 8:
             with contextlib.suppress(ZeroDivisionError):
                 call(objective.theta0)
         with pytest.raises(ZeroDivisionError, match="on purpose"):
@@ -1142,7 +1142,7 @@ BAD = {
     "engine": (
         lambda: Objective(mlp(), (X, CLASSES), engine="fast"),  # type: ignore[arg-type]
         ValueError,
-        "engine is 'fast', expected one of 'auto', 'split graph', 'kept graph', 'double backward'.\nName one of them.",
+        "engine is 'fast', expected one of 'auto', 'split graph', 'kept graph', 'double backward', 'forward over reverse'.\nName one of them.",
     ),
     "keep_bytes": (
         lambda: Objective(mlp(), (X, CLASSES), keep_bytes=-1),
@@ -1262,7 +1262,7 @@ def test_a_function_is_an_objective() -> None:
         assert torch.equal(f.at(theta).theta0, theta)
         assert not f.theta0.any()
     torch.testing.assert_close(dense_hessian(f, theta=theta), hessian, rtol=1e-14, atol=0)
-    assert repr(f) == "FunctionObjective(quartic, 3 parameters, engine='double backward')"
+    assert repr(f) == "FunctionObjective(quartic, 3 parameters, engine='forward over reverse')"
     with pytest.raises(ValueError, match=r"v has shape \(2,\), expected \(3,\) = \(num_params,\) of theta0"):
         f.hvp(theta, v[:2])
 
@@ -1413,7 +1413,7 @@ def test_ignored_tokens_are_refused_however_the_batches_are_cut(order: str, scal
 
 
 def test_ignored_tokens_are_refused_where_outputs_are_flat_too() -> None:
-    """Outputs (n * length, classes) can't be cut into examples: then all of model and loss is asked, on every batch."""
+    """Outputs (n * length, classes) are cut where the targets (n, length) are."""
     inputs, targets = torch.randn(64, 6, 4), torch.randint(5, (64, 6))
     targets[40:, 2:] = -100
     targets[41, :1] = -100  # ignored tokens are in the second and third batch only

@@ -3,9 +3,10 @@ r"""What is one batch's Hessian, or its Gauss-Newton matrix, times a vector?
     Hessian         H v = d/de grad L(theta + e v)               L the batch's sum
     Gauss-Newton    G v = J' B J v,  J = dz/dtheta, B = d2L/dz2  z the model's outputs
 
-Each is written down twice, by routes that share nothing: `product`, forward over reverse by torch.func, which
-`split_graph.py` can record and cut; and `graph` with `from_graph`, in reverse only, whose first part can be kept
-between products. `products.py` compares the two before it trusts a recording.
+Each is written down by three routes that share nothing: `product`, forward over reverse by torch.func, which
+`split_graph.py` can record and cut; `graph` with `from_graph`, in reverse only, whose first part can be kept between
+products; and `differences`, central differences of first derivatives. `verification.py` compares them before any is
+trusted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ LossSum = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 
 class BatchMatrix(Protocol):
-    """A symmetric (p, p) matrix of one batch's sum, by two routes."""
+    """A symmetric (p, p) matrix of one batch's sum, by three routes."""
+
+    def run(self, theta: Tensor, batch: Any) -> None:
+        """Evaluate what is differentiated, once and for nothing."""
 
     def product(self, theta: Tensor, v: Tensor, batch: Any) -> Tensor:
         """Times v (p,), forward over reverse."""
@@ -36,6 +40,9 @@ class BatchMatrix(Protocol):
 
     def magnitude(self, graph: Any, v: Tensor) -> Tensor:
         """The size of what cancels where the product nearly vanishes: its rounding is relative to this."""
+
+    def differences(self, theta: Tensor, v: Tensor, batch: Any, step: float) -> tuple[Tensor, float]:
+        """Times v (p,), by central differences along `step` v; and the size of what was subtracted, over the step."""
 
 
 class LossOfOutputs(Protocol):
@@ -52,6 +59,9 @@ class HessianOfBatch:
 
     loss_sum: LossSum  # (theta, batch) -> (sum, count); the count may depend on the data and is never recorded
 
+    def run(self, theta: Tensor, batch: Any) -> None:
+        self.loss_sum(theta, batch)
+
     def product(self, theta: Tensor, v: Tensor, batch: Any) -> Tensor:
         def loss_sum(point: Tensor) -> Tensor:
             return self.loss_sum(point, batch)[0]
@@ -59,18 +69,40 @@ class HessianOfBatch:
         tangent: Tensor = jvp(grad(loss_sum), (theta,), (v,))[1]
         return tangent
 
+    def product_with_tangents(self, theta: Tensor, v: Tensor, batch: Any) -> Tensor:
+        """`product`, the data's zero tangents written out: some of torch's formulas do not take absent ones."""
+        leaves = [leaf for leaf in tensors_in(batch) if leaf.is_floating_point()]
+
+        def loss_sum(point: Tensor, *values: Tensor) -> Tensor:
+            given = iter(values)
+            at = tree_map(lambda x: next(given) if isinstance(x, Tensor) and x.is_floating_point() else x, batch)
+            return self.loss_sum(point, at)[0]
+
+        tangents = (v, *(torch.zeros_like(leaf) for leaf in leaves))
+        tangent: Tensor = jvp(lambda *at: grad(loss_sum)(*at), (theta, *leaves), tangents)[1]
+        return tangent
+
     def graph(self, theta: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
         point = theta.detach().requires_grad_()
         part, _ = self.loss_sum(point, batch)
-        return point, pulled([part], [point], [torch.ones_like(part)], create_graph=True)[0]
+        return point, vjp_of([part], [point], [torch.ones_like(part)], create_graph=True)[0]
 
     def from_graph(self, graph: tuple[Tensor, Tensor], v: Tensor, *, again: bool) -> Tensor:
         point, gradient = graph
-        return pulled([gradient], [point], [v], retain_graph=again)[0]
+        return vjp_of([gradient], [point], [v], retain_graph=again)[0]
 
     def magnitude(self, graph: tuple[Tensor, Tensor], v: Tensor) -> Tensor:
         size: Tensor = graph[1].detach().norm() * v.norm()
         return size
+
+    def differences(self, theta: Tensor, v: Tensor, batch: Any, step: float) -> tuple[Tensor, float]:
+        def gradient(at: Tensor) -> Tensor:
+            point = at.detach().requires_grad_()
+            part, _ = self.loss_sum(point, batch)
+            return vjp_of([part], [point], [torch.ones_like(part)])[0]
+
+        high, low = gradient(theta + step * v), gradient(theta - step * v)
+        return (high - low) / (2 * step), float(high.norm() + low.norm()) / (2 * step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +122,9 @@ class GaussNewtonOfBatch:
     """G v = J' (B (J v)): forward with a tangent, the curvature of the loss in the outputs, and back."""
 
     loss: LossOfOutputs
+
+    def run(self, theta: Tensor, batch: Any) -> None:
+        self.loss.loss_at(self.loss.outputs(theta, batch), batch)
 
     def product(self, theta: Tensor, v: Tensor, batch: Any) -> Tensor:
         seen: list[Any] = []
@@ -115,30 +150,52 @@ class GaussNewtonOfBatch:
         outputs = self.loss.outputs(point, batch)
         z = tensors_in(outputs)
         u = [torch.zeros_like(part).requires_grad_() for part in z]
-        back = pulled(z, [point], u, create_graph=True)[0]
+        back = vjp_of(z, [point], u, create_graph=True)[0]
         start = [part.detach().requires_grad_() for part in z]
         part = self.loss.loss_at(with_tensors(outputs, start), batch)
-        slope = pulled([part], start, [torch.ones_like(part)], create_graph=True)
+        slope = vjp_of([part], start, [torch.ones_like(part)], create_graph=True)
         return _OutputGraph(point, z, u, back, start, slope)
 
     def from_graph(self, graph: _OutputGraph, v: Tensor, *, again: bool) -> Tensor:
         # B by differentiation whatever the loss: what is known on paper is then tested with the recording.
-        jv = pulled([graph.back], graph.u, [v], retain_graph=True)
-        bjv = pulled(graph.slope, graph.start, jv, retain_graph=again)
-        return pulled(graph.z, [graph.point], bjv, retain_graph=again)[0]
+        jv = vjp_of([graph.back], graph.u, [v], retain_graph=True)
+        bjv = vjp_of(graph.slope, graph.start, jv, retain_graph=again)
+        return vjp_of(graph.z, [graph.point], bjv, retain_graph=again)[0]
 
     def magnitude(self, graph: _OutputGraph, v: Tensor) -> Tensor:
-        jv = pulled([graph.back], graph.u, [v], retain_graph=True)
-        size: Tensor = pulled(graph.z, [graph.point], jv, retain_graph=True)[0].norm()
+        jv = vjp_of([graph.back], graph.u, [v], retain_graph=True)
+        size: Tensor = vjp_of(graph.z, [graph.point], jv, retain_graph=True)[0].norm()
         return size
 
+    def differences(self, theta: Tensor, v: Tensor, batch: Any, step: float) -> tuple[Tensor, float]:
+        point = theta.detach().requires_grad_()
+        outputs = self.loss.outputs(point, batch)
+        z = tensors_in(outputs)
+        ends = [tensors_in(self.loss.outputs(at, batch)) for at in (theta + step * v, theta - step * v)]
+        jv = [(high - low).detach() / (2 * step) for high, low in zip(*ends, strict=True)]
 
-def pulled(
+        def slope(sign: int) -> list[Tensor]:
+            start = [(part.detach() + sign * step * u).requires_grad_() for part, u in zip(z, jv, strict=True)]
+            part = self.loss.loss_at(with_tensors(outputs, start), batch)
+            return vjp_of([part], start, [torch.ones_like(part)])
+
+        bjv = [(a - b) / (2 * step) for a, b in zip(slope(1), slope(-1), strict=True)]
+        size = vjp_of(z, [point], [part.detach() for part in z], retain_graph=True)[0].norm()
+        return vjp_of(z, [point], bjv)[0], float(size) / step
+
+
+def vjp_of(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor], **options: bool
 ) -> list[Tensor]:
-    """The gradient of <outputs, weights> by each input; zeros where nothing leads back to it."""
+    """The gradient of <outputs, weights> by each input; zeros where nothing leads back to it.
+
+    Raises:
+        RuntimeError: autograd records nothing in this thread, so that nothing is said by nothing leading back.
+    """
     pairs = [(value, weight) for value, weight in zip(outputs, weights, strict=True) if value.requires_grad]
     if not pairs:
+        if not all((item * 1).requires_grad for item in inputs):
+            raise RuntimeError("autograd is switched off in this thread: nothing that is computed has a gradient")
         return [torch.zeros_like(item) for item in inputs]
     values, weights = zip(*pairs, strict=True)
     found = torch.autograd.grad(values, inputs, weights, allow_unused=True, **options)

@@ -42,9 +42,11 @@ class Batches:
         shard: (i, n) keeps example i, i + n, i + 2 n ... of all that is read, or those batches where they can't be
             joined or are not kept; and a digest of all is taken. None keeps everything and takes none.
         num_params: weights of the model, as far as known: many are worth larger micro-batches.
+        recut: whether batches are joined and cut to micro-batches; else they are used as they come.
 
     Attributes:
         num_batches, num_examples: of what is kept.
+        is_recut: whether what is kept are other batches than came.
         num_read: examples in all that was read; 0 without a shard.
         digest: of all that was read, in order; "" without a shard.
 
@@ -63,6 +65,7 @@ class Batches:
         cache: bool,
         shard: tuple[int, int] | None = None,
         num_params: int = 0,
+        recut: bool = True,
     ):
         if micro_batch is not None:
             check_count("micro_batch", micro_batch, remedy="Leave it out: the engine chooses one that fits the cache.")
@@ -74,21 +77,31 @@ class Batches:
         self._num_passes = 0
         self._shard, self._num_params = shard, num_params
         self.num_read, self.digest = 0, ""
+        self.is_recut = False
+        # A tuple of tensors is one data set, which has no batches of its own.
+        self._is_one = isinstance(self._source, list) and self._source is not data
+        self._came: list[Any] = []
         if cache:
-            self._kept = self._recut(list(self._read()))
+            self._came = list(self._read())
+            self._kept = self._recut() if recut else None
+            self.is_recut = self._kept is not None
+            if self._kept is None:
+                self.use_as_they_came()
         elif isinstance(self._source, Iterator):
             remedy = "Pass a DataLoader, or leave cache=True."
             raise ValueError(
                 explain("data", "is an iterator, readable once", "data to read on each pass (cache=False)", remedy)
             )
-        self.num_batches = self.num_examples = 0
-        for batch in self:
+        for batch in self._came or self:
             self._check(batch)
-            self.num_batches += 1
-            self.num_examples += num_examples(batch)
+        self._count()
         if cache is False:
             for _ in self:  # the second pass, compared with the first
                 pass
+        self._check_number()
+
+    def _check_number(self) -> None:
+        shard = self._shard
         if self.num_batches == 0 and self.num_read and shard is not None:
             received = f"is too little for {shard[1]} processes: nothing is left for number {shard[0]}"
             remedy = "Start fewer processes, cut the data into more batches, or pass distributed=False."
@@ -176,27 +189,75 @@ class Batches:
             if isinstance(leaf, Tensor):
                 check_finite("data", leaf, remedy="Drop or repair those examples before building the loader.")
 
-    def _recut(self, batches: list[Any]) -> list[Any]:
-        whole = joined(batches)
+    def _count(self) -> None:
+        self.num_batches = self.num_examples = 0
+        for batch in self:
+            self.num_batches += 1
+            self.num_examples += num_examples(batch)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether other shards have other examples of the same batches."""
+        return self._shard is not None and self._shard[1] > 1
+
+    def use_as_they_came(self) -> int:
+        """Keep the batches that were read, or this shard's of them, instead of micro-batches cut from them.
+
+        Returns how many those are.
+        """
+        first, step = self._shard or (0, 1)
+        self.is_recut, self._kept = False, [
+            tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
+            for batch in self._came[first::step]
+        ]  # fmt: skip
+        self._count()
+        self._check_number()
+        return self.num_batches
+
+    def as_they_came(self) -> list[Any]:
+        """The batches that were read, or this shard's of them, to compare what is kept with.
+
+        One data set has no batches of its own; then pairs of micro-batches, so that it need not fit in memory whole.
+        """
+        first, step = self._shard or (0, 1)
+        came = self._came
+        if self._is_one and self._kept and len(self._kept) > 2:
+            leaves, spec = tree_flatten(came[0])
+            cuts = [leaf.split(2 * step * num_examples(self._kept[0])) for leaf in leaves]
+            came = [tree_unflatten(list(parts), spec) for parts in zip(*cuts, strict=True)]
+        return came[first::step]
+
+    def forget_what_came(self) -> None:
+        """Free the batches that are not kept."""
+        self._came = []
+
+    def _recut(self) -> list[Any] | None:
+        """Micro-batches of this shard's examples; None where they can't be joined, or are what came."""
+        whole = joined(self._came)
         first, step = self._shard or (0, 1)
         if whole is None:
-            return [
-                tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
-                for batch in batches[first::step]
-            ]
+            return None
         leaves, spec = tree_flatten(whole)
         leaves = [leaf[first::step] for leaf in leaves] if step > 1 else leaves
         total = leaves[0].shape[0]
-        if total == 0:
-            return []
-        size = self._wanted or _micro_batch_size(leaves, total, self._num_params)
+        size = self._wanted or _micro_batch_size(leaves, max(total, 1), self._num_params)
+        if step == 1 and [num_examples(batch) for batch in self._came] == _sizes(total, size):
+            return None
         # clone: a micro-batch must not be a view into the user's own tensors, which may change later.
-        cuts = [leaf.split(size) if total > size else (leaf,) for leaf in leaves]
+        cuts = [leaf.split(size) for leaf in leaves] if total else []
         return [tree_unflatten([part.clone() for part in parts], spec) for parts in zip(*cuts, strict=True)]
 
 
+def _sizes(total: int, size: int) -> list[int]:
+    """How many examples each micro-batch has."""
+    return [min(size, total - start) for start in range(0, total, size)]
+
+
 def num_examples(batch: Any) -> int:
-    """Length of the first dimension of the first tensor of a batch."""
+    """Length of the first dimension of the first tensor of a batch; 1 where its targets have none."""
+    last = batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    if isinstance(last, Tensor) and last.ndim == 0:
+        return 1
     for leaf in tree_flatten(batch)[0]:
         if isinstance(leaf, Tensor) and leaf.ndim:
             return int(leaf.shape[0])
@@ -260,18 +321,16 @@ def _as_batches(data: Any, size: int) -> Iterable[Any]:
 
 
 def stored_tensors(data: Any) -> tuple[Tensor, ...] | None:
-    """The tensors behind a data set, where they are what reading it gives; None where it must be read."""
+    """The tensors behind a data set that is known to hand them out as they are; None where it must be read.
+
+    Known are `TensorDataset` and the data sets of this library, by their exact types: a class of somebody else's may
+    store tensors and hand out others.
+    """
     if type(data) is TensorDataset:
         return tuple(data.tensors)
     inputs, targets = getattr(data, "inputs", None), getattr(data, "targets", None)
-    if not (isinstance(data, Dataset) and isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
-        return None
-    is_stored = len(data) == len(inputs) == len(targets)  # type: ignore[arg-type]
-    for i in {0, len(inputs) - 1} if is_stored and len(inputs) else ():
-        item = data[i]  # a data set that transforms what it stores is read item by item
-        is_pair = isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, Tensor) for part in item)
-        is_stored = is_stored and is_pair and torch.equal(item[0], inputs[i]) and torch.equal(item[1], targets[i])
-    return (inputs, targets) if is_stored else None
+    is_ours = isinstance(data, Dataset) and type(data).__module__.startswith(f"{__package__}.")
+    return (inputs, targets) if is_ours and isinstance(inputs, Tensor) and isinstance(targets, Tensor) else None
 
 
 def _plain(leaf: Any) -> Any:

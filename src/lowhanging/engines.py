@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowhanging.batch_matrices import BatchMatrix
+from lowhanging.batch_matrices import BatchMatrix, HessianOfBatch
 from lowhanging.errors import explain
-from lowhanging.split_graph import CannotSplitError, SplitGraph, shape_key
+from lowhanging.split_graph import CannotSplitError, SplitGraph, contained, shape_key
+
+_UNKNOWN = 2**62  # bytes of a graph that can't be measured: it is never kept
 
 
 class SplitEngine:
@@ -33,6 +35,8 @@ class SplitEngine:
         if key not in self._graphs:
             if len(self._graphs) == self._limit:
                 raise CannotSplitError(f"the batches have more than {self._limit} shapes, each to be recorded")
+            with torch.no_grad():
+                self._matrix.run(theta, batch)  # so that what the model caches by the shape of a batch is real
             self._graphs[key] = SplitGraph(self._matrix.product, theta, batch)
         graph = self._graphs[key]
         kept = graph.prepare(theta, batch)
@@ -62,8 +66,14 @@ class GraphEngine:
             return tensor, tensor._version
 
         hooks = torch.autograd.graph.saved_tensors_hooks(note, _unchanged)
-        with torch.enable_grad(), _second_derivative(), hooks:
-            graph = self.matrix.graph(theta, batch)
+        with torch.enable_grad(), _second_derivative():
+            try:
+                with hooks:
+                    graph = self.matrix.graph(theta, batch)
+            except RuntimeError as error:
+                if "saved tensor hooks" not in str(error):
+                    raise
+                return self.matrix.graph(theta, batch), _UNKNOWN  # torch.func inside the loss takes no hooks
         return graph, sum(sizes.values())
 
     def product(self, prepared: Any, v: Tensor, *, again: bool = True) -> Tensor:
@@ -72,7 +82,36 @@ class GraphEngine:
             return self.matrix.from_graph(prepared, v, again=again)
 
 
-ProductEngine = SplitEngine | GraphEngine
+class ForwardEngine:
+    """Forward over reverse anew for every vector: for losses whose second derivatives in reverse are wrong."""
+
+    name, keeps = "forward over reverse", False
+
+    def __init__(self, matrix: BatchMatrix):
+        self._matrix = matrix
+
+    def prepare(self, theta: Tensor, batch: Any) -> tuple[Any, int]:
+        """Nothing is kept."""
+        return (theta, batch), 0
+
+    def product(self, prepared: Any, v: Tensor, *, again: bool = True) -> Tensor:
+        """The batch's product with v (p,)."""
+        theta, batch = prepared
+        with _second_derivative(), contained():
+            return forward_product(self._matrix, theta, v, batch)
+
+
+def forward_product(matrix: BatchMatrix, theta: Tensor, v: Tensor, batch: Any) -> Tensor:
+    """One product, forward over reverse, nothing recorded."""
+    try:
+        return matrix.product(theta, v, batch)
+    except RuntimeError as error:
+        if "ZeroTensor" not in str(error) or not isinstance(matrix, HessianOfBatch):
+            raise
+        return matrix.product_with_tangents(theta, v, batch)
+
+
+ProductEngine = SplitEngine | GraphEngine | ForwardEngine
 
 
 def _unchanged(noted: tuple[Tensor, int]) -> Tensor:

@@ -6,19 +6,21 @@ answers are known, losses that are no mean over data.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lowhanging.batch_matrices import HessianOfBatch
 from lowhanging.batches import draws_so_far, untouched_random_state
 from lowhanging.curvature import Curvature, Kind
 from lowhanging.errors import a_type, check_choice, check_finite, check_vector, explain
-from lowhanging.layers import differentiable_kernels
+from lowhanging.layers import SharedLock, differentiable_kernels, findings
 from lowhanging.loss import check_rows, own_vector
+from lowhanging.loss_checks import check_derivative
 from lowhanging.products import ENGINES, Engine, Products
 
 
@@ -54,16 +56,26 @@ class FunctionObjective:
         check_finite("theta0", theta0, remedy="Start from a finite point.")
         self._theta0 = own_vector(theta0)
         self._function = function
-        kernels = functools.partial(differentiable_kernels, None)
-        self._products = Products(lambda theta, _: (function(theta), 1), [()], engine=engine, context=kernels)
+        self._lock, self._rewrites, self._is_gradient_checked = SharedLock(), False, False
+        self._engine = engine
+        self._products = Products(
+            self._terms,
+            [()],
+            engine=engine,
+            context=self._kernels,
+            widened=lambda: (HessianOfBatch(self._terms), lambda batch: batch),
+            check_gradient=self._check_gradient,
+        )
         if not callable(function):
             received = f"is {a_type(function)}"
             raise TypeError(explain("function", received, "a function theta (p,) -> scalar", "Pass lambda theta: ..."))
         point = own_vector(theta0)
-        with kernels(), torch.enable_grad(), untouched_random_state():
+        with self._kernels(), torch.enable_grad(), untouched_random_state():
             draws = draws_so_far()
             point = point.requires_grad_().clone()  # no leaf: writing into it is found below, in our words
-            value = function(point)
+            values: list[Any] = []
+            found = findings(nn.Module(), lambda: values.append(function(point)))
+            self._rewrites, value = any(finding.kind == "rewrite" for finding in found), values[0]
             is_random = draws_so_far() != draws or not _is_same(
                 value, function(own_vector(theta0).requires_grad_().clone())
             )
@@ -84,6 +96,30 @@ class FunctionObjective:
             remedy = "Use torch operations throughout: no float(...), no .detach(), no torch.tensor(...)."
             raise ValueError(explain("function", received, "a differentiable function of theta", remedy))
         check_finite("function(theta0)", value.detach(), remedy="Check it for overflow or log(0).")
+
+    @contextlib.contextmanager
+    def _kernels(self) -> Iterator[None]:
+        with self._lock, differentiable_kernels(None, rewrite=self._rewrites):
+            yield
+
+    def _terms(self, theta: Tensor, _: Any) -> tuple[Tensor, int]:
+        return self._function(theta), 1
+
+    def _check_gradient(self) -> None:
+        """Refuse, once, a function whose gradient in torch is not the derivative of its value."""
+        if self._is_gradient_checked:
+            return
+        theta = self._theta0.double()
+        drawn = torch.randn(len(theta), generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(theta)
+        beside = theta + drawn * (1e-4 * (float(theta.norm()) or 1.0) / float(drawn.norm()))
+        try:
+            with torch.no_grad():
+                self._function(beside)
+        except (RuntimeError, TypeError, ValueError):
+            beside = torch.empty(0)  # it takes no float64
+        if len(beside):
+            check_derivative("function", self._function, beside)
+        self._is_gradient_checked = True
 
     def __repr__(self) -> str:
         name = getattr(self._function, "__name__", type(self._function).__name__)
@@ -135,7 +171,7 @@ class FunctionObjective:
     def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
         """`evaluate` at every row of thetas (b, p) at once, by `torch.vmap`: equal to rounding only."""
         thetas = check_rows("thetas", thetas, like=self.theta0)
-        with differentiable_kernels(None), torch.no_grad():
+        with self._kernels(), torch.no_grad():
             return torch.vmap(self._function)(thetas).double(), None
 
     def at(self, theta: Tensor) -> FunctionObjective:
@@ -146,7 +182,7 @@ class FunctionObjective:
 
     def double(self) -> FunctionObjective:
         """The same function of a float64 theta, around the same point."""
-        return FunctionObjective(self._function, self._theta0.double())
+        return FunctionObjective(self._function, self._theta0.double(), engine=self._engine)
 
     def in_double(self) -> Callable[[Tensor], Tensor]:
         """The function itself, for float64 vectors."""

@@ -7,13 +7,18 @@ surely as modules, and each finding names the innermost module that made the cal
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # Operations by the name in torch.ops.aten, without overload and in-place underscore.
 _KINKED = {
@@ -33,11 +38,19 @@ _NORMS = {
 }
 
 
+Kind = Literal["kinked", "random", "batch", "writes", "rewrite", "stored"]
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One operation that is not smooth ("kinked"), draws random numbers ("random") or mixes examples ("batch")."""
+    """One operation that a loss can't have, or that must be known of.
 
-    kind: Literal["kinked", "random", "batch"]
+    It is not smooth ("kinked"), draws random numbers ("random"), mixes examples ("batch"), writes into its weights
+    ("writes"), has a derivative in torch that is not that of its value ("rewrite", see `Rewriting`), or uses a tensor
+    that was computed from the weights once and does not move with them ("stored"; `operation` is its name).
+    """
+
+    kind: Kind
     layer: str  # dotted name of the innermost module, "" = outside every submodule
     class_name: str
     operation: str
@@ -47,18 +60,24 @@ class Finding:
         return f"{place} calls {self.operation}"
 
 
-def findings(model: nn.Module, forward: Callable[[], Any]) -> list[Finding]:
-    """What `forward()`, a call that runs `model`, does that a smooth function of the weights does not."""
+def findings(
+    model: nn.Module, forward: Callable[[], Any], *, stored: Mapping[int, tuple[str, torch.Tensor]] | None = None
+) -> list[Finding]:
+    """What `forward()`, a call that runs `model`, does that a smooth function of the weights does not.
+
+    `stored` are tensors that do not move with the weights though they were computed from them: memory -> name and tensor,
+    which keeps the memory from being used for another one.
+    """
     found: dict[Finding, None] = {}
-    with _watched(model) as stack, _Watch(stack, found):
+    with _watched(model) as stack, _Watch(stack, found, stored or {}):
         forward()
     return list(found)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, stack: list[tuple[str, str]], found: dict[Finding, None]):
+    def __init__(self, stack: list[tuple[str, str]], found: dict[Finding, None], stored: Mapping[int, tuple[str, torch.Tensor]]):
         super().__init__()  # type: ignore[no-untyped-call]
-        self._stack, self._found = stack, found
+        self._stack, self._found, self._stored = stack, found, stored
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = _kind(func, args, kwargs or {})
@@ -68,11 +87,20 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if kind is not None and not is_instance_norm:
             name = func.overloadpacket.__name__.rstrip("_")
             self._found[Finding(kind, layer, class_name, name)] = None
+        for leaf in tree_leaves((args, kwargs)) if self._stored else ():
+            if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
+                kept = self._stored.get(leaf.untyped_storage().data_ptr())
+                if kept is not None:
+                    self._found[Finding("stored", layer, class_name, kept[0])] = None
         return func(*args, **(kwargs or {}))
 
 
-def _kind(func: Any, args: Any, kwargs: Any) -> Literal["kinked", "random", "batch"] | None:
+def _kind(func: Any, args: Any, kwargs: Any) -> Kind | None:
     name = func.overloadpacket.__name__.rstrip("_")
+    if name == "embedding_renorm":
+        return "writes"
+    if name == "_weight_norm_interface" or (name in _EMBEDDINGS and _has_options(func, args, kwargs)):
+        return "rewrite"
     is_training = True  # operations without that argument are only called then
     for position, argument in enumerate(func._schema.arguments):
         if argument.name == "training":
@@ -87,6 +115,47 @@ def _kind(func: Any, args: Any, kwargs: Any) -> Literal["kinked", "random", "bat
     # clamp(min=0) is a ReLU; clamp(min=1e-12) only guards a division.
     is_relu = name in ("clamp", "clamp_min") and len(args) > 1 and isinstance(args[1], int | float) and args[1] == 0
     return "kinked" if name in _KINKED or is_relu else None
+
+
+_EMBEDDINGS = ("embedding", "_embedding_bag", "_embedding_bag_forward_only")
+
+
+def _has_options(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether an embedding has options that change its gradient alone."""
+    named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    is_bag = func.overloadpacket.__name__ != "embedding"  # whose padding is left out of its value too
+    hides = not is_bag and named.get("padding_idx", -1) >= 0
+    return bool(hides or named.get("scale_grad_by_freq", False) or named.get("sparse", False))
+
+
+class SingularOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches for operations at points where torch has no derivative of them, zero as a rule.
+
+    Attributes:
+        found: their names, in the order of the calls.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__.rstrip("_")
+        inputs = [item for item in args if isinstance(item, torch.Tensor)]
+        if name in ("linalg_vector_norm", "norm", "hypot", "_cdist_forward", "dist"):
+            is_singular = bool((result == 0).any())
+        elif name in ("sqrt", "rsqrt", "pow", "log", "reciprocal", "float_power"):
+            is_singular = bool(inputs and (inputs[0] == 0).any())
+        elif name == "atan2":
+            is_singular = bool(((inputs[0] == 0) & (inputs[1] == 0)).any())
+        elif name in ("acos", "asin", "atanh", "acosh"):
+            is_singular = bool((inputs[0].abs() == 1).any())
+        else:
+            return result
+        if is_singular and name not in self.found:
+            self.found.append(name)
+        return result
 
 
 @contextlib.contextmanager
@@ -109,32 +178,125 @@ def _drop(stack: list[tuple[str, str]]) -> None:
     stack.pop()  # and return None: a hook's return value would replace the output
 
 
+class SharedLock:
+    """A lock that is held by one thread at a time, by the same one as often as it likes; a copy is another lock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> Any:
+        return SharedLock, ()
+
+
+class _Setting:
+    """A setting of the whole process that calls may want at once: the first saves and sets it, the last puts it back.
+
+    Were it saved and put back by each call, calls of two threads that overlap would leave it changed.
+    """
+
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], None], wanted: Any):
+        self._read, self._write, self._wanted = read, write, wanted
+        self._lock, self._num_holders, self._saved = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_holders == 0:
+                self._saved = self._read()
+                self._write(self._wanted)
+            self._num_holders += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._num_holders -= 1
+            if self._num_holders == 0:
+                self._write(self._saved)
+
+
+def _attribute(owner: Any, name: str, wanted: Any) -> _Setting:
+    return _Setting(lambda: getattr(owner, name), lambda value: setattr(owner, name, value), wanted)
+
+
+def _attention_kernels() -> tuple[bool, ...]:
+    cuda: Any = torch.backends.cuda
+    return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled(), cuda.math_sdp_enabled()
+
+
+def _set_attention_kernels(flags: tuple[bool, ...]) -> None:
+    cuda = torch.backends.cuda
+    switches = cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_cudnn_sdp, cuda.enable_math_sdp
+    for switch, flag in zip(switches, flags, strict=True):
+        switch(flag)
+
+
+_cudnn: Any = torch.backends.cudnn
+_SETTINGS = (
+    _Setting(_attention_kernels, _set_attention_kernels, (False, False, False, True)),
+    _Setting(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, False),
+    *(
+        _attribute(kernels, "fp32_precision", "ieee")
+        for kernels in (_cudnn.conv, _cudnn.rnn, torch.backends.cuda.matmul)
+    ),
+)
+_RECURRENT = (_attribute(torch.backends.mkldnn, "enabled", False), _attribute(_cudnn, "enabled", False))
+
+
 @contextlib.contextmanager
-def differentiable_kernels(model: nn.Module | None) -> Iterator[None]:
-    """Switch off, for this block, the kernels without second derivatives; every flag is put back, also after an error.
+def differentiable_kernels(model: nn.Module | None, *, rewrite: bool = False) -> Iterator[None]:
+    """Switch off, for this block, the kernels without second derivatives; every setting is put back afterwards.
 
     Fused attention lacks a double backward, MKL-DNN's and cuDNN's recurrent layers lack forward differentiation, the
     fast path of nn.TransformerEncoder would make value and gradient two different computations, and autocast would
     round inside the loss; so would TensorFloat-32, which torch by default lets cuDNN's convolutions use on a GPU
     (measured: eigenpairs of a convolutional net off by 7e-4 of the largest). Without a model (any function of theta), a
-    recurrent layer is assumed.
+    recurrent layer is assumed. With `rewrite`, operations whose torch derivative is not that of their value are
+    computed by others, see `Rewriting`.
     """
     is_recurrent = model is None or any(isinstance(module, nn.RNNBase) for module in model.modules())
-    fastpath = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             stack.enter_context(torch.autocast(device, enabled=False))
-        cudnn: Any = torch.backends.cudnn
-        for kernels in (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul):
-            stack.callback(setattr, kernels, "fp32_precision", kernels.fp32_precision)
-            kernels.fp32_precision = "ieee"
-        if is_recurrent:
-            backends: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
-            for backend in backends:
-                stack.callback(setattr, backend, "enabled", backend.enabled)
-                backend.enabled = False
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
-        torch.backends.mha.set_fastpath_enabled(False)
+        for setting in (*_SETTINGS, *(_RECURRENT if is_recurrent else ())):
+            stack.enter_context(setting)
+        if rewrite:
+            stack.enter_context(Rewriting())
         yield
+
+
+class Rewriting(TorchFunctionMode):
+    """Operations whose derivative in torch is not the derivative of their value, computed by others.
+
+    Embeddings with `padding_idx` hide a row from the gradient, with `scale_grad_by_freq` they scale it, with `sparse`
+    they make it a sparse tensor; the fused weight normalization has a wrong second derivative in reverse (torch 2.13).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is F.embedding:
+            given = _EMBEDDING.bind(*args, **kwargs).arguments
+            if given.get("max_norm") is None:
+                return F.embedding(given["input"], given["weight"])
+        elif func is torch.embedding:
+            weight, indices = (*args, *kwargs.values())[:2]
+            return torch.embedding(weight, indices)
+        elif func is F.embedding_bag:
+            given = _EMBEDDING_BAG.bind(*args, **kwargs).arguments
+            return F.embedding_bag(**{**given, "scale_grad_by_freq": False, "sparse": False})
+        elif func is torch._weight_norm:
+            return _weight_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+_EMBEDDING, _EMBEDDING_BAG = inspect.signature(F.embedding), inspect.signature(F.embedding_bag)
+
+
+def _weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """The weight v * g / |v|, the norm over all dimensions but `dim`; over all where that is -1."""
+    others = [i for i in range(v.ndim) if i != dim % v.ndim] if dim != -1 else list(range(v.ndim))
+    return v * (g / v.square().sum(others, keepdim=True).sqrt())

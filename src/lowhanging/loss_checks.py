@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from lowhanging.batch_parts import parted, some_of
-from lowhanging.batches import joined, num_examples
+from lowhanging.batch_parts import parted
+from lowhanging.batches import num_examples
 from lowhanging.errors import explain
 from lowhanging.layers import Finding
+from lowhanging.ranks import Ranks, Sums
 
 
 def check_classes(batches: Iterable[Any], outputs_of: Callable[[Any], Any]) -> None:
@@ -90,39 +91,178 @@ def checked_sum(result: Any, point: Tensor, *, is_batch_loss: bool) -> Tensor:
     return cast(Tensor, total.detach())
 
 
-def check_mean(batch: Any, sum_of: Callable[[Any], Tensor]) -> None:
-    """Model and loss_fn together: 1 + (n - 1) examples must add up to n, up to what kernels round by batch size."""
-    n = num_examples(batch)
-    parts = [some_of(batch, slice(0, 1)), some_of(batch, slice(1, n)), batch]
-    if n >= 2 and parts[0] is not None:
-        first, rest, total = (float(sum_of(part)) for part in parts)
-        if not abs(first + rest - total) <= 1e-3 * (abs(first) + abs(rest)) + 1e-6 * n:  # NaN: one part is all ignored
-            raise ValueError(_no_mean(1, n, first + rest - total))
+def is_same_sum(
+    batches: Iterable[Any],
+    others: Iterable[Any],
+    slope: Callable[[Any], tuple[float, Tensor]],
+    sizes: Sequence[int],
+    ranks: Ranks | None = None,
+) -> bool:
+    """Whether two cuts of the same examples have the same sum and the same gradient of it, up to rounding.
+
+    Compared wherever both cuts end together, and tensor by tensor: what mixes examples may have a small share of the
+    whole. With several ranks only the totals over all of them are of the same examples.
+
+    Args:
+        batches: one cut.
+        others: the other one, in the same order.
+        slope: batch -> value and gradient (p,) of its sum.
+        sizes: of the named tensors in a gradient.
+        ranks: those that share the examples.
+    """
+    mine, theirs = _Total(batches, slope, sizes), _Total(others, slope, sizes)
+    if ranks is not None:
+        return _is_same_on_all(ranks, mine, theirs)
+    while True:
+        first, second = (mine, theirs) if mine.num <= theirs.num else (theirs, mine)
+        if not (first.advance() or second.advance()):
+            return mine.is_near(theirs)
+        if mine.num == theirs.num:
+            if not mine.is_near(theirs):
+                return False
+            mine.clear()
+            theirs.clear()
 
 
-def check_terms(outputs: Any, targets: Any, sum_of: Callable[[Any, Any], Tensor]) -> bool:
+class _Total:
+    """Value and gradient of a sum over batches so far, and the sizes of what was added up."""
+
+    def __init__(self, batches: Iterable[Any], slope: Callable[[Any], tuple[float, Tensor]], sizes: Sequence[int]):
+        self._batches, self._slope, self._sizes = iter(batches), slope, list(sizes)
+        self.num, self.eps = 0, float(torch.finfo(torch.float64).eps)
+        self.clear()
+
+    def clear(self) -> None:
+        """Start anew with the next batch."""
+        self.value, self.size = 0.0, 0.0
+        self.gradient = torch.zeros(sum(self._sizes), dtype=torch.float64)
+        self.scale = torch.zeros(len(self._sizes), dtype=torch.float64)
+
+    def advance(self) -> bool:
+        """Take one batch more; False where there is none."""
+        batch = next(self._batches, None)
+        if batch is None:
+            return False
+        value, gradient = self._slope(batch)
+        self.eps, gradient = torch.finfo(gradient.dtype).eps, gradient.double().cpu()
+        self.value, self.size = self.value + value, self.size + abs(value)
+        self.gradient += gradient
+        self.scale += torch.stack([part.norm() for part in torch.split(gradient, self._sizes)])
+        self.num += num_examples(batch)
+        return True
+
+    def is_near(self, other: _Total) -> bool:
+        """Whether the other total differs by rounding only."""
+        relative, floor = (1e-3, 3e-6) if self.eps > 1e-10 else (1e-8, 1e-12)
+        scale = torch.maximum(self.scale, other.scale)
+        apart = torch.stack([part.norm() for part in torch.split(self.gradient - other.gradient, self._sizes)])
+        same_value = abs(self.value - other.value) <= 100 * self.eps * (self.size + other.size)
+        return same_value and bool((apart <= relative * scale + floor * scale.sum()).all())
+
+
+def _is_same_on_all(ranks: Ranks, mine: _Total, theirs: _Total) -> bool:
+    def sums() -> Sums:
+        for side in (mine, theirs):
+            while side.advance():
+                pass
+        numbers = [mine.value, theirs.value, mine.size, theirs.size]
+        return numbers, [mine.gradient, mine.scale, theirs.gradient, theirs.scale]
+
+    question = "a comparison of two cuts of the data"
+    (mine.value, theirs.value, mine.size, theirs.size), tensors = ranks.total(question, sums, torch.zeros(1))
+    mine.gradient, mine.scale, theirs.gradient, theirs.scale = tensors
+    mine.eps = theirs.eps = max(mine.eps, theirs.eps)
+    return bool(ranks.highest(question, lambda: int(not mine.is_near(theirs)), torch.zeros(1)) == 0)
+
+
+_ALONG = ((0, 0), (0, 1), (1, 0))  # dimensions of outputs and targets along which examples may lie
+
+
+def check_terms(pair: Any, sum_of: Callable[[Any, Any], Tensor]) -> bool:
     """loss_fn alone: the gradient in the outputs of an example must not depend on which others are there.
 
     Not its value: where all terms are alike, weights hardly change the sum, but the Hessian all the same. In float64,
-    where loss_fn allows it. False where outputs and targets can't be cut into examples, and nothing was checked.
+    where loss_fn allows it. Outputs (n, length, ...) of targets (length, n) are cut along both of their dimensions.
+    Whether examples lie along dimension 0 of both: where they can't be cut at all, nothing was checked.
     """
-    if not any(map(is_real, tree_leaves(outputs))) or some_of((outputs, targets), slice(0, 1)) is None:
+    pair = _widest(pair, sum_of)
+    errors = {dims: _error(pair, dims, sum_of) for dims in _ALONG if _lengths(pair, dims)}
+    crossed = [errors[dims] for dims in _ALONG[1:] if dims in errors]
+    if not errors or errors.get((0, 0)) == "":
+        return bool(errors)
+    if crossed and not any(crossed):
         return False
-    n = num_examples((outputs, targets))
+    raise ValueError(next(error for error in errors.values() if error))
+
+
+def check_together(first: Any, pair: Any, sum_of: Callable[[Any, Any], Tensor]) -> None:
+    """The terms of two batches must weigh the same: together they are the mean of both."""
+    (left, spec), (right, other) = tree_flatten(first), tree_flatten(pair)
+    is_alike = spec == other and all(
+        isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape[1:] == b.shape[1:] and a.dtype == b.dtype
+        for a, b in zip(left, right, strict=True)
+    )
+    if is_alike:
+        whole = tree_unflatten([torch.cat([a, b]) for a, b in zip(left, right, strict=True)], spec)
+        num_targets = len(tree_leaves(first[1])[0])
+        error = _error(_widest(whole, sum_of), (0, 0), sum_of, [num_targets])
+        if error:
+            raise ValueError(error)
+
+
+def _widest(pair: Any, sum_of: Callable[[Any, Any], Tensor]) -> Any:
+    """Outputs and targets in float64, if loss_fn takes them."""
     try:
-        wide = tree_map(lambda leaf: leaf.double() if is_real(leaf) else leaf, (outputs, targets))
-        whole = _slopes(wide, sum_of)
+        wide = tree_map(lambda leaf: leaf.double() if is_real(leaf) else leaf, pair)
+        _slopes(wide, sum_of)
+        return wide
     except (RuntimeError, TypeError):  # its own constants are in float32, or the device has no float64
-        wide = (outputs, targets)
-        whole = _slopes(wide, sum_of)
-    for cut in sorted({1, n // 2}) if n >= 2 else ():
-        pieces = slice(0, cut), slice(cut, n)
-        (low, low_total), (high, high_total) = (_slopes(some_of(wide, piece), sum_of) for piece in pieces)
-        apart = torch.stack([(torch.cat(pair) - own).norm() for *pair, own in zip(low, high, whole[0], strict=True)])
-        size = torch.stack([own.norm() for own in whole[0]])
-        if not float(apart.norm()) <= 1e-4 * float(size.norm()) + 1e-9 * n:  # NaN: one part is all ignored
-            raise ValueError(_no_mean(cut, n, low_total + high_total - whole[1], outputs, targets))
-    return True
+        return pair
+
+
+def _lengths(pair: Any, dims: tuple[int, int]) -> tuple[int, int] | None:
+    """How long outputs and targets are along these dimensions; None where they can't be cut there together.
+
+    Outputs (n * length, classes) of targets (n, length) can, along dimension 0.
+    """
+    if not any(map(is_real, tree_leaves(pair[0]))):
+        return None
+    found = []
+    for part, dim in zip(pair, dims, strict=True):
+        lengths = {
+            int(leaf.shape[dim]) if isinstance(leaf, Tensor) and leaf.ndim > dim else 0 for leaf in tree_leaves(part)
+        }
+        found.append(lengths.pop() if len(lengths) == 1 else 0)
+    outputs, targets = found
+    is_whole = targets > 1 and outputs > 0 and outputs % targets == 0
+    return (outputs, targets) if is_whole and (outputs == targets or dims == (0, 0)) else None
+
+
+def _narrowed(side: Any, dim: int, start: int, length: int) -> Any:
+    return tree_map(lambda leaf: leaf.narrow(dim, start, length), side)
+
+
+def _error(
+    pair: Any, dims: tuple[int, int], sum_of: Callable[[Any, Any], Tensor], cuts: Sequence[int] | None = None
+) -> str:
+    """What to say where parts of outputs and targets do not add up to the whole; "" where they do."""
+    num_outputs, n = _lengths(pair, dims) or (0, 0)
+    whole, total = _slopes(pair, sum_of)
+    for cut in sorted({1, n // 2}) if cuts is None else cuts:
+        slopes: list[list[Tensor]] = []
+        totals = 0.0
+        for start, length in ((0, cut), (cut, n - cut)):
+            each = num_outputs // n  # outputs of a target
+            outputs = _narrowed(pair[0], dims[0], each * start, each * length)
+            slope, value = _slopes((outputs, _narrowed(pair[1], dims[1], start, length)), sum_of)
+            slopes.append(slope)
+            totals += value
+        joined_slopes = [torch.cat(parts, dims[0]) for parts in zip(*slopes, strict=True)]
+        apart = torch.stack([(mine - own).norm() for mine, own in zip(joined_slopes, whole, strict=True)]).norm()
+        size = torch.stack([own.norm() for own in whole]).norm()
+        if not float(apart) <= 1e-4 * float(size) + 1e-9 * n:  # NaN: one part is all ignored
+            return _no_mean(cut, n, totals - total, *pair)
+    return ""
 
 
 def _slopes(pair: Any, sum_of: Callable[[Any, Any], Tensor]) -> tuple[list[Tensor], float]:
@@ -136,7 +276,7 @@ def _slopes(pair: Any, sum_of: Callable[[Any, Any], Tensor]) -> tuple[list[Tenso
     return list(found), float(total.detach())
 
 
-def _no_mean(cut: int, n: int, error: float, outputs: Any = None, targets: Any = None) -> str:
+def _no_mean(cut: int, n: int, error: float, outputs: Any, targets: Any) -> str:
     """What to say of a loss_fn that is not the mean over its targets."""
     received = (
         f"is not the mean over the targets ({cut} + {n - cut} examples differ from {n} together by {abs(error):.3g})"
@@ -153,33 +293,53 @@ def _no_mean(cut: int, n: int, error: float, outputs: Any = None, targets: Any =
     return explain("loss_fn", received, "the mean loss over the targets", remedy)
 
 
-def firsts(batches: Iterable[Any], chunk: int = 64) -> Iterable[Any]:
-    """The first examples of all batches, so many at a time, each with that of the first batch; data may be sorted."""
-    anchor, held = None, list[Any]()
-    for batch in batches:
-        first = some_of(batch, slice(0, 1))
-        if first is None:
+def check_derivative(argument: str, function: Callable[[Tensor], Tensor], theta: Tensor) -> None:
+    """The gradient of a function at theta (p,), in float64, against differences of its values along random vectors.
+
+    Wrong where an operation's derivative is not that of its value: a straight-through estimator, detach(), a backward
+    method of one's own. Steps of several lengths, as in `verification.py`.
+    """
+    with torch.enable_grad():
+        point = theta.clone().requires_grad_()
+        value = function(point)
+        if not value.requires_grad:
             return
-        if anchor is None:
-            anchor = first
-            continue
-        held.append(first)
-        if len(held) == chunk:
-            yield from _as_one([anchor, *held])
-            held = []
-    if held:
-        yield from _as_one([anchor, *held])
-
-
-def _as_one(examples: list[Any]) -> list[Any]:
-    whole = joined(examples)
-    return [] if whole is None else [whole]
+        gradient = torch.autograd.grad(value, point, allow_unused=True, materialize_grads=True)[0]
+    if not bool(gradient.isfinite().all()):
+        return  # the products will say so, with the operation
+    generator, worst = torch.Generator("cpu").manual_seed(1), 0.0
+    eps, scale = torch.finfo(theta.dtype).eps, float(theta.norm()) or 1.0
+    for _ in range(2):
+        v = torch.randn(len(theta), generator=generator, dtype=torch.float64, device="cpu").to(theta)
+        nearest = math.inf
+        for relative in (1e-5, 1e-7, 1e-3):
+            step = relative * scale / float(v.norm())
+            with torch.no_grad():
+                high, low = (float(function(theta + sign * step * v)) for sign in (1, -1))
+            noise = 100 * eps * (abs(high) + abs(low)) / step
+            error = abs((high - low) / (2 * step) - float(gradient @ v))
+            nearest = min(nearest, max(0.0, error - noise) / (float(gradient.norm()) + noise or 1.0))
+        worst = max(worst, nearest)
+    if worst > 1e-3:
+        received = f"has a gradient in torch that is off by {worst:.0%} from the differences of its values"
+        remedy = "Look for detach(), rounding with a straight-through gradient, and backward methods of your own."
+        raise ValueError(explain(argument, received, "a gradient that is its derivative", remedy))
 
 
 def refuse_impure(found: list[Finding], mode: str) -> None:
     """An error for what is random or mixes examples, with the way out of this mode."""
     eval_instead = 'Use mode="eval", or put that layer into eval mode'
     for finding in found:
+        if finding.kind == "writes":
+            place = finding.layer or finding.class_name
+            received = f"rewrites its weights when run: {place!r} calls {finding.operation} (an embedding's max_norm)"
+            remedy = "Renormalize them once, and set max_norm = None on that layer."
+            raise ValueError(explain("model", received, "a function of the weights", remedy))
+        if finding.kind == "stored":
+            received = f"keeps {finding.operation!r}, which was computed from its weights, and uses it in "
+            received += repr(finding.layer or finding.class_name)
+            remedy = "Compute it in forward (such as self.encoder.weight.t()): it does not move with the weights."
+            raise ValueError(explain("model", received, "weights that are used as they are", remedy))
         if finding.kind == "random":
             remedy = f"{eval_instead}." if mode == "as_is" else "Draw its numbers once, outside the loss."
             raise ValueError(

@@ -7,12 +7,11 @@ over the batch, no buffer that moves) and a sum over examples: one watched evalu
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-import itertools
 import warnings
-from collections.abc import Callable, Collection, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -21,13 +20,30 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lowhanging.batch_parts import Tally, attempt, logits_of, parted
+from lowhanging.batch_matrices import vjp_of
+from lowhanging.batch_parts import Tally, attempt, logits_of, parted, some_of
 from lowhanging.batches import Batches, draws_so_far, num_examples, untouched_random_state
 from lowhanging.errors import NotSmoothWarning, check_finite, explain
-from lowhanging.layers import LOSS_FUNCTION, Finding, differentiable_kernels, findings
-from lowhanging.loss_checks import check_classes, check_mean, check_terms, checked_sum, firsts, is_real, refuse_impure
+from lowhanging.layers import LOSS_FUNCTION, Finding, SharedLock, differentiable_kernels, findings
+from lowhanging.loss_checks import (
+    check_classes,
+    check_derivative,
+    check_terms,
+    check_together,
+    checked_sum,
+    is_real,
+    is_same_sum,
+    refuse_impure,
+)
 from lowhanging.parameters import ParameterSpace
-from lowhanging.private_copy import copied, own_function, private_copy, widened
+from lowhanging.private_copy import (
+    attributes_put_back,
+    computed_tensors,
+    copied,
+    own_function,
+    private_copy,
+    widened,
+)
 from lowhanging.ranks import Ranks, Sums, over_ranks
 
 LossFn = Callable[[Any, Any], Tensor]
@@ -59,6 +75,7 @@ class ModelLoss:
                 explain("loss_fn", "and batch_loss are both given", "one of the two", "Leave one of them out.")
             )
         self.model = private_copy(model, mode, device)
+        self._lock, self._rewrites, self._is_gradient_checked = SharedLock(), False, False
         self.space = ParameterSpace(self.model)
         self.theta0 = self.space.flatten(self.model)
         self.mode = mode
@@ -67,27 +84,34 @@ class ModelLoss:
         function = self.loss_fn if batch_loss is None else batch_loss
         self.name = getattr(function, "__name__", type(function).__name__)
         self.ranks = ranks
+        # A batch_loss may know the other examples of its batch: it gets the batches as they come.
+        recut, self._wanted = batch_loss is None or micro_batch is not None, micro_batch
         batches = Batches(
             data, device=self.space.device, dtype=self.space.dtype, micro_batch=micro_batch, cache=cache, shard=shard,
-            num_params=self.space.num_params,
+            num_params=self.space.num_params, recut=recut,
         )  # fmt: skip
         self.batches: Iterable[Any] = batches
         self._as_yielded = batches.as_yielded
-        self.num_examples = batches.num_examples
         with untouched_random_state(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Using a (target|input) size")  # an error here, if they broadcast
             if loss_fn is None and batch_loss is None:
                 check_classes(self.batches, self._outputs_at_start)
-            kinks = self._check_loss(may_weigh=loss_fn is not None)
+            kinks = self._check_loss(computed_tensors(model, self.model))
+            if loss_fn is not None:
+                self._check_mean()
+            if ranks is None:
+                self.settle_cut()
+        self.num_examples = batches.num_examples
         if kinks:
             warnings.warn(NotSmoothWarning(kinks), stacklevel=3)  # at the line that makes the Objective
 
     def __call__(self, theta: Tensor, batch: Any, tally: Tally | None = None) -> tuple[Tensor, Any]:
         """The batch's sum (scalar, differentiable in theta) and count; outputs are counted in `tally` if given."""
         if self._batch_loss is not None:
-            named = {f"model.{name}": weight for name, weight in self.space.unflatten(theta).items()}
+            named = {f"model.{name}": weight for name, weight in self.space.weights_of(theta).items()}
             applied = _Applied(self.model, self._batch_loss)
-            return cast(tuple[Tensor, Any], functional_call(applied, named, (self._as_yielded(batch),)))
+            with attributes_put_back(self.model):
+                return cast(tuple[Tensor, Any], functional_call(applied, named, (self._as_yielded(batch),)))
         outputs = self.outputs(theta, batch)
         if tally is not None:
             tally.add(outputs, parted(batch)[2])
@@ -96,12 +120,13 @@ class ModelLoss:
     def outputs(self, theta: Tensor, batch: Any) -> Any:
         """What `loss_fn` is given first: the model's outputs for a batch."""
         args, kwargs, _ = parted(batch)
-        return logits_of(functional_call(self.model, self.space.unflatten(theta), args, kwargs))
+        with attributes_put_back(self.model):
+            return logits_of(functional_call(self.model, self.space.weights_of(theta), args, kwargs))
 
     def loss_at(self, outputs: Any, batch: Any) -> tuple[Tensor, int]:
         """The batch's sum and count as a function of the outputs; only with a `loss_fn`."""
         targets = parted(batch)[2]
-        terms = targets.numel() if isinstance(targets, Tensor) and targets.ndim else num_examples(batch)
+        terms = targets.numel() if isinstance(targets, Tensor) else num_examples(batch)
         return self.loss_fn(outputs, targets) * terms, terms
 
     @property
@@ -109,9 +134,11 @@ class ModelLoss:
         """Whether the loss is a `batch_loss`, which calls the model itself."""
         return self._batch_loss is not None
 
-    def context(self) -> AbstractContextManager[None]:
-        """Around every evaluation: only kernels that can be differentiated twice."""
-        return differentiable_kernels(self.model)
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        """Around every evaluation: one thread at a time in the model, and only kernels that can be differentiated."""
+        with self._lock, differentiable_kernels(self.model, rewrite=self._rewrites):
+            yield
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
         """Mean loss (float64 scalar, summed as in `Products.value`) and accuracy."""
@@ -161,19 +188,51 @@ class ModelLoss:
 
     def in_double(self) -> ModelLoss:
         """The same loss in float64: weights, buffers, floating-point data, and a loss function that is a module."""
+        other = self.widened()
+        other.batches = [widened_batch(batch) for batch in self.batches]
+        return other
+
+    def widened(self) -> ModelLoss:
+        """`in_double` without the batches: a function of batches in float64."""
         other = copy.copy(self)
         other.model = widened(copied(self.model), torch.float64)
         other.space, other.theta0 = ParameterSpace(other.model), self.theta0.double()
-        if isinstance(self.loss_fn, nn.Module):
-            other.loss_fn = widened(copy.deepcopy(self.loss_fn), torch.float64)
-        other.batches = [tree_map(lambda leaf: leaf.double() if is_real(leaf) else leaf, b) for b in self.batches]
+        for name in ("loss_fn", "_batch_loss"):
+            function = getattr(self, name)
+            if isinstance(function, nn.Module):
+                setattr(other, name, widened(copied(function), torch.float64))
         return other
+
+    def check_gradient(self) -> None:
+        """Refuse, once, a loss whose gradient in torch is not the derivative of its value.
+
+        On some examples of the first batch, beside theta0, in float64; nothing is said of losses that take no float64.
+        """
+        if self._is_gradient_checked:
+            return
+        batch = next(iter(self.batches))
+        if isinstance(self.batches, Batches) and self.batches.is_recut:
+            batch = some_of(batch, slice(0, 32)) or batch
+        try:
+            wide = self.widened()
+            with wide.context(), torch.no_grad():
+                wide(wide.theta0, widened_batch(batch))
+        except (RuntimeError, ValueError, TypeError):
+            self._is_gradient_checked = True
+            return
+
+        def loss_sum(theta: Tensor) -> Tensor:
+            return wide(theta, widened_batch(batch))[0]
+
+        with wide.context():
+            check_derivative("the loss", loss_sum, wide._beside())
+        self._is_gradient_checked = True
 
     def model_at(self, theta: Tensor) -> nn.Module:
         """A copy of the private copy, with the weights theta (p,)."""
         with torch.inference_mode(False), torch.no_grad():
             model = copied(self.model)
-            weights = self.space.unflatten(theta)
+            weights = self.space.weights_of(theta)
             for name, parameter in model.named_parameters():
                 if name in weights:
                     parameter.copy_(weights[name])
@@ -183,8 +242,10 @@ class ModelLoss:
         """The same loss as a function of the named parameters alone, the others fixed as in theta (p,)."""
         other = copy.copy(self)
         other.model = self.model_at(theta)
+        ties = self.space.ties
         for name, parameter in other.model.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and name in names)
+            first = ties[name].name if name in ties else name
+            parameter.requires_grad_(parameter.requires_grad and first in names)
         other.space = ParameterSpace(other.model)
         other.theta0 = other.space.flatten(other.model)
         return other
@@ -194,14 +255,8 @@ class ModelLoss:
         with self.context(), torch.no_grad():
             return attempt(lambda: self.outputs(self.theta0.clone(), batch), batch)
 
-    def _sum_at_start(self, batch: Any) -> Tensor:
-        """The sum at theta0."""
-        with self.context(), torch.no_grad():
-            total, _ = attempt(functools.partial(self, self.theta0, batch), batch)
-        return cast(Tensor, total)
-
-    def _check_loss(self, *, may_weigh: bool) -> str:
-        """One watched evaluation of the first micro-batch: is the loss a finite function of the weights, and a mean?
+    def _check_loss(self, stored: Mapping[int, tuple[str, Tensor]]) -> str:
+        """One watched evaluation of the first micro-batch: is the loss a finite function of the weights?
 
         Returns what to say of kinks, or "".
         """
@@ -212,7 +267,9 @@ class ModelLoss:
         with self.context(), torch.enable_grad():
             point = self.theta0.clone().requires_grad_()
             draws = draws_so_far()
-            found = findings(self.model, lambda: results.append(attempt(lambda: self(point, batch), batch)))
+            found = findings(
+                self.model, lambda: results.append(attempt(lambda: self(point, batch), batch)), stored=stored
+            )
             if draws_so_far() != draws:
                 found.append(Finding("random", "", self.space.owner, "numpy.random or random"))
             refuse_impure(found, self.mode)
@@ -228,19 +285,71 @@ class ModelLoss:
             received = "writes into its weights or its inputs when run"
             remedy = "Make that operation out of place, or start with inputs.clone()."
             raise ValueError(explain("model", received, "a function of the weights", remedy))
-        if self._batch_loss is None:
-            self._check_mean(batch, may_weigh)
+        self._rewrites = any(finding.kind == "rewrite" for finding in found)
         return _kinks([finding for finding in found if finding.kind == "kinked"])
 
-    def _check_mean(self, batch: Any, may_weigh: bool) -> None:
-        """Whether the loss is a mean over examples, on the first batch; on all of them if it may weigh classes."""
-        check_mean(batch, self._sum_at_start)
-        # A loss that weighs or ignores some classes shows only on batches that hold them.
-        may_weigh = may_weigh and not any(map(is_real, tree_leaves(parted(batch)[2])))
-        everything = itertools.chain(self.batches, firsts(self.batches)) if may_weigh else [batch]
-        for part in everything:
-            if not check_terms(self._outputs_at_start(part), parted(part)[2], self._sum_of_outputs):
-                check_mean(part, self._sum_at_start)
+    def settle_cut(self) -> None:
+        """Use micro-batches only where they give the value and the gradient that the batches give as they came.
+
+        At a point beside theta0, where no gradient is zero by construction. All ranks call it.
+        """
+        batches = cast(Batches, self.batches)
+        ranks = self.ranks if batches.is_split else None
+        if batches.is_recut:
+            is_same = self._is_same_sum(batches, ranks)
+            if not is_same and self._wanted is not None:
+                received = f"is {self._wanted}, which changes the loss: it is no sum over examples along dimension 0"
+                remedy = "Leave it out: the batches are then used as they come."
+                raise ValueError(explain("micro_batch", received, "a loss whose batches can be cut", remedy))
+            if not is_same and ranks is None:
+                batches.use_as_they_came()
+            elif not is_same and ranks is not None:
+                ranks.highest("the batches as they came", batches.use_as_they_came, self.theta0)
+        batches.forget_what_came()
+
+    def _is_same_sum(self, batches: Batches, ranks: Ranks | None) -> bool:
+        theta, sizes = self._beside(), self.space.sizes
+        if is_same_sum(batches, batches.as_they_came(), self._slope(theta), sizes, ranks):
+            return True
+        if theta.dtype == torch.float64:
+            return False
+        try:  # rounding may have decided
+            wide = self.widened()
+            mine, theirs = (map(widened_batch, cut) for cut in (batches, batches.as_they_came()))
+            return is_same_sum(mine, theirs, wide._slope(theta.double()), sizes, ranks)
+        except (RuntimeError, TypeError, ValueError):  # the loss takes no float64
+            return False
+
+    def _beside(self) -> Tensor:
+        """A point near theta0: one percent of its length away, in a direction drawn with a seed of its own."""
+        theta = self.theta0
+        drawn = torch.randn(len(theta), generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(theta)
+        return theta + drawn * (0.01 * (float(theta.norm()) or 1.0) / float(drawn.norm()))
+
+    def _slope(self, theta: Tensor) -> Callable[[Any], tuple[float, Tensor]]:
+        """A function batch -> value and gradient (p,) of its sum at theta."""
+
+        def slope(batch: Any) -> tuple[float, Tensor]:
+            with self.context(), torch.enable_grad():
+                point = theta.clone().requires_grad_()
+                total, _ = attempt(lambda: self(point, batch), batch)
+                return float(total.detach()), vjp_of([total], [point], [torch.ones_like(total)])[0]
+
+        return slope
+
+    def _check_mean(self) -> None:
+        """Whether `loss_fn` is a mean over its targets: in every batch, and of every two of them together."""
+        theta, first = self._beside(), None
+        for batch in self.batches:
+            with self.context(), torch.no_grad():
+                outputs = attempt(functools.partial(self.outputs, theta, batch), batch)
+            pair = outputs, parted(batch)[2]
+            if not check_terms(pair, self._sum_of_outputs):
+                continue
+            if first is None:
+                first = pair
+            else:
+                check_together(first, pair, self._sum_of_outputs)
 
     def _sum_of_outputs(self, outputs: Any, targets: Any) -> Tensor:
         with self.context():
@@ -255,6 +364,11 @@ def _kinks(found: list[Finding]) -> str:
     ways_out = ["sigmoid, SiLU or GELU"] * (not all(of_loss)) + ["a smooth loss_fn"] * any(of_loss)
     listed = "; ".join(map(str, found))
     return f"the loss is not smooth: {listed}. Its Hessian ignores the kinks; use {', and '.join(ways_out)}."
+
+
+def widened_batch(batch: Any) -> Any:
+    """The batch, its floating-point tensors in float64."""
+    return tree_map(lambda leaf: leaf.double() if is_real(leaf) else leaf, batch)
 
 
 class _Applied(nn.Module):

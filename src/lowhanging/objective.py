@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lowhanging.batch_matrices import GaussNewtonOfBatch
+from lowhanging.batch_matrices import BatchMatrix, GaussNewtonOfBatch, HessianOfBatch
 from lowhanging.curvature import Curvature, Kind
 from lowhanging.errors import check_choice, check_real, check_vector, explain
 from lowhanging.loss import check_rows, own_vector
-from lowhanging.model_loss import BatchLoss, LossFn, ModelLoss
+from lowhanging.model_loss import BatchLoss, LossFn, ModelLoss, widened_batch
 from lowhanging.output_loss import OutputLoss
 from lowhanging.products import DEFAULT_KEEP_BYTES, ENGINES, Engine, Products
 from lowhanging.ranks import find_ranks
@@ -125,6 +124,7 @@ class Objective:
         self.batches, self.num_examples = self._terms.batches, self._terms.num_examples
         if self.ranks is not None:
             self.num_examples = agree(self.ranks, self._terms, shards)
+            self._terms.settle_cut()
         self._settings: dict[str, Any] = {"engine": engine, "keep_bytes": keep_bytes}
         self._take(self._terms)
 
@@ -132,10 +132,24 @@ class Objective:
         """Be the loss that these terms add up to, around their theta0."""
         self._terms, self.space, self._theta0 = terms, terms.space, terms.theta0
         self._outputs = OutputLoss(terms)
-        summed = functools.partial(
-            Products, terms, terms.batches, context=terms.context, ranks=terms.ranks, **self._settings
+
+        def summed(matrix: Callable[[ModelLoss], BatchMatrix]) -> Products:
+            return Products(
+                terms,
+                terms.batches,
+                context=terms.context,
+                matrix=matrix(terms),
+                ranks=terms.ranks,
+                widened=lambda: (matrix(terms.widened()), widened_batch),
+                check_gradient=terms.check_gradient,
+                name_of=terms.space.name_of_largest,
+                **self._settings,
+            )
+
+        self._products = summed(HessianOfBatch)
+        self._gauss_newton = summed(
+            lambda given: GaussNewtonOfBatch(self._outputs if given is terms else OutputLoss(given))
         )
-        self._products, self._gauss_newton = summed(), summed(matrix=GaussNewtonOfBatch(self._outputs))
 
     def __repr__(self) -> str:
         size = f"{self.num_params:,} parameters, {self.num_examples:,} examples"

@@ -7,7 +7,9 @@ one once; frozen ones are constants of the loss. Everything else in the library 
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
@@ -19,11 +21,25 @@ from lowhanging.errors import check_finite, explain
 Parameters = str | Collection[str] | Callable[[str], bool]
 
 
+@dataclass(frozen=True)
+class Tie:
+    """How a parameter lies in another one's memory: permuted, then viewed in its own shape."""
+
+    name: str  # of the other one
+    order: tuple[int, ...]
+    shape: torch.Size
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The tied parameter, made of the other one."""
+        return weight.permute(self.order).view(self.shape)
+
+
 class ParameterSpace:
     """The trainable parameters of a model as one flat vector.
 
     theta = (vec(W_1), vec(W_2), ...), each tensor in row-major order, in `named_parameters()` order. A shared parameter
-    appears once, under its first name; frozen parameters do not appear.
+    appears once, under its first name, and so does one memory that two parameters share; frozen parameters do not
+    appear.
 
     Attributes:
         names: names of the trainable parameters, in order.
@@ -31,16 +47,22 @@ class ParameterSpace:
         num_params: p, the length of theta.
         dtype: the widest dtype among them, at least float32 (a bfloat16 model is studied in float32).
         device: where they live; all on one device.
+        ties: name -> `Tie` of each parameter that lies in another one's memory (`decoder.weight.data =
+            encoder.weight.data.T`); theta holds it once, under the other name.
         filter_dims: name -> dimension along which its filters (output channels or units) lie, where that is not 0:
             transposed convolutions and the Conv1D of GPT-2 store inputs first.
 
     Raises:
-        ValueError: nothing is trainable, parameters lie on several devices, are complex, or hold NaN or inf.
+        ValueError: nothing is trainable, parameters lie on several devices, are complex, hold NaN or inf, or overlap in
+            memory in another way than as one tensor, transposed or reshaped.
     """
 
     def __init__(self, model: nn.Module):
         self.owner = type(model).__name__
         trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.ties = ties_of(model)
+        for name in self.ties:
+            del trainable[name]
         if not trainable:
             received = f"({self.owner}) has no trainable parameter"
             remedy = "Unfreeze what you want to study: parameter.requires_grad_(True)."
@@ -70,6 +92,7 @@ class ParameterSpace:
         named = dict(tensors.named_parameters()) if isinstance(tensors, nn.Module) else dict(tensors)
         if isinstance(tensors, nn.Module):
             named = {name: weight for name, weight in named.items() if name in self.names}
+        named = {name: weight for name, weight in named.items() if name not in self.ties}
         missing, unknown = set(self.names) - set(named), set(named) - set(self.names)
         if missing or unknown:
             received = f"lack {sorted(missing)} and add {sorted(unknown)}"
@@ -89,6 +112,11 @@ class ParameterSpace:
         """Mapping name -> view into theta (p,), differentiable."""
         parts = torch.split(theta, self.sizes)
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+
+    def weights_of(self, theta: Tensor) -> dict[str, Tensor]:
+        """`unflatten`, and the parameters that are tied by memory too: all that a model must be given."""
+        named = self.unflatten(theta)
+        return named | {name: tied.of(named[tied.name]) for name, tied in self.ties.items()}
 
     def named(self, parameters: Parameters) -> tuple[str, ...]:
         """The names, in the order of theta, that any glob matches or that a test `name -> bool` accepts.
@@ -122,6 +150,11 @@ class ParameterSpace:
         ranges = torch.split(torch.arange(self.num_params, device=self.device), self.sizes)
         return torch.cat([where for name, where in zip(self.names, ranges, strict=True) if name in names])
 
+    def name_of_largest(self, vector: Tensor) -> str:
+        """The name of the tensor in which a vector (p,) is longest."""
+        lengths = torch.stack([part.norm() for part in torch.split(vector, self.sizes)])
+        return self.names[int(lengths.nan_to_num().argmax())]
+
     def _refuse(self, received: str) -> NoReturn:
         listed = ", ".join(self.names[:40]) + (" ..." if len(self.names) > 40 else "")
         remedy = "Frozen parameters are constants, and a shared one stands under its first name only."
@@ -140,6 +173,69 @@ class ParameterSpace:
             check_finite(
                 f"parameter {name!r} of {self.owner}", weight.detach(), remedy="Train with a smaller step, or reload."
             )
+
+
+def tie(model: nn.Module, ties: Mapping[str, Tie]) -> None:
+    """Let parameters of a copy share memory as `ties` of the original say: a deep copy does not."""
+    named = dict(model.named_parameters())
+    for name, tied in ties.items():
+        named[name].data = tied.of(named[tied.name].data)
+
+
+def ties_of(model: nn.Module) -> dict[str, Tie]:
+    """The trainable parameters that lie in the memory of an earlier one; overlaps of another kind are refused."""
+    trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    owners: dict[int, list[str]] = {}  # memory -> names
+    every = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in every.items():
+        if tensor.layout == torch.strided and tensor.device.type != "meta" and tensor.numel():
+            owners.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
+    ties: dict[str, Tie] = {}
+    for names in owners.values():
+        for i, name in enumerate(names):
+            for first in names[:i]:
+                is_trained = first in trainable, name in trainable
+                if first in ties or not any(is_trained) or not _overlap(every[first], every[name]):
+                    continue
+                tied = _tie_to(first, every[first], every[name]) if all(is_trained) else None
+                if tied is None:
+                    received = f"has {name!r} in the memory of {first!r}"
+                    remedy = "Compute one from the other in forward, or give it memory of its own: .data.clone()."
+                    expected = "weights that are trained with their own or with the same whole memory"
+                    raise ValueError(explain("model", received, expected, remedy))
+                ties[name] = tied
+                break
+    return ties
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one storage have an element in common."""
+    (a_low, a_high), (b_low, b_high) = (_extent(tensor) for tensor in (a, b))
+    if a_high < b_low or b_high < a_low:
+        return False
+    places = torch.arange(max(a_high, b_high) + 1)
+    used = torch.zeros(len(places), dtype=torch.bool)
+    used[places.as_strided(a.shape, a.stride(), a.storage_offset()).reshape(-1)] = True
+    return bool(used[places.as_strided(b.shape, b.stride(), b.storage_offset()).reshape(-1)].any())
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """The first and the last element of the storage that a tensor has."""
+    low = int(tensor.storage_offset())
+    return low, low + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _tie_to(name: str, first: Tensor, other: Tensor) -> Tie | None:
+    """How `other` is the whole of `first`, permuted or reshaped; None where it is not."""
+    if first.storage_offset() != other.storage_offset() or first.numel() != other.numel():
+        return None
+    if first.is_contiguous() and other.is_contiguous():
+        return Tie(name, tuple(range(first.ndim)), other.shape)
+    for order in itertools.permutations(range(first.ndim)) if first.ndim <= 5 else ():
+        turned = first.permute(order)
+        if turned.shape == other.shape and turned.stride() == other.stride():
+            return Tie(name, order, other.shape)
+    return None
 
 
 def _filter_dims(model: nn.Module) -> dict[str, int]:

@@ -6,7 +6,9 @@ copy alone; what can't be studied (nothing trainable, NaN weights, no such devic
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lowhanging.errors import a_type, check_device, check_finite, explain
-from lowhanging.parameters import ParameterSpace
+from lowhanging.parameters import ParameterSpace, tie, ties_of
 
 
 def private_copy(model: nn.Module, mode: str, device: torch.device | str | None) -> nn.Module:
@@ -28,13 +30,55 @@ def private_copy(model: nn.Module, mode: str, device: torch.device | str | None)
         check_finite(f"parameter {name!r}", weight.detach(), remedy="Train with a smaller step, or reload.")
     private = copied(model)
     private.zero_grad(set_to_none=True)
-    for module in private.modules():
-        if isinstance(module, nn.Embedding):
-            module.padding_idx = None  # it hides a row from the gradient, and the Hessian would not be symmetric
     if mode == "eval":
         private.eval()
     # bfloat16 and float16 weights are studied in float32; float64 stays.
-    return widened(private if wanted is None else private.to(wanted), ParameterSpace(private).dtype)
+    dtype = ParameterSpace(private).dtype
+    if wanted is not None:
+        private.to(wanted)
+        tie(private, ties_of(model))
+    return widened(private, dtype)
+
+
+def computed_tensors(model: nn.Module, private: nn.Module) -> dict[int, tuple[str, Tensor]]:
+    """What a model holds beside its weights that was computed from them: memory in the private copy -> name and tensor.
+
+    Tensors with a graph, and those in the memory of a trainable parameter (`weight.data.t()`): they do not move with
+    theta, and so must not be used.
+    """
+    weights = {_memory(weight) for weight in model.parameters() if weight.requires_grad}
+    found: dict[int, tuple[str, Tensor]] = {}
+    for owner, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name in ("_parameters", "_buffers", "_modules"):
+                continue
+            for number, leaf in enumerate(tree_leaves(value)):
+                is_own = isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter)
+                if is_own and (not leaf.is_leaf or _memory(leaf) in weights):
+                    copy_of_leaf = tree_leaves(vars(private.get_submodule(owner))[name])[number]
+                    found[_memory(copy_of_leaf)] = name, copy_of_leaf
+    return found
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
+
+
+@contextlib.contextmanager
+def attributes_put_back(model: nn.Module) -> Iterator[None]:
+    """What a forward pass leaves on the modules (a table, an activation, a state) is gone after it.
+
+    Else the next pass, or one at another theta, could use it, and a trace would leave tensors that hold nothing.
+    """
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            own = vars(module)
+            if len(own) != len(attributes) or any(own.get(name) is not value for name, value in attributes.items()):
+                own.clear()
+                own.update(attributes)
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -45,7 +89,9 @@ def copied(model: nn.Module) -> nn.Module:
             if isinstance(leaf, Tensor) and not leaf.is_leaf:
                 memo[id(leaf)] = leaf.detach().clone()
     try:
-        return copy.deepcopy(model, memo)
+        duplicate = copy.deepcopy(model, memo)
+        tie(duplicate, ties_of(model))
+        return duplicate
     except Exception as error:
         received = f"({type(model).__name__}) can't be copied ({type(error).__name__}: {error})"
         remedy = "Take off it what can't: open files, locks, stored activations."
@@ -59,7 +105,10 @@ def widened(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         is_narrower = tensor.is_floating_point() and torch.promote_types(tensor.dtype, dtype) == dtype
         return tensor.to(dtype) if is_narrower else tensor
 
-    return cast(nn.Module, module._apply(widen))  # type: ignore[no-untyped-call]
+    ties = ties_of(module)
+    cast(Any, module)._apply(widen)
+    tie(module, ties)
+    return module
 
 
 def own_function(name: str, function: Any, device: torch.device) -> Any:

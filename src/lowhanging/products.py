@@ -4,38 +4,38 @@ This file knows a function (theta, batch) -> (sum, count), a list of batches, an
 is (`batch_matrices.py`: its Hessian, or its Gauss-Newton matrix); no model and no loader. Every total is accumulated in
 float64 and divided by the count once, so any partition of the examples gives the same mean.
 
-Three engines compute the same product; the fastest that is right on *these* batches runs:
+Four engines compute the same product; the fastest that is right on *these* batches runs:
 
 * "split graph": the part that does not depend on the vector is computed once (`split_graph.py`);
 * "kept graph": the graph of the gradient is kept, one backward pass per product;
-* "double backward": gradient and backward pass anew for every product, or for every block of them; keeps nothing.
+* "double backward": gradient and backward pass anew for every product, or for every block of them; keeps nothing;
+* "forward over reverse": anew for every product, where second derivatives in reverse are wrong.
 
-A recording can be silently wrong where a model branches on its data, so before the split graph is used, its product
-with a random vector is compared with a double backward on every batch.
+Before one is used, its product with a random vector is compared with one of another kind on every batch
+(`verification.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from lowhanging.batch_matrices import BatchMatrix, HessianOfBatch, LossSum, pulled
+from lowhanging.batch_matrices import BatchMatrix, HessianOfBatch, LossSum, vjp_of
 from lowhanging.blocks import LOOP, Way, quicker_way
-from lowhanging.engines import GraphEngine, ProductEngine, SplitEngine
+from lowhanging.engines import ForwardEngine, GraphEngine, ProductEngine, SplitEngine
 from lowhanging.errors import explain
 from lowhanging.ranks import Ranks, Sums, over_ranks
 from lowhanging.split_graph import CannotSplitError
+from lowhanging.verification import Fault, Verification, Widened
 
-Engine = Literal["auto", "split graph", "kept graph", "double backward"]
-ENGINES = ("auto", "split graph", "kept graph", "double backward")
+Engine = Literal["auto", "split graph", "kept graph", "double backward", "forward over reverse"]
+ENGINES = ("auto", "split graph", "kept graph", "double backward", "forward over reverse")
 DEFAULT_KEEP_BYTES = 2 * 2**30
 
-# Two right routes differ by rounding only; a recording of the wrong branch differs by percents.
-_SELF_TEST_RTOL = {torch.float64: 1e-9, torch.float32: 1e-3}
 _MAX_RECORDINGS = 16  # shapes of batches: each recording costs as much as many products
 
 
@@ -45,11 +45,14 @@ class Products:
     Args:
         loss_sum: (theta, batch) -> (scalar sum of the loss over the batch, number of loss terms in it).
         batches: re-iterable; every pass yields the same batches in the same order.
-        engine: "auto" takes the first of the three that is right here.
+        engine: "auto" takes the first of the four that is right here.
         keep_bytes: budget for what is kept between products at one theta; batches beyond it are recomputed.
         context: a context manager factory around every evaluation (switches off kernels that can't be differentiated).
         matrix: which one; by default the Hessian.
         ranks: the processes that hold the other batches; every method is then called by all of them alike.
+        widened: () -> the same matrix in float64, and what makes a batch of it, for central differences.
+        check_gradient: raises where the gradient is not the derivative of the value; called before the first is used.
+        name_of: (p,) -> the name of the parameter in which a vector is largest, for messages.
     """
 
     def __init__(
@@ -62,7 +65,11 @@ class Products:
         context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         matrix: BatchMatrix | None = None,
         ranks: Ranks | None = None,
+        widened: Widened | None = None,
+        check_gradient: Callable[[], None] = lambda: None,
+        name_of: Callable[[Tensor], str] = lambda vector: "",
     ):
+        self._widened, self._check_gradient, self._name_of = widened, check_gradient, name_of
         self._loss_sum = loss_sum
         self._batches = batches
         self._wanted = engine
@@ -105,12 +112,17 @@ class Products:
             for batch in self._batches:
                 point = theta.detach().requires_grad_()
                 part, terms = self._loss_sum(point, batch)
+                if not part.requires_grad and not torch.equal(part, self._loss_sum(point * 1.01 + 1e-3, batch)[0]):
+                    received = "gives a batch a value that moves with the weights and has no gradient"
+                    remedy = "No torch.no_grad(), no detach(), no .item() in the loss of any batch."
+                    raise ValueError(explain("the loss", received, "a differentiable function of them", remedy))
                 total += part.detach()
-                gradient += pulled([part], [point], [torch.ones_like(part)])[0]
+                gradient += vjp_of([part], [point], [torch.ones_like(part)])[0]
                 count += float(terms)
             return [total, count], [gradient]
 
         with self._context(), torch.enable_grad():
+            self._check_gradient()
             (total, count), (gradient,) = over_ranks(self._ranks, "a gradient", sums, theta)
             return total / count, (gradient / count).to(theta.dtype)
 
@@ -124,6 +136,7 @@ class Products:
         """
         with self._context():
             if self._engine is None:
+                self._check_gradient()
                 self._engine = self._agreed_engine(theta)  # which leaves what it has prepared here, for this theta
             is_second = self._theta is not None and torch.equal(theta, self._theta)
             if not is_second:
@@ -176,19 +189,20 @@ class Products:
     def _agreed_engine(self, theta: Tensor) -> ProductEngine:
         """The engine that is right on the batches of every rank."""
         if self._ranks is None:
-            return self._choose(theta)
+            return self._choose(theta, self._wanted)
         chosen: list[ProductEngine] = []
 
-        def choose() -> int:
-            chosen.append(self._choose(theta))
-            return ENGINES.index(chosen[0].name)
+        def choose(wanted: str) -> int:
+            if not chosen or chosen[-1].name != wanted:
+                if chosen:
+                    self.release()
+                    self.fallback_reason = f"{chosen[-1].name} is right here, but not on another rank"
+                chosen.append(self._choose(theta, wanted))
+            return ENGINES.index(chosen[-1].name)
 
-        name = ENGINES[self._ranks.highest("an engine", choose, theta)]
-        if name == chosen[0].name:
-            return chosen[0]
-        self.release()
-        self.fallback_reason = f"{chosen[0].name} is right here, but not on another rank"
-        return GraphEngine(self._matrix, keeps=name == "kept graph")
+        name = ENGINES[self._ranks.highest("an engine", lambda: choose(self._wanted), theta)]
+        self._ranks.highest("the same engine", lambda: choose(name), theta)
+        return chosen[-1]
 
     def _agreed_way(self, engine: ProductEngine, theta: Tensor, rows: Tensor, block: str) -> Way:
         """How all ranks multiply blocks: at once only where that is quicker, and right, on every one."""
@@ -202,52 +216,41 @@ class Products:
 
         return LOOP if self._ranks.highest("a way to multiply blocks", choose, theta, rows) else chosen[0]
 
-    def _choose(self, theta: Tensor) -> ProductEngine:
-        if self._wanted in ("auto", "split graph"):
+    def _choose(self, theta: Tensor, wanted: str) -> ProductEngine:
+        """The wanted engine, or the first of all, whose products are right on every batch here."""
+        verification = Verification(self._matrix, self._batches, theta, widened=self._widened, name_of=self._name_of)
+        faults: list[Fault] = []
+        for engine in self._candidates(theta, wanted):
             try:
-                return self._tested_split(theta)
+                fault, kept = verification.fault(engine, self._keep_bytes)
             except CannotSplitError as error:
-                if self._wanted == "split graph":
+                if wanted == "split graph":
                     received = f"is 'split graph', which fails on this loss ({error})"
                     message = explain("engine", received, "an engine that can follow it", 'Use engine="auto".')
                     raise ValueError(message) from error
                 self.fallback_reason = str(error)
-        if self._wanted == "double backward":
-            return GraphEngine(self._matrix, keeps=False)
-        # Keeping graphs pays only if what they hold fits; otherwise each product is a double backward in fact and name.
-        kept = GraphEngine(self._matrix, keeps=True)
-        first = next(iter(self._batches))
-        fits = kept.prepare(theta, first)[1] <= self._keep_bytes
-        return kept if fits or self._wanted == "kept graph" else GraphEngine(self._matrix, keeps=False)
+                continue
+            if fault is None:
+                self._kept, self._theta = kept, theta.detach().clone()
+                return engine
+            faults.append(fault)
+            self.fallback_reason = fault.reason
+        raise verification.refusal(faults)
 
-    def _tested_split(self, theta: Tensor) -> SplitEngine:
-        """The split engine, after its product agreed with a double backward on every batch."""
-        limit = _MAX_RECORDINGS if self._wanted == "auto" else None
-        split, reference = SplitEngine(self._matrix, limit), GraphEngine(self._matrix, keeps=False)
-        generator = torch.Generator().manual_seed(0)
-        v = torch.randn(theta.numel(), generator=generator, dtype=torch.float64).to(theta)
-        rtol, used = _SELF_TEST_RTOL.get(theta.dtype, 1e-3), 0
-        kept: dict[int, tuple[Any, int]] = {}
-        for index, batch in enumerate(self._batches):
-            try:
-                prepared, size = split.prepare(theta, batch)
-                ours = split.product(prepared, v)
-            except CannotSplitError:
-                raise
-            except (RuntimeError, IndexError) as failure:  # sizes of another batch, written into the recording
-                raise CannotSplitError(f"the recording fails on batch {index}: {failure}") from failure
-            graph, _ = reference.prepare(theta, batch)
-            theirs = reference.product(graph, v)
-            # Where H v nearly vanishes, both are rounding of the gradient's size.
-            floor = 1e3 * torch.finfo(theta.dtype).eps * self._matrix.magnitude(graph, v)
-            error = (ours - theirs).norm()
-            if not bool(error <= rtol * theirs.norm() + floor) and bool(torch.isfinite(theirs).all()):
-                message = f"the recorded product is off by {float(error / theirs.norm()):.1e} on batch {index}"
-                raise CannotSplitError(message + ": the loss branches on its data")
-            if used + size <= self._keep_bytes and len(kept) == index:
-                kept[index], used = (prepared, size), used + size
-        self._kept, self._theta = kept, theta.detach().clone()
-        return split
+    def _candidates(self, theta: Tensor, wanted: str) -> Iterator[ProductEngine]:
+        """What may be tried, the fastest first."""
+        if wanted in ("auto", "split graph"):
+            yield SplitEngine(self._matrix, _MAX_RECORDINGS if wanted == "auto" else None)
+        if wanted == "kept graph":
+            yield GraphEngine(self._matrix, keeps=True)
+        if wanted == "double backward":
+            yield GraphEngine(self._matrix, keeps=False)
+        if wanted == "auto":
+            # Keeping graphs pays only if what they hold fits; else each product is a double backward in fact and name.
+            size = GraphEngine(self._matrix, keeps=True).prepare(theta, next(iter(self._batches)))[1]
+            yield GraphEngine(self._matrix, keeps=size <= self._keep_bytes)
+        if wanted in ("auto", "forward over reverse"):
+            yield ForwardEngine(self._matrix)
 
 
 def _zero(theta: Tensor, *shape: int) -> Tensor:

@@ -13,9 +13,12 @@ batch, where `torch.func.linearize` would trace every micro-batch anew.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import operator
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -98,8 +101,7 @@ def _trace(function: Callable[..., Tensor], *inputs: Tensor) -> fx.GraphModule:
         # On fake tensors: no kernel runs, so none can be handed the storage-less zero that stands for an absent tangent
         # (torch 2.13 then crashes the process, in mse_loss for one), and a branch on a value raises instead of being
         # recorded.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about its own internals; the user's were seen without tracing
+        with contained():
             traced = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:  # whatever a model does that a tracer can't follow
         first_line = (str(error).splitlines() or [""])[0]
@@ -110,6 +112,37 @@ def _trace(function: Callable[..., Tensor], *inputs: Tensor) -> fx.GraphModule:
     _drop_noops(traced.graph)
     traced.graph.eliminate_dead_code()
     return traced
+
+
+@contextlib.contextmanager
+def contained() -> Iterator[None]:
+    """A trace leaves this thread as it was, and says nothing, also where it fails.
+
+    Torch 2.13 leaves the thread's dispatch keys changed when an operation fails on fake tensors under forward
+    differentiation (`lerp_` with a tensor weight, and so `quantile`): autograd then records nothing any more.
+    """
+    keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    is_off = logger.disabled
+    with warnings.catch_warnings(), torch._C._ForceDispatchKeyGuard(*keys):
+        warnings.simplefilter("ignore")  # torch's, about its own internals; the user's were seen without tracing
+        logger.disabled = True
+        try:
+            yield
+        except BaseException as error:
+            _release(error)
+            raise
+        finally:
+            logger.disabled = is_off
+
+
+def _release(error: BaseException | None) -> None:
+    """Free what the frames of an error hold: guards among it put back, when they go, what they found."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _drop_noops(graph: fx.Graph) -> None:

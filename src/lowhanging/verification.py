@@ -1,0 +1,221 @@
+r"""Comparison of an engine's first product with an independent one, on every micro-batch.
+
+No way of differentiating twice is right for every loss: a recording is wrong where a model branches on its data,
+torch's second derivatives in reverse are wrong for some operations (2.13: `_weight_norm_interface` leaves out a term)
+and NaN for others (a norm at zero), and forward derivatives are missing for many. So no engine is used before its
+product with a random vector agreed with one of another kind:
+
+    reverse over reverse   of a recording (forward over reverse)
+    forward over reverse   of an autograd graph (reverse over reverse)
+    central differences    of first derivatives, where those two disagree or only one exists
+
+The differences are taken in float64 where the model can be widened, at steps of several lengths; a product that agrees
+with any of them is right, since a wrong derivative agrees with none. In float32 they are good to about one percent.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowhanging.batch_matrices import BatchMatrix
+from lowhanging.engines import ForwardEngine, GraphEngine, ProductEngine, SplitEngine
+from lowhanging.errors import explain
+from lowhanging.layers import SingularOperations
+from lowhanging.split_graph import CannotSplitError
+
+# Two right routes differ by rounding only; a recording of the wrong branch differs by percents.
+_RTOL = {torch.float64: 1e-9, torch.float32: 1e-3}
+# Against central differences, by the dtype of the product and that of the differences.
+_RTOL_DIFFERENCES = {(torch.float64, torch.float64): 1e-5, (torch.float32, torch.float64): 1e-3}
+_RTOL_NARROW = 1e-2
+# Lengths of a step relative to |theta|: the shorter ones miss the kinks of a loss that has some.
+_STEPS = {torch.float64: (1e-5, 1e-7, 1e-3, 1e-8), torch.float32: (1e-2, 1e-3, 1e-1)}
+
+_FAILURES = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError)
+_AT_ZERO = (
+    "Norms, sqrt, pow and atan2 have no derivative at zero: use squares, (x * x).sum() for norm(x) ** 2, or add a "
+    "small constant below the root, (x.square().sum() + 1e-12).sqrt()."
+)
+_REWRITE = "Write that operation with others, such as products, sums, exp and log; lh.testing.check_model says more."
+
+# () -> the same matrix in float64 and what makes a batch of it; raises where the loss can't be widened.
+Widened = Callable[[], tuple[BatchMatrix, Callable[[Any], Any]]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why an engine's product can't be used."""
+
+    reason: str
+    is_finite: bool = True
+
+
+class Verification:
+    """Whether the products of an engine at theta are right, on every one of some batches.
+
+    Args:
+        matrix: whose products they are.
+        batches: the micro-batches.
+        theta: (p,) where.
+        widened: the matrix in float64; None where there is no other form of it.
+        name_of: (p,) -> the name of the parameter in which a vector is largest; "" where there are no names.
+    """
+
+    def __init__(
+        self,
+        matrix: BatchMatrix,
+        batches: Iterable[Any],
+        theta: Tensor,
+        *,
+        widened: Widened | None = None,
+        name_of: Callable[[Tensor], str] = lambda vector: "",
+    ):
+        self._matrix, self._batches, self._theta = matrix, batches, theta
+        self._widened, self._name_of = widened, name_of
+        # On the CPU by name: a default device set for the process must not change the vector.
+        generator = torch.Generator("cpu").manual_seed(0)
+        drawn = torch.randn(theta.numel(), generator=generator, dtype=torch.float64, device="cpu")
+        self._v = drawn.to(theta)
+        self._reverse, self._forwards = GraphEngine(matrix, keeps=False), ForwardEngine(matrix)
+        self._has_forward = True  # until an operation has shown to have no forward derivative
+
+    def fault(self, engine: ProductEngine, keep_bytes: int = 0) -> tuple[Fault | None, dict[int, tuple[Any, int]]]:
+        """What is wrong with the engine's products, if anything, and what it has prepared for the first batches.
+
+        Raises:
+            CannotSplitError: the engine can't record the loss.
+            ValueError: the engine can't differentiate it twice.
+        """
+        kept: dict[int, tuple[Any, int]] = {}
+        used = 0
+        for index, batch in enumerate(self._batches):
+            try:
+                prepared, size = engine.prepare(self._theta, batch)
+                ours = engine.product(prepared, self._v)
+            except CannotSplitError:
+                raise
+            except (RuntimeError, IndexError) as failure:  # sizes of another batch, written into the recording
+                if not isinstance(engine, SplitEngine):
+                    raise
+                raise CannotSplitError(f"the recording fails on batch {index}: {failure}") from failure
+            theirs, floor = self._other(engine, prepared, batch)
+            fault = self._difference(ours, theirs, floor, index, batch)
+            if fault is not None:
+                return fault, {}
+            if engine.keeps and used + size <= keep_bytes and len(kept) == index:
+                kept[index], used = (prepared, size), used + size
+        return None, kept
+
+    def _difference(self, ours: Tensor, theirs: Tensor | None, floor: float, index: int, batch: Any) -> Fault | None:
+        if not bool(ours.isfinite().all()):
+            return Fault(f"the product of batch {index} has NaN or infinite entries", is_finite=False)
+        reason = f"the product of batch {index} is off"
+        is_finite = theirs is None or bool(theirs.isfinite().all())
+        if theirs is not None and is_finite:
+            error = (ours - theirs).norm()
+            if bool(error <= _RTOL.get(ours.dtype, 1e-3) * theirs.norm() + floor):
+                return None
+            reason += f" by {_relative(error, theirs)} from one of another kind"
+        is_near, nearest, others, words = False, math.inf, math.inf, ""
+        for differences, noise in self._differences(batch):
+            apart = ours.to(differences) - differences
+            error = float(apart.norm())
+            rtol = _RTOL_DIFFERENCES.get((ours.dtype, differences.dtype), _RTOL_NARROW)
+            is_near = is_near or error <= rtol * float(differences.norm()) + noise + floor
+            if theirs is not None and is_finite:  # two that disagree may both be near: the nearer one is right
+                others = min(others, float((theirs.to(differences) - differences).norm()))
+            elif is_near:
+                return None
+            if error < nearest:
+                nearest, where = error, self._name_of(apart.abs()) or "theta"
+                words = f" by {_relative(apart.norm(), differences)} from central differences, most in {where}"
+        if is_near and nearest <= others:
+            return None
+        both = " and" if words and theirs is not None and is_finite else ""
+        return Fault(reason + both + words, is_finite)
+
+    def _other(self, engine: ProductEngine, prepared: Any, batch: Any) -> tuple[Tensor | None, float]:
+        """A product of another kind, if there is one, and the size of the rounding of one that nearly vanishes."""
+        eps, other, graph = torch.finfo(self._theta.dtype).eps, None, prepared
+        try:
+            if isinstance(engine, GraphEngine):
+                other = self._forward(batch)
+            else:
+                graph, _ = self._reverse.prepare(self._theta, batch)
+                other = self._reverse.product(graph, self._v)
+            size = float(self._matrix.magnitude(graph, self._v))
+        except _FAILURES:
+            size = 0.0
+        return other, 1e3 * eps * size if math.isfinite(size) else 0.0
+
+    def _forward(self, batch: Any) -> Tensor | None:
+        if self._has_forward:
+            try:
+                with torch.no_grad():
+                    return self._forwards.product((self._theta, batch), self._v)
+            except Exception:  # whatever an operation without a forward derivative raises
+                self._has_forward = False
+        return None
+
+    def _differences(self, batch: Any) -> Iterator[tuple[Tensor, float]]:
+        """Central differences at several steps, and the size of the rounding in each."""
+        matrix, theta, batch, v = self._wide(batch)
+        size = float(theta.norm()) or 1.0
+        for relative in _STEPS.get(theta.dtype, _STEPS[torch.float32]):
+            step = relative * size / float(v.norm())
+            try:
+                with torch.enable_grad():
+                    found, scale = matrix.differences(theta, v, batch, step)
+            except _FAILURES:
+                return
+            if bool(found.isfinite().all()):
+                yield found, 50 * torch.finfo(theta.dtype).eps * scale
+
+    def _wide(self, batch: Any) -> tuple[BatchMatrix, Tensor, Any, Tensor]:
+        """Matrix, theta, batch and v in float64, or as they are where the loss takes no float64."""
+        if self._theta.dtype != torch.float64 and self._wide_matrix is not None:
+            matrix, widen = self._wide_matrix
+            try:
+                wide, theta = widen(batch), self._theta.double()
+                with torch.no_grad():
+                    matrix.run(theta, wide)
+                return matrix, theta, wide, self._v.double()
+            except _FAILURES:
+                pass
+        return self._matrix, self._theta, batch, self._v
+
+    @functools.cached_property
+    def _wide_matrix(self) -> tuple[BatchMatrix, Callable[[Any], Any]] | None:
+        try:
+            return None if self._widened is None else self._widened()
+        except _FAILURES:
+            return None
+
+    def refusal(self, faults: Sequence[Fault]) -> ValueError:
+        """The error for a loss of which no engine's products are right."""
+        reasons = "; ".join(dict.fromkeys(fault.reason for fault in faults))
+        if all(fault.is_finite for fault in faults):
+            received = f"has no second derivative that could be confirmed ({reasons})"
+            return ValueError(explain("the loss", received, "one that torch differentiates twice rightly", _REWRITE))
+        singular = self._singular_operations()
+        received = f"has second derivatives that are NaN or infinite in torch ({reasons}"
+        received += f"; {singular} at zero)" if singular else ")"
+        return ValueError(explain("the loss", received, "finite second derivatives at theta", _AT_ZERO))
+
+    def _singular_operations(self) -> str:
+        """The operations that torch can't differentiate where they are, by their names in torch.ops.aten."""
+        with SingularOperations() as watch, torch.no_grad():
+            for batch in self._batches:
+                self._matrix.run(self._theta, batch)
+        return ", ".join(watch.found)
+
+
+def _relative(error: Tensor, reference: Tensor) -> str:
+    return f"{float(error / reference.norm().clamp(min=1e-300)):.1e}"
