@@ -214,18 +214,25 @@ class Batches:
         self._check_number()
         return self.num_batches
 
-    def as_they_came(self) -> list[Any]:
+    def as_they_came(self) -> Iterable[Any]:
         """The batches that were read, or this shard's of them, to compare what is kept with.
 
         One data set has no batches of its own; then pairs of micro-batches, so that it need not fit in memory whole.
         """
         first, step = self._shard or (0, 1)
-        came = self._came
-        if self._is_one and self._kept and len(self._kept) > 2:
-            leaves, spec = tree_flatten(came[0])
-            cuts = [leaf.split(2 * step * num_examples(self._kept[0])) for leaf in leaves]
-            came = [tree_unflatten(list(parts), spec) for parts in zip(*cuts, strict=True)]
-        return came[first::step]
+        return list(self._pairs())[first::step] if self._came else self
+
+    def first_as_it_came(self) -> Any:
+        """The first of them, of whichever shard."""
+        return next(iter(self._pairs() if self._came else self))
+
+    def _pairs(self) -> Iterable[Any]:
+        if not (self._is_one and self._kept and len(self._kept) > 2):
+            return self._came
+        leaves, spec = tree_flatten(self._came[0])
+        size = 2 * (self._shard or (0, 1))[1] * num_examples(self._kept[0])
+        cuts = [leaf.split(size) for leaf in leaves]
+        return [tree_unflatten(list(parts), spec) for parts in zip(*cuts, strict=True)]
 
     def forget_what_came(self) -> None:
         """Free the batches that are not kept."""

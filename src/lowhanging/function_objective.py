@@ -65,6 +65,7 @@ class FunctionObjective:
             context=self._kernels,
             widened=lambda: (HessianOfBatch(self._terms), lambda batch: batch),
             check_gradient=self._check_gradient,
+            sample=lambda batch: batch if self._is_smooth else None,
         )
         if not callable(function):
             received = f"is {a_type(function)}"
@@ -75,7 +76,8 @@ class FunctionObjective:
             point = point.requires_grad_().clone()  # no leaf: writing into it is found below, in our words
             values: list[Any] = []
             found = findings(nn.Module(), lambda: values.append(function(point)))
-            self._rewrites, value = any(finding.kind == "rewrite" for finding in found), values[0]
+            kinds, value = {finding.kind for finding in found}, values[0]
+            self._rewrites, self._is_smooth = "rewrite" in kinds, "kinked" not in kinds
             is_random = draws_so_far() != draws or not _is_same(
                 value, function(own_vector(theta0).requires_grad_().clone())
             )
@@ -115,10 +117,11 @@ class FunctionObjective:
         try:
             with torch.no_grad():
                 self._function(beside)
-        except (RuntimeError, TypeError, ValueError):
-            beside = torch.empty(0)  # it takes no float64
-        if len(beside):
-            check_derivative("function", self._function, beside)
+        except (RuntimeError, TypeError, ValueError):  # it takes no float64
+            self._is_gradient_checked = True
+            return
+        for point in (beside, *([theta] if self._is_smooth else [])):  # at a kink there is no derivative
+            check_derivative("function", self._function, point)
         self._is_gradient_checked = True
 
     def __repr__(self) -> str:

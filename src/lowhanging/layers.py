@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lowhanging.errors import explain
+
 # Operations by the name in torch.ops.aten, without overload and in-place underscore.
 _KINKED = {
     "relu", "relu6", "leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise", "threshold", "elu", "celu", "hardtanh",
@@ -38,16 +40,17 @@ _NORMS = {
 }
 
 
-Kind = Literal["kinked", "random", "batch", "writes", "rewrite", "stored"]
+Stored = Mapping[int, tuple[str, torch.Tensor]]  # memory -> name, tensor
+Kind = Literal["kinked", "random", "batch", "rewrite", "stored"]
 
 
 @dataclass(frozen=True)
 class Finding:
     """One operation that a loss can't have, or that must be known of.
 
-    It is not smooth ("kinked"), draws random numbers ("random"), mixes examples ("batch"), writes into its weights
-    ("writes"), has a derivative in torch that is not that of its value ("rewrite", see `Rewriting`), or uses a tensor
-    that was computed from the weights once and does not move with them ("stored"; `operation` is its name).
+    It is not smooth ("kinked"), draws random numbers ("random"), mixes examples ("batch"), has a derivative in torch
+    that is not that of its value ("rewrite", see `Rewriting`), or uses a tensor that was computed from the weights once
+    and does not move with them ("stored"; `operation` is its name).
     """
 
     kind: Kind
@@ -61,21 +64,38 @@ class Finding:
 
 
 def findings(
-    model: nn.Module, forward: Callable[[], Any], *, stored: Mapping[int, tuple[str, torch.Tensor]] | None = None
+    model: nn.Module, forward: Callable[[], Any], *, stored: Stored | None = None
 ) -> list[Finding]:
     """What `forward()`, a call that runs `model`, does that a smooth function of the weights does not.
 
-    `stored` are tensors that do not move with the weights though they were computed from them: memory -> name and tensor,
-    which keeps the memory from being used for another one.
+    `stored` are tensors that do not move with the weights though they were computed from them: memory -> name and
+    tensor, which keeps the memory from being used for another one.
     """
     found: dict[Finding, None] = {}
-    with _watched(model) as stack, _Watch(stack, found, stored or {}):
+    with _watched(model) as stack, _NoRenormalization(stack), _Watch(stack, found, stored or {}):
         forward()
     return list(found)
 
 
+class _NoRenormalization(TorchFunctionMode):
+    """Refuses embeddings with `max_norm`, which write into their weights when they are run."""
+
+    def __init__(self, stack: list[tuple[str, str]]):
+        super().__init__()
+        self._stack = stack
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        signature = _EMBEDDING if func is F.embedding else _EMBEDDING_BAG if func is F.embedding_bag else None
+        if signature and signature.bind(*args, **(kwargs or {})).arguments.get("max_norm") is not None:
+            place = self._stack[-1][0] if self._stack else LOSS_FUNCTION
+            received = f"rewrites its weights when run: the embedding in {place!r} has max_norm"
+            remedy = "Renormalize its weights once, and set max_norm = None."
+            raise ValueError(explain("model", received, "a function of the weights", remedy))
+        return func(*args, **(kwargs or {}))
+
+
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, stack: list[tuple[str, str]], found: dict[Finding, None], stored: Mapping[int, tuple[str, torch.Tensor]]):
+    def __init__(self, stack: list[tuple[str, str]], found: dict[Finding, None], stored: Stored):
         super().__init__()  # type: ignore[no-untyped-call]
         self._stack, self._found, self._stored = stack, found, stored
 
@@ -97,9 +117,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _kind(func: Any, args: Any, kwargs: Any) -> Kind | None:
     name = func.overloadpacket.__name__.rstrip("_")
-    if name == "embedding_renorm":
-        return "writes"
-    if name == "_weight_norm_interface" or (name in _EMBEDDINGS and _has_options(func, args, kwargs)):
+    if name in _REWRITTEN or (name == "embedding" and _has_options(func, args, kwargs)):
         return "rewrite"
     is_training = True  # operations without that argument are only called then
     for position, argument in enumerate(func._schema.arguments):
@@ -110,21 +128,20 @@ def _kind(func: Any, args: Any, kwargs: Any) -> Kind | None:
         return "random"
     if is_training and name in _NORMS:
         return "batch"
-    if not any(isinstance(item, torch.Tensor) and item.requires_grad for item in args):
-        return None  # abs() of the data is no kink in the weights
+    if not any(isinstance(item, torch.Tensor) and item.requires_grad and not item.is_complex() for item in args):
+        return None  # abs() of the data is no kink in the weights, and that of a complex number is a norm
     # clamp(min=0) is a ReLU; clamp(min=1e-12) only guards a division.
     is_relu = name in ("clamp", "clamp_min") and len(args) > 1 and isinstance(args[1], int | float) and args[1] == 0
     return "kinked" if name in _KINKED or is_relu else None
 
 
-_EMBEDDINGS = ("embedding", "_embedding_bag", "_embedding_bag_forward_only")
+_REWRITTEN = ("_weight_norm_interface", "_embedding_bag", "_embedding_bag_forward_only")
 
 
 def _has_options(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether an embedding has options that change its gradient alone."""
     named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
-    is_bag = func.overloadpacket.__name__ != "embedding"  # whose padding is left out of its value too
-    hides = not is_bag and named.get("padding_idx", -1) >= 0
+    hides = named.get("padding_idx", -1) >= 0
     return bool(hides or named.get("scale_grad_by_freq", False) or named.get("sparse", False))
 
 
@@ -151,6 +168,10 @@ class SingularOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             is_singular = bool(((inputs[0] == 0) & (inputs[1] == 0)).any())
         elif name in ("acos", "asin", "atanh", "acosh"):
             is_singular = bool((inputs[0].abs() == 1).any())
+        elif name in ("_linalg_det", "_linalg_slogdet", "std", "std_mean"):
+            is_singular = bool(((result[0] if isinstance(result, tuple) else result) == 0).any())
+        elif name in ("abs", "angle", "sgn"):
+            is_singular = bool(inputs[0].is_complex() and (inputs[0] == 0).any())
         else:
             return result
         if is_singular and name not in self.found:
@@ -273,7 +294,8 @@ class Rewriting(TorchFunctionMode):
     """Operations whose derivative in torch is not the derivative of their value, computed by others.
 
     Embeddings with `padding_idx` hide a row from the gradient, with `scale_grad_by_freq` they scale it, with `sparse`
-    they make it a sparse tensor; the fused weight normalization has a wrong second derivative in reverse (torch 2.13).
+    they make it a sparse tensor; bags of them have no second derivative; the fused weight normalization has a wrong
+    second derivative in reverse (torch 2.13).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -286,14 +308,37 @@ class Rewriting(TorchFunctionMode):
             weight, indices = (*args, *kwargs.values())[:2]
             return torch.embedding(weight, indices)
         elif func is F.embedding_bag:
-            given = _EMBEDDING_BAG.bind(*args, **kwargs).arguments
-            return F.embedding_bag(**{**given, "scale_grad_by_freq": False, "sparse": False})
+            bound = _EMBEDDING_BAG.bind(*args, **kwargs)
+            bound.apply_defaults()
+            if bound.arguments["max_norm"] is None and bound.arguments["mode"] != "max":
+                return _embedding_bag(bound.arguments)
         elif func is torch._weight_norm:
             return _weight_norm(*args, **kwargs)
         return func(*args, **kwargs)
 
 
 _EMBEDDING, _EMBEDDING_BAG = inspect.signature(F.embedding), inspect.signature(F.embedding_bag)
+
+
+def _embedding_bag(given: Mapping[str, Any]) -> torch.Tensor:
+    """Sums or means of the rows of bags, by an embedding: torch's own operation has no second derivative."""
+    indices, weight, offsets = given["input"], given["weight"], given["offsets"]
+    if indices.ndim == 2:
+        num_bags, bag = len(indices), torch.arange(len(indices), device=weight.device)[:, None].expand(indices.shape)
+        indices, bag = indices.reshape(-1), bag.reshape(-1)
+    else:
+        num_bags = len(offsets) - bool(given["include_last_offset"])
+        ends = offsets[1 : num_bags + 1] if len(offsets) > num_bags else offsets[1:]
+        bag = torch.searchsorted(ends, torch.arange(len(indices), device=ends.device), right=True)
+    factors = weight.new_ones(len(indices))
+    if given["padding_idx"] is not None:
+        factors = factors * (indices != given["padding_idx"] % len(weight))
+    count = weight.new_zeros(num_bags).index_add(0, bag, factors).clamp(min=1)
+    if given["per_sample_weights"] is not None:
+        factors = factors * given["per_sample_weights"].reshape(-1)
+    rows = F.embedding(indices, weight) * factors[:, None]
+    total: torch.Tensor = weight.new_zeros(num_bags, weight.shape[1]).index_add(0, bag, rows)
+    return total / count[:, None] if given["mode"] == "mean" else total
 
 
 def _weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:

@@ -95,13 +95,14 @@ class ModelLoss:
         with untouched_random_state(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Using a (target|input) size")  # an error here, if they broadcast
             if loss_fn is None and batch_loss is None:
-                check_classes(self.batches, self._outputs_at_start)
-            kinks = self._check_loss(computed_tensors(model, self.model))
+                check_classes(batches.first_as_it_came(), batches, self._outputs_at_start)
+            kinks = self._check_loss(batches.first_as_it_came(), computed_tensors(model, self.model))
             if loss_fn is not None:
-                self._check_mean()
+                self._check_mean(batches.as_they_came())
             if ranks is None:
                 self.settle_cut()
         self.num_examples = batches.num_examples
+        self._is_smooth = not kinks
         if kinks:
             warnings.warn(NotSmoothWarning(kinks), stacklevel=3)  # at the line that makes the Objective
 
@@ -111,7 +112,7 @@ class ModelLoss:
             named = {f"model.{name}": weight for name, weight in self.space.weights_of(theta).items()}
             applied = _Applied(self.model, self._batch_loss)
             with attributes_put_back(self.model):
-                return cast(tuple[Tensor, Any], functional_call(applied, named, (self._as_yielded(batch),)))
+                return cast(tuple[Tensor, Any], _called(applied, named, (self._as_yielded(batch),)))
         outputs = self.outputs(theta, batch)
         if tally is not None:
             tally.add(outputs, parted(batch)[2])
@@ -121,7 +122,7 @@ class ModelLoss:
         """What `loss_fn` is given first: the model's outputs for a batch."""
         args, kwargs, _ = parted(batch)
         with attributes_put_back(self.model):
-            return logits_of(functional_call(self.model, self.space.weights_of(theta), args, kwargs))
+            return logits_of(_called(self.model, self.space.weights_of(theta), args, kwargs))
 
     def loss_at(self, outputs: Any, batch: Any) -> tuple[Tensor, int]:
         """The batch's sum and count as a function of the outputs; only with a `loss_fn`."""
@@ -210,23 +211,28 @@ class ModelLoss:
         """
         if self._is_gradient_checked:
             return
-        batch = next(iter(self.batches))
-        if isinstance(self.batches, Batches) and self.batches.is_recut:
-            batch = some_of(batch, slice(0, 32)) or batch
+        batch = widened_batch(self.sample(next(iter(self.batches))))
         try:
             wide = self.widened()
             with wide.context(), torch.no_grad():
-                wide(wide.theta0, widened_batch(batch))
+                wide(wide.theta0, batch)
         except (RuntimeError, ValueError, TypeError):
             self._is_gradient_checked = True
             return
-
-        def loss_sum(theta: Tensor) -> Tensor:
-            return wide(theta, widened_batch(batch))[0]
-
         with wide.context():
-            check_derivative("the loss", loss_sum, wide._beside())
+            for theta in (wide._beside(), *([wide.theta0] if self._is_smooth else [])):  # at a kink there is none
+                check_derivative("the loss", lambda at: wide(at, batch)[0], theta)
         self._is_gradient_checked = True
+
+    def sample(self, batch: Any) -> Any:
+        """A few examples of a batch, where batches may be cut."""
+        is_recut = isinstance(self.batches, Batches) and self.batches.is_recut
+        return (some_of(batch, slice(0, 32)) if is_recut else None) or batch
+
+    @property
+    def is_smooth(self) -> bool:
+        """Whether no operation with a kink was seen."""
+        return self._is_smooth
 
     def model_at(self, theta: Tensor) -> nn.Module:
         """A copy of the private copy, with the weights theta (p,)."""
@@ -255,12 +261,11 @@ class ModelLoss:
         with self.context(), torch.no_grad():
             return attempt(lambda: self.outputs(self.theta0.clone(), batch), batch)
 
-    def _check_loss(self, stored: Mapping[int, tuple[str, Tensor]]) -> str:
+    def _check_loss(self, batch: Any, stored: Mapping[int, tuple[str, Tensor]]) -> str:
         """One watched evaluation of the first micro-batch: is the loss a finite function of the weights?
 
         Returns what to say of kinks, or "".
         """
-        batch = next(iter(self.batches))
         before = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
         buffers = {name: tensor.clone() for name, tensor in self.model.named_buffers()}
         results: list[Any] = []
@@ -273,6 +278,10 @@ class ModelLoss:
             if draws_so_far() != draws:
                 found.append(Finding("random", "", self.space.owner, "numpy.random or random"))
             refuse_impure(found, self.mode)
+            self._rewrites = any(finding.kind == "rewrite" for finding in found)
+        with self.context(), torch.enable_grad():
+            if self._rewrites:
+                results = [attempt(lambda: self(point, batch), batch)]
             total = attempt(lambda: checked_sum(results[0], point, is_batch_loss=self.has_batch_loss), batch)
         check_finite("the loss at theta0", total, remedy="Check the weights and loss_fn for overflow or log(0).")
         changed = [name for name, buffer in self.model.named_buffers() if not _same(buffer, buffers[name])]
@@ -285,7 +294,6 @@ class ModelLoss:
             received = "writes into its weights or its inputs when run"
             remedy = "Make that operation out of place, or start with inputs.clone()."
             raise ValueError(explain("model", received, "a function of the weights", remedy))
-        self._rewrites = any(finding.kind == "rewrite" for finding in found)
         return _kinks([finding for finding in found if finding.kind == "kinked"])
 
     def settle_cut(self) -> None:
@@ -309,8 +317,13 @@ class ModelLoss:
 
     def _is_same_sum(self, batches: Batches, ranks: Ranks | None) -> bool:
         theta, sizes = self._beside(), self.space.sizes
-        if is_same_sum(batches, batches.as_they_came(), self._slope(theta), sizes, ranks):
-            return True
+        try:
+            if is_same_sum(batches, batches.as_they_came(), self._slope(theta), sizes, ranks):
+                return True
+        except (RuntimeError, TypeError, ValueError, IndexError):  # the model takes its own batches only
+            if ranks is not None:
+                raise
+            return False
         if theta.dtype == torch.float64:
             return False
         try:  # rounding may have decided
@@ -337,10 +350,10 @@ class ModelLoss:
 
         return slope
 
-    def _check_mean(self) -> None:
+    def _check_mean(self, batches: Iterable[Any]) -> None:
         """Whether `loss_fn` is a mean over its targets: in every batch, and of every two of them together."""
         theta, first = self._beside(), None
-        for batch in self.batches:
+        for batch in batches:
             with self.context(), torch.no_grad():
                 outputs = attempt(functools.partial(self.outputs, theta, batch), batch)
             pair = outputs, parted(batch)[2]
@@ -369,6 +382,9 @@ def _kinks(found: list[Finding]) -> str:
 def widened_batch(batch: Any) -> Any:
     """The batch, its floating-point tensors in float64."""
     return tree_map(lambda leaf: leaf.double() if is_real(leaf) else leaf, batch)
+
+
+_called = functools.partial(functional_call, tie_weights=False)
 
 
 class _Applied(nn.Module):

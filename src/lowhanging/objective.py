@@ -142,6 +142,7 @@ class Objective:
                 ranks=terms.ranks,
                 widened=lambda: (matrix(terms.widened()), widened_batch),
                 check_gradient=terms.check_gradient,
+                sample=lambda batch: terms.sample(batch) if terms.is_smooth else None,
                 name_of=terms.space.name_of_largest,
                 **self._settings,
             )

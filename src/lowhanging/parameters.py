@@ -61,6 +61,13 @@ class ParameterSpace:
         self.owner = type(model).__name__
         trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.ties = ties_of(model)
+        first = {id(weight): name for name, weight in model.named_parameters()}
+        self._slots = {  # where modules hold parameters: a shared one in several places, under one name
+            f"{owner}.{name}".lstrip("."): first[id(weight)]
+            for owner, module in model.named_modules()
+            for name, weight in module._parameters.items()
+            if weight is not None and weight.requires_grad
+        }
         for name in self.ties:
             del trainable[name]
         if not trainable:
@@ -114,9 +121,14 @@ class ParameterSpace:
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
     def weights_of(self, theta: Tensor) -> dict[str, Tensor]:
-        """`unflatten`, and the parameters that are tied by memory too: all that a model must be given."""
+        """`unflatten`, and shared and tied parameters under all of their names: all that a model must be given.
+
+        For `functional_call(..., tie_weights=False)`: torch's own tying loses a layer that is shared together with a
+        weight of it.
+        """
         named = self.unflatten(theta)
-        return named | {name: tied.of(named[tied.name]) for name, tied in self.ties.items()}
+        named |= {name: tied.of(named[tied.name]) for name, tied in self.ties.items()}
+        return {slot: named[name] for slot, name in self._slots.items()}
 
     def named(self, parameters: Parameters) -> tuple[str, ...]:
         """The names, in the order of theta, that any glob matches or that a test `name -> bool` accepts.

@@ -52,6 +52,8 @@ class Products:
         ranks: the processes that hold the other batches; every method is then called by all of them alike.
         widened: () -> the same matrix in float64, and what makes a batch of it, for central differences.
         check_gradient: raises where the gradient is not the derivative of the value; called before the first is used.
+        sample: some examples of a batch, on which products are compared with central differences whatever they agree
+            with; None where the loss has kinks.
         name_of: (p,) -> the name of the parameter in which a vector is largest, for messages.
     """
 
@@ -67,9 +69,11 @@ class Products:
         ranks: Ranks | None = None,
         widened: Widened | None = None,
         check_gradient: Callable[[], None] = lambda: None,
+        sample: Callable[[Any], Any] = lambda batch: batch,
         name_of: Callable[[Tensor], str] = lambda vector: "",
     ):
         self._widened, self._check_gradient, self._name_of = widened, check_gradient, name_of
+        self._sample = sample
         self._loss_sum = loss_sum
         self._batches = batches
         self._wanted = engine
@@ -219,6 +223,10 @@ class Products:
     def _choose(self, theta: Tensor, wanted: str) -> ProductEngine:
         """The wanted engine, or the first of all, whose products are right on every batch here."""
         verification = Verification(self._matrix, self._batches, theta, widened=self._widened, name_of=self._name_of)
+        sample = self._sample(next(iter(self._batches)))
+        fault = None if sample is None else verification.fault_of_both(sample)
+        if fault is not None:
+            raise verification.refusal([fault])
         faults: list[Fault] = []
         for engine in self._candidates(theta, wanted):
             try:
