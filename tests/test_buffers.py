@@ -424,7 +424,10 @@ def test_a_path_through_minima_and_functions(norms: tuple[nn.Module, nn.Module])
     data = (X.double(), Y)
     first, second = (lh.polish(lh.Objective(m, data), anchor=0.1, max_drift=9.0, progress=False) for m in (a, b))
     loss, norm = lh.Objective(a, data), lh.FunctionObjective(lambda t: t.square().sum(), first.theta)
-    path = lh.path_slice({"loss": loss, "norm": norm}, (first, second), num=3, buffers="interpolate")
+    anchored = lh.AnchoredObjective(norm, norm.theta0, 2.0)
+    losses = {"loss": loss, "norm": norm, "anchored": anchored}
+    path = lh.path_slice(losses, (first, second), num=3, buffers="interpolate")
+    assert float(path.losses["anchored"][2]) == pytest.approx(float(anchored(second.theta)))
     assert path.losses["loss"][[0, 2]].tolist() == pytest.approx([first.loss, second.loss], rel=1e-10)
     assert float(path.losses["norm"][2]) == pytest.approx(float(second.theta.square().sum()))
     there = loss.at(second)
@@ -699,3 +702,27 @@ def test_the_conflict_control_answers_with_a_points_own_buffers(norms: tuple[nn.
         with torch.no_grad():
             share = float((model(X).argmax(1) == Y).double().mean())
         assert control(point)["first"] == pytest.approx(share)
+
+
+def test_controls_and_losses_agree_in_their_buffers(norms: tuple[nn.Module, nn.Module]) -> None:
+    a, b = norms
+    loss = lh.Objective(a, DATA)
+    labels = {"first": Y, "second": 1 - Y}
+    stale = lh.ConflictControl(lh.Objective(b, DATA), X, labels)
+    with pytest.raises(ValueError, match="'loss' and 'the conflict control' hold other values of the buffer"):
+        lh.steering_report(torch.ones(loss.num_params), {"loss": loss}, k=2, conflict=stale)
+    with pytest.raises(ValueError, match="'the loss' and 'the conflict control' hold other values of the buffer"):
+        lh.find_canyons(loss, levels=0.1, conflict=stale, progress=False)
+    fresh = lh.ConflictControl(loss, X, labels)
+    assert lh.steering_report(torch.ones(loss.num_params), {"loss": loss}, k=2, conflict=fresh).step is not None
+
+
+def test_ranks_that_share_the_data_name_what_to_recalibrate_on(norms: tuple[nn.Module, nn.Module]) -> None:
+    a, b = norms
+    loss = lh.Objective(a, DATA)
+    loss._terms.ranks = "rank 0 of 2"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"each process \(rank 0 of 2\) has a part of the data"):
+        loss.at(b, buffers="recalibrate")
+    there = loss.at(b, buffers="recalibrate", recalibrate_on=LOADER)
+    found = dict(there.model_at(there.theta0).named_buffers())["1.running_mean"]
+    torch.testing.assert_close(found, plain_recalibration(b, LOADER)[1].running_mean)

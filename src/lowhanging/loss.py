@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from lowhanging.checkpoints import with_buffers
 from lowhanging.errors import a_type, check_names, check_vector, explain
 
 
@@ -55,8 +56,9 @@ def own_vector(vector: Tensor) -> Tensor:
 
 def around(loss: Loss, point: Any, *, buffers: str | None = "fixed", recalibrate_on: Any = None) -> Loss:
     """The loss around another point, by default one that was reached by moving theta with the loss's buffers fixed."""
-    if not hasattr(loss, "buffers"):
-        return loss.at(point)
+    if not hasattr(loss, "moving_names"):
+        checkpoint = with_buffers(point)
+        return loss.at(point if checkpoint is None else checkpoint.theta)
     return cast(Any, loss).at(point, buffers=buffers, recalibrate_on=recalibrate_on)  # type: ignore[no-any-return]
 
 
@@ -75,18 +77,17 @@ def check_loss(argument: str, value: Any) -> Loss:
 
 def moving_values(loss: Loss) -> dict[str, Tensor]:
     """Name -> values of the buffers that training moves, on the CPU; nothing where the loss has none."""
-    if getattr(loss, "buffers", "none") == "none":
+    names = getattr(loss, "moving_names", ())
+    if not names:
         return {}
-    inner: Any = loss
-    names = inner.moving_names
-    return {name: value.cpu() for name, value in inner.checkpoint.buffers.items() if name in names}
+    return {name: value.cpu() for name, value in cast(Any, loss).checkpoint.buffers.items() if name in names}
 
 
 def check_same_buffers(losses: Mapping[str, Any]) -> None:
     """An error if losses hold different values of buffers that training moves, except where one was recalibrated."""
     first: tuple[str, Mapping[str, Tensor]] | None = None
     for name, loss in losses.items():
-        if getattr(loss, "buffers", "none") in ("none", "recalibrate"):
+        if not getattr(loss, "moving_names", ()) or loss.buffers == "recalibrate":
             continue
         held = moving_values(loss)
         if first is None:

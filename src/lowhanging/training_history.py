@@ -85,7 +85,7 @@ class History:
         has_buffers = any(True for _ in self.model.buffers())
         for name in self.sets:
             here: Any = self._objective(name)
-            goes_along = has_buffers if name in self._objectives else getattr(here, "buffers", "none") != "none"
+            goes_along = has_buffers if name in self._objectives else bool(getattr(here, "moving_names", ()))
             try:
                 here = here.at(self.model) if goes_along else here
             except (ValueError, TypeError) as error:

@@ -59,7 +59,8 @@ def check_around(loss: Loss, evaluate: Mapping[str, Loss] | None, conflict: Any)
         received = f"is {a_type(conflict)}"
         remedy = "Make one: lh.ConflictControl(objective, inputs, targets)."
         raise TypeError(explain("conflict", received, "a ConflictControl", remedy))
-    check_same_buffers({"the loss": loss, **named, **({} if conflict is None else {"conflict": conflict.objective})})
+    control = {} if conflict is None else {"the conflict control": conflict.objective}
+    check_same_buffers({"the loss": loss, **named, **control})
     return Around.of(loss.theta0, named, conflict)
 
 

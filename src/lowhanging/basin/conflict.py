@@ -130,7 +130,7 @@ class ConflictControl:
         A module, a checkpoint or a minimum is answered with its own buffers, a vector with those of the objective.
         """
         words: dict[str, Any] = {}
-        if hasattr(self._objective, "buffers") and isinstance(theta, Tensor | np.ndarray):
+        if hasattr(self._objective, "moving_names") and isinstance(theta, Tensor | np.ndarray):
             words = {"buffers": "fixed"}
         model, found = self._objective.model_at(theta, **words), []
         with torch.no_grad():

@@ -81,7 +81,7 @@ def path_buffers(
 
     def loss_at(loss: Loss, number: int, theta: Tensor) -> Loss:
         i, t = where[number]
-        if not hasattr(loss, "buffers"):
+        if not hasattr(loss, "moving_names"):
             return loss  # a function of theta alone
         if not t and knots[i].buffers:
             return around(loss, knots[i], buffers=None)
@@ -123,7 +123,7 @@ def centered(
     if word is None and place.buffers:
         word = "own"
         losses = {
-            name: around(loss, place, buffers=None) if hasattr(loss, "buffers") else loss
+            name: around(loss, place, buffers=None) if hasattr(loss, "moving_names") else loss
             for name, loss in losses.items()
         }
     is_elsewhere = center is not None and any(
@@ -142,7 +142,7 @@ def centered(
     _check_recalibrated(losses, [place])
 
     def loss_at(loss: Loss, number: int, theta: Tensor) -> Loss:
-        if not hasattr(loss, "buffers"):
+        if not hasattr(loss, "moving_names"):
             return loss
         return around(loss, theta, buffers="recalibrate", recalibrate_on=calibration)
 
@@ -168,7 +168,7 @@ def trajectory_buffers(
         refuse_plain(f"checkpoints[{plain[0]}]", names, choices=_CHOICES)
 
     def loss_at(loss: Loss, number: int, theta: Tensor) -> Loss:
-        if not hasattr(loss, "buffers"):
+        if not hasattr(loss, "moving_names"):
             return loss
         is_above = number < len(checkpoints)
         if is_above and checkpoints[number].buffers:
@@ -223,7 +223,7 @@ def _held(losses: Mapping[str, Loss], names: Sequence[str]) -> list[dict[str, Te
     """The named buffers of every loss that has them all, on the CPU."""
     found = []
     for loss in losses.values():
-        every = cast(Any, loss).checkpoint.buffers if hasattr(loss, "buffers") else {}
+        every = cast(Any, loss).checkpoint.buffers if hasattr(loss, "moving_names") else {}
         if all(name in every for name in names):
             found.append({name: every[name].cpu() for name in names})
     return found
