@@ -154,7 +154,7 @@ class Loop:
 
         Evaluation sets are read with the random state of the first time.
         """
-        if "checkpoint_buffers" not in state["history"]:
+        if "checkpoint_buffers" not in state["history"] and any(True for _ in self.model.buffers()):
             file.refuse("version of lowhanging, which kept no buffers")
         self.history.restore(state["history"])
         if not self.history.ends_here():
