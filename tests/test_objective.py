@@ -224,7 +224,7 @@ def test_model_at_is_a_copy_with_those_weights() -> None:
     model(X).sum().backward()
     objective = kept(model, (X, CLASSES))
     theta = objective.theta0 + draw(objective.num_params, seed=5)
-    moved = objective.model_at(theta)
+    moved = objective.model_at(theta, buffers="fixed")
     assert torch.equal(objective.space.flatten(moved), theta)
     assert torch.equal(objective.space.flatten(model), objective.theta0)
     assert not moved.training  # as it is evaluated here
@@ -233,7 +233,7 @@ def test_model_at_is_a_copy_with_those_weights() -> None:
     assert all(weight.requires_grad and weight.grad is None for weight in moved.parameters())
     with torch.no_grad():
         moved[0].weight.zero_()
-    assert torch.equal(objective.space.flatten(objective.model_at(theta)), theta)
+    assert torch.equal(objective.space.flatten(objective.model_at(theta, buffers="fixed")), theta)
 
 
 def test_what_the_user_changes_later_changes_nothing() -> None:
@@ -278,7 +278,7 @@ def test_a_model_is_never_written_to() -> None:
         for _ in range(2):
             objective.hvp(theta, theta)
         objective.evaluate(theta)
-        objective.model_at(theta)
+        objective.model_at(theta, buffers="fixed")
         repr(objective)
     assert objective.engine == "split graph"
 
@@ -354,7 +354,7 @@ def everything(objective: Objective) -> list[Tensor]:
     """What the methods return away from theta0."""
     theta = objective.theta0 * 1.5
     products = [objective.hvp(theta, theta.cos()) for _ in range(2)]
-    weights = objective.space.flatten(objective.model_at(theta))
+    weights = objective.space.flatten(objective.model_at(theta, buffers="fixed"))
     return [*objective.value_and_gradient(theta), objective(theta), *products, weights, objective.evaluate(theta)[0]]
 
 
@@ -1142,7 +1142,8 @@ BAD = {
     "engine": (
         lambda: Objective(mlp(), (X, CLASSES), engine="fast"),  # type: ignore[arg-type]
         ValueError,
-        "engine is 'fast', expected one of 'auto', 'split graph', 'kept graph', 'double backward', 'forward over reverse'.\nName one of them.",
+        "engine is 'fast', expected one of 'auto', 'split graph', 'kept graph', 'double backward', "
+        "'forward over reverse'.\nName one of them.",
     ),
     "keep_bytes": (
         lambda: Objective(mlp(), (X, CLASSES), keep_bytes=-1),

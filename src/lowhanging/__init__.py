@@ -48,6 +48,7 @@ from lowhanging.basin.subspace import Subspace
 from lowhanging.basin.symmetric_operator import OperatorSum
 from lowhanging.basin.trace import Trace, trace
 from lowhanging.basin.trajectories import PlaneTrajectory, plane_trajectory
+from lowhanging.checkpoints import Checkpoint
 from lowhanging.datasets import (
     MNIST,
     ConflictImages,
@@ -83,6 +84,7 @@ __all__ = [
     "CanyonPath",
     "CanyonPoint",
     "CanyonSet",
+    "Checkpoint",
     "CircuitName",
     "ConflictControl",
     "ConflictImages",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
+from lowhanging.checkpoints import Checkpoint, Point
 from lowhanging.curvature import Curvature, Kind
 from lowhanging.errors import check_real, check_vector
 from lowhanging.function_objective import FunctionObjective
-from lowhanging.loss import Loss, check_loss, check_rows, own_vector
+from lowhanging.loss import Loss, around, check_loss, check_rows, own_vector
 from lowhanging.objective import Objective
 from lowhanging.parameters import ParameterSpace
 from lowhanging.ranks import Ranks
@@ -100,18 +101,42 @@ class AnchoredObjective:
         values, accuracies = self.unanchored.evaluate_many(thetas)
         return values + 0.5 * self.epsilon * (thetas - self.anchor).double().square().sum(1), accuracies
 
-    def at(self, theta: Tensor) -> AnchoredObjective:
-        """The same loss, with the same anchor, around another point."""
-        return AnchoredObjective(self.unanchored.at(theta), self.anchor, self.epsilon)
+    @property
+    def buffers(self) -> str:
+        """Where the buffers come from that training moves, as `Objective.buffers`."""
+        return getattr(self.unanchored, "buffers", "none")
+
+    @property
+    def moving_names(self) -> tuple[str, ...]:
+        """Names of the buffers that training moves, as `Objective.moving_names`."""
+        return getattr(self.unanchored, "moving_names", ())
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Theta0 with its buffers, as `Objective.checkpoint`."""
+        return getattr(self.unanchored, "checkpoint", None) or Checkpoint(self.theta0)
+
+    def as_checkpoint(self, point: Point, *, argument: str = "point") -> Checkpoint:
+        """Theta (p,) of a point and the buffers that it brings, as `Objective.as_checkpoint`."""
+        return cast(Objective, self.unanchored).as_checkpoint(point, argument=argument)
+
+    def at(
+        self, theta: Point, *, buffers: Literal["fixed", "recalibrate"] | None = None, recalibrate_on: Any = None
+    ) -> AnchoredObjective:
+        """The same loss, with the same anchor, around another point; theta and the keywords as in `Objective.at`."""
+        inner = around(self.unanchored, theta, buffers=buffers, recalibrate_on=recalibrate_on)
+        return AnchoredObjective(inner, self.anchor, self.epsilon)
 
     def restricted(self, names: Collection[str]) -> AnchoredObjective:
         """The anchored loss of the named parameters alone, up to the constant that the others' anchor adds."""
         where = self.space.positions(names)
         return AnchoredObjective(cast(Objective, self.unanchored).restricted(names), self.anchor[where], self.epsilon)
 
-    def model_at(self, theta: Tensor) -> nn.Module:
-        """A copy of the model with the weights theta (p,), as `Objective.model_at`."""
-        return cast(Objective, self.unanchored).model_at(theta)
+    def model_at(
+        self, theta: Point, *, buffers: Literal["fixed", "recalibrate"] | None = None, recalibrate_on: Any = None
+    ) -> nn.Module:
+        """A copy of the model at a point, as `Objective.model_at`."""
+        return cast(Objective, self.unanchored).model_at(theta, buffers=buffers, recalibrate_on=recalibrate_on)
 
     def double(self) -> AnchoredObjective:
         """The same anchored loss in float64, around the same point."""

@@ -63,9 +63,7 @@ class Finding:
         return f"{place} calls {self.operation}"
 
 
-def findings(
-    model: nn.Module, forward: Callable[[], Any], *, stored: Stored | None = None
-) -> list[Finding]:
+def findings(model: nn.Module, forward: Callable[[], Any], *, stored: Stored | None = None) -> list[Finding]:
     """What `forward()`, a call that runs `model`, does that a smooth function of the weights does not.
 
     `stored` are tensors that do not move with the weights though they were computed from them: memory -> name and

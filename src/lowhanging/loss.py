@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from lowhanging.checkpoints import with_buffers
 from lowhanging.errors import a_type, check_names, check_vector, explain
 
 
@@ -53,6 +54,14 @@ def own_vector(vector: Tensor) -> Tensor:
         return vector.detach().clone()
 
 
+def around(loss: Loss, point: Any, *, buffers: str | None = "fixed", recalibrate_on: Any = None) -> Loss:
+    """The loss around another point, by default one that was reached by moving theta with the loss's buffers fixed."""
+    if not hasattr(loss, "moving_names"):
+        checkpoint = with_buffers(point)
+        return loss.at(point if checkpoint is None else checkpoint.theta)
+    return cast(Any, loss).at(point, buffers=buffers, recalibrate_on=recalibrate_on)  # type: ignore[no-any-return]
+
+
 def check_loss(argument: str, value: Any) -> Loss:
     """`value` if it is an objective, or an error that says how to make one."""
     if not all(hasattr(value, name) for name in ("theta0", "num_params", "hvp", "evaluate", "at")):
@@ -64,6 +73,31 @@ def check_loss(argument: str, value: Any) -> Loss:
             remedy = "Pass its .objective."
         raise TypeError(explain(argument, f"is {a_type(value)}", "an objective", remedy))
     return cast(Loss, value)
+
+
+def moving_values(loss: Loss) -> dict[str, Tensor]:
+    """Name -> values of the buffers that training moves, on the CPU; nothing where the loss has none."""
+    names = getattr(loss, "moving_names", ())
+    if not names:
+        return {}
+    return {name: value.cpu() for name, value in cast(Any, loss).checkpoint.buffers.items() if name in names}
+
+
+def check_same_buffers(losses: Mapping[str, Any]) -> None:
+    """An error if losses hold different values of buffers that training moves, except where one was recalibrated."""
+    first: tuple[str, Mapping[str, Tensor]] | None = None
+    for name, loss in losses.items():
+        if not getattr(loss, "moving_names", ()) or loss.buffers == "recalibrate":
+            continue
+        held = moving_values(loss)
+        if first is None:
+            first = name, held
+            continue
+        for buffer, value in held.items():
+            if buffer in first[1] and not torch.equal(value.double(), first[1][buffer].double()):
+                received = f"{first[0]!r} and {name!r} hold other values of the buffer {buffer!r}, which training moves"
+                remedy = "Make them of the model as it is now, or put them at one point: objective.at(model)."
+                raise ValueError(explain("losses", received, "one network's losses", remedy))
 
 
 ANYWHERE: Literal["anywhere"] = "anywhere"
@@ -94,6 +128,8 @@ def common_center(losses: Mapping[str, Loss], center: Tensor | Literal["anywhere
             received = f"{names[0]!r} and {name!r} are around different points"
             remedy = "Put them around one point, objective.at(theta), or pass center=."
             raise ValueError(explain("losses", received, "one common theta0", remedy))
+    if center is None:
+        check_same_buffers(losses)
     if center is None or isinstance(center, str):
         return start
     remedy = "Pass a theta of the model."

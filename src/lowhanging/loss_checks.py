@@ -329,11 +329,11 @@ def check_derivative(argument: str, function: Callable[[Tensor], Tensor], theta:
         off = agreed_error(errors)
         if off <= 1e-3 * float(gradient.norm()):
             continue
-        received = f"has a gradient in torch that differs from the differences of its values ({off:.2g} along a vector "
+        received = f"has a gradient in torch that is not the derivative of its values (off by {off:.2g} along a vector "
         received += f"along which it is {float(gradient @ v):.2g})"
         remedy = (
-            "Look for detach(), rounding with a straight-through gradient, backward methods of your own, and operations "
-            "at points where they have no derivative (the determinant of a singular matrix)."
+            "Look for detach(), rounding with a straight-through gradient, backward methods of your own, and "
+            "operations at points where they have no derivative (the determinant of a singular matrix)."
         )
         raise ValueError(explain(argument, received, "a gradient that is its derivative", remedy))
 

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lowhanging.batch_matrices import vjp_of
 from lowhanging.batch_parts import Tally, attempt, logits_of, parted, some_of
 from lowhanging.batches import Batches, draws_so_far, num_examples, untouched_random_state
+from lowhanging.buffers import CalibrationData, moving_buffers, recalibrated, same_values, tracked_buffers
 from lowhanging.errors import NotSmoothWarning, check_finite, explain
 from lowhanging.layers import LOSS_FUNCTION, Finding, SharedLock, differentiable_kernels, findings
 from lowhanging.loss_checks import (
@@ -243,6 +244,51 @@ class ModelLoss:
                 if name in weights:
                     parameter.copy_(weights[name])
         return model
+
+    @functools.cached_property
+    def moving_buffers(self) -> tuple[str, ...]:
+        """Names of the buffers that a forward pass in training mode writes, such as BatchNorm's statistics."""
+        with self.context():
+            return moving_buffers(self.model, self._forward, lambda: next(iter(self.batches)))
+
+    def with_buffers(self, buffers: Mapping[str, Tensor]) -> ModelLoss:
+        """The same loss of a model with these buffers; itself where they are its own."""
+        own = dict(self.model.named_buffers())
+        if all(same_values(own[name], value) for name, value in buffers.items()):
+            return self
+        other = copy.copy(self)
+        other.model = copied(self.model)
+        with torch.no_grad():
+            for name, buffer in other.model.named_buffers():
+                if name in buffers and not same_values(own[name], buffers[name]):
+                    buffer.copy_(buffers[name])
+        return other
+
+    def recalibrated(self, theta: Tensor, data: Any = None) -> dict[str, Tensor]:
+        """The buffers at theta (p,), their statistics recomputed on `data`, by default on the loss's own batches."""
+        fixed = [name for name in self.moving_buffers if name not in tracked_buffers(self.model)]
+        if fixed:
+            received = f"is 'recalibrate', and {fixed[:3]} of {self.space.owner} have no way to start anew"
+            expected = "statistics of layers with reset_running_stats() and momentum, as torch's norms have"
+            remedy = "Pass buffers='fixed', or points with their buffers."
+            raise ValueError(explain("buffers", received, expected, remedy))
+        if data is None and self.ranks is not None:
+            received = f"is missing, and each process ({self.ranks}) has a part of the data"
+            remedy = "Pass the same loader on every rank."
+            raise ValueError(explain("recalibrate_on", received, "data that every process has", remedy))
+        if data is None:
+            batches = self.batches
+        else:
+            batches = CalibrationData.of(data, device=self.space.device, dtype=self.space.dtype).batches
+        with self.context():
+            return recalibrated(self.model_at(theta), self._forward, batches)
+
+    def _forward(self, model: nn.Module, batch: Any) -> Any:
+        """What a batch makes a model do, the loss aside where it can be left out."""
+        if self._batch_loss is not None:
+            return self._batch_loss(model, self._as_yielded(batch))
+        args, kwargs, _ = parted(batch)
+        return model(*args, **kwargs)
 
     def restricted(self, names: Collection[str], theta: Tensor) -> ModelLoss:
         """The same loss as a function of the named parameters alone, the others fixed as in theta (p,)."""

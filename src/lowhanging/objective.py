@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lowhanging.batch_matrices import BatchMatrix, GaussNewtonOfBatch, HessianOfBatch
+from lowhanging.checkpoints import Checkpoint, Point, read_point, refuse_plain
 from lowhanging.curvature import Curvature, Kind
 from lowhanging.errors import check_choice, check_real, check_vector, explain
 from lowhanging.loss import check_rows, own_vector
@@ -126,6 +127,7 @@ class Objective:
             self.num_examples = agree(self.ranks, self._terms, shards)
             self._terms.settle_cut()
         self._settings: dict[str, Any] = {"engine": engine, "keep_bytes": keep_bytes}
+        self._whose_buffers = "own"
         self._take(self._terms)
 
     def _take(self, terms: ModelLoss) -> None:
@@ -156,6 +158,7 @@ class Objective:
         size = f"{self.num_params:,} parameters, {self.num_examples:,} examples"
         size += f", {self.ranks}" if self.ranks is not None else ""
         how = f"{self._terms.name}, mode={self._terms.mode!r}, engine={self.engine!r}"
+        how += "" if self._whose_buffers == "own" or self.buffers == "none" else f", buffers={self.buffers!r}"
         return f"Objective({self.space.owner}, {size}, {how})"
 
     @property
@@ -222,11 +225,91 @@ class Objective:
         """
         return self._terms.evaluate_many(check_rows("thetas", thetas, like=self.theta0))
 
-    def at(self, theta: Tensor) -> Objective:
-        """The same loss around another point: a cheap copy whose `theta0` is theta (p,)."""
-        other = copy.copy(self)
-        other._theta0 = self._checked(theta)
-        return other
+    @property
+    def buffers(self) -> str:
+        """Where the buffers come from that training moves (BatchNorm's statistics): "none" where the model has none.
+
+        "own": they came with theta0; "fixed": from the point that the loss was at before; "recalibrate": recomputed.
+        """
+        return self._whose_buffers if self._terms.moving_buffers else "none"
+
+    @property
+    def moving_names(self) -> tuple[str, ...]:
+        """Names of the buffers that training moves: those that a forward pass in training mode writes."""
+        return self._terms.moving_buffers
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Theta0 with all buffers of the model as they are used here: a point for every tool that takes points."""
+        with torch.inference_mode(False):
+            buffers = {name: buffer.detach().clone() for name, buffer in self._terms.model.named_buffers()}
+        return Checkpoint(self.theta0, buffers)
+
+    def as_checkpoint(self, point: Point, *, argument: str = "point") -> Checkpoint:
+        """A module, a state_dict, a checkpoint, a minimum or a vector as theta (p,) and the buffers that it brings.
+
+        Raises:
+            ValueError, TypeError: names, shapes or tied weights are not those of this model, or a frozen parameter,
+                which is a constant of the loss, has another value; only some of the buffers that training moves.
+        """
+        with torch.inference_mode(False):
+            found = read_point(argument, point, self._terms.model, self.space)
+            missing = {name for name, _ in self._terms.model.named_buffers()} - set(found.buffers)
+            lost = [name for name in self._terms.moving_buffers if name in missing] if missing and found.buffers else []
+        lost = [name for name in lost if name.rpartition(".")[2] != "num_batches_tracked"]  # it decides nothing
+        if lost:
+            received, remedy = f"lacks the buffers {lost[:4]}", "Pass the module, or its whole state_dict()."
+            raise ValueError(explain(argument, received, "all buffers that training moves, or none", remedy))
+        return found
+
+    def at(
+        self, theta: Point, *, buffers: Literal["fixed", "recalibrate"] | None = None, recalibrate_on: Any = None
+    ) -> Objective:
+        """The same loss around another point: a cheap copy whose `theta0` is that point.
+
+        As a function of theta, a loss holds its buffers fixed. Where training moves some (BatchNorm's statistics), they
+        belong to the point as much as the weights, so a vector from elsewhere needs a word on which are meant.
+
+        Args:
+            theta: a module, its state_dict, a checkpoint, or a minimum, whose buffers come along: to values, products,
+                `model_at`, `double`, `restricted`. Or a vector (p,).
+            buffers: "fixed" keeps those that the loss has now; "recalibrate" recomputes them at the point, once.
+            recalibrate_on: the data for that, in any form that `Objective` takes, or an objective; by default the
+                loss's own batches. The mean over the batches of each batch's statistics, dropout off.
+
+        Raises:
+            ValueError: a vector other than `theta0` without `buffers=`, where training moves buffers.
+
+        Cost:
+            for a vector and a model with buffers that are no norm's, once, a forward pass in training mode that shows
+            whether training moves them. "recalibrate": a pass over the data.
+
+        Source:
+            Garipov et al. (2018), "Loss surfaces, mode connectivity, and fast ensembling of DNNs", for recalibration.
+        """
+        with torch.inference_mode(False):
+            point, terms, whose = self.as_checkpoint(theta, argument="theta"), self._terms, self._whose_buffers
+            if buffers is not None:
+                check_choice("buffers", buffers, ("fixed", "recalibrate"))
+            if recalibrate_on is not None and buffers != "recalibrate":
+                received = f"is given, and buffers is {buffers!r}"
+                raise ValueError(explain("recalibrate_on", received, "buffers='recalibrate'", "Leave one of them out."))
+            if buffers is None and point.buffers:
+                terms, whose = terms.with_buffers(point.buffers), "own"
+            elif buffers == "recalibrate":
+                if terms.moving_buffers:
+                    terms = terms.with_buffers(terms.recalibrated(point.theta, recalibrate_on))
+                whose = "recalibrate"
+            elif not torch.equal(point.theta, self._theta0):
+                if buffers is None and terms.moving_buffers:
+                    choices = "say buffers='fixed' for those of the loss, buffers='recalibrate' to recompute them"
+                    refuse_plain("theta", terms.moving_buffers, choices=choices)
+                whose = "fixed"
+            other = copy.copy(self)
+            if terms is not self._terms:
+                other._take(terms)
+            other._theta0, other._whose_buffers = point.theta, whose
+            return other
 
     def restricted(self, names: Collection[str]) -> Objective:
         """The same loss as a function of the named parameters (q,) alone, the others fixed as in `theta0`.
@@ -237,9 +320,15 @@ class Objective:
         other._take(self._terms.restricted(names, self._theta0))
         return other
 
-    def model_at(self, theta: Tensor) -> nn.Module:
-        """A copy of the model, on its device and with the train/eval flags used here, with the weights theta (p,)."""
-        return self._terms.model_at(self._checked(theta))
+    def model_at(
+        self, theta: Point, *, buffers: Literal["fixed", "recalibrate"] | None = None, recalibrate_on: Any = None
+    ) -> nn.Module:
+        """A copy of the model at a point, on its device and with the train/eval flags used here.
+
+        Theta and the keywords as in `at`: a vector other than `theta0` needs `buffers=` where training moves buffers.
+        """
+        other = self.at(theta, buffers=buffers, recalibrate_on=recalibrate_on)
+        return other._terms.model_at(other._theta0)
 
     def double(self) -> Objective:
         """The same loss in float64, around the same point: a copy of the model and of the data; products cost more."""

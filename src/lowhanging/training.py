@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lowhanging.batch_mean import BatchMean
+from lowhanging.checkpoints import Checkpoint
 from lowhanging.errors import NotConvergedError, a_type, check_count, check_device, explain
 from lowhanging.model_loss import BatchLoss, LossFn
 from lowhanging.parameters import ParameterSpace
@@ -35,6 +36,9 @@ class TrainingRun:
 
     "train" is the mean over the epoch's batches while the weights moved: it lags the other curves by half an epoch, and
     epoch 0 has none (NaN). Every other set is measured in eval mode at the end of the epoch.
+
+    Where training moves buffers (BatchNorm's statistics), a checkpoint is its row of `checkpoints` and of each of
+    `checkpoint_buffers`. Pass `run.checkpoint(i)`, or the run itself, to tools that evaluate a loss at checkpoints.
     """
 
     epochs: Tensor  # (e,) int64: 0, 1, ...
@@ -45,6 +49,7 @@ class TrainingRun:
     lr: Tensor  # (e,) float64, learning rate with which the epoch began
     seed: int
     seconds: float  # that of interrupted calls included
+    checkpoint_buffers: dict[str, Tensor] = field(default_factory=dict)  # name -> (t, ...) buffers that training moves
 
     def __repr__(self) -> str:
         rows, scale, unit = (self.accuracies, 100, " %") if self.accuracies else (self.losses, 1, "")
@@ -52,6 +57,19 @@ class TrainingRun:
         kept = f"; {len(self.checkpoints)} checkpoints" if len(self.checkpoints) else ""
         quantity = "accuracy" if self.accuracies else "loss"
         return f"TrainingRun({int(self.epochs[-1])} epochs in {self.seconds:.1f} s; {quantity}: {final}{kept})"
+
+    def checkpoint(self, i: int = -1) -> Checkpoint:
+        """Row i of the checkpoints with its buffers: a point for `loss.at`, `path_slice`, `principal_directions` ...
+
+        Args:
+            i: row of `checkpoints`, of the network after `checkpoint_epochs[i]` epochs; negative ones from the end.
+        """
+        num = len(self.checkpoints)
+        remedy = "See run.checkpoint_epochs." if num else "Train with checkpoints=1 to keep them."
+        row = check_count("i", i, minimum=-num, maximum=num - 1, remedy=remedy)
+        return Checkpoint(
+            self.checkpoints[row].clone(), {name: rows[row].clone() for name, rows in self.checkpoint_buffers.items()}
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write to `path` as npz; returns the path written."""
@@ -100,8 +118,10 @@ def train(
             share of the training that is done, in [0, 1).
         loss_fn: `(outputs, targets) -> mean loss`; None is cross-entropy of integer classes.
         batch_loss: `(model, batch) -> (sum, count)` instead, for other losses and other forms of batches.
-        evaluate: Name -> data set, in any form that `Objective` takes, or name -> objective. "train" is taken.
-        checkpoints: Keep the weights every so many epochs (0 and the last one included), or after these epochs.
+        evaluate: Name -> data set, in any form that `Objective` takes, or name -> objective, which is evaluated with
+            the weights and the buffers (BatchNorm's statistics) of each epoch. "train" is taken.
+        checkpoints: Keep the weights, and the buffers that training moves, every so many epochs (0 and the last one
+            included), or after these epochs.
         seed: Of the shuffling and of whatever else is random while training; not of the initial weights.
         device: Where to train; the model goes back afterwards. None: where the model is.
         resume: npz file that is written after an epoch: the same call continues from it, to the same bits (on the same
@@ -175,6 +195,9 @@ def _run(loop: Loop, seed: int) -> TrainingRun:
     history, num = loop.history, len(loop.history.lr)
     rows = torch.stack(history.checkpoints) if history.checkpoints else torch.empty(0, history.space.num_params)
     accuracies = {name: row for name, row in history.accuracies.items() if row[-1] is not None}
+    kept = history.kept_buffers() if history.checkpoints else []
+    buffers = {name: torch.stack([row[name] for row in history.checkpoint_buffers]) for name in kept}
+    narrow = (torch.float16, torch.bfloat16)  # widened as the weights are
     return TrainingRun(
         epochs=torch.arange(num),
         losses={name: _column(row) for name, row in history.losses.items()},
@@ -184,6 +207,9 @@ def _run(loop: Loop, seed: int) -> TrainingRun:
         lr=_column(history.lr),
         seed=seed,
         seconds=loop.seconds,
+        checkpoint_buffers={
+            name: rows.to(history.space.dtype) if rows.dtype in narrow else rows for name, rows in buffers.items()
+        },
     )
 
 

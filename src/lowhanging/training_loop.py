@@ -152,11 +152,11 @@ class Loop:
     def _restore(self, state: State, file: TrainingFile) -> None:
         """Make everything what it was when `_state` was taken, once the weights are; refuse another loss or data set.
 
-        Evaluation sets are read with the random state of the first time, or, where buffers move, of the last.
+        Evaluation sets are read with the random state of the first time.
         """
+        if "checkpoint_buffers" not in state["history"] and any(True for _ in self.model.buffers()):
+            file.refuse("version of lowhanging, which kept no buffers")
         self.history.restore(state["history"])
-        if self.history.has_buffers:
-            restore_random_states(state["random"], self.device)
         if not self.history.ends_here():
             file.refuse("evaluate, model or loss")
         if self._probe() != state["probe"]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lowhanging.basin.operators import Hessian
 from lowhanging.errors import explain
-from lowhanging.loss import Loss
+from lowhanging.loss import Loss, around
 from lowhanging.results import digest
 from lowhanging.resume_file import ResumeFile
 
@@ -56,7 +56,7 @@ class Answers:
 
     def at(self, theta: Tensor) -> Loss:
         """The loss itself, around another point."""
-        return self._loss.at(theta)
+        return around(self._loss, theta)
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """As of the loss."""

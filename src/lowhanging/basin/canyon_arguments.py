@@ -16,7 +16,7 @@ from lowhanging.basin.operators import hessian
 from lowhanging.basin.shells import Array, Shell
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import a_type, check_real, check_vector, explain
-from lowhanging.loss import Loss, check_loss
+from lowhanging.loss import Loss, around, check_loss, check_same_buffers
 
 DEFAULT_RTOL = {torch.float64: 1e-8, torch.float32: 1e-4}
 _MOST_DIMENSIONS = 40  # of the default space
@@ -59,6 +59,8 @@ def check_around(loss: Loss, evaluate: Mapping[str, Loss] | None, conflict: Any)
         received = f"is {a_type(conflict)}"
         remedy = "Make one: lh.ConflictControl(objective, inputs, targets)."
         raise TypeError(explain("conflict", received, "a ConflictControl", remedy))
+    control = {} if conflict is None else {"the conflict control": conflict.objective}
+    check_same_buffers({"the loss": loss, **named, **control})
     return Around.of(loss.theta0, named, conflict)
 
 
@@ -80,7 +82,7 @@ def default_space(loss: Loss, evaluate: Mapping[str, Loss]) -> Subspace:
     """The loss's top eigenvectors, then those of every evaluated objective, at loss.theta0; at most 40 dimensions."""
     k, space = min(_PER_LOSS, loss.num_params), None
     for objective in (loss, *evaluate.values()):
-        found = top_eigs(hessian(objective.at(loss.theta0)), k=k, progress=False).subspace()
+        found = top_eigs(hessian(around(objective, loss.theta0)), k=k, progress=False).subspace()
         space = found if space is None else space.union(found)
     assert space is not None
     return Subspace(space.basis[:_MOST_DIMENSIONS])

@@ -116,12 +116,23 @@ class ConflictControl:
         self._batches = Batches((inputs, labels), device=point.device, dtype=point.dtype, micro_batch=None, cache=True)
         self._check_outputs(labels)
 
+    @property
+    def objective(self) -> ModelObjective:
+        """The objective that it was made with: its buffers (BatchNorm's statistics) are those of the answers."""
+        return self._objective
+
     def __repr__(self) -> str:
         return f"ConflictControl({self.num_examples} examples, cues {' / '.join(self.cues)})"
 
     def answers(self, theta: Tensor) -> Tensor:
-        """Which cue each answer follows at theta (p,): (n,) int64, index into `cues`, -1 = neither; on the CPU."""
-        model, found = self._objective.model_at(theta), []
+        """Which cue each answer follows at theta (p,): (n,) int64, index into `cues`, -1 = neither; on the CPU.
+
+        A module, a checkpoint or a minimum is answered with its own buffers, a vector with those of the objective.
+        """
+        words: dict[str, Any] = {}
+        if hasattr(self._objective, "moving_names") and isinstance(theta, Tensor | np.ndarray):
+            words = {"buffers": "fixed"}
+        model, found = self._objective.model_at(theta, **words), []
         with torch.no_grad():
             for inputs, labels in self._batches:
                 outputs = logits_of(model(inputs))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowhanging.checkpoints import Point, listed_points, thetas_of
 from lowhanging.errors import a_type, check_choice, check_count, check_vector, explain
 from lowhanging.loss import Loss, check_loss
 from lowhanging.parameters import ParameterSpace
@@ -148,31 +149,33 @@ def _scaled(part: Tensor, weight: Tensor, normalisation: str, biases: str, filte
 
 
 @torch.inference_mode(False)
-def difference_direction(start: Tensor, end: Tensor) -> Tensor:
+def difference_direction(start: Point, end: Point, *, model: Any = None) -> Tensor:
     """The direction from one checkpoint to another, (end - start) / |end - start|, (p,).
 
     To see the loss between the two themselves, use `path_slice(losses, (start, end))`.
 
     Args:
-        start: (p,) theta.
-        end: (p,) theta.
+        start: (p,) theta, or a module, a state_dict, a checkpoint: the weights alone count.
+        end: as start.
+        model: module or objective that tells weights from buffers, where only state_dicts are given.
 
     Raises:
         ValueError, TypeError: lengths that differ, values that are not finite, equal checkpoints.
     """
     remedy = "Pass two vectors theta of one model, e.g. rows of run.checkpoints."
-    start = check_vector("start", start, size_of(start), owner="start", remedy=remedy)
-    end = check_vector("end", end, len(start), owner="start", remedy=remedy).to(start.device)
-    difference = end.double() - start.double()
+    first, last = thetas_of("start|end", (start, end), model)
+    begin = check_vector("start", first, size_of(first), owner="start", remedy=remedy)
+    difference = check_vector("end", last, len(begin), owner="start", remedy=remedy).to(begin.device).double()
+    difference = difference - begin.double()
     if not bool(difference.any()):
         raise ValueError(explain("end", "equals start", "another checkpoint", remedy))
     unit: Tensor = difference / difference.norm()
-    return unit.to(_at_least_single(start))
+    return unit.to(_at_least_single(begin))
 
 
 @torch.inference_mode(False)
 def principal_directions(
-    checkpoints: Tensor | Sequence[Tensor], k: int = 2, *, around: Literal["last", "mean"] = "last"
+    checkpoints: Any, k: int = 2, *, around: Literal["last", "mean"] = "last", model: Any = None
 ) -> PrincipalDirections:
     r"""The k directions along which a trajectory spreads most.
 
@@ -183,9 +186,11 @@ def principal_directions(
     first two components, and draws a smooth curve with them, half a period of a cosine against a whole one.
 
     Args:
-        checkpoints: (t, p) or t vectors (p,), such as `run.checkpoints`; t >= 2.
+        checkpoints: a training run, (t, p), or t points: vectors (p,), modules, state_dicts, checkpoints; t >= 2. The
+            weights alone count.
         k: how many directions, at most the dimension of what the checkpoints span.
         around: "last" or "mean".
+        model: module or objective that tells weights from buffers, where only state_dicts are given.
 
     Returns:
         PrincipalDirections: `directions` (k, p) orthonormal, signed so that the first checkpoint has non-negative
@@ -202,7 +207,9 @@ def principal_directions(
         Antognini & Sohl-Dickstein (2018), "PCA of high dimensional random walks with comparison to neural network
         training", for the shares of a random walk.
     """
-    rows = _rows("checkpoints", checkpoints)
+    remedy = "Pass a run of lh.train(..., checkpoints=1), a tensor (t, p), or vectors, modules or checkpoints."
+    given = listed_points("checkpoints", checkpoints, remedy=remedy)
+    rows = _rows("checkpoints", thetas_of("checkpoints", given, model))
     check_choice("around", around, ("last", "mean"))
     check_count("k", k, maximum=len(rows) - 1, remedy="t checkpoints span at most t - 1 directions.")
     exact = rows.double()

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,8 +24,9 @@ from lowhanging.basin.answers import Answers
 from lowhanging.basin.descent import Descent
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.operators import hessian
+from lowhanging.checkpoints import Checkpoint
 from lowhanging.errors import NotConvergedError, check_count, check_real
-from lowhanging.loss import Loss, check_loss
+from lowhanging.loss import Loss, around, check_loss, moving_values
 from lowhanging.ranks import is_silent
 from lowhanging.results import load_result, save_result
 
@@ -52,6 +53,12 @@ class Minimum:
     seconds: float
     objective: Loss  # anchor included, around theta
     unanchored: Loss  # around theta
+    moving_buffers: dict[str, Tensor] = field(default_factory=dict)  # those that training moves, held fixed meanwhile
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The minimum with its buffers, for `loss.at`, slices and paths; they take the minimum itself, too."""
+        return Checkpoint(self.theta.clone(), dict(self.moving_buffers))
 
     @property
     def is_minimum(self) -> bool:
@@ -79,9 +86,10 @@ class Minimum:
     def load(cls, path: str | Path, objective: Loss) -> Minimum:
         """Read what `save` wrote; `objective` is the loss that was polished, without its anchor."""
         stored = load_result(cls, path)
-        around = objective.at(stored.theta)
-        anchored = AnchoredObjective(around, stored.start, stored.anchor) if stored.anchor else around
-        return dataclasses.replace(stored, objective=anchored, unanchored=around)
+        place = stored.checkpoint if stored.moving_buffers else stored.theta
+        loss = around(objective, place, buffers=None if stored.moving_buffers else "fixed")
+        anchored = AnchoredObjective(loss, stored.start, stored.anchor) if stored.anchor else loss
+        return dataclasses.replace(stored, objective=anchored, unanchored=loss)
 
 
 def polish(
@@ -174,7 +182,7 @@ def polish(
 
 def _certified(descent: Descent, objective: Loss, anchor: float, begun: float) -> tuple[Minimum, Tensor]:
     """The point reached with both ends of its spectrum, and the eigenvector (p,) of the smallest eigenvalue."""
-    loss, around = descent.loss.at(descent.theta), objective.at(descent.theta)
+    loss, unanchored = around(cast(Loss, descent.loss), descent.theta), around(objective, descent.theta)
     H: Any = hessian(loss)
     H = descent.loss.matrix(H) if isinstance(descent.loss, Answers) else H
     descent.bar.set_postfix_str("smallest eigenvalue")
@@ -191,7 +199,7 @@ def _certified(descent: Descent, objective: Loss, anchor: float, begun: float) -
         start=descent.start.cpu(),
         anchor=anchor,
         loss_before=float(objective(descent.start)),
-        loss=float(around(descent.theta)),
+        loss=float(unanchored(descent.theta)),
         gradient_norm_before=descent.before,
         gradient_norm=float(descent.gradient.norm()),
         gtol=descent.gtol,
@@ -204,7 +212,8 @@ def _certified(descent: Descent, objective: Loss, anchor: float, begun: float) -
         num_products=descent.num_products,
         seconds=time.perf_counter() - begun,
         objective=loss,
-        unanchored=around,
+        unanchored=unanchored,
+        moving_buffers=moving_values(objective),
     )
     return found, ends.vectors[0]
 

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lowhanging.basin.symmetric_operator import SymmetricOperator
 from lowhanging.blocks import BLOCKS, Block
+from lowhanging.checkpoints import Point
 from lowhanging.curvature import Kind
 from lowhanging.errors import a_type, check_choice, explain
-from lowhanging.loss import Loss, check_loss
+from lowhanging.loss import Loss, around, check_loss
 from lowhanging.objective import Objective
 from lowhanging.parameters import Parameters
 
@@ -36,7 +38,7 @@ class LossMatrix(SymmetricOperator):
         self._inner, self._positions = loss, None
         if parameters is not None:
             self._positions = cast(Objective, loss).space.positions(parameters)
-            self._inner = cast(Objective, loss.at(theta)).restricted(parameters)
+            self._inner = cast(Objective, around(loss, theta)).restricted(parameters)
         self._point = theta if parameters is None else self._inner.theta0
         knows = hasattr(self._inner, "curvature")
         self._curvature = cast(Objective, self._inner).curvature(self.kind) if knows else None
@@ -113,20 +115,22 @@ class GaussNewton(LossMatrix):
 
 
 def hessian(
-    loss: Loss, theta: Tensor | None = None, *, parameters: Parameters | None = None, block: Block = "auto"
+    loss: Loss, theta: Point | None = None, *, parameters: Parameters | None = None, block: Block = "auto"
 ) -> Hessian:
     """The Hessian of any objective at `theta` (p,), by default at its `theta0`; one product per H @ v.
 
     Args:
         loss: any objective.
-        theta: (p,) where.
+        theta: (p,) where; or a module, a state_dict, a checkpoint, whose buffers come along, as in `Objective.at`.
         parameters: only the block of these: a glob on their names such as "conv1.*", a list of globs, or a test
             `name -> bool`. The map is then (q, q), and `.embed` takes its vectors to (p,).
         block: how H @ V multiplies columns V (p, b): "loop" one by one, "vmap" at once, "auto" what is quicker; that is
             measured at the first V, and vmap must agree with the loop.
 
     Raises:
-        ValueError: theta is no point of the loss, a glob matches no parameter, block="vmap" fails on the loss.
+        ValueError: theta is no point of the loss, or a vector from elsewhere where training moves buffers (BatchNorm:
+            pass the model, or `loss.at(theta, buffers="fixed")` as the loss); a glob matches no parameter,
+            block="vmap" fails on the loss.
         TypeError: `parameters` of a loss without named ones.
 
     Cost:
@@ -141,7 +145,7 @@ def hessian(
 
 
 def gauss_newton(
-    loss: Loss, theta: Tensor | None = None, *, parameters: Parameters | None = None, block: Block = "auto"
+    loss: Loss, theta: Point | None = None, *, parameters: Parameters | None = None, block: Block = "auto"
 ) -> GaussNewton:
     r"""The generalized Gauss-Newton matrix of an objective at `theta` (p,), by default at its `theta0`.
 
@@ -152,7 +156,7 @@ def gauss_newton(
     Args:
         loss: an `Objective`, or an `AnchoredObjective` of one, which adds epsilon I. A `batch_loss` is cut where it
             calls the model: the outputs are what that call returns (its logits, where it has them).
-        theta: (p,) where.
+        theta: (p,) where; or a module, a state_dict, a checkpoint, whose buffers come along, as in `Objective.at`.
         parameters: only the block of these, as in `hessian`.
         block: how G @ V multiplies columns, as in `hessian`.
 
@@ -170,14 +174,16 @@ def gauss_newton(
 
 
 def _matrix(
-    kind: type[LossMatrix], loss: Any, theta: Tensor | None, parameters: Parameters | None, block: Block
+    kind: type[LossMatrix], loss: Any, theta: Point | None, parameters: Parameters | None, block: Block
 ) -> LossMatrix:
     check_loss("loss", loss)
     check_choice("block", block, BLOCKS)
     if kind is GaussNewton and not hasattr(loss, "curvature"):
         remedy = "Use hessian(), or an Objective of a model, its data and a loss_fn."
         raise TypeError(explain("loss", f"is {a_type(loss)}", "the loss of a model's outputs", remedy))
-    point = loss.theta0 if theta is None else loss.at(theta).theta0
+    located = loss if theta is None else loss.at(theta)
+    point = located.theta0
+    loss = loss if isinstance(theta, Tensor | np.ndarray) else located  # any other point brings its buffers
     if parameters is None:
         return kind(loss, point, block=block)
     if not hasattr(loss, "space") or not hasattr(loss, "restricted"):

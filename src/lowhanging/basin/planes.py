@@ -10,17 +10,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lowhanging.basin.directions import OrthogonalDirections, PrincipalDirections, size_of, vectors
 from lowhanging.basin.points import SliceEngine, evaluate_points
+from lowhanging.basin.slice_buffers import centered, said
 from lowhanging.basin.slices import Rays, as_direction, steps
 from lowhanging.basin.subspace import Subspace
+from lowhanging.checkpoints import Point, thetas_of
 from lowhanging.errors import check_names, check_real, check_vector, explain
-from lowhanging.loss import Loss, common_center, own_vector
+from lowhanging.loss import Loss, own_vector
 from lowhanging.results import digest, load_result, save_result
 
 _SECOND = 2**31  # added to the seed of the first random direction: planes of neighbouring seeds share none
@@ -74,6 +76,8 @@ class PlaneSlice:
     marks: dict[str, Tensor] = field(default_factory=dict)  # name -> (2,) coordinates of points to show
     seed: int | None = None  # of directions that were drawn here
     engine: str = "point by point"
+    buffers: str = "none"  # those that training moves: "none" | "fixed" | "own" (of the center) | "recalibrate"
+    center_buffers: dict[str, Tensor] = field(default_factory=dict)  # name -> those that all points were evaluated with
 
     def __repr__(self) -> str:
         size = f"{len(self.alphas)} × {len(self.betas)} points"
@@ -82,7 +86,7 @@ class PlaneSlice:
             f"{name} from {span} (‖Δθ‖ = {float(norm):.3g})"
             for name, span, norm in zip(self.names, spans, self.norms, strict=True)
         )
-        return f"PlaneSlice({', '.join(self.losses)}; {size}; {ways}; at {self.angle:.4g}°)"
+        return f"PlaneSlice({', '.join(self.losses)}; {size}; {ways}; at {self.angle:.4g}°{said(self.buffers)})"
 
     @property
     def identity(self) -> str:
@@ -117,7 +121,9 @@ def plane_slice(
     extent: Any = None,
     num: int | tuple[int, int] = 41,
     *,
-    center: Tensor | None = None,
+    center: Point | None = None,
+    buffers: Literal["fixed", "recalibrate"] | None = None,
+    recalibrate_on: Any = None,
     names: tuple[str, str] | None = None,
     seed: int = 0,
     engine: SliceEngine = "auto",
@@ -137,7 +143,13 @@ def plane_slice(
             1, for a `Plane` the box around its points.
         num: steps of each, or (of alpha, of beta). Where 0, 0 falls on the grid, the value there is the objective's at
             the center, bit for bit.
-        center: (p,) another center than theta0.
+        center: another center than theta0: (p,), or a module, a state_dict, a checkpoint, a minimum, whose buffers
+            (BatchNorm's statistics) come along.
+        buffers: those that training moves, on the plane. By default they stay what they are at the center; a center
+            (p,) from elsewhere brings none, and a `Plane` runs through several networks: then the word is asked for,
+            "fixed", those of the losses, or "recalibrate", recomputed at each point (values only; it takes a pass over
+            the data at each).
+        recalibrate_on: the data for that, as in `Objective.at`; by default each loss's own.
         names: what u and v are called, for axes and `repr`.
         seed: of random directions; without effect on given ones.
         engine: "point by point" lets each objective run its micro-batches; "vmap" takes several points at once; "auto"
@@ -161,11 +173,13 @@ def plane_slice(
     if plane is not None and center is not None:
         received = "is given, and so is a Plane, which has its own"
         raise ValueError(explain("center", received, "one of the two", "Pass plane.directions with your center."))
-    center = common_center(losses, plane.center if plane is not None else center)
+    losses, middle, plan = centered(
+        losses, center if plane is None else plane.center, buffers, recalibrate_on, is_through=plane is not None
+    )
     is_random = isinstance(directions, str)
-    pair = [as_direction(*entry, losses, center, seed=seed + i * _SECOND) for i, entry in enumerate(_two(directions))]
+    pair = [as_direction(*entry, losses, middle, seed=seed + i * _SECOND) for i, entry in enumerate(_two(directions))]
     labels = _labels(names, is_random, directions, plane)
-    u, v = (ray.to(center.device).double() for ray in pair)
+    u, v = (ray.to(middle.device).double() for ray in pair)
     norms = torch.stack([u.norm(), v.norm()]).cpu()
     unit_u, unit_v = u / u.norm(), v / v.norm()
     cosine = float(unit_u @ unit_v)
@@ -178,20 +192,26 @@ def plane_slice(
     if len(counts) != 2:
         raise ValueError(explain("num", f"is {num!r}", "a count, or one for each direction", "Pass num=(41, 41)."))
     alphas, betas = (steps("extent", span, count) for span, count in zip(spans, counts, strict=True))
-    grid = Rays(center, torch.stack([u, v]))
+    grid = Rays(middle, torch.stack([u, v]))
     grid.check_reach("extent", torch.cartesian_prod(alphas[[0, -1]], betas[[0, -1]]))
     width = len(betas)
     values = evaluate_points(
         losses,
         lambda i: grid.at(torch.stack([alphas[i // width], betas[i % width]])),
         len(alphas) * width,
-        center=center,
+        center=middle,
         engine=engine,
         resume=resume,
-        identity={"center": digest(center), "directions": digest(u, v), "extent or num": digest(alphas, betas)},
+        identity={
+            "center": digest(middle),
+            "directions": digest(u, v),
+            "extent or num": digest(alphas, betas),
+            **plan.identity,
+        },
         row=width,
         title="plane slice",
         progress=progress,
+        loss_at=plan.loss_at,
     )
     dtype = torch.promote_types(pair[0].dtype, pair[1].dtype)
     return PlaneSlice(
@@ -200,19 +220,21 @@ def plane_slice(
         losses={name: row.reshape(-1, width) for name, row in values.losses.items()},
         accuracies={name: row.reshape(-1, width) for name, row in values.accuracies.items()},
         directions=torch.stack([ray.to("cpu", dtype) for ray in pair]),
-        center=center.cpu().clone(),
+        center=middle.cpu().clone(),
         norms=norms,
         angle=math.degrees(math.atan2(sine, cosine)),
         names=labels,
         marks={} if plane is None else dict(plane.marks),
         seed=seed if is_random else None,
         engine=values.engine,
+        buffers=plan.word,
+        center_buffers=plan.kept,
     )
 
 
 @torch.inference_mode(False)
 def plane_through(
-    theta_a: Tensor, theta_b: Tensor, theta_c: Tensor, *, names: Sequence[str] = ("a", "b", "c")
+    theta_a: Point, theta_b: Point, theta_c: Point, *, names: Sequence[str] = ("a", "b", "c"), model: Any = None
 ) -> Plane:
     r"""The plane through three points of weight space, such as three minima.
 
@@ -220,10 +242,11 @@ def plane_through(
     distances on the plane are distances in weight space. Pass it on: `plane_slice(losses, plane)`.
 
     Args:
-        theta_a: (p,).
-        theta_b: (p,).
-        theta_c: (p,).
+        theta_a: (p,), or a module, a state_dict, a checkpoint, a minimum: the weights alone count.
+        theta_b: as theta_a.
+        theta_c: as theta_a.
         names: of the three points, for pictures.
+        model: module or objective that tells weights from buffers, where only state_dicts are given.
 
     Returns:
         Plane: `center`, `directions` (2, p) orthonormal, `marks` (the points' coordinates).
@@ -239,11 +262,11 @@ def plane_through(
     labels = check_names("names", names, remedy="Pass three names.")
     if len(labels) != 3 or len(set(labels)) != 3:
         raise ValueError(explain("names", f"is {tuple(names)!r}", "three different names", "Leave it out."))
-    size = size_of(theta_a)
-    a = own_vector(check_vector("theta_a", theta_a, size, owner="theta_a", remedy=remedy))
+    first, *others = thetas_of("theta_a|theta_b|theta_c", (theta_a, theta_b, theta_c), model)
+    a = own_vector(check_vector("theta_a", first, size_of(first), owner="theta_a", remedy=remedy))
     b, c = (
-        check_vector(name, theta, size, owner="theta_a", remedy=remedy, like=a)
-        for name, theta in (("theta_b", theta_b), ("theta_c", theta_c))
+        check_vector(name, theta, len(a), owner="theta_a", remedy=remedy, like=a)
+        for name, theta in zip(("theta_b", "theta_c"), others, strict=True)
     )
     to_b, to_c = b.double() - a.double(), c.double() - a.double()
     if not bool(to_b.any()):

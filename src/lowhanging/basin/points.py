@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lowhanging.basin.slice_buffers import LossAt
 from lowhanging.errors import check_choice, explain
 from lowhanging.loss import Loss
 from lowhanging.ranks import is_silent
@@ -59,6 +60,7 @@ def evaluate_points(
     row: int = 1,
     title: str,
     progress: bool | None = None,
+    loss_at: LossAt | None = None,
 ) -> PointValues:
     """Every loss, and its accuracy, at point(0), ..., point(num - 1), each a vector (p,).
 
@@ -73,11 +75,17 @@ def evaluate_points(
         row: points between two writes of that file; with 1, it is written a few times per second.
         title: of the bar.
         progress: a bar; None shows one after two seconds.
+        loss_at: (loss, number, theta) -> the loss with the buffers of that point, where they move with it; then point
+            by point.
 
     Raises:
         ValueError: the resume file belongs to something else, or `engine="vmap"` fails on a loss.
     """
     check_choice("engine", engine, SLICE_ENGINES)
+    if loss_at is not None and engine == "vmap":
+        received = "is 'vmap', and the buffers differ from point to point"
+        raise ValueError(explain("engine", received, "'point by point' or 'auto'", "Leave it out."))
+    engine = "point by point" if loss_at is not None else engine
     path = None if resume is None else resume_path(resume)
     identity = {**(identity or {}), "names of the losses": ", ".join(losses)}
     with torch.inference_mode(False):
@@ -87,8 +95,8 @@ def evaluate_points(
             empty = torch.full((num,), torch.nan, dtype=torch.float64)
             values = PointValues({name: empty.clone() for name in losses}, {}, chosen, at_once, 0, identity)
         elif path is not None:
-            _check_values(path, values, losses, point, center)
-        return _continue(values, losses, point, center, path, row, title, progress)
+            _check_values(path, values, losses, point, center, loss_at)
+        return _continue(values, losses, point, center, path, row, title, progress, loss_at)
 
 
 def _continue(
@@ -100,6 +108,7 @@ def _continue(
     row: int,
     title: str,
     progress: bool | None,
+    loss_at: LossAt | None,
 ) -> PointValues:
     """The rest of the points; whatever stops it, what is finished is in the file."""
     num, written, wrote_at = len(next(iter(values.losses.values()))), values.num_done, time.monotonic()
@@ -110,7 +119,7 @@ def _continue(
             stop = min(num, start + values.at_once)
             thetas = [point(i) for i in range(start, stop)]
             for name, loss in losses.items():
-                found, right = _evaluate(loss, thetas, center, values.engine)
+                found, right = _evaluate(loss, thetas, center, values.engine, loss_at, start)
                 values.losses[name][start:stop] = found
                 if right is not None:
                     empty = torch.full((num,), torch.nan, dtype=torch.float64)
@@ -130,7 +139,12 @@ def _continue(
 
 
 def _check_values(
-    path: Path, values: PointValues, losses: Mapping[str, Loss], point: Callable[[int], Tensor], center: Tensor
+    path: Path,
+    values: PointValues,
+    losses: Mapping[str, Loss],
+    point: Callable[[int], Tensor],
+    center: Tensor,
+    loss_at: LossAt | None,
 ) -> None:
     """Refuse a file whose first, middle and last finished points these losses do not give again, bit for bit."""
     chunks = range(0, values.num_done, values.at_once)
@@ -138,7 +152,7 @@ def _check_values(
         where = slice(start, min(len(values.losses[next(iter(losses))]), start + values.at_once))
         thetas = [point(i) for i in range(where.start, where.stop)]
         for name, loss in losses.items():
-            found, right = _evaluate(loss, thetas, center, values.engine)
+            found, right = _evaluate(loss, thetas, center, values.engine, loss_at, start)
             stored = values.accuracies.get(name)
             is_same = _same_bits(found, values.losses[name][where]) and (right is None) == (stored is None)
             if not is_same or (right is not None and stored is not None and not _same_bits(right, stored[where])):
@@ -149,10 +163,20 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def _evaluate(loss: Loss, thetas: list[Tensor], center: Tensor | None, engine: str) -> tuple[Tensor, Tensor | None]:
-    """Values (b,) and accuracies (b,) or None at b points, on the CPU."""
+def _evaluate(
+    loss: Loss,
+    thetas: list[Tensor],
+    center: Tensor | None,
+    engine: str,
+    loss_at: LossAt | None = None,
+    start: int = 0,
+) -> tuple[Tensor, Tensor | None]:
+    """Values (b,) and accuracies (b,) or None at b points, the first of them number `start`, on the CPU."""
     if engine == "point by point":
-        found = [loss.evaluate(theta) for theta in thetas]
+        found = [
+            (loss if loss_at is None else loss_at(loss, start + i, theta)).evaluate(theta)
+            for i, theta in enumerate(thetas)
+        ]
         right = [accuracy for _, accuracy in found if accuracy is not None]
         shares = torch.tensor(right, dtype=torch.float64) if right else None
         return torch.tensor([float(value) for value, _ in found], dtype=torch.float64), shares

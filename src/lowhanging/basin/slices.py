@@ -10,16 +10,19 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.basin.directions import NORMALISATIONS, Normalisation, random_direction, vectors
+from lowhanging.basin.directions import NORMALISATIONS, Normalisation, random_direction
 from lowhanging.basin.points import SliceEngine, evaluate_points
+from lowhanging.basin.slice_buffers import centered, path_buffers, read_points, said
+from lowhanging.buffers import BufferChoice
+from lowhanging.checkpoints import Point, listed_points
 from lowhanging.errors import check_choice, check_count, check_names, check_real, check_vector, explain
-from lowhanging.loss import ANYWHERE, Loss, common_center, own_vector, widest
+from lowhanging.loss import ANYWHERE, Loss, around, common_center, own_vector, widest
 from lowhanging.results import digest, load_result, save_result
 
 
@@ -36,11 +39,12 @@ class LineSlice:
     name: str = "direction"  # what the direction is called, for axes
     seed: int | None = None  # of a direction that was drawn here
     engine: str = "point by point"
+    buffers: str = "none"  # those that training moves: "none" | "fixed" | "own" (of the center) | "recalibrate"
 
     def __repr__(self) -> str:
         first, last = float(self.alphas[0]), float(self.alphas[-1])
         steps = f"{len(self.alphas)} steps from {first:g} to {last:g} along {self.name}"
-        return f"LineSlice({', '.join(self.losses)}; {steps}, |direction| = {self.norm:.4g})"
+        return f"LineSlice({', '.join(self.losses)}; {steps}, |direction| = {self.norm:.4g}{said(self.buffers)})"
 
     def save(self, path: str | Path) -> Path:
         """Write to npz."""
@@ -62,10 +66,11 @@ class PathSlice:
     knots: Tensor  # (m,) float64, arc lengths of the given points, each one of the positions
     points: Tensor  # (m, p) as given
     engine: str = "point by point"
+    buffers: str = "none"  # those that training moves, where no point brings its own: as given, or "own": all do
 
     def __repr__(self) -> str:
-        size = f"{len(self.positions)} points through {len(self.points)}"
-        return f"PathSlice({', '.join(self.losses)}; {size}, length {float(self.positions[-1]):.4g})"
+        size = f"{len(self.positions)} points through {len(self.points)}, length {float(self.positions[-1]):.4g}"
+        return f"PathSlice({', '.join(self.losses)}; {size}{said(self.buffers)})"
 
     def save(self, path: str | Path) -> Path:
         """Write to npz."""
@@ -84,7 +89,9 @@ def line_slice(
     extent: float | tuple[float, float] = (-1.0, 1.0),
     num: int = 33,
     *,
-    center: Tensor | None = None,
+    center: Point | None = None,
+    buffers: Literal["fixed", "recalibrate"] | None = None,
+    recalibrate_on: Any = None,
     name: str | None = None,
     seed: int = 0,
     engine: SliceEngine = "auto",
@@ -100,7 +107,12 @@ def line_slice(
         extent: (first, last) alpha, or a number a for (-a, a).
         num: steps, evenly spaced, both ends included. Where 0 falls on a step, the value there is the objective's at
             the center, bit for bit.
-        center: (p,) another center than theta0.
+        center: another center than theta0: (p,), or a module, a state_dict, a checkpoint, a minimum, whose buffers
+            (BatchNorm's statistics) come along.
+        buffers: those that training moves, along the line. By default they stay what they are at the center; a center
+            (p,) from elsewhere brings none, and then the word is asked for: "fixed", those of the losses, or
+            "recalibrate", recomputed at each point (values only; it takes a pass over the data at each).
+        recalibrate_on: the data for that, as in `Objective.at`; by default each loss's own.
         name: what the direction is called, for axes and `repr`.
         seed: of a random direction; without effect on a given one.
         engine: "point by point" lets each objective run its micro-batches; "vmap" takes several points at once; "auto"
@@ -119,11 +131,11 @@ def line_slice(
         num evaluations (forward passes) per loss; the measurement takes about a dozen (on a GPU about a hundred, 32 at
         once), and resuming three to check that the file belongs to these losses.
     """
-    center = common_center(losses, center)
+    losses, middle, plan = centered(losses, center, buffers, recalibrate_on)
     alphas = steps("extent", extent, num)
     is_random = isinstance(direction, str)
-    ray = as_direction("direction", direction, losses, center, seed=seed)
-    line = Rays(center, ray[None])
+    ray = as_direction("direction", direction, losses, middle, seed=seed)
+    line = Rays(middle, ray[None])
     line.check_reach("extent", alphas[[0, -1], None])
     if name is not None:
         (name,) = check_names("name", [name], remedy="It is what the axis is called; leave it out.")
@@ -132,32 +144,36 @@ def line_slice(
         losses,
         lambda i: line.at(alphas[i : i + 1]),
         num,
-        center=center,
+        center=middle,
         engine=engine,
         resume=resume,
-        identity={"center": digest(center), "direction": digest(ray), "extent or num": digest(alphas)},
+        identity={"center": digest(middle), "direction": digest(ray), "extent or num": digest(alphas), **plan.identity},
         title="line slice",
         progress=progress,
+        loss_at=plan.loss_at,
     )
     return LineSlice(
         alphas=alphas,
         losses=values.losses,
         accuracies=values.accuracies,
         direction=ray.cpu().clone(),
-        center=center.cpu().clone(),
+        center=middle.cpu().clone(),
         norm=float(ray.double().norm()),
         name=name,
         seed=seed if is_random else None,
         engine=values.engine,
+        buffers=plan.word,
     )
 
 
 @torch.inference_mode(False)
 def path_slice(
     losses: Mapping[str, Loss],
-    points: Tensor | Sequence[Tensor],
+    points: Any,
     num: int = 65,
     *,
+    buffers: BufferChoice | None = None,
+    recalibrate_on: Any = None,
     engine: SliceEngine = "auto",
     resume: str | Path | None = None,
     progress: bool | None = None,
@@ -170,8 +186,15 @@ def path_slice(
 
     Args:
         losses: name -> objective, all of the same length p; their theta0 is not used.
-        points: (m, p) or m vectors (p,), m >= 2, such as `run.checkpoints`.
+        points: m >= 2 points: a training run with its checkpoints, or modules, state_dicts, checkpoints, minima, which
+            bring their buffers (BatchNorm's statistics) and are evaluated with them exactly; or vectors (p,), or a
+            matrix (m, p) such as `run.checkpoints`, which bring none.
         num: points evaluated, at least m.
+        buffers: where training moves buffers, those of all other points; there is no default. "recalibrate": recomputed
+            at each point, the practice of the mode-connectivity papers (it takes a pass over the data at each);
+            "interpolate": linear in t between those of the two given points; "fixed": those of the losses.
+        recalibrate_on: the data for "recalibrate", as in `Objective.at`, such as the training loader; by default each
+            loss's own.
         engine: as in `line_slice`.
         resume: as in `line_slice`.
         progress: a bar; by default one appears when it takes more than two seconds.
@@ -180,21 +203,23 @@ def path_slice(
         PathSlice: `positions` (num,), `losses[name]` (num,), `accuracies[name]` (num,), `knots` (m,).
 
     Raises:
-        ValueError, TypeError: points of the wrong length, not finite, equal to the next one, or fewer than two.
+        ValueError, TypeError: points of the wrong length, not finite, equal to the next one, or fewer than two; no word
+            on `buffers` where training moves some.
 
     Cost:
-        num evaluations (forward passes) per loss.
+        num evaluations (forward passes) per loss, and as many in training mode with "recalibrate".
+
+    Source:
+        Garipov et al. (2018), "Loss surfaces, mode connectivity, and fast ensembling of DNNs"; Izmailov et al. (2018),
+        "Averaging weights leads to wider optima and better generalization", for recomputed statistics.
     """
     remedy = "Pass at least two vectors theta, e.g. (theta_a, theta_b) or run.checkpoints."
     common_center(losses, ANYWHERE)
-    owner, first = str(next(iter(losses.values()))), widest(losses)
-    given = vectors("points", points, remedy=remedy)
+    given = listed_points("points", points, remedy=remedy, expected="at least one vector (p,)")
     if len(given) < 2:
         raise ValueError(explain("points", f"are {len(given)}", "at least two vectors", remedy))
-    knots_at = [
-        own_vector(check_vector(f"points[{i}]", point, len(first), owner=owner, remedy=remedy, like=first))
-        for i, point in enumerate(given)
-    ]
+    places = read_points("points", given, losses, like=widest(losses), remedy=remedy)
+    knots_at = [place.theta for place in places]
     lengths = np.array([float((b.double() - a.double()).norm()) for a, b in itertools.pairwise(knots_at)])
     if not lengths.all():
         i = int(np.argmin(lengths))
@@ -204,6 +229,8 @@ def path_slice(
     where = [(i, step / count) for i, count in enumerate(counts) for step in range(count)] + [(len(counts), 0.0)]
     knots = np.concatenate([[0.0], np.cumsum(lengths)])
     positions = np.array([knots[i] + (t * lengths[i] if t else 0.0) for i, t in where])
+
+    plan = path_buffers(losses, places, where, buffers, recalibrate_on)
 
     def point(number: int) -> Tensor:
         i, t = where[number]
@@ -219,9 +246,10 @@ def path_slice(
         center=knots_at[0],
         engine=engine,
         resume=resume,
-        identity={"points": digest(stacked), "num": str(num)},
+        identity={"points": digest(stacked), "num": str(num), **plan.identity},
         title="path slice",
         progress=progress,
+        loss_at=plan.loss_at,
     )
     return PathSlice(
         positions=torch.from_numpy(positions),
@@ -230,6 +258,7 @@ def path_slice(
         knots=torch.from_numpy(knots),
         points=stacked.cpu(),
         engine=values.engine,
+        buffers=plan.word,
     )
 
 
@@ -270,7 +299,8 @@ def as_direction(argument: str, value: Any, losses: Mapping[str, Loss], center: 
     if isinstance(value, str):
         kind = cast(Normalisation, check_choice(argument, value, NORMALISATIONS, remedy=remedy))
         named = [loss for loss in losses.values() if getattr(loss, "space", None) is not None]
-        return random_direction((named or list(losses.values()))[0].at(center), normalisation=kind, seed=seed)
+        there = around((named or list(losses.values()))[0], center)
+        return random_direction(there, normalisation=kind, seed=seed)
     if isinstance(value, Mapping):
         spaces = [space for loss in losses.values() if (space := getattr(loss, "space", None)) is not None]
         if not spaces:

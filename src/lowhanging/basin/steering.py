@@ -23,7 +23,7 @@ from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.basin.subspace import Subspace
 from lowhanging.errors import a_type, check_count, check_real, check_vector, explain
-from lowhanging.loss import Loss, common_center
+from lowhanging.loss import Loss, check_same_buffers, common_center
 from lowhanging.results import load_result, save_result
 
 # Below this share of its length, what is left of v after the rejection is mostly the error of the eigenvectors.
@@ -241,6 +241,8 @@ def steering_report(
             explain("pairs", f"has the names {unknown}", f"names of losses: {list(losses)}", "Rename them.")
         )
     step = _checked_step(conflict, step, center)
+    if conflict is not None:
+        check_same_buffers({**losses, "the conflict control": conflict.objective})
     quotients, ranks, eigenvalues, overlaps = {}, {}, {}, {}
     for name, loss in losses.items():
         known = (pairs or {}).get(name)
