@@ -215,7 +215,8 @@ def test_a_polish_that_was_stopped_anywhere_equals_one_that_was_not(tmp_path: Pa
         calls.start()
         found = lh.polish(bent(), **POLISH, resume=path)
         assert bits(found) == bits(whole)
-        assert calls.num == total - (at - 1) + 1  # one gradient tells the loss from others
+        # One gradient tells the loss from others; of the two that measure the rounding, the first is taken again.
+        assert calls.num == total - (at - 1) + 1 + (at == total)
     calls.start()
     assert bits(lh.polish(bent(), **POLISH, resume=path)) == bits(whole)
     assert calls.num == 1

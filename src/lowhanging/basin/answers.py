@@ -80,6 +80,23 @@ class Answers:
         """H v, (p,)."""
         return self._answer(f"matrix {digest(H.theta, v)}", lambda: (float("nan"), H @ v))[1]
 
+    def exact(self, H: Hessian, row: Tensor, by_differences: bool) -> Tensor:
+        """H row in float64, (p,); kept as two vectors in the dtype of the others, what is rounded and what remains."""
+        fresh: list[Tensor] = []
+
+        def image() -> Tensor:
+            if not fresh:
+                found = H.exact_products(row[None], by_differences=by_differences)
+                if found is None:
+                    raise TypeError("the loss has no float64 form")
+                fresh.append(found[0])
+            return fresh[0]
+
+        name = f"{digest(H.theta, row)} {by_differences}"
+        high = self._answer(f"exact {name}", lambda: (float("nan"), image().to(self._like)))[1].double()
+        rest = self._answer(f"rest {name}", lambda: (float("nan"), (image() - high.to(image())).to(self._like)))[1]
+        return high + rest.double()
+
     def flush(self) -> None:
         """Write what is not written yet, on the way out: a full disk is not the error to report."""
         with contextlib.suppress(OSError):
@@ -133,6 +150,10 @@ class _Answered:
     def __init__(self, answers: Answers, H: Hessian):
         self._answers, self._H = answers, H
         self.shape, self.dtype, self.device = H.shape, H.dtype, H.device
+
+    def exact_products(self, rows: Tensor, *, by_differences: bool) -> Tensor | None:
+        """As of the matrix; raises where it has none."""
+        return torch.stack([self._answers.exact(self._H, row, by_differences) for row in rows])
 
     def __matmul__(self, v: Tensor) -> Tensor:
         return self._answers.product(self._H, v)

@@ -10,6 +10,7 @@ solved by conjugate gradients on our products, go to the floor of the floating-p
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Minimum:
     largest: float  # largest eigenvalue of the anchored Hessian at theta
     largest_residual: float
     smallest: float  # its smallest eigenvalue; positive = a strict minimum
-    smallest_residual: float
+    smallest_residual: float  # with the rounding of the loss in float32, where that could be measured
     num_gradients: int
     num_products: int
     seconds: float
@@ -180,7 +181,7 @@ def _certified(descent: Descent, objective: Loss, anchor: float, begun: float) -
     descent.bar.set_postfix_str("smallest eigenvalue")
     ends = _smallest(H, 1e-3)
     num_products = ends.num_products
-    error, wanted = float(ends.residuals[0]), max(0.1 * anchor, 1e-5 * abs(ends.other_end))
+    error, wanted = _error(ends), max(0.1 * anchor, 1e-5 * abs(ends.other_end))
     is_coarse = error > wanted or float(ends.values[0]) < error  # a small eigenvalue could be a negative one
     if is_coarse and descent.failure is None:
         ends = _smallest(H, min(1e-3, 0.5 * wanted / (ends.scale or 1.0)))
@@ -199,7 +200,7 @@ def _certified(descent: Descent, objective: Loss, anchor: float, begun: float) -
         largest=ends.other_end,
         largest_residual=ends.other_end_residual,
         smallest=float(ends.values[0]),
-        smallest_residual=float(ends.residuals[0]),
+        smallest_residual=_error(ends),
         num_gradients=descent.num_gradients,
         num_products=descent.num_products,
         seconds=time.perf_counter() - begun,
@@ -207,6 +208,11 @@ def _certified(descent: Descent, objective: Loss, anchor: float, begun: float) -
         unanchored=around,
     )
     return found, ends.vectors[0]
+
+
+def _error(ends: Eigenpairs) -> float:
+    """How far from the smallest value an eigenvalue of the exact loss may lie."""
+    return float(ends.residuals[0]) + ends.noise + (0.0 if math.isnan(ends.rounding) else ends.rounding)
 
 
 def _smallest(H: Any, tol: float) -> Eigenpairs:
