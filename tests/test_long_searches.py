@@ -439,6 +439,9 @@ def test_another_searchs_file_is_refused_and_left_alone(tmp_path: Path) -> None:
 OTHER = np.r_[10.0, 9.0, 8.0, 7.0, 6.0, np.linspace(0, 1, 200)]
 
 
+FALLING = np.geomspace(1, 1e-6, 200)
+
+
 def hidden(A: Tensor) -> Counted:
     """A matrix of which nothing is known but its products."""
     return Counted(lambda v: A @ v, len(A), A.dtype)
@@ -518,7 +521,7 @@ def test_a_pair_beside_the_basis_is_seen_by_the_random_vector(tmp_path: Path) ->
 def test_the_same_map_in_another_order_of_summation_is_no_other_map(tmp_path: Path, stop: int, rows: int) -> None:
     """As with another number of threads."""
     for dtype, tol in ((torch.float32, 1e-5), (torch.float64, 1e-9)):
-        for name, values in (("network", network_spectrum()[:300]), ("tiny", 1e-9 * OTHER), ("geo", np.geomspace(1, 1e-6, 200))):
+        for name, values in {"network": network_spectrum()[:300], "tiny": 1e-9 * OTHER, "falling": FALLING}.items():
             A = symmetric(values).to(dtype)
             options = {"tol": tol, "memory": rows * len(A) * A.element_size(), "resume": tmp_path / f"{name} {dtype}"}
             with warnings.catch_warnings():

@@ -85,8 +85,8 @@ class CountedMap:
             enough: an error below it need not be known better than from above.
 
         Cost:
-            2 b gradients in float64 for the Hessian of a smooth loss; where that is not enough, or another matrix is asked
-            for, b products in float64. A float64 copy of model and data, for a moment.
+            2 b gradients in float64 for the Hessian of a smooth loss; b products in float64 where that is not enough,
+            and for other matrices. A float64 copy of model and data, for a moment.
         """
         if self.dtype == torch.float64:
             return None

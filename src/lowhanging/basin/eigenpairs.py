@@ -50,7 +50,7 @@ class Eigenpairs:
     values: Tensor  # (k,) LA: descending, SA: ascending, LM: by falling magnitude, BE: see `num_large`
     vectors: Tensor  # (k, p) rows are unit eigenvectors
     residuals: Tensor  # (k,) |H v - value v|, of actual products
-    bounds: Tensor  # (k,) on |eigenvalue - value|: min(r, r^2 / gap), noise and rounding included; gap to what was found
+    bounds: Tensor  # (k,) on |eigenvalue - value|: min(r, r^2 / gap), with noise and rounding; gap to what was found
     is_converged: Tensor  # (k,) bool, residual + noise <= tol * scale: for the map as it is computed, in its dtype
     is_clustered: Tensor  # (k,) bool, another value is nearer than the residuals: only the cluster's span is known
     other_end: float  # extreme Ritz value of the end opposite to values[0]: comes free, but only to ...
@@ -167,8 +167,8 @@ def top_eigs(
         k: number of pairs, 1 <= k <= p.
         which: "LA" largest, "SA" smallest, "LM" largest by magnitude, "BE" both ends, k - k // 2 from the large one.
         tol: relative to the largest |Ritz value|. In float32 not much below 1e-6.
-        max_products: limit on products; by default what the problem can need. Those that measure the rounding, and those
-            that tell whether a file is of this H, come on top.
+        max_products: limit on products; by default what the problem can need. Those that measure the rounding come on
+            top, and those that tell whether a file is of this H.
         seed: of the random starts. The global random state is not touched.
         method: "lanczos", or "dense": p products in float64 where H has a `.double()` (ours, tensors), in blocks, and
             an eigendecomposition in float64, for p up to 5,000.
@@ -179,8 +179,8 @@ def top_eigs(
             (j, p)). Where H hardly changed, one product for each of them, and 10 more, will do; where it did, the
             search is a little shorter than one from nothing.
         resume: npz file where the search is kept every few steps, and gone on with if it exists, after a crash or with
-            a larger `max_products`. The numbers of a matrix, or theta and three products, tell whether H is the same, and
-            so does one more product for each pair that is returned. As large as the basis.
+            a larger `max_products`. The numbers of a matrix, or theta and three products, tell whether H is the same,
+            and so does one more product for each pair that is returned. As large as the basis.
         progress: True or False; by default a bar appears after two seconds.
 
     Returns:
@@ -193,9 +193,10 @@ def top_eigs(
         FloatingPointError: a product has NaN or infinite entries.
 
     Cost:
-        about 2 k + 20 products for a network's Hessian, 10 of them for the second chain and 2 to check, and in float32 at
-        most 2 more in float64 (by differences of two gradients each, where that will do); O(m^2 p) for m steps. An end without outliers, such as the smallest eigenvalues, takes several times as many. From vectors that
-        hold to the tolerance already, k + 10.
+        about 2 k + 20 products for a network's Hessian, 10 of them for the second chain and 2 to check; O(m^2 p) for m
+        steps. An end without outliers, such as the smallest eigenvalues, takes several times as many. From vectors that
+        hold to the tolerance already, k + 10. In float32 one or two more in float64, by differences of two gradients
+        each where that will do.
 
     Source:
         Lanczos (1950); Wu & Simon (2000), "Thick-restart Lanczos method for large symmetric eigenvalue problems"; for

@@ -111,7 +111,7 @@ def polish(
         max_products: number of Hessian products after which no Newton step begins.
         max_drift: how far it may go, as a share of |theta0| (any distance if theta0 = 0).
         resume: npz file of every gradient and product so far: the same call goes on from it, to the same bits (on the
-            same device, with as many threads), at the price of one gradient. A call with another `gtol` or other
+            same device, with as many threads), at the price of two gradients. A call with another `gtol` or other
             limits takes from it what it asks for, too; the file of another loss, theta0 or anchor is refused. The
             file of a finished call stays.
         progress: a bar; by default one appears when it takes more than two seconds.

@@ -105,7 +105,7 @@ def identity_of(H: Any) -> dict[str, str]:
     if isinstance(H, Tensor):
         plain = H.detach()
         if plain.layout != torch.strided:
-            coo = plain.to_sparse_coo().coalesce()
+            coo = plain.to_sparse().coalesce()
             return {"H": digest(coo.indices(), coo.values())}
         return {"H": digest(plain)}
     if isinstance(H, np.ndarray):
@@ -121,7 +121,8 @@ def _random_row(space: KrylovSpace) -> Tensor:
     """A unit vector (p,) that is the same for every search, and lies in no basis."""
     generator = torch.Generator().manual_seed(2**31 - 1)
     noise = torch.randn(space.operator.size, generator=generator, dtype=torch.float64, device="cpu")
-    return (noise / noise.norm()).to(space.rows)
+    row: Tensor = (noise / noise.norm()).to(space.rows)
+    return row
 
 
 def _state(space: KrylovSpace) -> dict[str, NDArray[Any]]:

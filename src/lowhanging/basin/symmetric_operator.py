@@ -46,8 +46,8 @@ class SymmetricOperator(ABC):
     def exact_products(self, rows: Tensor, *, by_differences: bool) -> Tensor | None:
         """Times each of rows (b, p) float64, computed in float64; None where there is no telling how.
 
-        `by_differences` asks for central differences of float64 gradients: far more exact than a product in float32, and
-        far less work than choosing how products are best computed, but wrong where the loss has a kink nearby.
+        `by_differences` asks for central differences of float64 gradients: far more exact than a product in float32,
+        and far less work than choosing how products are best computed, but wrong where the loss has a kink nearby.
         """
         return None
 
