@@ -30,6 +30,7 @@ from lowhanging.basin.conflict import ConflictControl
 from lowhanging.basin.shells import Shell
 from lowhanging.basin.stationary import SphereSearch
 from lowhanging.basin.subspace import Subspace
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.errors import NotConvergedError, a_type, check_choice, check_count, check_real, explain
 from lowhanging.loss import Loss, check_loss
 from lowhanging.ranks import is_silent
@@ -159,6 +160,7 @@ class _Stored:
 
 
 @torch.inference_mode(False)
+@plain_arithmetic()
 def trace_canyon(
     loss: Loss,
     point: CanyonPoint,

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.errors import a_type, check_choice, check_count, check_vector, explain
 from lowhanging.loss import Loss, check_loss
 from lowhanging.parameters import ParameterSpace
@@ -171,6 +172,7 @@ def difference_direction(start: Tensor, end: Tensor) -> Tensor:
 
 
 @torch.inference_mode(False)
+@plain_arithmetic()
 def principal_directions(
     checkpoints: Tensor | Sequence[Tensor], k: int = 2, *, around: Literal["last", "mean"] = "last"
 ) -> PrincipalDirections:
@@ -226,6 +228,7 @@ def principal_directions(
 
 
 @torch.inference_mode(False)
+@plain_arithmetic()
 def gram_schmidt(directions: Tensor | Sequence[Tensor]) -> OrthogonalDirections:
     r"""Make directions orthogonal, in their order, and say by how much each was turned.
 

@@ -26,6 +26,7 @@ from lowhanging.basin.eigensearch import search
 from lowhanging.basin.operators import hessian
 from lowhanging.basin.search_file import SearchFile, identity_of
 from lowhanging.basin.subspace import Subspace
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.errors import NotConvergedError, a_type, check_choice, check_count, check_real, explain
 from lowhanging.loss import Loss
 from lowhanging.objective import Objective
@@ -133,6 +134,7 @@ class SearchOptions(TypedDict, total=False):
     progress: bool | None
 
 
+@plain_arithmetic()
 def top_eigs(
     H: Any,
     k: int = 10,

@@ -25,6 +25,7 @@ from lowhanging.basin.answers import Answers
 from lowhanging.basin.descent import Descent
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.operators import hessian
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.errors import NotConvergedError, check_count, check_real
 from lowhanging.loss import Loss, check_loss
 from lowhanging.ranks import is_silent
@@ -85,6 +86,7 @@ class Minimum:
         return dataclasses.replace(stored, objective=anchored, unanchored=around)
 
 
+@plain_arithmetic()
 def polish(
     objective: Loss,
     *,

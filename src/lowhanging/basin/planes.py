@@ -19,6 +19,7 @@ from lowhanging.basin.directions import OrthogonalDirections, PrincipalDirection
 from lowhanging.basin.points import SliceEngine, evaluate_points
 from lowhanging.basin.slices import Rays, as_direction, steps
 from lowhanging.basin.subspace import Subspace
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.errors import check_names, check_real, check_vector, explain
 from lowhanging.loss import Loss, common_center, own_vector
 from lowhanging.results import digest, load_result, save_result
@@ -111,6 +112,7 @@ class PlaneSlice:
 
 
 @torch.inference_mode(False)
+@plain_arithmetic()
 def plane_slice(
     losses: Mapping[str, Loss],
     directions: Any,
@@ -211,6 +213,7 @@ def plane_slice(
 
 
 @torch.inference_mode(False)
+@plain_arithmetic()
 def plane_through(
     theta_a: Tensor, theta_b: Tensor, theta_c: Tensor, *, names: Sequence[str] = ("a", "b", "c")
 ) -> Plane:

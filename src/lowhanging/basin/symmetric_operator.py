@@ -6,8 +6,10 @@ product is; the rest is here, once. Two of them make a third, which forms nothin
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,15 @@ from lowhanging.errors import a_type, check_finite, check_real, explain
 
 _SLAB = 2**24  # entries of a matrix that are widened at once
 _ASYMMETRY = 1e3  # machine epsilons of its largest entry by which a dense matrix may differ from its transpose
+
+
+@contextlib.contextmanager
+def plain_arithmetic() -> Iterator[None]:
+    """Also a decorator: inside it, autocast around the caller (a training loop's) does not round what is computed."""
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 class SymmetricOperator(ABC):
@@ -59,6 +70,7 @@ class SymmetricOperator(ABC):
     def _products(self, rows: Tensor) -> Tensor:
         """Times each of rows (b, p): rows again."""
 
+    @plain_arithmetic()
     def __matmul__(self, v: Tensor) -> Tensor:
         """Times v (p,), one product; or times the columns of v (p, b), b products."""
         if not isinstance(v, Tensor) or v.ndim not in (1, 2) or v.shape[0] != self.shape[1]:

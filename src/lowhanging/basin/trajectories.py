@@ -13,6 +13,7 @@ from lowhanging.basin.directions import vectors
 from lowhanging.basin.planes import PlaneSlice
 from lowhanging.basin.points import evaluate_points
 from lowhanging.basin.slices import Rays
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.errors import check_vector
 from lowhanging.loss import Loss, common_center
 from lowhanging.results import load_result, save_result
@@ -43,6 +44,7 @@ class PlaneTrajectory:
 
 
 @torch.inference_mode(False)
+@plain_arithmetic()
 def plane_trajectory(
     plane: PlaneSlice,
     checkpoints: Tensor | Sequence[Tensor],
