@@ -306,3 +306,17 @@ def test_bad_models_and_numbers_of_circuits():
         circuits.ablate_circuits(network(width=26), DATA.train, range(13))
     with pytest.raises(ValueError, match="circuits are none, expected at least one circuit"):
         circuits.circuit_losses(network(), DATA.train)
+
+
+def test_circuits_are_measured_as_losses_are_also_under_autocast():
+    model, data = network(), lh.modular_addition(11, 0.5).test
+    measures = (
+        lambda: circuits.ablate_circuits(model, data, [0, 1], progress=False).losses.tolist(),
+        lambda: circuits.distance_irrelevance(model, 11),
+        lambda: circuits.restricted_loss(model, 11, [2, 3], data),
+        lambda: circuits.gradient_symmetricity(model, 11, num=50),
+    )
+    for measure in measures:
+        outside = measure()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert measure() == outside

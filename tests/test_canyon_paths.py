@@ -4,6 +4,7 @@ Oracles: functions of two weights whose branches, folds and crossings are known 
 central differences of the branch itself for the predictor; the finder at the far end.
 """
 
+import dataclasses
 import functools
 import math
 import os
@@ -322,3 +323,60 @@ def test_unknown_values_are_refused():
     path = lh.trace_canyon(loss, points_on(loss, 1.0)[0], to=1.1, step=0.1, progress=False)
     with pytest.raises(ValueError, match="name is 'source', expected a numeric field"):
         path.values("source")
+
+
+def with_losses(path, values):
+    """A path whose points also have losses of these names, `values` (m,) each."""
+    points = [
+        dataclasses.replace(point, losses=point.losses | {name: row[i] for name, row in values.items()})
+        for i, point in enumerate(path)
+    ]
+    return dataclasses.replace(path, points=tuple(points))
+
+
+def test_a_loss_may_be_called_like_a_field_and_is_never_taken_for_it():
+    loss = cartoon()
+    start = points_on(loss, 1.0)[0]
+    watched = {"rise": lh.FunctionObjective(lambda t: 3.0 + (t * t).sum(), torch.zeros(2, dtype=torch.float64))}
+    path = lh.trace_canyon(loss, start, to=2.0, evaluate=watched, progress=False)
+    levels = path.values("level")
+    assert torch.allclose(path.values("rise", of="loss"), 3.0 + levels**2, rtol=1e-9)
+    assert torch.allclose(path.values("rise", of="point"), -0.1 * torch.expm1(-(levels**2)), rtol=1e-9)
+    message = r"name is 'rise', a field of CanyonPoint and an evaluated objective, expected one of .*\n.*of=.loss."
+    with pytest.raises(ValueError, match=message):
+        path.values("rise")
+    fields = [field.name for field in dataclasses.fields(lh.CanyonPoint)] + ["depth", "is_certified", "asymmetry"]
+    planted = with_losses(path, {name: [1000.0 + i for i in range(len(path))] for name in fields})
+    for name in fields:
+        assert planted.values(name, of="loss").tolist() == [1000.0 + i for i in range(len(path))]
+        number = getattr(path[0], name)
+        if isinstance(number, float | int) and not isinstance(number, bool):
+            with pytest.raises(ValueError, match=f"name is '{name}', a field"):
+                planted.values(name)
+            expected = torch.tensor([float(getattr(point, name)) for point in path], dtype=torch.float64)
+            assert torch.equal(planted.values(name, of="point"), expected)
+            assert torch.equal(path.values(name, of="point"), expected)
+        else:  # no number of a point: the name can only mean the loss
+            assert planted.values(name)[0] == 1000.0
+            with pytest.raises(ValueError, match=f"name is '{name}', expected a numeric field of CanyonPoint or an"):
+                planted.values(name, of="point")
+    with pytest.raises(ValueError, match="of is 'field', expected one of 'point', 'loss'"):
+        path.values("rise", of="field")
+    some = dataclasses.replace(path, points=(path[0], *(dataclasses.replace(p, full_error=0.5) for p in path[1:])))
+    assert some.values("full_error").isnan().tolist() == [True] + [False] * (len(path) - 1)
+
+
+def test_the_resume_file_of_other_evaluated_objectives_is_refused(tmp_path):
+    """An anchor at theta0 is 0 there: the values at theta0 alone would not tell them apart."""
+    loss = cartoon()
+    start = points_on(loss, 1.0)[0]
+
+    def run(epsilon):
+        watched = {"anchored": lh.AnchoredObjective(loss, loss.theta0, epsilon)}
+        options = {"to": 1.5, "evaluate": watched, "resume": tmp_path / "a.npz", "progress": False}
+        return lh.trace_canyon(loss, start, **options)
+
+    first = run(0.1)
+    assert torch.equal(run(0.1).values("anchored"), first.values("anchored"))
+    with pytest.raises(ValueError, match="the file of a run with another evaluated objectives or conflict control"):
+        run(0.2)

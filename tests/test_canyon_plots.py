@@ -137,6 +137,20 @@ def test_asymmetry_of_a_branch_and_of_the_minimum(cartoon, ax):
     assert (start.get_xdata()[0], start.get_ydata()[0]) == (0.0, 1.0)
 
 
+def test_asymmetry_has_gaps_where_a_loss_has_no_logarithm(cartoon, ax):
+    values = {1: (2.0, 1.0), 2: (-2.0, -1.0), 3: (0.0, 1.0), 4: (1.0, math.inf), 5: (3.0, 6.0)}
+    path = made(cartoon, [True] * 5)
+    points = tuple(
+        dataclasses.replace(point, losses=dict(zip("ab", values[i], strict=True))) for i, point in enumerate(path, 1)
+    )
+    planted = dataclasses.replace(path, points=points, losses={"a": 1.0, "b": -1.0})
+    lh.plots.canyon_floor({"one": planted}, ax, quantity="asymmetry")
+    (line,) = lines_of(ax, colors_in_legend(ax)["one"])
+    expected = [math.log(2), math.nan, math.nan, math.nan, math.log(0.5)]
+    assert np.allclose(line.get_ydata(), expected, equal_nan=True)
+    assert np.isnan(symbols(ax, "o")[0].get_ydata()).all()
+
+
 MASKS = ["11111", "00000", "11011", "10101", "00111", "11001", "01", "1", "0"]
 
 

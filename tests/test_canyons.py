@@ -423,6 +423,17 @@ def test_aimed_starts_evaluated_losses_and_the_default_space():
         found[0].asymmetry("first", "other")
 
 
+@pytest.mark.parametrize("losses", [(-1, -2), (1, -2), (0, 1), (1, 0), (math.nan, 1), (math.inf, 1)])
+def test_losses_that_have_no_logarithm_have_no_asymmetry(losses):
+    """Two negative ones have a positive ratio, whose logarithm means nothing."""
+    point = dataclasses.replace(cartoon((0.5,))[0], losses=dict(zip("ab", losses, strict=True)))
+    for pair in ("ab", "ba"):
+        with pytest.raises(ValueError, match=r"losses\['.'\] is .*, expected a positive, finite loss.\n.*point.losses"):
+            point.asymmetry(*pair)
+    tiny = dataclasses.replace(point, losses={"a": 1e-320, "b": 1e300})
+    assert tiny.asymmetry("a", "b") == pytest.approx(math.log(1e-320) - math.log(1e300))  # the ratio is 0 in float64
+
+
 def test_a_set_survives_being_saved(tmp_path):
     found = cartoon((0.5, 1.0))
     loaded = lh.CanyonSet.load(found.save(tmp_path / "canyons"))

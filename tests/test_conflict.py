@@ -7,6 +7,8 @@ cue are set to zero (that circuit is gone).
 """
 
 import copy
+import dataclasses
+import math
 import random
 from typing import ClassVar
 
@@ -19,6 +21,7 @@ from torch import nn
 
 import lowhanging as lh
 from lowhanging.basin import naming
+from lowhanging.basin.canyon_points import Around
 
 # Inputs (number's strength on its class, pattern's strength on its class), and what a linear model of equal weights
 # answers: the stronger cue, or class 2, shown by neither, where both are negative.
@@ -390,3 +393,38 @@ def test_three_cues_need_the_two_that_are_compared():
         lh.name_circuit(control, loss.theta0, loss.theta0, losses=losses, basin_losses=losses)
     with pytest.raises(ValueError, match=r"cues is \('number', 'pattern', 'none'\), expected two different ones"):
         lh.name_circuit(control, loss.theta0, loss.theta0, losses=losses, basin_losses=losses)
+
+
+def test_the_control_answers_as_the_loss_counts_also_under_autocast():
+    """In bfloat16 1 and 1.001 are one number, and the answer would be the first of two equal outputs."""
+    strengths = torch.tensor([[1.0, 1.001], [1.001, 1.0], [2.0, 2.003], [0.5, 0.5004]])
+    number, pattern = torch.tensor([0, 1, 0, 0]), torch.tensor([1, 0, 2, 1])
+    inputs = torch.zeros(4, 6)
+    inputs[range(4), number], inputs[range(4), 3 + pattern] = strengths.T
+    model = nn.Linear(6, 3, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.cat([torch.eye(3), torch.eye(3)], 1))
+    loss = lh.Objective(model, (inputs, number))
+    for objective in (loss, lh.AnchoredObjective(loss, loss.theta0, 0.1)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = lh.ConflictControl(objective, inputs, {"number": number, "pattern": pattern})
+            assert inside.answers(loss.theta0).tolist() == [1, 0, 1, 1]  # the stronger cue
+            assert inside(loss.theta0)["number"] == objective.evaluate(loss.theta0)[1] == 0.25
+            assert model(inputs).argmax(1).tolist() != [1, 0, 2, 1]  # autocast makes two equal outputs of these
+        assert inside.answers(loss.theta0).tolist() == [1, 0, 1, 1]
+    assert not inside._outputs(model, inputs).requires_grad
+
+
+def test_a_loss_on_something_else_does_not_forbid_a_name():
+    control, loss = linear(200)
+    around = Around.of(loss.theta0, {}, control)
+    for other in (-3.0, 0.0, math.nan):
+        known = {"number": 1.0, "pattern": 1.0, "other": other}
+        named = dataclasses.replace(around, losses=known)
+        found = named.named(weighted(4.0, 1.0), {"number": 1.0, "pattern": 5.0, "other": other})
+        assert found["circuit"] == "number"
+    for bad in (-1.0, 0.0, math.nan, math.inf):
+        named = dataclasses.replace(around, losses={"number": 1.0, "pattern": 1.0})
+        found = named.named(weighted(4.0, 1.0), {"number": 1.0, "pattern": bad})
+        assert found["circuit"] is None
+        assert "not positive and finite" in found["circuit_reason"]

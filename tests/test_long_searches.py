@@ -13,17 +13,19 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from torch import Tensor, nn
 
 import lowhanging as lh
 from lowhanging import resume_file
-from lowhanging.basin import eigensearch
+from lowhanging.basin import eigensearch, search_file
 from lowhanging.basin.eigenbounds import error_bounds, in_clusters
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs, top_hessian_eigs
 from lowhanging.errors import NotConvergedError
@@ -313,14 +315,14 @@ def test_a_search_goes_on_where_it_was_left(tmp_path: Path) -> None:
         path = tmp_path / f"{after}.npz"
         with pytest.raises(KeyboardInterrupt):
             top_eigs(dying(values, after), 20, tol=1e-6, resume=path)
-        again = diagonal(values)
+        again, is_resumed = diagonal(values), path.exists()
         pairs = top_eigs(again, 20, tol=1e-6, resume=path)
         assert torch.equal(pairs.values, whole.values)
         assert torch.equal(pairs.vectors, whole.vectors)
         assert torch.equal(pairs.residuals, whole.residuals)
-        resumed = path.exists() and after > eigensearch.PROBE_STEPS
-        assert pairs.num_products == whole.num_products + resumed  # one to see that the map is the same
-        assert again.count < whole.num_products - after + eigensearch.PROBE_STEPS + 6
+        # One that the file is made with; three to see that the map is the same; at the end all 20 pairs, not two.
+        assert pairs.num_products == whole.num_products + 1 + is_resumed * (3 + 20 - 2)
+        assert again.count < whole.num_products - after + eigensearch.PROBE_STEPS + 6 + 3 + 20
     assert [item.name for item in tmp_path.iterdir() if item.suffix != ".npz"] == []
 
 
@@ -329,8 +331,9 @@ def test_a_finished_search_costs_its_checks_only(tmp_path: Path) -> None:
     first = top_eigs(diagonal(values), 10, resume=tmp_path / "pairs")
     counted = diagonal(values)
     second = top_eigs(counted, 10, resume=tmp_path / "pairs")
-    assert counted.count == 3
+    assert counted.count == 3 + 10
     assert torch.equal(first.vectors, second.vectors)
+    assert second.num_products == first.num_products + 3 + 10
 
 
 def test_a_spent_budget_can_be_raised(tmp_path: Path) -> None:
@@ -341,7 +344,7 @@ def test_a_spent_budget_can_be_raised(tmp_path: Path) -> None:
     pairs = top_eigs(counted, 10, resume=tmp_path / "a.npz")
     whole = top_eigs(diagonal(values), 10)
     assert torch.equal(pairs.vectors, whole.vectors)
-    assert counted.count <= whole.num_products - 15
+    assert counted.count <= whole.num_products - 15 + 3 + 10
 
 
 @pytest.mark.usefixtures("often")
@@ -433,6 +436,131 @@ def test_another_searchs_file_is_refused_and_left_alone(tmp_path: Path) -> None:
             top_eigs(symmetric([2.0, 1.0]), 1, method="dense", **{name: path if name == "resume" else torch.ones(1, 2)})
 
 
+OTHER = np.r_[10.0, 9.0, 8.0, 7.0, 6.0, np.linspace(0, 1, 200)]
+
+
+FALLING = np.geomspace(1, 1e-6, 200)
+
+
+def hidden(A: Tensor) -> Counted:
+    """A matrix of which nothing is known but its products."""
+    return Counted(lambda v: A @ v, len(A), A.dtype)
+
+
+@pytest.mark.parametrize("stop", [12, 16, None])  # half-way, nearly found, finished
+@pytest.mark.parametrize("which", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("size", [0.3, 3e-3])
+def test_a_change_along_any_pair_that_was_found_is_another_map(
+    tmp_path: Path, size: float, which: int, stop: int | None
+) -> None:
+    """In float32, where the last Lanczos vector hardly holds what has converged: one product with it sees nothing."""
+    values = OTHER.copy()
+    values[which] -= size
+    before, after = symmetric(OTHER).float(), symmetric(values).float()
+    options = {"tol": 1e-6, "resume": tmp_path / "a.npz", "on_failure": "warn"}
+    with contextlib.nullcontext() if stop is None else pytest.warns(RuntimeWarning, match="max_products"):
+        top_eigs(hidden(before), 5, max_products=stop, **options)
+    with pytest.raises(ValueError, match=r"a.npz', the file of a search with another H, expected .*\n.*Name another"):
+        top_eigs(hidden(after), 5, **options)
+
+
+def test_what_a_matrix_is_identified_by(tmp_path: Path) -> None:
+    """Its numbers, whatever holds them: the second one differs by one rounding."""
+    A = symmetric(np.linspace(0, 1, 30)).float()
+    B = A.clone()
+    B[3, 3] *= 1 + 2e-7
+    assert not torch.equal(A, B)
+    kinds = {
+        "dense": lambda M: M,
+        "sparse": lambda M: M.to_sparse_coo(),
+        "NumPy": lambda M: M.numpy(),
+        "SciPy": lambda M: scipy.sparse.csr_matrix(M.numpy()),
+        "sum": lambda M: 2.0 * lh.hessian(lh.FunctionObjective(lambda t: (t**4).sum(), torch.ones(30))) + M,
+    }
+    for kind, make in kinds.items():
+        path = tmp_path / f"{kind}.npz"
+        first = top_eigs(make(A), 2, tol=1e-5, resume=path)
+        again = top_eigs(make(A.clone()), 2, tol=1e-5, resume=path)
+        assert torch.equal(first.values, again.values)
+        with pytest.raises(ValueError, match="the file of a search with another H, expected"):
+            top_eigs(make(B), 2, tol=1e-5, resume=path)
+
+
+def test_the_matrix_and_the_parameters_belong_to_a_search(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = (torch.randn(23, 5, generator=generator), torch.arange(23) % 3)
+    model = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 3))
+    loss = lh.Objective(model, data)
+    top_eigs(lh.hessian(loss), 2, tol=1e-5, resume=tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="the file of a search with another kind of matrix, expected"):
+        top_eigs(lh.gauss_newton(loss), 2, tol=1e-5, resume=tmp_path / "a.npz")
+    top_eigs(lh.hessian(loss, parameters="0.bias"), 2, tol=1e-5, resume=tmp_path / "b.npz")
+    with pytest.raises(ValueError, match="the file of a search with another kind of matrix, expected"):
+        top_eigs(lh.hessian(loss, parameters="2.bias"), 2, tol=1e-5, resume=tmp_path / "b.npz")
+
+
+def test_a_pair_beside_the_basis_is_seen_by_the_random_vector(tmp_path: Path) -> None:
+    """A new pair that is orthogonal to all that the search has tried leaves no trace in the basis."""
+    A = symmetric(OTHER).float()
+    top_eigs(hidden(A), 5, tol=1e-5, resume=tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as stored:
+        rows = torch.from_numpy(stored["rows"]).double()
+    new = torch.randn(len(A), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    for _ in range(2):
+        new -= rows.T @ (rows @ new)
+        new /= new.norm()
+    B = (A.double() + 20 * torch.outer(new, new)).float()
+    assert float((B.double() @ rows.T - A.double() @ rows.T).norm(dim=0).max()) < 1e-4
+    with pytest.raises(ValueError, match="the file of a search with another H, expected"):
+        top_eigs(hidden(B), 5, tol=1e-5, resume=tmp_path / "a.npz")
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("rows", [40, 70, 10**6])
+@pytest.mark.parametrize("stop", [8, 20, 45, 200])
+def test_the_same_map_in_another_order_of_summation_is_no_other_map(tmp_path: Path, stop: int, rows: int) -> None:
+    """As with another number of threads."""
+    for dtype, tol in ((torch.float32, 1e-5), (torch.float64, 1e-9)):
+        for name, values in {"network": network_spectrum()[:300], "tiny": 1e-9 * OTHER, "falling": FALLING}.items():
+            A = symmetric(values).to(dtype)
+            options = {"tol": tol, "memory": rows * len(A) * A.element_size(), "resume": tmp_path / f"{name} {dtype}"}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                top_eigs(hidden(A), 5, max_products=stop, on_failure="warn", **options)
+                pairs = top_eigs(Counted(lambda v, A=A: A.flip(1) @ v.flip(0), len(A), dtype), 5, **options)
+            spectrum = np.linalg.eigvalsh(A.double().numpy())[::-1][:5]
+            assert (np.abs(pairs.values.numpy() - spectrum) <= pairs.bounds.numpy()).all()
+
+
+def test_a_pair_that_has_gone_stale_is_never_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first comparison is fooled, the last one, of every pair, is not."""
+    values = OTHER.copy()
+    values[2] -= 0.1
+    top_eigs(hidden(symmetric(OTHER).float()), 5, tol=1e-5, resume=tmp_path / "a.npz")
+    monkeypatch.setattr(search_file, "disagreement", lambda *_: 0.0)
+    with pytest.raises(ValueError, match="the file of a search with another H, expected"):
+        top_eigs(hidden(symmetric(values).float()), 5, tol=1e-5, resume=tmp_path / "a.npz")
+
+
+def test_a_shuffled_loader_is_the_same_map(tmp_path: Path) -> None:
+    """Read anew, its examples come in another order: other bits, the same Hessian."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(300, 6, generator=generator), torch.arange(300) % 4
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4))
+    losses = []
+    for seed in range(2):
+        order = torch.randperm(300, generator=torch.Generator().manual_seed(seed))
+        losses.append(lh.Objective(model, (inputs[order], targets[order]), micro_batch=64))
+    v = torch.ones(losses[0].num_params)
+    assert not torch.equal(losses[0].hvp(losses[0].theta0, v), losses[1].hvp(losses[1].theta0, v))
+    first = top_hessian_eigs(losses[0], k=6, tol=1e-5, resume=tmp_path / "a.npz")
+    second = top_hessian_eigs(losses[1], k=6, tol=1e-5, resume=tmp_path / "a.npz")
+    assert float((first.values - second.values).abs().max()) <= float(second.bounds.max())
+    wrong = lh.Objective(model, (inputs, targets.roll(1)))
+    with pytest.raises(ValueError, match="the file of a search with another H, expected"):
+        top_hessian_eigs(wrong, k=6, tol=1e-5, resume=tmp_path / "a.npz")
+
+
 def test_another_theta_is_another_search(tmp_path: Path) -> None:
     f = lh.FunctionObjective(lambda theta: (theta**4).sum(), torch.arange(1.0, 6.0))
     lh.top_hessian_eigs(f, k=2, resume=tmp_path / "a.npz")
@@ -483,8 +611,10 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     whole = top_eigs(diagonal(values), 30, tol=1e-7)
     assert torch.equal(pairs.vectors, whole.vectors)
     assert torch.equal(pairs.values, whole.values)
-    assert counted.count < whole.num_products - 8
-    assert torch.equal(Eigenpairs.load(pairs.save(result)).bounds, whole.bounds)
+    assert counted.count < whole.num_products - 8 + 3 + 30
+    loaded = Eigenpairs.load(pairs.save(result))
+    assert torch.equal(loaded.bounds, pairs.bounds)
+    assert float((loaded.bounds - whole.bounds).abs().max()) < 1e-14 * whole.scale  # the noise is that of 30 products
 
 
 # ---- float64 ------------------------------------------------------------------------------------------------------

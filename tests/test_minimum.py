@@ -215,11 +215,24 @@ def test_a_polish_that_was_stopped_anywhere_equals_one_that_was_not(tmp_path: Pa
         calls.start()
         found = lh.polish(bent(), **POLISH, resume=path)
         assert bits(found) == bits(whole)
-        assert calls.num == total - (at - 1) + 1  # one gradient tells the loss from others
+        # Two gradients tell the loss from others; of the two that measure the rounding, the first is taken again.
+        assert calls.num == total - (at - 1) + 2 + (at == total)
     calls.start()
     assert bits(lh.polish(bent(), **POLISH, resume=path)) == bits(whole)
-    assert calls.num == 1
+    assert calls.num == 2
     assert {file.suffix for file in tmp_path.iterdir()} == {".npz"}
+
+
+def test_a_loss_that_agrees_in_the_first_gradient_is_found_out(tmp_path: Path) -> None:
+    """An anchor at the start is 0 there, with its gradient: the file of a loss without it would be gone on with."""
+    loss = bent()
+    anchored = lh.AnchoredObjective(loss, loss.theta0, 0.3)
+    assert float(loss(loss.theta0)) == float(anchored(loss.theta0))
+    assert torch.equal(loss.gradient(loss.theta0), anchored.gradient(loss.theta0))
+    lh.polish(loss, **POLISH, resume=tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"a.npz', the file of a polish with another loss, expected"):
+        lh.polish(anchored, **POLISH, resume=tmp_path / "a.npz")
+    lh.polish(loss, **POLISH, resume=tmp_path / "a.npz")
 
 
 def test_a_saddle_that_is_left_is_left_again(tmp_path: Path) -> None:
@@ -240,7 +253,7 @@ def test_raised_limits_go_on_from_what_was_reached(tmp_path: Path, calls: Calls)
         lh.polish(bent(), **POLISH, max_gradients=5, resume=path)
     calls.start()
     assert bits(lh.polish(bent(), **POLISH, resume=path)) == bits(whole)
-    assert calls.num <= whole.num_gradients + whole.num_products - 4  # five are known, one is asked again
+    assert calls.num <= whole.num_gradients + whole.num_products - 3  # five are known, two are asked again
 
 
 def test_the_file_of_another_polish_is_refused(tmp_path: Path) -> None:

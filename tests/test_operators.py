@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import lowhanging as lh
 from lowhanging import blocks
 from lowhanging.anchored import AnchoredObjective
 from lowhanging.basin.eigenpairs import top_eigs, top_hessian_eigs
@@ -463,3 +464,37 @@ def test_on_a_gpu(block: Any) -> None:
         part = make(Objective(Net(), (X, CLASSES), device="cuda"), parameters="last.*", block=block)
         assert part.embed((part @ columns[:16].cuda()).T).shape == (40, 28)
         assert (2.0 * H - H).to_scipy().matvec(columns[:, 0].numpy()).shape == (28,)
+
+
+def test_autocast_around_a_call_changes_no_bit() -> None:
+    """A training loop's: every product of two matrices inside it would be one of bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(60, 5, generator=generator), torch.arange(60) % 3
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    lh.train(model, (inputs, targets), epochs=5, progress=False)
+    loss = lh.Objective(model, (inputs, targets))
+    half = lh.Objective(model, (inputs[:30], targets[:30]))
+    H = lh.hessian(loss)
+    A = torch.randn(loss.num_params, loss.num_params, generator=generator)
+    A = (A + A.T) / 50
+    v = torch.randn(loss.num_params, generator=generator)
+    thetas = torch.stack([loss.theta0 + 0.1 * i * v for i in range(4)] + [loss.theta0 + v.roll(1)])
+    calls = {
+        "top_eigs": lambda: lh.top_eigs(H, k=4, progress=False).values,
+        "of a matrix": lambda: lh.top_eigs(A, k=4, progress=False).values,
+        "sum": lambda: (H + A) @ v,
+        "trace": lambda: torch.tensor(float(lh.trace(H, probes=30, progress=False))),
+        "density": lambda: lh.spectral_density(H, steps=15, probes=3, progress=False).nodes,
+        "steering": lambda: lh.steering_direction(preserve=loss, ablate=half, k=5),
+        "polish": lambda: lh.polish(loss, anchor=0.05, gtol=1e-4, max_drift=10.0, progress=False).theta,
+        "principal": lambda: lh.principal_directions(thetas).directions,
+        "gram_schmidt": lambda: lh.gram_schmidt(thetas[1:3]).directions,
+        "plane": lambda: lh.plane_through(*thetas[[0, 1, 4]]).directions,
+    }
+    for name, call in calls.items():
+        outside = call()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = call()
+        assert torch.equal(inside, outside), name

@@ -102,6 +102,34 @@ def test_lines_and_paths_are_resumed_too(tmp_path):
         assert rest.count == 3 + 4
 
 
+def test_losses_that_agree_where_nothing_is_finite_or_at_the_center_are_told_apart(tmp_path):
+    """The ends overflow for both, and in the middle an anchor is 0: only what lies between tells them apart."""
+    loss = made(lambda t: torch.exp(t[0] ** 2) + t[1])
+    losses = {epsilon: lh.AnchoredObjective(loss, loss.theta0, epsilon) for epsilon in (0.1, 0.2)}
+    center = loss.theta0
+    for theta in (center, center - 40 * E1, center + 40 * E1):
+        assert float(losses[0.1](theta)) == float(losses[0.2](theta))
+    for number, run in enumerate(
+        (
+            lambda loss, resume: lh.line_slice({"f": loss}, E1, (-40, 40), 33, resume=resume),
+            lambda loss, resume: lh.plane_slice({"f": loss}, (E1, E2), ((-40, 40), (-1, 1)), (33, 3), resume=resume),
+        )
+    ):
+        run(losses[0.1], tmp_path / f"{number}.npz")
+        run(losses[0.1], tmp_path / f"{number}.npz")
+        with pytest.raises(ValueError, match="the file of a run with another loss 'f', expected"):
+            run(losses[0.2], tmp_path / f"{number}.npz")
+
+
+def test_names_of_losses_with_commas_are_not_other_names(tmp_path):
+    def run(*names):
+        return lh.line_slice(dict.fromkeys(names, made(branching)), E1, (-1, 1), 5, resume=tmp_path / "a.npz")
+
+    run("a, b", "c")
+    with pytest.raises(ValueError, match="the file of a run with another names of the losses, expected"):
+        run("a", "b, c")
+
+
 def test_accuracies_and_values_that_are_not_finite_survive_the_file(tmp_path):
     torch.manual_seed(0)
     model, data = nn.Linear(4, 3), (torch.randn(11, 4), torch.randint(0, 3, (11,)))

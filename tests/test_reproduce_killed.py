@@ -164,8 +164,9 @@ def test_a_run_killed_three_times_repeats_nothing_and_ends_with_the_same_bytes(
     # Writing takes a tenth of the time at most: on a slow disk the file may lack what was done last.
     assert 1 <= held[0] <= 7
     assert [each["epoch"] for each in counts] == [8, EPOCHS - held[0], 0, 0]
-    # The first gradient is taken again, to know that the file is of this loss.
+    # The first gradient and the last are taken again, to know that the file is of this loss; two in float64 tell how
+    # far the smallest eigenvalue is rounded.
     assert 1 <= held[1] <= 5
-    assert [each["gradient"] for each in counts] == [0, 6, num_gradients - held[1] + 1, 0]
+    assert [each["gradient"] for each in counts] == [0, 6, num_gradients - held[1] + min(2, held[1]) + 2, 0]
     per_cue = 1 + len(LENGTHS) * SIZES["tiny"].displacements
     assert [each["displaced"] for each in counts] == [0, 0, 4, len(CUES) * per_cue]

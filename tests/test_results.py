@@ -5,6 +5,7 @@ Oracles: equality with what was saved; `numpy.load`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -18,6 +19,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import lowhanging as lh
+from lowhanging.errors import DamagedFileError
 from lowhanging.results import load_result, save_result, write_atomically
 
 
@@ -149,3 +152,58 @@ def test_a_tuple_comes_back_as_one(tmp_path: Path) -> None:
     found = load_result(Named, save_result(Named(("u", "v"), [1, 2]), tmp_path / "named"))
     assert found == Named(("u", "v"), [1, 2])
     assert (type(found.names), type(found.rows)) == (tuple, list)
+
+
+REDUCED = [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", REDUCED)
+def test_numbers_of_every_dtype_come_back_with_it(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Also of those that NumPy has not, NaN, infinity and a negative zero included, and in views and scalars."""
+    values = torch.tensor([[1.5, -0.0, torch.inf], [-3.0, torch.nan, 0.125]]).to(dtype)
+    before = dataclasses.replace(
+        pairs(), values=values.T, scalar=values[0, 0], losses={"a": values, "b": torch.ones(2), "c": values[:0]}
+    )
+    after = load_result(Pairs, save_result(before, tmp_path / "a"))
+    for mine, other in ((after.values, values.T), (after.scalar, values[0, 0]), (after.losses["a"], values)):
+        assert mine.dtype == dtype
+        assert mine.shape == other.shape
+        assert torch.equal(mine.float().nan_to_num(7.0), other.float().nan_to_num(7.0))
+        assert torch.equal(mine.float().signbit(), other.float().signbit())
+    assert after.losses["b"].dtype == torch.float32
+    assert after.losses["c"].shape == (0, 3)
+    assert after.losses["c"].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_results_in_half_precision_are_saved(tmp_path: Path, dtype: torch.dtype) -> None:
+    a, b, c = (torch.randn(6, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(3))
+    plane = lh.plane_through(a, b, c)
+    again = lh.Plane.load(plane.save(tmp_path / "plane"))
+    assert again.directions.dtype == again.center.dtype == dtype
+    assert torch.equal(again.directions, plane.directions)
+    assert torch.equal(again.center, plane.center)
+    loss = lh.FunctionObjective(lambda theta: (theta**2).sum(), a)
+    for found in (
+        lh.line_slice({"f": loss}, torch.ones(6, dtype=dtype), num=3),
+        lh.path_slice({"f": loss}, [a, b, c], num=5),
+        lh.plane_slice({"f": loss}, plane, num=3),
+        lh.principal_directions(torch.stack([a, b, c])),
+    ):
+        loaded = type(found).load(found.save(tmp_path / type(found).__name__))
+        for field in dataclasses.fields(found):
+            mine, other = getattr(loaded, field.name), getattr(found, field.name)
+            if isinstance(other, Tensor):
+                assert mine.dtype == other.dtype
+                assert torch.equal(mine, other)
+
+
+def test_a_dtype_that_is_none_is_damage(tmp_path: Path) -> None:
+    path = save_result(dataclasses.replace(pairs(), values=torch.ones(2, dtype=torch.bfloat16)), tmp_path / "a")
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    meta = str(arrays["__lowhanging__"])
+    assert meta.count("bfloat16") == 1
+    np.savez(path, **(arrays | {"__lowhanging__": np.array(meta.replace("bfloat16", "nonsense"))}))
+    with pytest.raises(DamagedFileError, match="not a result of lowhanging"):
+        load_result(Pairs, path)

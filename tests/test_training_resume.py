@@ -278,3 +278,49 @@ def test_an_optimizer_whose_state_would_run_code_is_refused(tmp_path: Path) -> N
     assert not path.exists()
     with pytest.raises(ValueError, match="expected a file in an existing folder"):
         quiet(network(), POINTS, resume=tmp_path / "nowhere" / "run.npz")
+
+
+class Labelled(Dataset[tuple[Tensor, Tensor]]):
+    """Labels that are changed on reading, between two items."""
+
+    def __init__(self, bad: range = range(0), num: int = 40):
+        self.bad, self.num = bad, num
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return INPUTS[i % 40] * (1 + i // 40), POINTS[1][i % 40] ^ int(i in self.bad)
+
+
+def smoothed(amount: float) -> Any:
+    return lambda outputs, targets: F.cross_entropy(outputs, targets, label_smoothing=amount)
+
+
+@pytest.mark.parametrize("kind", ["Dataset", "DataLoader", "batches"])
+def test_a_data_set_or_a_loss_that_only_differs_inside_is_another(tmp_path: Path, kind: str) -> None:
+    """Neither is told by its first, middle and last item, nor by its name."""
+
+    def data(bad: range = range(0)) -> Any:
+        if kind == "Dataset":
+            return Labelled(bad)
+        if kind == "DataLoader":
+            return DataLoader(Labelled(bad), batch_size=7, shuffle=True, generator=torch.Generator().manual_seed(1))
+        return list(DataLoader(Labelled(bad), batch_size=4))
+
+    path, options = tmp_path / "a.npz", {"epochs": 2, "batch_size": 7, "resume": tmp_path / "a.npz"}
+    first = quiet(network(), data(), **options, loss_fn=smoothed(0.0))
+    same(quiet(network(), data(), **options, loss_fn=smoothed(0.0)), first)
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match="the file of a training with another data, expected"):
+        quiet(network(), data(range(8, 10)), **options, loss_fn=smoothed(0.0))
+    with pytest.raises(ValueError, match="the file of a training with another model or loss, expected"):
+        quiet(network(), data(), **options, loss_fn=smoothed(0.1))
+    assert path.read_bytes() == content
+
+
+def test_sixty_four_items_tell_a_large_data_set_from_another(tmp_path: Path) -> None:
+    options = {"epochs": 1, "batch_size": 100, "resume": tmp_path / "a.npz"}
+    quiet(network(), Labelled(num=1000), **options)
+    with pytest.raises(ValueError, match="the file of a training with another data, expected"):
+        quiet(network(), Labelled(range(300, 340), num=1000), **options)

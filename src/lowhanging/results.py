@@ -1,7 +1,8 @@
 """How does a result get to disk and back?
 
 A result is a frozen dataclass of tensors, numbers, strings and mappings of them. It is stored as one npz: every tensor
-an array of that file, everything else in one JSON entry, so that NumPy alone can read it. Nothing is pickled.
+an array of that file, everything else in one JSON entry, so that NumPy alone can read it. Nothing is pickled. A tensor
+of a dtype that NumPy has not (bfloat16, the 8-bit floats) is stored as integers of its bits, and its dtype is told.
 """
 
 from __future__ import annotations
@@ -31,18 +32,20 @@ _REMEDY = "Load the file with the class that saved it: Class.load(path)."
 
 def save_result(result: Any, path: str | Path) -> Path:
     """Write a result dataclass to `path` as npz; the file appears whole or not at all. Returns the path written."""
-    arrays: dict[str, np.ndarray] = {}
+    tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for field in dataclasses.fields(result):
         value = getattr(result, field.name)
         if isinstance(value, Tensor):
-            arrays[field.name] = value.detach().cpu().numpy()
+            tensors[field.name] = value
         elif isinstance(value, dict) and value and all(isinstance(item, Tensor) for item in value.values()):
             plain[field.name] = {"tensors": list(value)}
-            arrays |= {f"{field.name}/{name}": item.detach().cpu().numpy() for name, item in value.items()}
+            tensors |= {f"{field.name}/{name}": item for name, item in value.items()}
         else:
             plain[field.name] = {"value": value}
-    meta = json.dumps({"class": type(result).__name__, "fields": plain})
+    arrays = {name: as_array(tensor) for name, tensor in tensors.items()}
+    dtypes = {name: _dtype_name(tensor.dtype) for name, tensor in tensors.items() if _bits_of(tensor.dtype) is not None}
+    meta = json.dumps({"class": type(result).__name__, "fields": plain, "dtypes": dtypes})
     target = Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
     entries: dict[str, Any] = {**arrays, _META: np.array(meta)}
     write_atomically(target, lambda stream: np.savez_compressed(stream, **entries))
@@ -63,19 +66,21 @@ def load_result(cls: type[_T], path: str | Path) -> _T:
         arrays = read_arrays(source)
         meta = json.loads(str(arrays.pop(_META)))
         name_of_class, fields = meta["class"], dict(meta["fields"])
+        dtypes = {name: getattr(torch, dtype) for name, dtype in meta.get("dtypes", {}).items()}
+        tensors = {name: as_tensor(array, dtypes.get(name)) for name, array in arrays.items()}
     except FileNotFoundError as error:
         received = f"is {str(source)!r}, which does not exist"
         raise FileNotFoundError(explain("path", received, expected, "Check the name and the folder.")) from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         received = f"is {str(source)!r}, not a result of lowhanging"
         raise DamagedFileError(explain("path", received, expected, _REMEDY)) from error
     if name_of_class != cls.__name__:
         raise ValueError(explain("path", f"is {str(source)!r}, a saved {name_of_class}", expected, _REMEDY))
     try:
-        values: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items() if "/" not in name}
+        values: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if "/" not in name}
         for name, entry in fields.items():
             if "tensors" in entry:
-                values[name] = {key: torch.from_numpy(arrays[f"{name}/{key}"]) for key in entry["tensors"]}
+                values[name] = {key: tensors[f"{name}/{key}"] for key in entry["tensors"]}
             else:
                 values[name] = entry["value"]
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
@@ -86,6 +91,32 @@ def load_result(cls: type[_T], path: str | Path) -> _T:
         received = f"is {str(source)!r}, a saved {name_of_class} with other fields"
         remedy = "Load it with the version of lowhanging that saved it."
         raise ValueError(explain("path", received, expected, remedy)) from error
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """The numbers of a tensor; of a dtype that NumPy has not, integers of its bits."""
+    plain, bits = tensor.detach().cpu().contiguous(), _bits_of(tensor.dtype)
+    array: np.ndarray = (plain if bits is None else plain.view(bits)).numpy()
+    return array
+
+
+def as_tensor(array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
+    """What `as_array` was given, `dtype` being that of a tensor that was stored by its bits."""
+    found = torch.from_numpy(array)
+    return found if dtype is None or _bits_of(dtype) is None else found.view(dtype)
+
+
+def _bits_of(dtype: torch.dtype) -> torch.dtype | None:
+    """The integers that a dtype is stored as; None where NumPy has the dtype."""
+    try:
+        torch.empty(0, dtype=dtype).numpy()
+    except TypeError:
+        return {1: torch.uint8, 2: torch.int16}[dtype.itemsize]
+    return None
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -125,8 +156,7 @@ def digest(*tensors: Tensor) -> str:
     """A digest of the numbers, dtypes and shapes of tensors."""
     found = hashlib.sha256()
     for tensor in tensors:
-        plain = tensor.detach().cpu().contiguous()
-        array = (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy()  # NumPy has no bfloat16
+        array = as_array(tensor)
         found.update(f"{array.dtype} {array.shape}".encode())
         found.update(array.tobytes())
     return found.hexdigest()[:32]

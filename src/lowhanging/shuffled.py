@@ -7,6 +7,7 @@ costs more than the training step.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from lowhanging.batches import stored_tensors, untouched_random_state
 from lowhanging.errors import a_type, check_finite, explain
 from lowhanging.results import digest
+
+_ITEMS = 64  # of a data set that are read to tell it from another
 
 
 class ShuffledBatches:
@@ -61,7 +64,7 @@ class ShuffledBatches:
         return list(own.values())
 
     def identity(self) -> str:
-        """Kind, number and contents: all that is stored as tensors, three items of what else has numbered items."""
+        """Kind, number and contents: all that is stored as tensors, up to 64 items of what else has numbered items."""
         number = f"{self.num_batches} batches of " if self.length is None else ""
         store = getattr(self.data, "dataset", self.data) if isinstance(self.data, DataLoader) else self.data
         tensors = _tensors_of(store)
@@ -72,6 +75,26 @@ class ShuffledBatches:
             return told
         first, second = _seen(store), _seen(store)
         return f"{told} {first}" if first == second else told  # augmented from a state that is nobody's to know
+
+    @functools.cached_property
+    def first(self) -> Any:
+        """The first examples as a batch, None where they can't be had without a pass, or are not the same each time."""
+        if self.tensors is not None:
+            return tuple(tensor[: self.size] for tensor in self.tensors)
+        store = getattr(self.data, "dataset", self.data) if isinstance(self.data, DataLoader) else self.data
+        if not (hasattr(store, "__len__") and hasattr(store, "__getitem__")) or not len(store):
+            return None
+        collate, num = None, 1  # a sequence of batches
+        if isinstance(self.data, DataLoader):
+            collate, num = self.data.collate_fn, self.data.batch_size or 1
+        elif self.length is not None:
+            collate, num = default_collate, self.size
+        read = []
+        for _ in range(2):
+            with own_randomness(0, torch.device("cpu")):
+                items = [store[i] for i in range(min(num, len(store)))]
+                read.append(items[0] if collate is None else collate(items))
+        return read[0] if _digest_of(read[:1]) == _digest_of(read[1:]) else None
 
     def _cut(self, generator: torch.Generator) -> Iterator[Any]:
         order = torch.randperm(self.length or 0, generator=generator)
@@ -117,9 +140,13 @@ def restore_random_states(states: Mapping[str, Any], device: torch.device) -> No
 
 
 def _seen(store: Any) -> str:
-    """A digest of the first, the middle and the last item, read with one and the same random state."""
+    """A digest of up to 64 items, the first and the last among them, read with one and the same random state."""
     with own_randomness(0, torch.device("cpu")):
-        items = [store[i] for i in sorted({0, len(store) // 2, len(store) - 1})]
+        items = [store[i] for i in sorted({round(i) for i in np.linspace(0, len(store) - 1, min(len(store), _ITEMS))})]
+    return _digest_of(items)
+
+
+def _digest_of(items: list[Any]) -> str:
     leaves = tree_leaves([dict(item) if isinstance(item, Mapping) else item for item in items])
     tensors = [torch.as_tensor(leaf) for leaf in leaves if isinstance(leaf, Tensor | np.ndarray | int | float)]
     return digest(*tensors)

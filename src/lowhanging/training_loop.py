@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from tqdm.auto import tqdm
 
 from lowhanging.batch_mean import BatchMean
@@ -170,10 +172,12 @@ class Loop:
         self.began -= state["seconds"]
 
     def _probe(self) -> str:
-        """The loss of the first examples in eval mode, to the last bit; "" where they can't be had without reading."""
-        if self.batches.tensors is None:
+        """The loss of the first examples in eval mode, to the last bit; "" where they can't be had without a pass."""
+        first = self.batches.first
+        if first is None:
             return ""
-        batch = tuple(tensor[: self.batches.size].to(self.device) for tensor in self.batches.tensors)
+        plain = dict(first) if isinstance(first, Mapping) else first
+        batch = tree_map_only(Tensor, lambda leaf: leaf.to(self.device), plain)
         self.model.eval()
         with torch.no_grad(), untouched_random_state():
             return float(self.loss(self.model, batch, None, check=False)[0]).hex()

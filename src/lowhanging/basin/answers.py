@@ -3,7 +3,8 @@
 SciPy's L-BFGS keeps its state to itself, so it can't be written down. But all that a descent does follows from what it
 asks the loss and what it is told: given the same answers it takes the same steps, to the last bit. So the answers are
 kept, in order. A run that goes on asks again from the start, and what was asked before costs only the arithmetic in
-between. The first answer is computed anew and compared: a file of another loss is found out by one gradient.
+between. The first gradient and the last one are computed anew and compared, so that the file of another loss is found
+out: two losses may agree in one point, as one with an anchor there and one without.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Answers:
         self._next = 0  # number of the next question
         self._is_written = True
         self._read()
+        gradients = [i for i, question in enumerate(self._questions) if question.startswith("gradient")]
+        self._compared = {*gradients[:1], *gradients[-1:]}  # numbers of the answers that are computed anew
         self.num_gradients = sum(question.startswith("gradient") for question in self._questions)
 
     @property
@@ -80,6 +83,23 @@ class Answers:
         """H v, (p,)."""
         return self._answer(f"matrix {digest(H.theta, v)}", lambda: (float("nan"), H @ v))[1]
 
+    def exact(self, H: Hessian, row: Tensor, by_differences: bool) -> Tensor:
+        """H row in float64, (p,); kept as two vectors in the dtype of the others, what is rounded and what remains."""
+        fresh: list[Tensor] = []
+
+        def image() -> Tensor:
+            if not fresh:
+                found = H.exact_products(row[None], by_differences=by_differences)
+                if found is None:
+                    raise TypeError("the loss has no float64 form")
+                fresh.append(found[0])
+            return fresh[0]
+
+        name = f"{digest(H.theta, row)} {by_differences}"
+        high = self._answer(f"exact {name}", lambda: (float("nan"), image().to(self._like)))[1].double()
+        rest = self._answer(f"rest {name}", lambda: (float("nan"), (image() - high.to(image())).to(self._like)))[1]
+        return high + rest.double()
+
     def flush(self) -> None:
         """Write what is not written yet, on the way out: a full disk is not the error to report."""
         with contextlib.suppress(OSError):
@@ -89,7 +109,8 @@ class Answers:
         number, self._next = self._next, self._next + 1
         if number < len(self._questions) and self._questions[number] == question:
             value, row = self._answers[number]
-            if number == 0:
+            if number in self._compared:
+                self._compared.discard(number)
                 fresh, other = ask()
                 if repr(fresh) != repr(value) or not torch.equal(row, other.cpu()):
                     remedy = "Name another file, or repeat the call that made this one, with as many threads."
@@ -133,6 +154,10 @@ class _Answered:
     def __init__(self, answers: Answers, H: Hessian):
         self._answers, self._H = answers, H
         self.shape, self.dtype, self.device = H.shape, H.dtype, H.device
+
+    def exact_products(self, rows: Tensor, *, by_differences: bool) -> Tensor | None:
+        """As of the matrix; raises where it has none."""
+        return torch.stack([self._answers.exact(self._H, row, by_differences) for row in rows])
 
     def __matmul__(self, v: Tensor) -> Tensor:
         return self._answers.product(self._H, v)

@@ -27,6 +27,7 @@ from lowhanging.basin.eigenpairs import top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.basin.shells import Metric, Shell
 from lowhanging.basin.subspace import Subspace
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.errors import NotConvergedError, a_type, check_count, explain
 from lowhanging.loss import Loss, check_loss
 from lowhanging.results import load_result, save_result
@@ -69,6 +70,7 @@ class DepthNull:
 
 
 @torch.inference_mode(False)
+@plain_arithmetic()
 def depth_null(
     loss: Loss,
     canyons: CanyonSet,
@@ -182,6 +184,7 @@ class CountNull:
 
 
 @torch.inference_mode(False)
+@plain_arithmetic()
 def count_null(
     loss: Loss,
     canyons: CanyonSet,

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,13 +24,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lowhanging.basin.canyon_arguments import check_around, check_rtol
-from lowhanging.basin.canyon_points import CanyonPoint, restored, stored
+from lowhanging.basin.canyon_points import NUMBERS, CanyonPoint, restored, stored
 from lowhanging.basin.canyon_steps import CanyonEvent, Tracer, TraceState
 from lowhanging.basin.conflict import ConflictControl
 from lowhanging.basin.shells import Shell
 from lowhanging.basin.stationary import SphereSearch
 from lowhanging.basin.subspace import Subspace
-from lowhanging.errors import NotConvergedError, a_type, check_count, check_real, explain
+from lowhanging.basin.symmetric_operator import plain_arithmetic
+from lowhanging.errors import NotConvergedError, a_type, check_choice, check_count, check_real, explain
 from lowhanging.loss import Loss, check_loss
 from lowhanging.ranks import is_silent
 from lowhanging.results import digest, load_result, resume_path, save_result
@@ -66,15 +67,29 @@ class CanyonPath(Sequence[CanyonPoint]):
     def __iter__(self) -> Iterator[CanyonPoint]:
         return iter(self.points)
 
-    def values(self, name: str) -> Tensor:
-        """A number of every point, (m,) float64: any field of `CanyonPoint`, "depth", or a loss's name."""
-        value = getattr(self.points[0], name, None)
-        if value is None and name in self.points[0].losses:
-            return torch.tensor([point.losses[name] for point in self.points], dtype=torch.float64)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+    def values(self, name: str, *, of: Literal["point", "loss"] | None = None) -> Tensor:
+        """A number of every point, (m,) float64; NaN where it is not known.
+
+        Args:
+            name: a numeric field of `CanyonPoint`, "depth", or the name of an evaluated objective.
+            of: "point" for the field, "loss" for the objective; needed only where an objective is called like a field.
+
+        Raises:
+            ValueError: no such field or objective; a name that is both, without `of`.
+        """
+        if of is not None:
+            check_choice("of", of, ("point", "loss"))
+        is_loss = of != "point" and all(name in point.losses for point in self.points)
+        is_field = of != "loss" and name in NUMBERS and any(getattr(point, name) is not None for point in self.points)
+        if is_loss and is_field:
+            received = f"is {name!r}, a field of CanyonPoint and an evaluated objective"
+            remedy = f'Pass values({name!r}, of="loss") for the objective, of="point" for the field.'
+            raise ValueError(explain("name", received, "one of the two", remedy))
+        if not is_loss and not is_field:
             expected = "a numeric field of CanyonPoint or an evaluated objective"
             raise ValueError(explain("name", f"is {name!r}", expected, 'Name one, such as "loss" or "slope".'))
-        return torch.tensor([float(getattr(point, name)) for point in self.points], dtype=torch.float64)
+        found = [point.losses[name] if is_loss else getattr(point, name) for point in self.points]
+        return torch.tensor([math.nan if value is None else float(value) for value in found], dtype=torch.float64)
 
     @property
     def merge_radius(self) -> tuple[float, float]:
@@ -145,6 +160,7 @@ class _Stored:
 
 
 @torch.inference_mode(False)
+@plain_arithmetic()
 def trace_canyon(
     loss: Loss,
     point: CanyonPoint,
@@ -204,7 +220,9 @@ def trace_canyon(
     identity = {
         "point or theta0": digest(point.delta, loss.theta0.cpu()),
         "arguments": repr((goals, longest, tol, point.metric, point.floor)),
-        "evaluated objectives or conflict control": repr((around.losses, around.followed)),
+        "evaluated objectives or conflict control": repr(
+            [around.values_at(theta) for theta in (loss.theta0, point.theta.to(loss.theta0))]
+        ),
         "loss": repr((shell.center_value, float(loss(point.theta.to(loss.theta0))))),
         "space": "full" if point.space is None else digest(point.space.basis),
     }

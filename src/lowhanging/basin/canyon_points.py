@@ -106,12 +106,15 @@ class CanyonPoint:
         return self.softest_overlap > TRIVIAL or self.depth > TRIVIAL
 
     def asymmetry(self, a: str, b: str) -> float:
-        """log(L_a / L_b) of two evaluated objectives, in nats."""
+        """log(L_a / L_b) of two evaluated objectives, in nats; an error where a loss is not positive and finite."""
         for name in (a, b):
             if name not in self.losses:
                 remedy = "Pass it in evaluate= of find_canyons."
                 raise ValueError(explain("name", f"is {name!r}", f"one of {list(self.losses)}", remedy))
-        return math.log(self.losses[a] / self.losses[b])
+            if not _has_logarithm(self.losses[name]):
+                received, remedy = f"is {self.losses[name]:g}", "Compare the losses themselves: point.losses."
+                raise ValueError(explain(f"losses[{name!r}]", received, "a positive, finite loss", remedy))
+        return math.log(self.losses[a]) - math.log(self.losses[b])
 
     def __repr__(self) -> str:
         where = (
@@ -138,6 +141,15 @@ class CanyonPoint:
         )
 
 
+_NUMERIC = ("float", "int", "float | None", "int | None")
+_FIELDS = tuple(field.name for field in dataclasses.fields(CanyonPoint) if field.type in _NUMERIC)
+NUMBERS = (*_FIELDS, "depth")  # what is one number, or None where it is not known
+
+
+def _has_logarithm(loss: float) -> bool:
+    return math.isfinite(loss) and loss > 0
+
+
 @dataclass(frozen=True)
 class Around:
     """What is evaluated at every point: named objectives and a conflict control, and their values at theta0."""
@@ -155,6 +167,10 @@ class Around:
         losses, accuracies = _evaluated(evaluate, theta0)
         return cls(evaluate, conflict, theta0, losses, accuracies, {} if conflict is None else conflict(theta0))
 
+    def values_at(self, theta: Tensor) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+        """Losses, accuracies and shares of the answers at theta."""
+        return *_evaluated(self.evaluate, theta), {} if self.conflict is None else self.conflict(theta)
+
     def named(self, theta: Tensor, losses: Mapping[str, float]) -> dict[str, Any]:
         """Which circuit runs at theta, why, and how far the answers moved towards the cue that is better kept."""
         control = self.conflict
@@ -164,8 +180,8 @@ class Around:
         missing = [cue for cue in control.cues if cue not in losses]
         if missing or len(control.cues) != 2:
             return {**unnamed, "circuit_reason": f"no loss on {', '.join(missing) or 'two cues'} is evaluated"}
-        if min(*losses.values(), *self.losses.values()) <= 0:
-            return {**unnamed, "circuit_reason": "a loss is not positive: their ratio has no logarithm"}
+        if not all(_has_logarithm(known[cue]) for known in (losses, self.losses) for cue in control.cues):
+            return {**unnamed, "circuit_reason": "a loss is not positive and finite: their ratio has no logarithm"}
         found = name_circuit(control, theta, self.theta0, losses=losses, basin_losses=self.losses)
         shift = found.shift
         return {

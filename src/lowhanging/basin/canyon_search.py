@@ -68,16 +68,16 @@ class Finder:
         """Starts, branches, points of one shell; how many starts the budget allowed."""
         radius = self.shell.radius_of(level)
         rows = _spread_rows(self.starts, self.shell.dim, self.generator)
-        first = {**self.aims, **{f"random {i}": row for i, row in enumerate(rows)}}
+        first = [*self.aims.items(), *((f"random {i}", row) for i, row in enumerate(rows))]  # an aim may be called so
         ends: list[_End] = []
-        seen = [self.search.place(y, radius) for y in list(first.values())[:_SCOUTS]]
+        seen = [self.search.place(y, radius) for _, y in first[:_SCOUTS]]
         seen = [place for place in seen if place.value < np.inf] or seen
         self.search.typical = max(place.residual for place in seen)
         self.search.floor = _FLOOR * self.search.typical
         self.loss_floor = _SAME_RISE * max(abs(place.value - self.shell.center_value) for place in seen) + noise(
             self.shell
         )
-        for source, y in first.items():
+        for source, y in first:
             if self.shell.num_gradients >= self.budget:
                 break
             ends.append(self._run(source, y, radius))

@@ -33,6 +33,7 @@ from lowhanging.basin.conflict import ConflictControl
 from lowhanging.basin.shells import METRICS, Metric, Shell
 from lowhanging.basin.stationary import SphereSearch
 from lowhanging.basin.subspace import Subspace
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.errors import NotConvergedError, check_choice, check_count, explain
 from lowhanging.loss import Loss, check_loss
 from lowhanging.ranks import is_silent
@@ -41,6 +42,7 @@ _SLOPED = 0.1  # share of the energy that the gradient at theta0 may explain
 
 
 @torch.inference_mode(False)
+@plain_arithmetic()
 def find_canyons(
     loss: Loss,
     *,

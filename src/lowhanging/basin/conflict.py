@@ -23,6 +23,7 @@ from lowhanging.anchored import AnchoredObjective
 from lowhanging.batch_parts import logits_of
 from lowhanging.batches import Batches
 from lowhanging.errors import a_type, check_choice, check_finite, check_names, explain
+from lowhanging.layers import differentiable_kernels
 from lowhanging.results import load_result, save_result
 
 NEITHER = "neither"
@@ -133,11 +134,10 @@ class ConflictControl:
         if hasattr(self._objective, "moving_names") and isinstance(theta, Tensor | np.ndarray):
             words = {"buffers": "fixed"}
         model, found = self._objective.model_at(theta, **words), []
-        with torch.no_grad():
-            for inputs, labels in self._batches:
-                outputs = logits_of(model(inputs))
-                is_hit = (outputs.argmax(1)[:, None] == labels) & ~outputs.isnan().any(1, keepdim=True)  # (b, cues)
-                found.append(torch.where(is_hit.any(1), is_hit.long().argmax(1), -1).cpu())
+        for inputs, labels in self._batches:
+            outputs = self._outputs(model, inputs)
+            is_hit = (outputs.argmax(1)[:, None] == labels) & ~outputs.isnan().any(1, keepdim=True)  # (b, cues)
+            found.append(torch.where(is_hit.any(1), is_hit.long().argmax(1), -1).cpu())
         return torch.cat(found)
 
     def __call__(self, theta: Tensor) -> dict[str, float]:
@@ -190,6 +190,12 @@ class ConflictControl:
             after=self._shares(after),
         )
 
+    @staticmethod
+    def _outputs(model: nn.Module, inputs: Tensor) -> Any:
+        """By the kernels that the loss uses: no autocast, no TensorFloat-32."""
+        with differentiable_kernels(model), torch.no_grad():
+            return logits_of(model(inputs))
+
     def _shares(self, answers: Tensor) -> dict[str, float]:
         counts = torch.bincount(answers + 1, minlength=len(self.cues) + 1).tolist()  # neither first
         names = (NEITHER, *self.cues)
@@ -201,8 +207,7 @@ class ConflictControl:
         inputs = next(iter(self._batches))[0]
         remedy = "Pass one tensor that the objective's model takes, such as views.conflict.inputs."
         try:
-            with torch.no_grad():
-                outputs = logits_of(self._objective.model_at(self._objective.theta0)(inputs))
+            outputs = self._outputs(self._objective.model_at(self._objective.theta0), inputs)
         except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
             first_line = (str(error).splitlines() or [""])[0]
             received = f"have shape {(self.num_examples, *inputs.shape[1:])}, on which the model failed ({first_line})"

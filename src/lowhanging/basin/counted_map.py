@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from lowhanging.basin.lanczos import ASYMMETRY, not_symmetric
-from lowhanging.basin.symmetric_operator import SymmetricOperator
+from lowhanging.basin.symmetric_operator import SymmetricOperator, exact_products
 from lowhanging.errors import a_type, explain
 
+_NO_DOUBLE = (RuntimeError, TypeError, ValueError)  # of a model that insists on float32, or of a device without float64
 WORTH_A_BLOCK = 16  # rows: for fewer, finding out how a block is multiplied costs more than the block
 
 
@@ -73,6 +74,37 @@ class CountedMap:
             with torch.enable_grad():
                 images = torch.as_tensor(self.operator @ columns, device=self.device).detach()
         return images.T.to(device=self.device, dtype=self.dtype)
+
+    @torch.no_grad()
+    def errors_of(self, rows: Tensor, images: Tensor, enough: float) -> Tensor | None:
+        """|images - H rows| of rows (b, p), the product being one in float64; None where H has no such form.
+
+        Args:
+            rows: (b, p) float64.
+            images: (b, p) float64, what products in the map's own dtype say.
+            enough: an error below it need not be known better than from above.
+
+        Cost:
+            2 b gradients in float64 for the Hessian of a smooth loss; b products in float64 where that is not enough,
+            and for other matrices. A float64 copy of model and data, for a moment.
+        """
+        if self.dtype == torch.float64:
+            return None
+        errors: Tensor | None = None
+        ways = (True, False) if hasattr(self.operator, "exact_products") else (False,)
+        for by_differences in ways:
+            try:
+                with torch.enable_grad():
+                    exact = exact_products(self.operator, rows, by_differences=by_differences)
+            except _NO_DOUBLE:
+                return errors
+            if exact is None:
+                continue
+            self.num_products += (2 if by_differences else 1) * len(rows)  # gradients count as products
+            errors = torch.linalg.vector_norm(images - exact.to(images), dim=1)
+            if float(errors.max()) <= enough:
+                break
+        return errors
 
 
 def _check_symmetric(matrix: Tensor, limit: float) -> None:

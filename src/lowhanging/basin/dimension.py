@@ -22,6 +22,7 @@ from torch import Tensor
 from lowhanging.basin.density import KnownValues, SpectralDensity
 from lowhanging.basin.eigenpairs import Eigenpairs
 from lowhanging.basin.probes import Estimate
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.errors import a_type, check_finite, explain
 from lowhanging.results import load_result, save_result
 
@@ -84,6 +85,7 @@ class EffectiveDimension:
         return load_result(cls, path)
 
 
+@plain_arithmetic()
 def effective_dimension(
     source: Eigenpairs | SpectralDensity | Tensor | np.ndarray,
     *,

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.checkpoints import Point, listed_points, thetas_of
 from lowhanging.errors import a_type, check_choice, check_count, check_vector, explain
 from lowhanging.loss import Loss, check_loss
@@ -174,6 +175,7 @@ def difference_direction(start: Point, end: Point, *, model: Any = None) -> Tens
 
 
 @torch.inference_mode(False)
+@plain_arithmetic()
 def principal_directions(
     checkpoints: Any, k: int = 2, *, around: Literal["last", "mean"] = "last", model: Any = None
 ) -> PrincipalDirections:
@@ -233,6 +235,7 @@ def principal_directions(
 
 
 @torch.inference_mode(False)
+@plain_arithmetic()
 def gram_schmidt(directions: Tensor | Sequence[Tensor]) -> OrthogonalDirections:
     r"""Make directions orthogonal, in their order, and say by how much each was turned.
 

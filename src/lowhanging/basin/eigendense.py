@@ -70,6 +70,7 @@ def search_dense(
         other_end_residual=float(residuals[k]),
         scale=scale,
         noise=noise,
+        rounding=0.0 if operator.dtype == torch.float64 else np.nan,
         num_steps=p,
         num_probe_steps=0,
         num_restarts=0,

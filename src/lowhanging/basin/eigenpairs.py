@@ -7,6 +7,7 @@ converged look exactly like ones that have, and a field that says so is not read
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,9 +23,10 @@ from lowhanging.basin.counted_map import CountedMap
 from lowhanging.basin.eigen_arguments import check_memory, in_double, known_rows, product_limit
 from lowhanging.basin.eigendense import search_dense
 from lowhanging.basin.eigensearch import search
-from lowhanging.basin.operators import LossMatrix, hessian
-from lowhanging.basin.search_file import SearchFile
+from lowhanging.basin.operators import hessian
+from lowhanging.basin.search_file import SearchFile, identity_of
 from lowhanging.basin.subspace import Subspace
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.errors import NotConvergedError, a_type, check_choice, check_count, check_real, explain
 from lowhanging.loss import Loss
 from lowhanging.objective import Objective
@@ -49,11 +51,11 @@ class Eigenpairs:
     values: Tensor  # (k,) LA: descending, SA: ascending, LM: by falling magnitude, BE: see `num_large`
     vectors: Tensor  # (k, p) rows are unit eigenvectors
     residuals: Tensor  # (k,) |H v - value v|, of actual products
-    bounds: Tensor  # (k,) on |eigenvalue - value|: min(r, r^2 / gap), noise included; the gap is to what was found
-    is_converged: Tensor  # (k,) bool, residual + noise <= tol * scale
+    bounds: Tensor  # (k,) on |eigenvalue - value|: min(r, r^2 / gap), with noise and rounding; gap to what was found
+    is_converged: Tensor  # (k,) bool, residual + noise <= tol * scale: for the map as it is computed, in its dtype
     is_clustered: Tensor  # (k,) bool, another value is nearer than the residuals: only the cluster's span is known
     other_end: float  # extreme Ritz value of the end opposite to values[0]: comes free, but only to ...
-    other_end_residual: float  # ... this: an eigenvalue lies within it
+    other_end_residual: float  # ... this: an eigenvalue of the map as it is computed lies within it
     scale: float  # largest |Ritz value|: an estimate of |H| from below
     noise: float  # largest |fresh product - what the kept ones say| of the unit vectors checked
     tol: float
@@ -68,6 +70,7 @@ class Eigenpairs:
     seed: int
     operator: str  # the map, in words
     engine: str  # how its products are computed, "" where it doesn't say
+    rounding: float = math.nan  # |product - product in float64| of unit vectors; 0 in float64, NaN if not measured
 
     def __len__(self) -> int:
         return len(self.values)
@@ -94,6 +97,8 @@ class Eigenpairs:
         worst, bound = (float(row.max()) / (self.scale or 1.0) for row in (self.residuals, self.bounds))
         trust = f"residuals <= {worst:.1e} of |H|, values to {bound:.1e}"
         trust += f", {clustered} in clusters" if clustered else ""
+        coarse = self.rounding / (self.scale or 1.0)
+        trust += f", FLOAT32 ROUNDING {coarse:.1e} of |H|" if coarse > self.tol else ""
         engine = f", {self.engine}" if self.engine else ""
         cost = f"{self.num_products} products, {self.seconds:.1f} s{engine}"
         return f"Eigenpairs({k} {self.which}: {' and '.join(ends)}{state}; {trust}; {cost})"
@@ -129,6 +134,7 @@ class SearchOptions(TypedDict, total=False):
     progress: bool | None
 
 
+@plain_arithmetic()
 def top_eigs(
     H: Any,
     k: int = 10,
@@ -152,13 +158,19 @@ def top_eigs(
     bars reach into the k. Where `memory` is full, the basis shrinks to its best Ritz vectors and grows again (a thick
     restart), which costs more products.
 
+    In float32 the loss itself is rounded, and no residual shows that. So one or two products are held against float64
+    ones: `rounding`, and with it `bounds`, is about the eigenvalues of the exact loss (of a float32 matrix: of its
+    numbers). Where H has no float64 form (a map of your own, `cache=False` data or others of more than 1 GiB in
+    float64, a device without it), `rounding` is NaN, and `bounds` are about H as it is computed, nothing more.
+
     Args:
         H: symmetric map with `H @ v` for v (p,) and `H.shape == (p, p)`: `hessian(objective)`, a dense or sparse
             matrix, a SciPy LinearOperator. Torch maps get torch vectors, NumPy ones NumPy vectors; float32 or float64.
         k: number of pairs, 1 <= k <= p.
         which: "LA" largest, "SA" smallest, "LM" largest by magnitude, "BE" both ends, k - k // 2 from the large one.
         tol: relative to the largest |Ritz value|. In float32 not much below 1e-6.
-        max_products: limit on products of every kind; by default what the problem can need.
+        max_products: limit on products; by default what the problem can need. Those that measure the rounding come on
+            top, and those that tell whether a file is of this H.
         seed: of the random starts. The global random state is not touched.
         method: "lanczos", or "dense": p products in float64 where H has a `.double()` (ours, tensors), in blocks, and
             an eigendecomposition in float64, for p up to 5,000.
@@ -169,7 +181,8 @@ def top_eigs(
             (j, p)). Where H hardly changed, one product for each of them, and 10 more, will do; where it did, the
             search is a little shorter than one from nothing.
         resume: npz file where the search is kept every few steps, and gone on with if it exists, after a crash or with
-            a larger `max_products`; theta, and one more product, find out whether H is the same. As large as the basis.
+            a larger `max_products`. The numbers of a matrix, or theta and three products, tell whether H is the same,
+            and so does one more product for each pair that is returned. As large as the basis.
         progress: True or False; by default a bar appears after two seconds.
 
     Returns:
@@ -184,7 +197,8 @@ def top_eigs(
     Cost:
         about 2 k + 20 products for a network's Hessian, 10 of them for the second chain and 2 to check; O(m^2 p) for m
         steps. An end without outliers, such as the smallest eigenvalues, takes several times as many. From vectors that
-        hold to the tolerance already, k + 10.
+        hold to the tolerance already, k + 10. In float32 one or two more in float64, by differences of two gradients
+        each where that will do.
 
     Source:
         Lanczos (1950); Wu & Simon (2000), "Thick-restart Lanczos method for large symmetric eigenvalue problems"; for
@@ -214,8 +228,7 @@ def top_eigs(
         if resume is not None:
             answer: dict[str, Any] = {"k": k, "which": which, "tol": tol, "seed": seed, "memory": memory, "p": p}
             answer |= {"dtype": counted.dtype, "warm_start": None if known is None else digest(known)}
-            answer["theta"] = digest(H.theta) if isinstance(H, LossMatrix) else None
-            file = SearchFile(resume, {name: str(value) for name, value in answer.items()})
+            file = SearchFile(resume, {name: str(value) for name, value in answer.items()} | identity_of(H))
         outcome = search(
             counted, k, which=which, tol=tol, max_products=limit, seed=seed, memory=memory, progress=progress,
             known=known, file=file,
@@ -232,6 +245,7 @@ def top_eigs(
         other_end_residual=outcome.other_end_residual,
         scale=outcome.scale,
         noise=outcome.noise,
+        rounding=outcome.rounding,
         tol=tol,
         which=which,
         method=method,

@@ -18,8 +18,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lowhanging.basin.eigenbounds import error_bounds, explain_floor, in_clusters
-from lowhanging.basin.lanczos import Array, KrylovSpace, Ritz, SymmetricMap, outward
-from lowhanging.basin.ritz_pairs import by_end, fresh_checks, other_end, reaching, residuals_of, ritz_vectors
+from lowhanging.basin.lanczos import Array, KrylovSpace, Ritz, SymmetricMap, column_norms, outward
+from lowhanging.basin.ritz_pairs import (
+    by_end,
+    disagreement,
+    fresh_checks,
+    kept_images,
+    other_end,
+    reaching,
+    residuals_of,
+    ritz_vectors,
+)
 from lowhanging.basin.search_file import SearchFile
 from lowhanging.errors import explain
 from lowhanging.ranks import is_silent
@@ -44,6 +53,7 @@ class Outcome:
     other_end_residual: float
     scale: float  # largest |Ritz value|
     noise: float  # largest |fresh product - kept product| of a unit vector
+    rounding: float  # |product - product in float64| of a unit vector; 0 in float64, NaN where it can't be measured
     num_steps: int  # without those of the next
     num_probe_steps: int  # in search of missed pairs
     num_restarts: int
@@ -98,18 +108,21 @@ class _Search:
     num_kept: int = 2**62  # pairs that survive a restart: those further in are forgotten before they are known
     noise: float = 0.0
     num_probe_steps: int = 0
-    num_resuming: int = 0  # products to find out whether the file was of this map; beside `max_products`
+    num_resuming: int = 0  # products for what is beside `max_products`: is the file of this map, how much is rounded
+    is_resumed: bool = False  # then the pairs may rest on products of another map, until each of them is checked
     probed: Array | None = None  # (k,) how far out the wanted values were when the last probe began
     checked: Array | None = None  # (k,) residuals of the space as it is, after `check`
 
     def begin(self, known: Tensor | None) -> None:
         """Start from what the file holds, from known vectors, or from nothing."""
-        saved = None if self.file is None else self.file.read(self.space)
+        saved = None if self.file is None else self.file.read(self.space, self.k, self.which)
+        self.num_resuming = self.operator.num_products
         if saved is not None:
+            taken = self.num_resuming  # it took them to know that the file is of this map
             for name in _KEPT:
                 setattr(self, name, saved[name])
-            self.probed = saved.get("probed")
-            self.num_resuming += self.operator.num_products  # it took them to know that the file is of this map
+            self.probed, self.is_resumed = saved.get("probed"), True
+            self.num_resuming += taken
             self.operator.num_products += saved["num_products"]
         elif known is not None:
             self.space.open_rows(known)
@@ -261,7 +274,18 @@ class _Search:
         return self.k if is_whole else min(self.k, 2)
 
     def check(self, ritz: Ritz, residuals: Array) -> Array:
-        """Fresh products of two pairs (the worst, and an outermost), of all where none were kept; updates `noise`."""
+        """Fresh products of two pairs (the worst, and an outermost), of all where none were kept; updates `noise`.
+
+        A search that went on from a file takes one of every pair first: what does not agree is of another map.
+        """
+        if self.is_resumed and self.file is not None:
+            found = disagreement(self.space, *kept_images(self.space, ritz.weights[:, : self.k]), self.noise)
+            if found is None:
+                self.file.refuse()
+            self.noise, self.num_resuming = max(self.noise, found), self.num_resuming + self.k
+            if self.space.products is not None:
+                self.checked = residuals.copy()
+                return self.checked
         worst_first = [int(pair) for pair in np.argsort(-residuals, kind="stable")]
         pairs = worst_first if self.space.products is None else list(dict.fromkeys([worst_first[0], 0, self.k - 1]))
         pairs = pairs[: max(0, min(self.num_checks, self.left))]
@@ -274,6 +298,28 @@ class _Search:
         self.checked = checked
         return checked
 
+    def rounding(self, ritz: Ritz) -> float:
+        """An estimate from above of |kept product - product in float64| of the k unit vectors, by one or two products.
+
+        A repeated product is rounded in the same way, to the bit, and so can't show it. Two pairs are measured one by
+        one. More are mixed with random weights w_j of about 1 / sqrt(k): the error of sum_j w_j v_j then has the
+        expected square sum_j |error of v_j|^2 / k, so that the larger of two, times sqrt(k), stands for the largest
+        of all; twice that, since two are few.
+        """
+        if self.operator.dtype == torch.float64:
+            return 0.0
+        k, num, factor = self.k, min(self.k, 2), 1.0
+        weights = np.eye(k)
+        if k > num:
+            generator = np.random.default_rng(k)
+            weights = generator.choice([-1.0, 1.0], (k, num)) * generator.uniform(0.5, 1.5, (k, num))
+            weights, factor = weights / column_norms(weights), 2 * np.sqrt(k)
+        before = self.operator.num_products
+        enough = 100 * float(torch.finfo(self.operator.dtype).eps) * ritz.scale
+        errors = self.operator.errors_of(*kept_images(self.space, ritz.weights[:, :k] @ weights), enough)
+        self.num_resuming += self.operator.num_products - before
+        return np.nan if errors is None else float(factor * errors.max())
+
     def outcome(self, tol: float, failure: str | None) -> Outcome:
         """Everything the space knows, whether it is enough or not."""
         space, ritz = self.space, self.space.ritz(self.which)
@@ -282,8 +328,9 @@ class _Search:
             residuals = self.check(ritz, residuals_of(space, ritz, range(self.k)))
         is_converged = residuals + self.noise <= tol * ritz.scale
         other, first = other_end(ritz.values), by_end(self.k, self.which)
-        rounding = float(torch.finfo(self.operator.dtype).eps)
-        bars = (ritz.values[: self.k], residuals, self.noise, ritz.values, ritz.estimates, rounding)
+        rounding, eps = self.rounding(ritz), float(torch.finfo(self.operator.dtype).eps)
+        error = self.noise + np.nan_to_num(rounding)
+        bars = (ritz.values[: self.k], residuals, error, ritz.values, ritz.estimates, eps)
         return Outcome(
             values=ritz.values[first],
             vectors=ritz_vectors(space, ritz.weights[:, first]),
@@ -295,6 +342,7 @@ class _Search:
             other_end_residual=float(residuals_of(space, ritz, [other])[0]),
             scale=ritz.scale,
             noise=self.noise,
+            rounding=rounding,
             num_steps=space.num_steps - self.num_probe_steps,
             num_probe_steps=self.num_probe_steps,
             num_restarts=space.num_restarts,

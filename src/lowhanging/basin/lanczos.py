@@ -51,6 +51,9 @@ class SymmetricMap(Protocol):
     def products_of(self, rows: Tensor) -> Tensor:
         """H times each of rows (b, p), as rows; b products."""
 
+    def errors_of(self, rows: Tensor, images: Tensor, enough: float) -> Tensor | None:
+        """|images - H rows|, (b,), H in float64; None where it has no such form."""
+
 
 def not_symmetric(received: str) -> ValueError:
     """The error for a map that is no Hessian."""

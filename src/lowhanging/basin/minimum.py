@@ -10,6 +10,7 @@ solved by conjugate gradients on our products, go to the floor of the floating-p
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from lowhanging.basin.answers import Answers
 from lowhanging.basin.descent import Descent
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.operators import hessian
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.checkpoints import Checkpoint
 from lowhanging.errors import NotConvergedError, check_count, check_real
 from lowhanging.loss import Loss, around, check_loss, moving_values
@@ -47,7 +49,7 @@ class Minimum:
     largest: float  # largest eigenvalue of the anchored Hessian at theta
     largest_residual: float
     smallest: float  # its smallest eigenvalue; positive = a strict minimum
-    smallest_residual: float
+    smallest_residual: float  # with the rounding of the loss in float32, where that could be measured
     num_gradients: int
     num_products: int
     seconds: float
@@ -92,6 +94,7 @@ class Minimum:
         return dataclasses.replace(stored, objective=anchored, unanchored=loss)
 
 
+@plain_arithmetic()
 def polish(
     objective: Loss,
     *,
@@ -118,7 +121,7 @@ def polish(
         max_products: number of Hessian products after which no Newton step begins.
         max_drift: how far it may go, as a share of |theta0| (any distance if theta0 = 0).
         resume: npz file of every gradient and product so far: the same call goes on from it, to the same bits (on the
-            same device, with as many threads), at the price of one gradient. A call with another `gtol` or other
+            same device, with as many threads), at the price of two gradients. A call with another `gtol` or other
             limits takes from it what it asks for, too; the file of another loss, theta0 or anchor is refused. The
             file of a finished call stays.
         progress: a bar; by default one appears when it takes more than two seconds.
@@ -188,7 +191,7 @@ def _certified(descent: Descent, objective: Loss, anchor: float, begun: float) -
     descent.bar.set_postfix_str("smallest eigenvalue")
     ends = _smallest(H, 1e-3)
     num_products = ends.num_products
-    error, wanted = float(ends.residuals[0]), max(0.1 * anchor, 1e-5 * abs(ends.other_end))
+    error, wanted = _error(ends), max(0.1 * anchor, 1e-5 * abs(ends.other_end))
     is_coarse = error > wanted or float(ends.values[0]) < error  # a small eigenvalue could be a negative one
     if is_coarse and descent.failure is None:
         ends = _smallest(H, min(1e-3, 0.5 * wanted / (ends.scale or 1.0)))
@@ -207,7 +210,7 @@ def _certified(descent: Descent, objective: Loss, anchor: float, begun: float) -
         largest=ends.other_end,
         largest_residual=ends.other_end_residual,
         smallest=float(ends.values[0]),
-        smallest_residual=float(ends.residuals[0]),
+        smallest_residual=_error(ends),
         num_gradients=descent.num_gradients,
         num_products=descent.num_products,
         seconds=time.perf_counter() - begun,
@@ -216,6 +219,11 @@ def _certified(descent: Descent, objective: Loss, anchor: float, begun: float) -
         moving_buffers=moving_values(objective),
     )
     return found, ends.vectors[0]
+
+
+def _error(ends: Eigenpairs) -> float:
+    """How far from the smallest value an eigenvalue of the exact loss may lie."""
+    return float(ends.residuals[0]) + ends.noise + (0.0 if math.isnan(ends.rounding) else ends.rounding)
 
 
 def _smallest(H: Any, tol: float) -> Eigenpairs:

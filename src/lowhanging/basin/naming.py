@@ -88,7 +88,8 @@ def name_circuit(
         CircuitName: `.name` (the kept cue, or None), `.asymmetry`, `.basin_asymmetry`, `.shift`, `.reason` in words.
 
     Raises:
-        ValueError, TypeError: a loss that is missing or not positive, cues that the control has not.
+        ValueError, TypeError: a loss that is missing, or not positive and finite (its logarithm is not defined), cues
+            that the control has not.
 
     Cost:
         two passes over the conflict inputs, without gradients.

@@ -20,6 +20,7 @@ from lowhanging.basin.points import SliceEngine, evaluate_points
 from lowhanging.basin.slice_buffers import centered, said
 from lowhanging.basin.slices import Rays, as_direction, steps
 from lowhanging.basin.subspace import Subspace
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.checkpoints import Point, thetas_of
 from lowhanging.errors import check_names, check_real, check_vector, explain
 from lowhanging.loss import Loss, own_vector
@@ -115,6 +116,7 @@ class PlaneSlice:
 
 
 @torch.inference_mode(False)
+@plain_arithmetic()
 def plane_slice(
     losses: Mapping[str, Loss],
     directions: Any,
@@ -233,6 +235,7 @@ def plane_slice(
 
 
 @torch.inference_mode(False)
+@plain_arithmetic()
 def plane_through(
     theta_a: Point, theta_b: Point, theta_c: Point, *, names: Sequence[str] = ("a", "b", "c"), model: Any = None
 ) -> Plane:

@@ -87,7 +87,7 @@ def evaluate_points(
         raise ValueError(explain("engine", received, "'point by point' or 'auto'", "Leave it out."))
     engine = "point by point" if loss_at is not None else engine
     path = None if resume is None else resume_path(resume)
-    identity = {**(identity or {}), "names of the losses": ", ".join(losses)}
+    identity = {**(identity or {}), "names of the losses": repr(list(losses))}
     with torch.inference_mode(False):
         values = None if path is None else _read(path, identity, engine)
         if values is None:
@@ -146,9 +146,21 @@ def _check_values(
     center: Tensor,
     loss_at: LossAt | None,
 ) -> None:
-    """Refuse a file whose first, middle and last finished points these losses do not give again, bit for bit."""
-    chunks = range(0, values.num_done, values.at_once)
-    for start in sorted({chunks[i] for i in (0, len(chunks) // 2, -1)} if len(chunks) else set()):
+    """Refuse a file of which these losses do not give three finished points again, bit for bit.
+
+    The first, one in between and the last, of those where something is finite: NaN and infinity tell no loss from
+    another. The one in between is none at the center, where an anchor, and whatever else is quadratic around it, is 0.
+    """
+    rows = torch.stack(list(values.losses.values()))  # (losses, num)
+    chunks = [
+        start
+        for start in range(0, values.num_done, values.at_once)
+        if bool(rows[:, start : min(start + values.at_once, values.num_done)].isfinite().any(1).all())
+    ] or list(range(0, values.num_done, values.at_once))
+    if len(chunks) > 3:
+        inner = [start for start in chunks[1:-1] if not torch.equal(point(start), center.to(point(start)))]
+        chunks = [chunks[0], inner[len(inner) // 2], chunks[-1]]
+    for start in chunks:
         where = slice(start, min(len(values.losses[next(iter(losses))]), start + values.at_once))
         thetas = [point(i) for i in range(where.start, where.stop)]
         for name, loss in losses.items():

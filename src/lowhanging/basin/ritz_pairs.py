@@ -61,18 +61,59 @@ def fresh_checks(space: KrylovSpace, ritz: Ritz, pairs: Sequence[int]) -> tuple[
     return residuals, noise
 
 
-def is_of_this_map(space: KrylovSpace, noise: float) -> bool:
-    """Whether a new product with the last row of the basis is what K says of it, to rounding or the map's noise."""
-    image = space.operator.product(space.rows[space.size - 1]).double()
-    column = torch.as_tensor(space.coefficients[: space.size + space.num_open, space.size - 1], device=image.device)
-    error = image.clone()
+def mixtures(ritz: Ritz, k: int) -> Array:
+    """Weights (m, 2) of two unit vectors: one that mixes all Ritz vectors, and one that mixes the k wanted ones.
+
+    Every vector gets a weight of the same size, to a factor of three, so that no direction of the basis is nearly
+    absent: a Lanczos vector holds hardly anything of a pair that has converged. Signs and sizes are random (and always
+    the same), so that differences do not cancel by their symmetry.
+    """
+    generator = np.random.default_rng(len(ritz.values))
+    mixed = np.zeros((len(ritz.values), 2))
+    for column, num in enumerate((len(ritz.values), min(k, len(ritz.values)))):
+        parts = generator.choice([-1.0, 1.0], num) * generator.uniform(0.5, 1.5, num)
+        mixed[:, column] = ritz.weights[:, :num] @ (parts / np.linalg.norm(parts))
+    return mixed
+
+
+def kept_images(space: KrylovSpace, weights: Array) -> tuple[Tensor, Tensor]:
+    """Unit vectors x = Q^T weights and H x as the kept products (or the relation) have it, (n, p) float64 each."""
+    mix = torch.as_tensor(weights.T.copy(), device=space.rows.device)
+    end = space.size + space.num_open
+    known = mix
+    if space.products is None:
+        known = torch.as_tensor((space.coefficients[:end, : space.size] @ weights).T.copy(), device=space.rows.device)
+    rows = torch.empty((len(mix), space.operator.size), dtype=torch.float64, device=space.rows.device)
+    images = torch.empty_like(rows)
     for columns in space.slabs():
-        error[columns] -= column @ space.rows[: len(column), columns].double()
-    rounding = 100 * torch.finfo(space.rows.dtype).eps * space.largest_image
-    if float(error.norm()) <= rounding + 3 * noise:
-        return True
-    again = space.operator.product(space.rows[space.size - 1]).double()
-    return float(error.norm()) <= rounding + 3 * float((again - image).norm())
+        rows[:, columns] = mix @ space.rows[: space.size, columns].double()
+        source = space.rows[:end, columns] if space.products is None else space.products[: space.size, columns]
+        images[:, columns] = known @ source.double()
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / lengths, images / lengths
+
+
+def disagreement(space: KrylovSpace, rows: Tensor, images: Tensor, noise: float) -> float | None:
+    """How far new products of unit rows (n, p) lie from these images of them; None where that is another map's doing.
+
+    What is allowed is rounding and the map's noise. Where it is exceeded, both are measured first: the noise by a
+    second product, the rounding by one in float64, where the map has such a form.
+    """
+    operator = space.operator
+    vectors = rows.to(space.rows)
+    fresh = operator.products_of(vectors).double()
+    errors = torch.linalg.vector_norm(fresh - images, dim=1)
+    worst = int(errors.argmax())
+    largest = float(errors[worst])
+    rounding = 100 * torch.finfo(vectors.dtype).eps * space.largest_image
+    allowed = rounding + 3 * noise
+    if not largest <= allowed:
+        again = operator.product(vectors[worst]).double()
+        allowed += 3 * float((again - fresh[worst]).norm())
+    if not largest <= allowed:
+        exact = operator.errors_of(vectors[worst][None].double(), fresh[worst][None], rounding)
+        allowed += 0.0 if exact is None else 3 * float(exact[0])
+    return largest if largest <= allowed else None
 
 
 def by_end(k: int, which: str) -> list[int]:

@@ -19,12 +19,14 @@ from lowhanging.basin.density import SpectralDensity, check_axis
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.probes import in_words, orthonormal_probes
 from lowhanging.basin.quadrature import lanczos_quadrature, padded
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.errors import check_count, check_real, explain
 from lowhanging.ranks import is_silent
 
 DEFAULT_MEMORY = 4 * 2**30
 
 
+@plain_arithmetic()
 def spectral_density(
     H: Any,
     *,

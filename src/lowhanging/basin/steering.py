@@ -22,6 +22,7 @@ from lowhanging.basin.conflict import ConflictControl, shares_text
 from lowhanging.basin.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.basin.operators import hessian
 from lowhanging.basin.subspace import Subspace
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.errors import a_type, check_count, check_real, check_vector, explain
 from lowhanging.loss import Loss, check_same_buffers, common_center
 from lowhanging.results import load_result, save_result
@@ -31,6 +32,7 @@ _SMALLEST_REMAINDER = 1e-3
 _STEP = 2.0  # along the unit direction, where the answers are compared with those at theta0
 
 
+@plain_arithmetic()
 def steering_direction(
     *,
     preserve: Loss,
@@ -86,6 +88,7 @@ def steering_direction(
     return _oriented(u / u.norm(), ablate, center)
 
 
+@plain_arithmetic()
 def steering_subspace(
     *,
     preserve: Loss,
@@ -191,6 +194,7 @@ class SteeringReport:
         return load_result(cls, path)
 
 
+@plain_arithmetic()
 def steering_report(
     direction: Tensor,
     losses: Mapping[str, Loss],

@@ -6,17 +6,30 @@ product is; the rest is here, once. Two of them make a third, which forms nothin
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 
 from lowhanging.errors import a_type, check_finite, check_real, explain
 
+_SLAB = 2**24  # entries of a matrix that are widened at once
 _ASYMMETRY = 1e3  # machine epsilons of its largest entry by which a dense matrix may differ from its transpose
+
+
+@contextlib.contextmanager
+def plain_arithmetic() -> Iterator[None]:
+    """Also a decorator: inside it, autocast around the caller (a training loop's) does not round what is computed."""
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 class SymmetricOperator(ABC):
@@ -41,6 +54,14 @@ class SymmetricOperator(ABC):
         """The same matrix in float64; itself where there is no telling how."""
         return self
 
+    def exact_products(self, rows: Tensor, *, by_differences: bool) -> Tensor | None:
+        """Times each of rows (b, p) float64, computed in float64; None where there is no telling how.
+
+        `by_differences` asks for central differences of float64 gradients: far more exact than a product in float32,
+        and far less work than choosing how products are best computed, but wrong where the loss has a kink nearby.
+        """
+        return None
+
     @abstractmethod
     def _product(self, v: Tensor) -> Tensor:
         """Times v (p,)."""
@@ -49,6 +70,7 @@ class SymmetricOperator(ABC):
     def _products(self, rows: Tensor) -> Tensor:
         """Times each of rows (b, p): rows again."""
 
+    @plain_arithmetic()
     def __matmul__(self, v: Tensor) -> Tensor:
         """Times v (p,), one product; or times the columns of v (p, b), b products."""
         if not isinstance(v, Tensor) or v.ndim not in (1, 2) or v.shape[0] != self.shape[1]:
@@ -149,11 +171,36 @@ class OperatorSum(SymmetricOperator):
         """The sum of the same terms in float64."""
         return OperatorSum([(c, part.double() if hasattr(part, "double") else part) for c, part in self.terms])
 
+    def exact_products(self, rows: Tensor, *, by_differences: bool) -> Tensor | None:
+        """Of every term; None where one of them has no such form."""
+        total = torch.zeros_like(rows)
+        for factor, part in self.terms:
+            image = exact_products(part, rows, by_differences=by_differences)
+            if image is None:
+                return None
+            total += factor * image
+        return total
+
     def _product(self, v: Tensor) -> Tensor:
         return sum((factor * (part @ v.to(part.dtype)).to(self.dtype) for factor, part in self.terms), start=0 * v)
 
     def _products(self, rows: Tensor) -> Tensor:
         return self._product(rows.T).T
+
+
+def exact_products(H: Any, rows: Tensor, *, by_differences: bool) -> Tensor | None:
+    """Any map times each of rows (b, p) float64, computed in float64, (b, p); None where there is no telling how."""
+    if hasattr(H, "exact_products"):  # a map of ours
+        image: Tensor | None = H.exact_products(rows, by_differences=by_differences)
+        return image
+    if isinstance(H, Tensor) and H.layout == torch.strided:
+        slabs = torch.split(H.detach(), max(1, _SLAB // H.shape[1]))  # widened one after the other
+        return torch.cat([slab.double() @ rows.T for slab in slabs]).T
+    if isinstance(H, Tensor):
+        return (H.detach().double() @ rows.T).T
+    if isinstance(H, np.ndarray) or scipy.sparse.issparse(H):
+        return torch.from_numpy(np.array(H.astype(np.float64) @ rows.cpu().numpy().T)).T
+    return None
 
 
 def _number(factor: Any) -> float:

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from lowhanging.basin.counted_map import CountedMap
 from lowhanging.basin.probes import in_words, orthonormal_probes, standard_error
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.errors import check_count, explain
 from lowhanging.ranks import is_silent
 from lowhanging.results import load_result, save_result
@@ -66,6 +67,7 @@ class Trace:
         return load_result(cls, path)
 
 
+@plain_arithmetic()
 def trace(H: Any, *, probes: int = 60, seed: int = 0, progress: bool | None = None) -> Trace:
     r"""The trace of a symmetric map by Hutch++, with its standard error.
 

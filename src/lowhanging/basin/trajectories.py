@@ -14,6 +14,7 @@ from lowhanging.basin.planes import PlaneSlice
 from lowhanging.basin.points import evaluate_points
 from lowhanging.basin.slice_buffers import read_points, said, trajectory_buffers
 from lowhanging.basin.slices import Rays
+from lowhanging.basin.symmetric_operator import plain_arithmetic
 from lowhanging.checkpoints import listed_points
 from lowhanging.loss import Loss, common_center
 from lowhanging.results import load_result, save_result
@@ -46,6 +47,7 @@ class PlaneTrajectory:
 
 
 @torch.inference_mode(False)
+@plain_arithmetic()
 def plane_trajectory(
     plane: PlaneSlice,
     checkpoints: Any,

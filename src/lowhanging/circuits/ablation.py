@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from lowhanging.circuits.fourier import circle_score, key_frequencies
 from lowhanging.circuits.progress import CHUNK, checked_logits, frequency_projector, read_pairs
 from lowhanging.errors import a_type, check_count, explain
+from lowhanging.layers import differentiable_kernels
 from lowhanging.models import ModularMLP, ModularTransformer
 from lowhanging.objective import Objective
 from lowhanging.private_copy import private_copy
@@ -151,7 +152,7 @@ def ablate_circuits(
     )  # fmt: skip
     for row in rows:  # the whole network first
         ablated = tuple(label for label, is_kept in zip(labels, kept[row].tolist(), strict=True) if not is_kept)
-        with torch.no_grad():
+        with differentiable_kernels(private), torch.no_grad():
             parts = [ablate(private, part, ablated) for part in torch.split(inputs, CHUNK)]
         logits = checked_logits(torch.cat(parts), targets)  # (n, classes)
         if row == 2**k - 1:
@@ -305,7 +306,8 @@ def _prepared(
         raise ValueError(explain("circuits", f"are {labels}", "different integers", remedy))
     p = getattr(private, "p", None)
     inputs, targets = read_pairs(data, p if isinstance(p, int) else None, next(private.parameters()).device)
-    with torch.no_grad():  # a label that isn't there, or an ablation of one's own that fails, is told now
+    # A label that isn't there, or an ablation of one's own that fails, is told now.
+    with differentiable_kernels(private), torch.no_grad():
         checked_logits(ablate(private, inputs[:1], tuple(labels)), targets[:1])
     return private, labels, ablate, inputs, targets
 

@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from lowhanging.batches import Batches
 from lowhanging.errors import a_type, check_count, check_finite, explain
+from lowhanging.layers import differentiable_kernels
 from lowhanging.private_copy import private_copy
 
 Logits = Callable[[Tensor], Tensor]
@@ -190,7 +191,7 @@ def _cosines(model: nn.Module, name: str, rows: Tensor, triples: Tensor) -> Tens
     own = torch.cat([rows[triples[:, 0]], rows[triples[:, 1]]]).requires_grad_()
     n = len(triples)
     places = len(rows) + torch.arange(2 * n, device=rows.device).reshape(2, n).T  # (n, 2)
-    with torch.enable_grad():
+    with differentiable_kernels(model), torch.enable_grad():
         logits = functional_call(model, {name: torch.cat([rows, own])}, (places,))
         checked_logits(logits.detach(), triples[:, 2])
         chosen = logits.gather(1, triples[:, 2:]).sum()
@@ -211,7 +212,7 @@ def _logit_table(model: Logits, p: int) -> Tensor:
         model = private_copy(model, "eval", None)
         device = next(model.parameters()).device
     pairs = torch.cartesian_prod(torch.arange(p), torch.arange(p)).to(device)
-    with torch.no_grad():
+    with differentiable_kernels(model if isinstance(model, nn.Module) else nn.Identity()), torch.no_grad():
         logits = torch.cat([model(part).cpu() for part in torch.split(pairs, CHUNK)])
     return checked_logits(logits, pairs.sum(1).cpu() % p).reshape(p, p, -1)
 

@@ -127,8 +127,10 @@ def cues_of(path: CanyonPath, cues: Cues | None) -> Cues:
 
 
 def _log_ratio(losses: Mapping[str, float], a: str, b: str) -> float:
+    """NaN where a loss is not positive and finite: a curve has a gap there."""
     above, below = losses[a], losses[b]
-    return math.log(above / below) if min(above, below) > 0 and math.isfinite(above + below) else math.nan
+    is_defined = all(math.isfinite(loss) and loss > 0 for loss in (above, below))
+    return math.log(above) - math.log(below) if is_defined else math.nan
 
 
 def radii_of(path: CanyonPath) -> Array:
