@@ -171,8 +171,9 @@ class Batches:
             if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
                 leaf = torch.from_numpy(leaf.copy())  # torch takes no read-only array
             if isinstance(leaf, Tensor):
-                leaf = leaf.detach().to(self._device)
-                leaf = leaf.clone() if leaf.is_inference() else leaf  # could not enter a gradient
+                # A loader may fill the same memory for each batch, and a tensor of inference mode enters no gradient.
+                is_kept = self._is_one and not leaf.is_inference()
+                leaf = leaf.detach().to(self._device, copy=not is_kept)
                 if leaf.dtype in (torch.float16, torch.bfloat16):
                     leaf = leaf.to(self._dtype)
             moved.append(leaf)

@@ -71,7 +71,7 @@ class GraphEngine:
                 with hooks:
                     graph = self.matrix.graph(theta, batch)
             except RuntimeError as error:
-                if "saved tensor hooks" not in str(error):
+                if not any(words in str(error) for words in ("saved tensor hooks", "invalid python storage")):
                     raise
                 return self.matrix.graph(theta, batch), _UNKNOWN  # torch.func inside the loss takes no hooks
         return graph, sum(sizes.values())

@@ -94,7 +94,7 @@ def checked_sum(result: Any, point: Tensor, *, is_batch_loss: bool) -> Tensor:
 def is_same_sum(
     batches: Iterable[Any],
     others: Iterable[Any],
-    slope: Callable[[Any], tuple[float, Tensor]],
+    slope: Callable[[Any], tuple[float, float, Tensor]],
     sizes: Sequence[int],
     ranks: Ranks | None = None,
 ) -> bool:
@@ -106,7 +106,7 @@ def is_same_sum(
     Args:
         batches: one cut.
         others: the other one, in the same order.
-        slope: batch -> value and gradient (p,) of its sum.
+        slope: batch -> its sum, the count of its terms, and the gradient (p,) of the sum.
         sizes: of the named tensors in a gradient.
         ranks: those that share the examples.
     """
@@ -125,16 +125,18 @@ def is_same_sum(
 
 
 class _Total:
-    """Value and gradient of a sum over batches so far, and the sizes of what was added up."""
+    """Value, count and gradient of a sum over batches so far, and the sizes of what was added up."""
 
-    def __init__(self, batches: Iterable[Any], slope: Callable[[Any], tuple[float, Tensor]], sizes: Sequence[int]):
+    def __init__(
+        self, batches: Iterable[Any], slope: Callable[[Any], tuple[float, float, Tensor]], sizes: Sequence[int]
+    ):
         self._batches, self._slope, self._sizes = iter(batches), slope, list(sizes)
         self.num, self.eps = 0, float(torch.finfo(torch.float64).eps)
         self.clear()
 
     def clear(self) -> None:
         """Start anew with the next batch."""
-        self.value, self.size = 0.0, 0.0
+        self.value, self.count, self.size = 0.0, 0.0, 0.0
         self.gradient = torch.zeros(sum(self._sizes), dtype=torch.float64)
         self.scale = torch.zeros(len(self._sizes), dtype=torch.float64)
 
@@ -143,13 +145,17 @@ class _Total:
         batch = next(self._batches, None)
         if batch is None:
             return False
-        value, gradient = self._slope(batch)
+        value, count, gradient = self._slope(batch)
         self.eps, gradient = torch.finfo(gradient.dtype).eps, gradient.double().cpu()
-        self.value, self.size = self.value + value, self.size + abs(value)
+        self.value, self.count, self.size = self.value + value, self.count + count, self.size + abs(value)
         self.gradient += gradient
         self.scale += torch.stack([part.norm() for part in torch.split(gradient, self._sizes)])
         self.num += num_examples(batch)
         return True
+
+    def sizes(self) -> Tensor:
+        """What the value is rounded from, as a tensor."""
+        return torch.tensor(self.size, dtype=torch.float64)
 
     def is_near(self, other: _Total) -> bool:
         """Whether the other total differs by rounding only."""
@@ -157,6 +163,7 @@ class _Total:
         scale = torch.maximum(self.scale, other.scale)
         apart = torch.stack([part.norm() for part in torch.split(self.gradient - other.gradient, self._sizes)])
         same_value = abs(self.value - other.value) <= 100 * self.eps * (self.size + other.size)
+        same_value = same_value and abs(self.count - other.count) <= 1e-6 * abs(self.count)
         return same_value and bool((apart <= relative * scale + floor * scale.sum()).all())
 
 
@@ -165,12 +172,13 @@ def _is_same_on_all(ranks: Ranks, mine: _Total, theirs: _Total) -> bool:
         for side in (mine, theirs):
             while side.advance():
                 pass
-        numbers = [mine.value, theirs.value, mine.size, theirs.size]
-        return numbers, [mine.gradient, mine.scale, theirs.gradient, theirs.scale]
+        numbers = [mine.value, theirs.value, mine.count, theirs.count]
+        return numbers, [mine.gradient, mine.scale, theirs.gradient, theirs.scale, mine.sizes(), theirs.sizes()]
 
     question = "a comparison of two cuts of the data"
-    (mine.value, theirs.value, mine.size, theirs.size), tensors = ranks.total(question, sums, torch.zeros(1))
-    mine.gradient, mine.scale, theirs.gradient, theirs.scale = tensors
+    (mine.value, theirs.value, mine.count, theirs.count), tensors = ranks.total(question, sums, torch.zeros(1))
+    mine.gradient, mine.scale, theirs.gradient, theirs.scale = tensors[:4]
+    mine.size, theirs.size = map(float, tensors[4:])
     mine.eps = theirs.eps = max(mine.eps, theirs.eps)
     return bool(ranks.highest(question, lambda: int(not mine.is_near(theirs)), torch.zeros(1)) == 0)
 

@@ -77,6 +77,7 @@ class ModelLoss:
             )
         self.model = private_copy(model, mode, device)
         self._lock, self._rewrites, self._is_gradient_checked = SharedLock(), False, False
+        self._puts_back = True
         self.space = ParameterSpace(self.model)
         self.theta0 = self.space.flatten(self.model)
         self.mode = mode
@@ -112,7 +113,7 @@ class ModelLoss:
         if self._batch_loss is not None:
             named = {f"model.{name}": weight for name, weight in self.space.weights_of(theta).items()}
             applied = _Applied(self.model, self._batch_loss)
-            with attributes_put_back(self.model):
+            with self._put_back():
                 return cast(tuple[Tensor, Any], _called(applied, named, (self._as_yielded(batch),)))
         outputs = self.outputs(theta, batch)
         if tally is not None:
@@ -122,7 +123,7 @@ class ModelLoss:
     def outputs(self, theta: Tensor, batch: Any) -> Any:
         """What `loss_fn` is given first: the model's outputs for a batch."""
         args, kwargs, _ = parted(batch)
-        with attributes_put_back(self.model):
+        with self._put_back():
             return logits_of(_called(self.model, self.space.weights_of(theta), args, kwargs))
 
     def loss_at(self, outputs: Any, batch: Any) -> tuple[Tensor, int]:
@@ -318,12 +319,15 @@ class ModelLoss:
         with self.context(), torch.enable_grad():
             point = self.theta0.clone().requires_grad_()
             draws = draws_so_far()
-            found = findings(
-                self.model, lambda: results.append(attempt(lambda: self(point, batch), batch)), stored=stored
-            )
+            with self._leaving() as left:
+                found = findings(
+                    self.model, lambda: results.append(attempt(lambda: self(point, batch), batch)), stored=stored
+                )
             if draws_so_far() != draws:
                 found.append(Finding("random", "", self.space.owner, "numpy.random or random"))
             refuse_impure(found, self.mode)
+            if left:
+                self._check_state(batch, results[0], left)
             self._rewrites = any(finding.kind == "rewrite" for finding in found)
         with self.context(), torch.enable_grad():
             if self._rewrites:
@@ -341,6 +345,30 @@ class ModelLoss:
             remedy = "Make that operation out of place, or start with inputs.clone()."
             raise ValueError(explain("model", received, "a function of the weights", remedy))
         return _kinks([finding for finding in found if finding.kind == "kinked"])
+
+    def _check_state(self, batch: Any, first: Any, left: set[str]) -> None:
+        """Refuse a model whose value changes with what an earlier forward pass has left on it."""
+        with torch.no_grad(), self._leaving():
+            self(self.theta0.clone(), batch)
+            second = attempt(lambda: self(self.theta0.clone(), batch), batch)
+        values = [result[0] if isinstance(result, tuple) else result for result in (first, second)]
+        if not _same(*(value.detach() if isinstance(value, Tensor) else value for value in values)):
+            received = f"depends on what its last forward pass left on it (attributes {sorted(left)})"
+            remedy = "Pass that state as an input, or start each forward pass from the same one."
+            raise ValueError(explain("model", received, "a function of the weights", remedy))
+
+    @contextlib.contextmanager
+    def _leaving(self) -> Iterator[set[str]]:
+        """What passes leave on the model stays until the end of this block; yields what that was."""
+        with attributes_put_back(self.model) as left:
+            self._puts_back = False
+            try:
+                yield left
+            finally:
+                self._puts_back = True
+
+    def _put_back(self) -> contextlib.AbstractContextManager[Any]:
+        return attributes_put_back(self.model) if self._puts_back else contextlib.nullcontext()
 
     def settle_cut(self) -> None:
         """Use micro-batches only where they give the value and the gradient that the batches give as they came.
@@ -385,14 +413,14 @@ class ModelLoss:
         drawn = torch.randn(len(theta), generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(theta)
         return theta + drawn * (0.01 * (float(theta.norm()) or 1.0) / float(drawn.norm()))
 
-    def _slope(self, theta: Tensor) -> Callable[[Any], tuple[float, Tensor]]:
-        """A function batch -> value and gradient (p,) of its sum at theta."""
+    def _slope(self, theta: Tensor) -> Callable[[Any], tuple[float, float, Tensor]]:
+        """A function batch -> sum, count, and gradient (p,) of the sum at theta."""
 
-        def slope(batch: Any) -> tuple[float, Tensor]:
+        def slope(batch: Any) -> tuple[float, float, Tensor]:
             with self.context(), torch.enable_grad():
                 point = theta.clone().requires_grad_()
-                total, _ = attempt(lambda: self(point, batch), batch)
-                return float(total.detach()), vjp_of([total], [point], [torch.ones_like(total)])[0]
+                total, count = attempt(lambda: self(point, batch), batch)
+                return float(total.detach()), float(count), vjp_of([total], [point], [torch.ones_like(total)])[0]
 
         return slope
 

@@ -65,18 +65,23 @@ def _memory(tensor: Tensor) -> int:
 
 
 @contextlib.contextmanager
-def attributes_put_back(model: nn.Module) -> Iterator[None]:
+def attributes_put_back(model: nn.Module) -> Iterator[set[str]]:
     """What a forward pass leaves on the modules (a table, an activation, a state) is gone after it.
 
-    Else the next pass, or one at another theta, could use it, and a trace would leave tensors that hold nothing.
+    Else the next pass, or one at another theta, could use it, and a trace would leave tensors that hold nothing. Yields
+    a set, which afterwards holds the names of what was put back.
     """
     before = [(module, dict(vars(module))) for module in model.modules()]
+    changed: set[str] = set()
     try:
-        yield
+        yield changed
     finally:
         for module, attributes in before:
             own = vars(module)
-            if len(own) != len(attributes) or any(own.get(name) is not value for name, value in attributes.items()):
+            found = {name for name, value in attributes.items() if own.get(name) is not value}
+            found |= own.keys() - attributes.keys()
+            if found:
+                changed |= found
                 own.clear()
                 own.update(attributes)
 

@@ -138,7 +138,7 @@ class Verification:
             if float((error - other).norm()) <= 0.1 * float(error.norm()):
                 names = self._name_of(error.abs()) or "theta"
                 words = f"by {_relative(error.norm(), ours)} from central differences, most in {names}"
-                return Fault(f"the product of some examples is off {words}", is_finite=False)
+                return Fault(f"the product of some examples is off {words}")
         return None
 
     def _difference(self, ours: Tensor, theirs: Tensor | None, floor: float, index: int, batch: Any) -> Fault | None:
@@ -229,10 +229,10 @@ class Verification:
     def refusal(self, faults: Sequence[Fault]) -> ValueError:
         """The error for a loss of which no engine's products are right."""
         reasons = "; ".join(dict.fromkeys(fault.reason for fault in faults))
-        if all(fault.is_finite for fault in faults):
+        singular = self._singular_operations()
+        if all(fault.is_finite for fault in faults) and not singular:
             received = f"has no second derivative that could be confirmed ({reasons})"
             return ValueError(explain("the loss", received, "one that torch differentiates twice rightly", _REWRITE))
-        singular = self._singular_operations()
         received = f"has second derivatives at theta that torch does not know ({reasons}"
         received += f"; {singular} where it has no derivative)" if singular else ")"
         return ValueError(explain("the loss", received, "one that torch differentiates twice rightly", _AT_ZERO))
