@@ -64,7 +64,7 @@ def test_reference_equals_softmax_regression_on_paper() -> None:
     hessian = torch.einsum("nab,ni,nj->aibj", curvature, x, x).reshape(12, 12) / 7
     gradient = ((q - F.one_hot(y, 3)).T @ x / 7).reshape(-1)
     here, v = torch.zeros(12, dtype=D), torch.randn(12, dtype=D)
-    assert reference.gradient_is_derivative(here, [v])
+    assert reference.gradient_is_derivative(here, v)
     assert torch.allclose(reference.gradient(here, by_values=False), gradient, rtol=1e-12)
     assert torch.allclose(reference.gradient(here, by_values=True), gradient, rtol=1e-7, atol=1e-9)
     for by_values, rtol in ((False, 1e-8), (True, 1e-5)):
@@ -81,7 +81,7 @@ def test_reference_sees_that_a_gradient_of_torch_is_not_the_derivative() -> None
     weight = net.weight.detach().clone()
     here, v = torch.zeros(6, dtype=D), torch.randn(6, dtype=D)
     padded = Reference(net, lambda model: F.mse_loss(model(tokens).sum(1), y))
-    assert not padded.gradient_is_derivative(here, [v])
+    assert not padded.gradient_is_derivative(here, v)
     hot = F.one_hot(tokens, 3).double().sum(1)  # (8, 3)
     gradient = hot.T @ (hot @ weight - y) / 8
     product = hot.T @ hot @ v.view(3, 2) / 8
