@@ -889,6 +889,45 @@ def _bump(norm: Callable[[Tensor], Tensor]) -> Callable[[Random], Scene]:
     return make
 
 
+_NAN = "torch's derivatives are NaN there, or not those of the function"
+
+# Functions of theta alone at a point of their own, and why the library may refuse them there.
+POINTS: dict[str, tuple[Callable[[Tensor], Tensor], list[float], str]] = {
+    "prod, one zero": (lambda t: t.prod() + t.sin().sum(), [0.0, 1.2, 0.7, -0.4], ""),
+    "prod, two zeros": (lambda t: t.prod() + t.sin().sum(), [0.0, 1.2, 0.0, -0.4], ""),
+    "prod, tiny factors": (lambda t: t.prod() + t.sin().sum(), [1e-170, 1e-170, 0.7, 1.3], _NAN),
+    "prod of rows, a zero": (lambda t: t.view(2, 2).prod(1).exp().sum(), [0.0, 1.2, 0.7, -0.4], ""),
+    "cumprod, a zero": (lambda t: t.cumprod(0).sin().sum(), [0.9, 0.0, 0.7, -0.4], ""),
+    "sinc at zero": (lambda t: torch.sinc(t).prod(), [0.0, 0.5, 0.2, -0.4], _NAN),
+    "tanh(x) / x by where": (
+        lambda t: torch.where(t == 0, 1.0, t.tanh() / t).prod(), [0.0, 0.5, 0.2, -0.4], _NAN),
+    "cosine by sqrt of squares": (lambda t: t.square().sqrt().cos().sum(), [0.0, 0.5, 0.2, -0.4], _NAN),
+    "even power by abs": (lambda t: t.abs().pow(4.0).sum() + t.sum().sin(), [0.0, 0.5, 0.2, -0.4], _NAN),
+    "power of a tensor": (lambda t: (t**2.0).sum() + (t**3.0).sum(), [0.0, 0.5, 0.2, -0.4], ""),
+    "determinant, singular": (lambda t: torch.linalg.det(t.view(2, 2)).exp(), [1.0, 2.0, 0.5, 1.0], _NAN),
+    "equal eigenvalues": (
+        lambda t: torch.linalg.eigvalsh(torch.stack([t[0], t[1], t[1], t[2]]).view(2, 2)).exp().sum() + t[3] ** 2,
+        [1.0, 0.0, 1.0, 0.5], _NAN),
+    "equal singular values": (
+        lambda t: torch.linalg.svdvals(t.view(2, 2)).square().sum(), [1.0, 0.0, 0.0, 1.0], _NAN),
+    "standard deviation of equals": (lambda t: t.std() ** 2 + t.sum().sin(), [0.3, 0.3, 0.3, 0.3], _NAN),
+    "variance of equals": (lambda t: t.var() + t.sum().sin(), [0.3, 0.3, 0.3, 0.3], ""),
+    "logsumexp of equals": (lambda t: t.logsumexp(0), [0.3, 0.3, 0.3, 0.3], ""),
+    "log of a softmax, saturated": (lambda t: -(t * 200).log_softmax(0)[0], [0.9, 0.1, 0.2, 0.3], ""),
+    "log of exp, saturated": (lambda t: torch.log1p(torch.exp(60 * t)).sum(), [0.9, 0.1, 0.2, 0.3], ""),
+    "angle at zero": (lambda t: torch.atan2(t[0], t[1]).sin() * (t[0] ** 2 + t[1] ** 2) + t[2] * t[3],
+                      [0.0, 0.0, 0.2, 0.3], _NAN),
+    "size of a complex number": (
+        lambda t: torch.view_as_complex(t.view(2, 2)).abs().square().sum().sin(), [0.0, 0.0, 0.2, 0.3], _NAN),
+    "xlogy at zero": (lambda t: torch.xlogy(t**2, t**2 + 1).sum() + t.sum().sin(), [0.0, 0.5, 0.2, -0.4], ""),
+    "a fourth root of fourth powers": (lambda t: (t**4).sum() ** 0.25 + t.sum().sin(), [0.4, 0.5, 0.2, -0.4], ""),
+    "a linear function": (lambda t: 2 * t.sum(), [0.4, 0.5, 0.2, -0.4], ""),
+    "parts that are not used": (lambda t: t[:2].sin().sum(), [0.4, 0.5, 0.2, -0.4], ""),
+    "scale 1e-12": (lambda t: 1e-12 * t.sin().prod(), [0.4, 0.5, 0.2, -0.4], ""),
+    "scale 1e12": (lambda t: 1e12 * t.sin().prod(), [0.4, 0.5, 0.2, -0.4], ""),
+}  # fmt: skip
+
+
 # Losses with weights of their own -------------------------------------------------------------------------------------
 
 
@@ -1041,6 +1080,8 @@ SPECIALS: dict[str, Callable[[Random], Scene]] = {
     "a bump by linalg.norm": _bump(torch.linalg.norm),
     "a bump by sqrt": _bump(lambda d: d.square().sum().sqrt()),
     "a bump by norm": _bump(torch.norm),
+    **{f"at a point: {name}": lambda r, name=name: _function(
+        POINTS[name][0], torch.tensor(POINTS[name][1], dtype=D), POINTS[name][2]) for name in POINTS},
     "AdaptiveLogSoftmaxWithLoss": _own_loss(lambda: nn.AdaptiveLogSoftmaxWithLoss(4, 6, [2, 4], div_value=1.0), 6),
     "LinearCrossEntropyLoss": _own_loss(lambda: nn.LinearCrossEntropyLoss(4, 3), 3),
     "two threads": _threads,
@@ -1095,7 +1136,8 @@ FAMILIES: dict[str, tuple[Callable[[str, Random], Scene], list[str]]] = {
 
 def scene_of(case: str) -> tuple[Callable[[], Scene], int]:
     """The scene of a case "family/name/seed", and the seed of its numbers."""
-    family, name, seed = case.split("/")
+    family, _, rest = case.partition("/")
+    name, _, seed = rest.rpartition("/")
     make, names = FAMILIES[family]
     if name not in names:
         raise ValueError(f"case {case!r} names {name!r}, expected one of the family {family!r}: {names}")

@@ -389,7 +389,6 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "prod": (lambda h, w: h * (h + w).prod(dim=1, keepdim=True), ""),
     "prod of tiny factors": (lambda h, w: h + 1e40 * (1e-8 * (h[:, :5] + w[:5])).prod(dim=1, keepdim=True), ""),
     "prod of all": (lambda h, w: h * w.prod(), ""),
-    "prod with a zero": (lambda h, w: h * (h * torch.arange(6).to(h)).add(w[0]).prod(1, keepdim=True), ""),
     "cumprod": (lambda h, w: (h + w).cumprod(dim=1), ""),
     "cumsum": (lambda h, w: (h * w).cumsum(dim=1).sin(), ""),
     "logcumsumexp": (lambda h, w: (h * w).logcumsumexp(dim=1), ""),
