@@ -282,6 +282,8 @@ def _scene(
     engine = r.choice(["auto", "auto", "auto", "split graph", *["kept graph", "double backward"] * 3])
     if loader == "NumPy arrays" and dtype == torch.bfloat16:
         loader = "tuple"
+    if loader == "shuffled DataLoader" and task.is_sum:
+        loader = "ragged DataLoader"  # counts are of a batch: max(1, those that are not ignored)
     n = r.choice([12, 13, 17])
     y = task.targets(n)
     y = y.to(dtype) if y.is_floating_point() else y
@@ -299,7 +301,19 @@ def _scene(
     if engine == "split graph" and not refuse:
         refuse = "the engine was asked for, and may not follow"
     of = f"{loss}, {loader}, {dtype}, engine={engine!r}"
-    return Scene(build, data, mean, how, dtype, may_refuse=refuse, of=of)
+    apart = None if task.is_sum or r.random() < 0.7 else _apart(task.loss or F.cross_entropy)
+    is_widened = dtype != D and r.random() < 0.3
+    return Scene(build, data, mean, how, dtype, may_refuse=refuse, of=of, apart=apart, is_widened=is_widened)
+
+
+def _apart(loss_fn: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, int]]]:
+    """The outputs of a batch, and the sum and count of a batch as a function of them."""
+
+    def sum_of(outputs: Tensor, batch: Any) -> tuple[Tensor, int]:
+        targets = parts(batch)[-1]
+        return loss_fn(outputs, targets) * targets.numel(), targets.numel()
+
+    return lambda model, batch: model(*parts(batch)[:-1]), sum_of
 
 
 def of_layer(name: str, r: Random) -> Scene:
@@ -487,6 +501,17 @@ def _own_sum(batch_loss: Callable[..., Any]) -> Callable[[Random], Scene]:
         return Scene(_plain_net, _cut(x, y, 5, 5, 5, 5, 3), mean_of_sums(batch_loss), how)
 
     return make
+
+
+def _none_counts(r: Random) -> Scene:
+    x, y = _pairs(15)
+    y[5:10] = 0
+
+    def batch_loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        return _ignoring(model(batch[0]), batch[1])
+
+    how = {"batch_loss": batch_loss, "engine": r.choice(ENGINES)}
+    return Scene(_plain_net, _cut(x, y, 5, 5, 5), mean_of_sums(batch_loss), how)
 
 
 def _prototypes(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
@@ -1013,6 +1038,7 @@ SPECIALS: dict[str, Callable[[Random], Scene]] = {
     "InfoNCE, micro_batch=3": lambda r: _contrastive(r, 6, micro_batch=3),
     "means of batches by batch_loss": _own_sum(_batch_mean),
     "weight decay in batch_loss": _own_sum(_with_decay),
+    "a batch with no target that counts": _none_counts,
     "episodes": _episodes,
     "a graph": lambda r: _graphs(1, 10, is_sum=False),
     "a graph, batch_loss": lambda r: _graphs(1, 10, is_sum=True),

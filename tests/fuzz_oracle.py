@@ -54,6 +54,8 @@ class Scene:
         objective: makes the objective, where it is no Objective(model, data).
         num_threads: threads that ask one objective for products at the same time.
     of: what the seed has chosen, in words.
+    apart: (model, batch) -> outputs, and (outputs, batch) -> (sum, count), where the Gauss-Newton matrix is asked for.
+    is_widened: whether the same loss in float64 is asked for too.
     """
 
     build: Callable[[], nn.Module]
@@ -67,6 +69,8 @@ class Scene:
     objective: Callable[[nn.Module], Any] | None = None
     num_threads: int = 1
     of: str = ""
+    apart: tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, int]]] | None = None
+    is_widened: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,15 +144,38 @@ class Reference:
         coarse, fine = mixed(h), mixed(h / 2)
         return (4 * fine - coarse) / 3, float((coarse - fine).norm()) / 3 + 1e-8
 
+    def gauss_newton(self, v: Tensor, scene: Scene, batches: list[Any]) -> tuple[Tensor, float]:
+        """J' B J v: J and B by differences, J' by torch's gradient of the outputs."""
+        outputs, sum_of = scene.apart
+        total, count, errors = torch.zeros_like(v), 0, 0.0
+        for batch in batches:
+            jv, error = difference(lambda h, batch=batch: self._moved(h * v, outputs, batch).detach())
+            z = self._moved(torch.zeros_like(v), outputs, batch)
+
+            def slope(h: float, batch: Any = batch, z: Tensor = z, u: Tensor = jv) -> Tensor:
+                moved = (z.detach() + h * u).requires_grad_()
+                return torch.autograd.grad(sum_of(moved, batch)[0], moved)[0]
+
+            bjv, error_of_slope = difference(slope)
+            found = torch.autograd.grad(z, self.weights, bjv, allow_unused=True, materialize_grads=True)
+            total += torch.cat([part.reshape(-1) for part in found])
+            count += sum_of(z, batch)[1]
+            errors += error + error_of_slope
+        return total / count, errors / count
+
     def _value(self, offset: Tensor) -> Tensor:
         return self._at(offset).detach().reshape(())
 
     def _at(self, offset: Tensor) -> Tensor:
+        return self._moved(offset, self._mean)
+
+    def _moved(self, offset: Tensor, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """function(model, *arguments), the weights moved by an offset (p,)."""
         with torch.no_grad():
             pieces = offset.split([weight.numel() for weight in self.weights])
             for weight, start, piece in zip(self.weights, self._start, pieces, strict=True):
                 weight.copy_(start + piece.view_as(start))
-        return self._mean(self.model)
+        return function(self.model, *arguments)
 
 
 def difference(function: Callable[[float], Tensor]) -> tuple[Tensor, float]:
@@ -222,6 +249,8 @@ def _judged(name: str, make: Callable[[], Scene], seed: int) -> Outcome:
     v, w = v / v.norm(), w / w.norm()
     try:
         wanted = _wanted(reference, v, w)
+        if scene.apart is not None:
+            wanted["Gauss-Newton product"] = reference.gauss_newton(v, scene, wide)
     except NoReferenceError:
         if not scene.may_refuse:
             raise
@@ -270,7 +299,6 @@ def _compared(loss: Any, wanted: dict[str, tuple[Tensor, float]], v: Tensor, w: 
     """Where the library's numbers are not these."""
     theta, moved = loss.theta0, loss.theta0 + 0.1 * w.to(loss.theta0)
     v, w = v.to(theta), w.to(theta)
-    block = None
     got: dict[str, Tensor] = {"value": loss(theta), "gradient": loss.gradient(theta)}
     got["product"] = loss.hvp(theta, v)
     got["second product"] = loss.hvp(theta, w)
@@ -279,14 +307,19 @@ def _compared(loss: Any, wanted: dict[str, tuple[Tensor, float]], v: Tensor, w: 
     got["value elsewhere"], got["gradient elsewhere"] = loss(moved), loss.gradient(moved)
     got["product elsewhere"] = loss.hvp(moved, v)
     got["product again"] = loss.hvp(theta, v)
+    if scene.apart is not None:
+        matrix = lh.gauss_newton(loss)
+        got["Gauss-Newton product"], got["Gauss-Newton product again"] = matrix @ v, matrix @ v
+    if scene.is_widened:
+        got["product in float64"] = loss.double().hvp(theta.double(), v.double())
     if scene.num_threads > 1:
         got |= _in_threads(loss, theta, moved, v)
     size = float(wanted["gradient"][0].norm()) + 1e-6
     problems = []
     for name, number in got.items():
-        what = re.sub(r" of a block| again| in threads", "", name)
-        right, error = wanted[what]
-        allowed = RELATIVE[scene.dtype] * float(right.norm()) + FLOOR[scene.dtype] * size + 10 * error
+        right, error = wanted[re.sub(r" of a block| again| in threads| in float64", "", name)]
+        dtype = torch.float64 if "float64" in name else scene.dtype
+        allowed = RELATIVE[dtype] * float(right.norm()) + FLOOR[dtype] * size + 10 * error
         apart = float((number.double() - right).norm())
         if not apart <= allowed:
             scale = float(right.norm())
@@ -330,8 +363,8 @@ def _is_ours(error: Exception) -> bool:
 
 def _afterwards(scene: Scene, user: nn.Module, batches: list[Any]) -> tuple[Tensor, ...]:
     """What the user's own model and backward pass give."""
-    if scene.dtype == torch.bfloat16:
-        return ()  # torch lacks many of its kernels
+    if scene.dtype == torch.bfloat16 or scene.reference is not None:
+        return ()  # torch lacks many kernels; what a stored view was made of can be differentiated once
     flags = [module.training for module in user.modules()]
     user.eval()
     loss = scene.mean(user, [_as(batch, user) for batch in batches])
