@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
@@ -279,7 +280,7 @@ def _scene(
     task = TASKS[loss]
     dtype = r.choice([D, D, D, torch.float32, torch.float32, torch.bfloat16]) if narrow and loss != "CTCLoss" else D
     # Most without a recording, which takes longest.
-    engine = r.choice(["auto", "auto", "auto", "split graph", *["kept graph", "double backward"] * 3])
+    engine = r.choice(["auto", "auto", "auto", "split graph", *["kept graph", "double backward"] * 4])
     if loader == "NumPy arrays" and dtype == torch.bfloat16:
         loader = "tuple"
     if loader == "shuffled DataLoader" and task.is_sum:
@@ -743,6 +744,20 @@ def _told(build: Callable[[], nn.Module], num_inputs: int = 4) -> Callable[[Rand
     return make
 
 
+def _weak(
+    build: Callable[[], nn.Module], refuse: str, reference: Callable[[], nn.Module] | None = None
+) -> Callable[[Random], Scene]:
+    """A model that may be refused, and must not give wrong numbers."""
+
+    def make(r: Random) -> Scene:
+        scene = _told(build)(r)
+        scene.may_refuse = refuse
+        scene.reference = None if reference is None else lambda: reference().double()
+        return scene
+
+    return make
+
+
 def _frozen() -> nn.Module:
     net = _plain_net()
     net[0].requires_grad_(False)
@@ -781,6 +796,132 @@ class Remembering(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.hidden = torch.tanh(self.enter(x))
         return self.leave(self.hidden)
+
+
+class Bound(nn.Module):
+    """It calls a layer by a function that it keeps: a bound method, a partial, or a closure."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.enter, self.leave = nn.Linear(4, 5, dtype=D), nn.Linear(5, 3, dtype=D)
+        enter = self.enter
+        self.call = {
+            "method": enter.forward,
+            "partial": functools.partial(F.linear, weight=enter.weight, bias=enter.bias),
+            "closure": lambda x: F.linear(x, enter.weight, enter.bias),
+        }[how]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(torch.tanh(self.call(x)))
+
+
+class KeepsProduct(nn.Module):
+    """It makes a product of its weights at the first call and keeps it; the reference makes it anew."""
+
+    def __init__(self, keeps: bool):
+        super().__init__()
+        self.enter, self.leave, self.keeps, self.kept = nn.Linear(4, 4), nn.Linear(4, 3), keeps, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.enter.weight @ self.enter.weight.T if self.kept is None else self.kept
+        if self.keeps:
+            self.kept = made
+        return self.leave(torch.tanh(self.enter(x) @ made))
+
+
+class Counting(nn.Module):
+    """It is another function at each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.num_calls = _plain_net(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.num_calls += 1
+        return self.net(x) * (1 + 0.3 * (self.num_calls % 3))
+
+
+def _in_one_storage(*, overlapping: bool) -> nn.Module:
+    """The weights of a network as pieces of one flat tensor, as some optimizers keep them."""
+    net = _plain_net()
+    weights = list(net.parameters())
+    flat = torch.cat([weight.detach().reshape(-1) for weight in weights])
+    start = 0
+    for weight in weights:
+        weight.data = flat[start : start + weight.numel()].view_as(weight)
+        start += weight.numel() - int(overlapping)
+    return net
+
+
+def _with_hook(kind: str) -> nn.Module:
+    net = _plain_net()
+    if kind == "weight":
+        net[0].weight.register_hook(lambda g: 2 * g)
+    else:
+        factor = 2 if kind == "changing" else 1
+        net[1].register_full_backward_hook(
+            lambda module, inputs, outputs: tuple(factor * g for g in inputs) if factor != 1 else None
+        )
+    return net
+
+
+class OneBuffer:
+    """Batches in one piece of memory that is filled anew, as prefetching loaders have it."""
+
+    def __init__(self, x: Tensor, y: Tensor):
+        self.x, self.y = x, y
+
+    def __iter__(self) -> Iterator[Any]:
+        x, y = torch.empty_like(self.x[:4]), torch.empty_like(self.y[:4])
+        for start in range(0, len(self.x), 4):
+            x.copy_(self.x[start : start + 4])
+            y.copy_(self.y[start : start + 4])
+            yield x, y
+
+
+def _one_buffer(r: Random, *, cache: bool, is_sum: bool) -> Scene:
+    x, y = _pairs(12)
+
+    def batch_loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[1])
+
+    how: dict[str, Any] = {"cache": cache} | ({"batch_loss": batch_loss} if is_sum else {})
+    return Scene(_plain_net, OneBuffer(x, y), mean_of(F.cross_entropy), how, batches=_cut(x, y, 4, 4, 4))
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.tanh(self.enter(x))
+        return self.a(h), self.b(h)
+
+
+def _two_tasks(r: Random) -> Scene:
+    def loss_fn(outputs: Any, targets: Any) -> Tensor:
+        return F.cross_entropy(outputs[0], targets[0]) + F.mse_loss(outputs[1], targets[1])
+
+    def mean(model: nn.Module, batches: list[Any]) -> Tensor:
+        return sum(len(x) * loss_fn(model(x), targets) for x, targets in batches) / sum(len(x) for x, _ in batches)
+
+    data = [(torch.randn(n, 4, dtype=D), (torch.randint(0, 3, (n,)), torch.randn(n, 2, dtype=D))) for n in (5, 5, 3)]
+    return Scene(lambda: TwoHeads().double(), data, mean, {"loss_fn": loss_fn})
+
+
+def _second_output(r: Random) -> Scene:
+    loss_fn = lambda outputs, targets: F.cross_entropy(outputs[0], targets) + outputs[1].square().mean()  # noqa: E731
+    return Scene(lambda: TwoHeads().double(), _pairs(13), mean_of(loss_fn), {"loss_fn": loss_fn, "micro_batch": 5})
+
+
+def _with_names(r: Random) -> Scene:
+    def batch_loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        assert len(batch["names"]) == len(batch["x"])
+        return F.cross_entropy(model(batch["x"]), batch["labels"], reduction="sum"), len(batch["x"])
+
+    data = [batch | {"names": ["a"] * len(batch["x"])} for batch in _as_dicts(*_pairs(13))]
+    return Scene(_plain_net, data, mean_of_sums(batch_loss), {"batch_loss": batch_loss})
 
 
 class SharedLayers(nn.Module):
@@ -1065,7 +1206,7 @@ SPECIALS: dict[str, Callable[[Random], Scene]] = {
     "0-dim real targets, batch_size=None": lambda r: _zero_dim(r, real=True),
     **{f"mixes examples: {name}": lambda r, name=name: _mixing(r, name, 24) for name in MIXES},
     **{f"mixes many examples: {name}": lambda r, name=name: _mixing(r, name, 2048) for name in MIXES
-       if "attention" not in name},
+       if name in ("centred", "softmax over examples", "rolled")},
     "weight_norm": _reparametrised(lambda layer: nn.utils.parametrizations.weight_norm(layer)),
     "weight_norm of old": _reparametrised(lambda layer: nn.utils.weight_norm(layer)),
     "weight_norm of all": _reparametrised(lambda layer: nn.utils.parametrizations.weight_norm(layer, dim=None)),
@@ -1086,6 +1227,26 @@ SPECIALS: dict[str, Callable[[Random], Scene]] = {
     "a weight that is not used": _told(_unused),
     "weights added by a hook": _told(Hooked),
     "hidden units that are kept": _told(Remembering),
+    "a bound method that is kept": _told(lambda: Bound("method")),
+    "a partial that holds a weight": _weak(lambda: Bound("partial"), "it holds a weight out of reach"),
+    "a closure that holds a weight": _weak(lambda: Bound("closure"), "it holds a weight out of reach"),
+    "a product of weights that is kept": _weak(
+        lambda: KeepsProduct(True), "it keeps a tensor made of weights", lambda: KeepsProduct(False)),
+    "another function at each call": _weak(Counting, "it is no function of the weights"),
+    "weights in one storage": _told(lambda: _in_one_storage(overlapping=False)),
+    "weights that overlap": _weak(lambda: _in_one_storage(overlapping=True), "two weights share a number"),
+    "a hook on a weight": _weak(lambda: _with_hook("weight"), "torch's gradient is not the derivative"),
+    "a backward hook that changes": _weak(lambda: _with_hook("changing"), "torch's gradient is not the derivative"),
+    "a backward hook that looks on": _told(lambda: _with_hook("looking")),
+    "one buffer for all batches": lambda r: _one_buffer(r, cache=True, is_sum=False),
+    "one buffer for all batches, batch_loss": lambda r: _one_buffer(r, cache=True, is_sum=True),
+    "one buffer for all batches, read on each pass": lambda r: _one_buffer(r, cache=False, is_sum=False),
+    "two tasks": _two_tasks,
+    "two outputs, one target": _second_output,
+    "names in the batches": _with_names,
+    "torch.jit.script": _weak(lambda: torch.jit.script(_plain_net()), "it can't be followed"),
+    "torch.jit.trace": _weak(
+        lambda: torch.jit.trace(_plain_net(), torch.zeros(2, 4, dtype=D)), "it can't be followed"),
     "Embedding": _embedding(refuse=""),
     "Embedding padding_idx": _embedding(padding_idx=0, refuse=""),
     "Embedding scale_grad_by_freq": _embedding(scale_grad_by_freq=True),

@@ -582,6 +582,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "branches on its data": (_branching, ""),
     "detach": (lambda h, w: h * (h * w).detach(), "torch's gradient is not the derivative"),
     "straight through": (lambda h, w: h + (h.round() - h).detach() * w, "torch's gradient is not the derivative"),
+    "a weight's data": (lambda h, w: (h * w).sin() * w.data, "torch's gradient is not the derivative"),
     "no_grad": (lambda h, w: h * torch.no_grad()(lambda: (h * w).exp())(), "torch's gradient is not the derivative"),
     "a hook on the gradient": (lambda h, w: _hooked(h * w), "torch's gradient is not the derivative"),
 }  # fmt: skip

@@ -161,6 +161,19 @@ def test_what_may_be_refused_is_no_fault_when_it_is() -> None:
     assert judged("planted", lambda: scene(objective=wrong, may_refuse="so")).kind == "wrong"
 
 
+def test_what_is_no_function_of_the_weights_must_be_refused() -> None:
+    def noisy(**options: Any) -> Scene:
+        made = scene(may_refuse="it is random", **options)
+        mean = made.mean
+        made.mean = lambda model, batches: mean(model, batches) + torch.rand(())
+        return made
+
+    assert judged("planted", noisy).kind == "wrong"
+    assert judged("planted", lambda: noisy(objective=PLANTED["a refusal"][0])).kind == "wrong"  # its products only
+    refusal = fail("model is random, expected a function.\nDraw once.")
+    assert judged("planted", lambda: noisy(objective=refusal)).kind == "refused"
+
+
 def test_a_changed_model_of_the_users_is_found() -> None:
     def make(model: nn.Module) -> Any:
         loss = spoiled("hvp", write)(model)
@@ -192,8 +205,8 @@ def check(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def ordinary(family: str) -> list[str]:
-    """Every layer, loss, loader and special scene once, and every third function."""
-    return cases(family, range(1))[:: 3 if family == "function" else 1]
+    """Every layer, loss, loader and special scene once, and every fourth function."""
+    return cases(family, range(1))[:: 4 if family == "function" else 1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
