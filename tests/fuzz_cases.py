@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -304,7 +305,10 @@ def _scene(
     of = f"{loss}, {loader}, {dtype}, engine={engine!r}"
     apart = None if task.is_sum or r.random() < 0.7 else _apart(task.loss or F.cross_entropy)
     is_widened = dtype != D and r.random() < 0.3
-    return Scene(build, data, mean, how, dtype, may_refuse=refuse, of=of, apart=apart, is_widened=is_widened)
+    return Scene(
+        build, data, mean, how, dtype, may_refuse=refuse, of=of, apart=apart, is_widened=is_widened,
+        is_partial=r.random() < 0.2,
+    )  # fmt: skip
 
 
 def _apart(loss_fn: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, int]]]:
@@ -889,6 +893,37 @@ def _one_buffer(r: Random, *, cache: bool, is_sum: bool) -> Scene:
     return Scene(_plain_net, OneBuffer(x, y), mean_of(F.cross_entropy), how, batches=_cut(x, y, 4, 4, 4))
 
 
+def _changed_afterwards(what: str) -> Callable[[Random], Scene]:
+    """A user who goes on with what was passed: trains the model, fills the tensors anew."""
+
+    def make(r: Random) -> Scene:
+        x, y = _pairs(13)
+        forms: dict[str, Any] = {
+            "tuple": (x, y), "TensorDataset": TensorDataset(x, y), "list": _cut(x, y, 4, 9),
+            "list, batch_loss": _cut(x, y, 4, 9), "sequences": _cut(x, y, 13), "model": (x, y),
+        }  # fmt: skip
+        loss_fn = nn.CrossEntropyLoss(weight=torch.ones(3, dtype=D))
+
+        def batch_loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+            return F.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[1])
+
+        how = {"batch_loss": batch_loss} if "batch_loss" in what else {"loss_fn": loss_fn}
+
+        def objective(model: nn.Module) -> Any:
+            own, data, own_how = copy.deepcopy((model, forms[what], how))
+            loss = lh.Objective(own, data, **own_how)
+            changed = data.tensors if isinstance(data, TensorDataset) else tree_leaves(data)
+            for tensor in own.parameters() if what == "model" else changed:
+                tensor.data.zero_()
+            if "loss_fn" in own_how:
+                own_how["loss_fn"].weight.zero_()
+            return loss
+
+        return Scene(_plain_net, forms[what], mean_of(F.cross_entropy), how, objective=objective)
+
+    return make
+
+
 class TwoHeads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -1241,6 +1276,8 @@ SPECIALS: dict[str, Callable[[Random], Scene]] = {
     "one buffer for all batches": lambda r: _one_buffer(r, cache=True, is_sum=False),
     "one buffer for all batches, batch_loss": lambda r: _one_buffer(r, cache=True, is_sum=True),
     "one buffer for all batches, read on each pass": lambda r: _one_buffer(r, cache=False, is_sum=False),
+    **{f"changed afterwards: {what}": _changed_afterwards(what)
+       for what in ("tuple", "TensorDataset", "list", "list, batch_loss", "sequences", "model")},
     "two tasks": _two_tasks,
     "two outputs, one target": _second_output,
     "names in the batches": _with_names,

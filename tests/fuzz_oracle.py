@@ -56,6 +56,7 @@ class Scene:
     of: what the seed has chosen, in words.
     apart: (model, batch) -> outputs, and (outputs, batch) -> (sum, count), where the Gauss-Newton matrix is asked for.
     is_widened: whether the same loss in float64 is asked for too.
+    is_partial: whether the block of the first named weights is asked for, and values at several points at once.
     """
 
     build: Callable[[], nn.Module]
@@ -71,6 +72,7 @@ class Scene:
     of: str = ""
     apart: tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, int]]] | None = None
     is_widened: bool = False
+    is_partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,10 @@ def _wanted(
         wanted["gradient" + place] = (reference.gradient(offset, by_values=by_values), 0.0)
         for name, direction in zip(("product", "second product"), directions, strict=False):
             wanted[name + place] = reference.product(offset, direction, by_values=by_values)
+    if scene.is_partial:
+        size = reference.weights[0].numel()
+        product, error = reference.product(here, torch.cat([v[:size], 0 * v[size:]]), by_values=by_values)
+        wanted["product of a part"] = (product[:size], error)
     if scene.apart is not None and not by_values:
         wanted["Gauss-Newton product"] = reference.gauss_newton(v, scene, batches)
     return wanted
@@ -310,6 +316,10 @@ def _compared(loss: Any, wanted: dict[str, tuple[Tensor, float]], v: Tensor, w: 
     if "Gauss-Newton product" in wanted:
         matrix = lh.gauss_newton(loss)
         got["Gauss-Newton product"], got["Gauss-Newton product again"] = matrix @ v, matrix @ v
+    if scene.is_partial:
+        part = lh.hessian(loss, parameters=[loss.space.names[0]])
+        got["product of a part"] = part @ v[: part.shape[0]]
+        got["value of many"], got["value elsewhere of many"] = loss.evaluate_many(torch.stack([theta, moved]))[0]
     if scene.is_widened:
         got["product in float64"] = loss.double().hvp(theta.double(), v.double())
     if scene.num_threads > 1:
@@ -317,7 +327,7 @@ def _compared(loss: Any, wanted: dict[str, tuple[Tensor, float]], v: Tensor, w: 
     size = float(wanted["gradient"][0].norm()) + 1e-6
     problems = []
     for name, number in got.items():
-        right, error = wanted[re.sub(r" of a block| again| in threads| in float64", "", name)]
+        right, error = wanted[re.sub(r" of a block| of many| again| in threads| in float64", "", name)]
         dtype = torch.float64 if "float64" in name else scene.dtype
         allowed = RELATIVE[dtype] * float(right.norm()) + FLOOR[dtype] * size + 10 * error
         apart = float((number.double() - right).norm())
