@@ -399,10 +399,10 @@ def _token_sum(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
 
 
 def _sequences(
-    r: Random, *, batch_first: bool, is_sum: bool, lengths: tuple[int, ...], gain: float = 1.0, last: int = 4
+    r: Random, *, batch_first: bool, is_sum: bool, lengths: tuple[int, ...], gain: float = 1.0, last: int = 3
 ) -> Scene:
     kind = r.choice(["RNN", "LSTM", "GRU", "transformer"])
-    sizes = [4] * (len(lengths) - 1) + [last]
+    sizes = [3] * (len(lengths) - 1) + [last]
     shapes = [(n, t) if batch_first else (t, n) for t, n in zip(lengths, sizes, strict=True)]
     batches = [(torch.randint(0, 5, shape), torch.randint(0, 5, shape)) for shape in shapes]
     how = {"batch_loss": _token_sum} if is_sum else {"loss_fn": _by_token}
@@ -452,7 +452,7 @@ def _padded(r: Random) -> Scene:
         logits = model(x, is_padding).flatten(0, 1)
         return F.cross_entropy(logits, y.flatten(), reduction="sum"), (y != -100).sum()
 
-    data = [batch(4, 6), batch(4, 6), batch(3, 6)]
+    data = [batch(4, 5), batch(4, 5), batch(3, 5)]
     return Scene(lambda: Padded().double(), data, mean_of_sums(batch_loss), {"batch_loss": batch_loss})
 
 
@@ -1194,18 +1194,18 @@ def _cached(kind: type[nn.Module]) -> Callable[[Random], Scene]:
 
 
 SPECIALS: dict[str, Callable[[Random], Scene]] = {
-    "time first": lambda r: _sequences(r, batch_first=False, is_sum=False, lengths=(6, 6, 6)),
-    "time first, small weights": lambda r: _sequences(r, batch_first=False, is_sum=False, lengths=(6, 6, 6), gain=0.1),
-    "time first, one batch": lambda r: _sequences(r, batch_first=False, is_sum=False, lengths=(12,)),
-    "time first, batch_loss": lambda r: _sequences(r, batch_first=False, is_sum=True, lengths=(6, 6, 6)),
-    "time first, ragged": lambda r: _sequences(r, batch_first=False, is_sum=False, lengths=(6, 6, 6), last=2),
+    "time first": lambda r: _sequences(r, batch_first=False, is_sum=False, lengths=(4, 4, 4)),
+    "time first, small weights": lambda r: _sequences(r, batch_first=False, is_sum=False, lengths=(4, 4, 4), gain=0.1),
+    "time first, one batch": lambda r: _sequences(r, batch_first=False, is_sum=False, lengths=(8,)),
+    "time first, batch_loss": lambda r: _sequences(r, batch_first=False, is_sum=True, lengths=(4, 4, 4)),
+    "time first, ragged": lambda r: _sequences(r, batch_first=False, is_sum=False, lengths=(4, 4, 4), last=2),
     "time first, real targets": lambda r: _real_steps(1.0),
     "time first, real targets, small weights": lambda r: _real_steps(0.1),
     "padded": _padded,
-    "time first, several lengths": lambda r: _sequences(r, batch_first=False, is_sum=False, lengths=(3, 6)),
-    "batch first": lambda r: _sequences(r, batch_first=True, is_sum=False, lengths=(6, 6, 6)),
-    "batch first, several lengths": lambda r: _sequences(r, batch_first=True, is_sum=False, lengths=(3, 6)),
-    "batch first, batch_loss": lambda r: _sequences(r, batch_first=True, is_sum=True, lengths=(3, 6)),
+    "time first, several lengths": lambda r: _sequences(r, batch_first=False, is_sum=False, lengths=(4, 5)),
+    "batch first": lambda r: _sequences(r, batch_first=True, is_sum=False, lengths=(4, 4, 4)),
+    "batch first, several lengths": lambda r: _sequences(r, batch_first=True, is_sum=False, lengths=(4, 5)),
+    "batch first, batch_loss": lambda r: _sequences(r, batch_first=True, is_sum=True, lengths=(4, 5)),
     "a class for each sequence": lambda r: _classified(5, 4),
     "a class for each sequence, as many as steps": lambda r: _classified(5, 5),
     "InfoNCE": lambda r: _contrastive(r, 4),
