@@ -9,7 +9,7 @@ import torch
 
 from lowhanging.reproduce.learning import Learning, learn
 
-LONGEST = ("test_reproduce.py", "test_docs.py", "test_reproduce_report.py", "test_examples.py")
+LONGEST = ("test_reproduce.py", "test_docs.py", "test_reproduce_report.py", "test_examples.py", "test_fuzz.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
