@@ -205,7 +205,7 @@ def votes(rank: int) -> dict[str, Any]:
     chosen, quicker = products.Products._choose, products.quicker_way
     products.quicker_way = lambda *_: LOOP if rank == 1 else Way("vmap", 16)
     if rank == 1:
-        products.Products._choose = lambda self, theta: GraphEngine(self._matrix, keeps=False)
+        products.Products._choose = lambda self, theta, wanted: GraphEngine(self._matrix, keeps=False)
     loss = lh.Objective(model(), data())
     H, v = lh.hessian(loss), direction(loss.num_params)
     found = {"columns by vote": H @ torch.stack([v, v.cos()], 1)}

@@ -81,7 +81,7 @@ def test_curvature_goes_on_within_an_eigenproblem(network, measured, tmp_path, m
 
     monkeypatch.setattr(curvature, "hessian", dying)
     shelf = Shelf(tmp_path)
-    for _ in range(4):
+    for _ in range(5):
         left[0] = 16
         with pytest.raises(KilledError):
             curvature.measure(network, LITTLE, shelf)

@@ -173,9 +173,9 @@ REFUSED_ON_BOTH = {
 }
 REFUSED = {
     "bad data": (
-        "RuntimeError: the loss failed on rank 1 (ValueError: data holds 44 NaN or infinite entries, expected finite "
+        "RuntimeError: the loss failed on rank 1 (ValueError: data holds 92 NaN or infinite entries, expected finite "
         f"numbers.), {ELSEWHERE}",
-        "ValueError: data holds 44 NaN or infinite entries, expected finite numbers.\n"
+        "ValueError: data holds 92 NaN or infinite entries, expected finite numbers.\n"
         "Drop or repair those examples before building the loader.",
     ),
     "one example": (

@@ -172,7 +172,7 @@ def test_every_map_style_form_trains_alike(points: tuple[Tensor, Tensor]) -> Non
     assert all(torch.equal(theta, reached[0]) for theta in reached)
     stored = Stored(*points)
     quiet(network(), stored, epochs=3)
-    assert stored.num_reads <= 4  # indexed directly, not item by item
+    assert stored.num_reads >= 3 * len(stored)  # a class of the user's is read as it hands out its items
 
 
 def test_batches_of_the_users_own(points: tuple[Tensor, Tensor]) -> None:

@@ -113,13 +113,13 @@ def test_a_run_that_was_stopped_twice_equals_one_that_was_not(case: str, tmp_pat
     run = quiet(model, data(), **options, loss_fn=rest, resume=path)
     same(run, whole)
     assert torch.equal(weights(model), weights(expected))
-    assert 0 < rest.calls < 0.7 * loss.calls  # of six epochs, at least two came from the file
+    assert 0 < rest.calls < 0.8 * loss.calls  # of six epochs, two came from the file; each run checks its losses once
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     # Finished: the same call reads it, and trains no step.
     again, none = network(*middle()), Loss()
     same(quiet(again, data(), **options, loss_fn=none, resume=path), whole)
-    assert none.calls == 2  # an objective is tried out when it is made
+    assert none.calls == 6  # the first examples, and objectives that are tried out when they are made
     assert torch.equal(weights(again), weights(expected))
     assert [file.name for file in tmp_path.iterdir()] == ["run.npz"]
 

@@ -248,11 +248,13 @@ class Batches:
         leaves, spec = tree_flatten(whole)
         leaves = [leaf[first::step] for leaf in leaves] if step > 1 else leaves
         total = leaves[0].shape[0]
-        size = self._wanted or _micro_batch_size(leaves, max(total, 1), self._num_params)
+        if total == 0:
+            return []
+        size = self._wanted or _micro_batch_size(leaves, total, self._num_params)
         if step == 1 and [num_examples(batch) for batch in self._came] == _sizes(total, size):
             return None
         # clone: a micro-batch must not be a view into the user's own tensors, which may change later.
-        cuts = [leaf.split(size) for leaf in leaves] if total else []
+        cuts = [leaf.split(size) for leaf in leaves]
         return [tree_unflatten([part.clone() for part in parts], spec) for parts in zip(*cuts, strict=True)]
 
 

@@ -120,18 +120,20 @@ class Verification:
         Both use the derivative that torch gives at a point where it has none, such as 0 for the determinant of a
         singular matrix. Only for losses without kinks: at one, differences are between two Hessians.
         """
+        matrix, theta, wide, v = self._wide(batch)
+        if theta.dtype != torch.float64:  # rounding inside the loss looks alike at all steps
+            return None
+        reverse = GraphEngine(matrix, keeps=False)
         try:
-            graph, _ = self._reverse.prepare(self._theta, batch)
-            ours = self._reverse.product(graph, self._v)
+            ours = reverse.product(reverse.prepare(theta, wide)[0], v)
         except _FAILURES:
             return None
         if not bool(ours.isfinite().all()):
             return None
         errors: list[Tensor] = []
         for differences, noise in self._differences(batch):
-            rtol = _RTOL_DIFFERENCES.get((ours.dtype, differences.dtype), _RTOL_NARROW)
-            error = differences - ours.to(differences)
-            if float(error.norm()) <= rtol * float(differences.norm()) + noise:
+            error = differences - ours
+            if float(error.norm()) <= _RTOL_DIFFERENCES[ours.dtype, ours.dtype] * float(differences.norm()) + noise:
                 return None
             errors.append(error)
         for error, other in itertools.combinations(errors, 2):  # rounding is not told alike by two steps
@@ -159,12 +161,15 @@ class Verification:
             is_near = is_near or error <= rtol * float(differences.norm()) + noise + floor
             if theirs is not None and is_finite:  # two that disagree may both be near: the nearer one is right
                 others = min(others, float((theirs.to(differences) - differences).norm()))
+                # Rounding inside the loss, in float32: both are off alike, and by little.
+                is_rounded = ours.dtype != torch.float64 and error <= 1e-2 * float(differences.norm())
+                is_near = is_near or (is_rounded and error <= 3 * others)
             elif is_near:
                 return None
             if error < nearest:
                 nearest, where = error, self._name_of(apart.abs()) or "theta"
                 words = f" by {_relative(apart.norm(), differences)} from central differences, most in {where}"
-        if is_near and nearest <= others:
+        if is_near and (nearest <= others or ours.dtype != torch.float64):
             return None
         both = " and" if words and theirs is not None and is_finite else ""
         return Fault(reason + both + words, is_finite)
