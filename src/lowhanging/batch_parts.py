@@ -35,7 +35,7 @@ def parted(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
 
 def logits_of(outputs: Any) -> Any:
     """A model's outputs as one tensor: HuggingFace's output objects hold theirs as `.logits`."""
-    return outputs.logits if hasattr(outputs, "logits") else outputs
+    return outputs.logits if hasattr(outputs, "logits") and not isinstance(outputs, Tensor) else outputs
 
 
 def some_of(batch: Any, where: slice) -> Any | None:
@@ -49,7 +49,14 @@ def attempt(call: Callable[[], Any], batch: Any) -> Any:
     """call(), torch's complaint about shapes or dtypes turned into ours."""
     try:
         return call()
-    except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+    except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
+        if type(error) is ValueError and ", expected " in str(error) and "\n" in str(error):
+            raise  # one of ours
+        if "use_reentrant" in str(error):
+            received = "uses reentrant checkpointing, which takes no torch.autograd.grad"
+            remedy = "Pass use_reentrant=False to torch.utils.checkpoint.checkpoint: the numbers are the same."
+            expected = "checkpointing that can be differentiated twice"
+            raise ValueError(explain("model", received, expected, remedy)) from error
         shapes = [tuple(leaf.shape) for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
         remedy = "Check one batch by hand: loss_fn(model(*inputs), targets)."
         if isinstance(batch, Mapping):

@@ -364,7 +364,9 @@ def joined(batches: list[Any]) -> Any | None:
     if not flattened or any(spec != flattened[0][1] for _, spec in flattened):
         return None
     for leaves, _ in flattened:
-        if not leaves or not all(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves):
+        if not leaves or not all(
+            isinstance(leaf, Tensor) and leaf.ndim and leaf.layout == torch.strided for leaf in leaves
+        ):
             return None
         if len({leaf.shape[0] for leaf in leaves}) != 1:
             return None
@@ -393,7 +395,7 @@ def _fingerprint(batch: Any) -> float:
     value = 0.0
     for position, leaf in enumerate(tree_flatten(batch)[0]):
         if isinstance(leaf, Tensor) and leaf.numel():
-            flat = leaf.detach().to(torch.float64).reshape(-1)
+            flat = leaf.detach().to_dense().to(torch.float64).reshape(-1)
             weights = torch.arange(1, flat.numel() + 1, device=flat.device, dtype=torch.float64).sin()
             value += (position + 1) * float(flat @ weights) + flat.numel()
     return value

@@ -61,8 +61,11 @@ class GraphEngine:
         sizes: dict[int, int] = {}
 
         def note(tensor: Tensor) -> tuple[Tensor, int]:
-            storage = tensor.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
+            if tensor.layout == torch.strided:
+                storage = tensor.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
+            else:  # sparse: at most as large as all of it
+                sizes[id(tensor)] = tensor.numel() * tensor.element_size()
             return tensor, tensor._version
 
         hooks = torch.autograd.graph.saved_tensors_hooks(note, _unchanged)

@@ -94,7 +94,9 @@ def check_choice(argument: str, value: Any, choices: Sequence[str], *, remedy: s
 
 
 def check_finite(argument: str, tensor: Tensor, *, remedy: str) -> None:
-    """An error if a floating-point or complex tensor holds NaN or inf."""
+    """An error if a floating-point or complex tensor holds NaN or inf; of a sparse one, its stored values."""
+    if tensor.layout != torch.strided:
+        tensor = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
     if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
         bad = (~torch.isfinite(tensor)).sum().item()
         raise ValueError(explain(argument, f"holds {bad} NaN or infinite entries", "finite numbers", remedy))

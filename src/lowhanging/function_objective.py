@@ -18,7 +18,7 @@ from lowhanging.batch_matrices import HessianOfBatch
 from lowhanging.batches import draws_so_far, untouched_random_state
 from lowhanging.curvature import Curvature, Kind
 from lowhanging.errors import a_type, check_choice, check_finite, check_vector, explain
-from lowhanging.layers import SharedLock, differentiable_kernels, findings
+from lowhanging.layers import GraphWhereNeeded, SharedLock, differentiable_kernels, findings
 from lowhanging.loss import check_rows, own_vector
 from lowhanging.loss_checks import check_derivative
 from lowhanging.products import ENGINES, Engine, Products
@@ -55,7 +55,7 @@ class FunctionObjective:
             )
         check_finite("theta0", theta0, remedy="Start from a finite point.")
         self._theta0 = own_vector(theta0)
-        self._function = function
+        self._user_function, self._graphs = function, GraphWhereNeeded()
         self._lock, self._rewrites, self._is_gradient_checked = SharedLock(), False, False
         self._engine = engine
         self._products = Products(
@@ -104,6 +104,10 @@ class FunctionObjective:
         with self._lock, differentiable_kernels(None, rewrite=self._rewrites):
             yield
 
+    def _function(self, theta: Tensor) -> Tensor:
+        value: Tensor = self._graphs(lambda: self._user_function(theta))
+        return value
+
     def _terms(self, theta: Tensor, _: Any) -> tuple[Tensor, int]:
         return self._function(theta), 1
 
@@ -125,7 +129,7 @@ class FunctionObjective:
         self._is_gradient_checked = True
 
     def __repr__(self) -> str:
-        name = getattr(self._function, "__name__", type(self._function).__name__)
+        name = getattr(self._user_function, "__name__", type(self._user_function).__name__)
         return f"FunctionObjective({name}, {self.num_params:,} parameters, engine={self.engine!r})"
 
     @property
@@ -185,7 +189,7 @@ class FunctionObjective:
 
     def double(self) -> FunctionObjective:
         """The same function of a float64 theta, around the same point."""
-        return FunctionObjective(self._function, self._theta0.double(), engine=self._engine)
+        return FunctionObjective(self._user_function, self._theta0.double(), engine=self._engine)
 
     def in_double(self) -> Callable[[Tensor], Tensor]:
         """The function itself, for float64 vectors."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lowhanging.errors import explain
 
@@ -70,19 +70,22 @@ def findings(model: nn.Module, forward: Callable[[], Any], *, stored: Stored | N
     tensor, which keeps the memory from being used for another one.
     """
     found: dict[Finding, None] = {}
-    with _watched(model) as stack, _NoRenormalization(stack), _Watch(stack, found, stored or {}):
+    with _watched(model) as stack, _WatchCalls(stack, found), _Watch(stack, found, stored or {}):
         forward()
     return list(found)
 
 
-class _NoRenormalization(TorchFunctionMode):
-    """Refuses embeddings with `max_norm`, which write into their weights when they are run."""
+class _WatchCalls(TorchFunctionMode):
+    """What only the calls of torch's functions show: embeddings that write into their weights, and autocast."""
 
-    def __init__(self, stack: list[tuple[str, str]]):
+    def __init__(self, stack: list[tuple[str, str]], found: dict[Finding, None]):
         super().__init__()
-        self._stack = stack
+        self._stack, self._found = stack, found
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _autocasting():
+            layer, class_name = self._stack[-1] if self._stack else ("", LOSS_FUNCTION)
+            self._found[Finding("rewrite", layer, class_name, "autocast")] = None
         signature = _EMBEDDING if func is F.embedding else _EMBEDDING_BAG if func is F.embedding_bag else None
         if signature and signature.bind(*args, **(kwargs or {})).arguments.get("max_norm") is not None:
             place = self._stack[-1][0] if self._stack else LOSS_FUNCTION
@@ -213,6 +216,27 @@ class SharedLock:
         return SharedLock, ()
 
 
+class GraphWhereNeeded:
+    """Calls a loss; one that differentiates by its inputs gets a graph to do so where the caller wants none."""
+
+    def __init__(self) -> None:
+        self._is_needed = False
+
+    def __call__(self, call: Callable[[], Any]) -> Any:
+        if torch.is_grad_enabled():
+            return call()
+        if not self._is_needed:
+            try:
+                return call()
+            except RuntimeError as error:
+                if "does not require grad" not in str(error):
+                    raise
+        with torch.enable_grad():
+            result = call()
+        self._is_needed = True
+        return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, result)
+
+
 class _Setting:
     """A setting of the whole process that calls may want at once: the first saves and sets it, the last puts it back.
 
@@ -288,16 +312,25 @@ def differentiable_kernels(model: nn.Module | None, *, rewrite: bool = False) ->
         yield
 
 
+def _autocasting() -> list[str]:
+    """The devices for which autocast is on in this thread."""
+    return [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+
+
 class Rewriting(TorchFunctionMode):
     """Operations whose derivative in torch is not the derivative of their value, computed by others.
 
     Embeddings with `padding_idx` hide a row from the gradient, with `scale_grad_by_freq` they scale it, with `sparse`
     they make it a sparse tensor; bags of them have no second derivative; the fused weight normalization has a wrong
-    second derivative in reverse (torch 2.13).
+    second derivative in reverse (torch 2.13). And autocast that forward switches on for itself is off in every call: a
+    loss is computed in the precision of its weights.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        for device in _autocasting():
+            with torch.autocast(device, enabled=False):
+                return self.__torch_function__(func, types, args, kwargs)
         if func is F.embedding:
             given = _EMBEDDING.bind(*args, **kwargs).arguments
             if given.get("max_norm") is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from lowhanging.batch_parts import parted
@@ -63,6 +63,12 @@ def check_class_range(targets: Tensor, classes: int) -> None:
         raise ValueError(explain("targets", f"range from {low} to {high}", expected, remedy))
 
 
+_HOOKS = (
+    "A hook or a forward that was replaced by a closure (LoRA by hooks) reads the parameters of the module that it was "
+    "made with, not of the copy that is studied: make it a method, or let it read those of the module it is given."
+)
+
+
 def checked_sum(result: Any, point: Tensor, *, is_batch_loss: bool) -> Tensor:
     """The sum that the loss returned for one batch, if it returned (sum, count) and used the weights, `point`."""
     name = "batch_loss" if is_batch_loss else "loss_fn"
@@ -83,10 +89,15 @@ def checked_sum(result: Any, point: Tensor, *, is_batch_loss: bool) -> Tensor:
     if gradient is None:
         received = "returned a value that does not depend on the weights"
         remedy = "Use the model that batch_loss is given, not one from outside; no torch.no_grad(), no detach()."
+        if not is_batch_loss:
+            name, received = "model and loss_fn", "return" + received.removeprefix("returned")
+            remedy = f"No torch.no_grad(), no detach(). {_HOOKS}"
         raise ValueError(explain(name, received, "a differentiable function of the weights", remedy))
-    if _reaches_others(total, point):
-        received = "uses trainable tensors that are not the given model's (their gradient would be lost)"
+    if reaches_weights(total, point):
+        received = "uses trainable parameters that are not the given model's (their gradient would be lost)"
         remedy = "Use the model that batch_loss is given; freeze other parameters: requires_grad_(False)."
+        if not is_batch_loss:
+            name, remedy = "model", _HOOKS
         raise ValueError(explain(name, received, "a function of this model's weights alone", remedy))
     return cast(Tensor, total.detach())
 
@@ -384,8 +395,11 @@ def is_real(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
-def _reaches_others(total: Tensor, point: Tensor) -> bool:
-    """Whether the autograd graph of `total` ends in trainable tensors other than `point`."""
+def reaches_weights(total: Tensor, point: Tensor) -> bool:
+    """Whether the autograd graph of `total` ends in parameters other than `point`.
+
+    Other leaves are the loss's own: the inputs of a loss that differentiates by them.
+    """
     seen, stack = set(), [total.grad_fn]
     while stack:
         node = stack.pop()
@@ -393,7 +407,7 @@ def _reaches_others(total: Tensor, point: Tensor) -> bool:
             continue
         seen.add(node)
         variable = getattr(node, "variable", None)
-        if variable is not None and variable is not point:
+        if isinstance(variable, nn.Parameter) and variable is not point:
             return True
         stack += [following for following, _ in node.next_functions]
     return False

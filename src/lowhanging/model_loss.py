@@ -25,7 +25,14 @@ from lowhanging.batch_parts import Tally, attempt, logits_of, parted, some_of
 from lowhanging.batches import Batches, draws_so_far, num_examples, untouched_random_state
 from lowhanging.buffers import CalibrationData, moving_buffers, recalibrated, same_values, tracked_buffers
 from lowhanging.errors import NotSmoothWarning, check_finite, explain
-from lowhanging.layers import LOSS_FUNCTION, Finding, SharedLock, differentiable_kernels, findings
+from lowhanging.layers import (
+    LOSS_FUNCTION,
+    Finding,
+    GraphWhereNeeded,
+    SharedLock,
+    differentiable_kernels,
+    findings,
+)
 from lowhanging.loss_checks import (
     check_classes,
     check_derivative,
@@ -77,7 +84,7 @@ class ModelLoss:
             )
         self.model = private_copy(model, mode, device)
         self._lock, self._rewrites, self._is_gradient_checked = SharedLock(), False, False
-        self._puts_back = True
+        self._puts_back, self._graphs = True, GraphWhereNeeded()
         self.space = ParameterSpace(self.model)
         self.theta0 = self.space.flatten(self.model)
         self.mode = mode
@@ -113,8 +120,8 @@ class ModelLoss:
         if self._batch_loss is not None:
             named = {f"model.{name}": weight for name, weight in self.space.weights_of(theta).items()}
             applied = _Applied(self.model, self._batch_loss)
-            with self._put_back():
-                return cast(tuple[Tensor, Any], _called(applied, named, (self._as_yielded(batch),)))
+            run = functools.partial(_called, applied, named, (self._as_yielded(batch),))
+            return cast(tuple[Tensor, Any], self._run(run))
         outputs = self.outputs(theta, batch)
         if tally is not None:
             tally.add(outputs, parted(batch)[2])
@@ -123,8 +130,12 @@ class ModelLoss:
     def outputs(self, theta: Tensor, batch: Any) -> Any:
         """What `loss_fn` is given first: the model's outputs for a batch."""
         args, kwargs, _ = parted(batch)
+        return logits_of(self._run(functools.partial(_called, self.model, self.space.weights_of(theta), args, kwargs)))
+
+    def _run(self, call: Callable[[], Any]) -> Any:
+        """What the model or the batch_loss returns; nothing that it leaves on the model stays."""
         with self._put_back():
-            return logits_of(_called(self.model, self.space.weights_of(theta), args, kwargs))
+            return self._graphs(call)
 
     def loss_at(self, outputs: Any, batch: Any) -> tuple[Tensor, int]:
         """The batch's sum and count as a function of the outputs; only with a `loss_fn`."""
@@ -365,7 +376,7 @@ class ModelLoss:
             try:
                 yield left
             finally:
-                self._puts_back = True
+                self._puts_back, self._graphs = True, GraphWhereNeeded()
 
     def _put_back(self) -> contextlib.AbstractContextManager[Any]:
         return attributes_put_back(self.model) if self._puts_back else contextlib.nullcontext()
@@ -473,4 +484,6 @@ class _Applied(nn.Module):
 
 
 def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and a.layout != torch.strided:
+        a, b = a.to_dense(), b.to_dense()
     return not isinstance(a, Tensor) or (a.shape == b.shape and torch.equal(a, b))

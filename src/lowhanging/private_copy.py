@@ -24,6 +24,10 @@ def private_copy(model: nn.Module, mode: str, device: torch.device | str | None)
     if not isinstance(model, nn.Module):
         remedy = "Wrap a function of theta in FunctionObjective(function, theta0)."
         raise TypeError(explain("model", f"is {a_type(model)}", "a torch.nn.Module", remedy))
+    for wrapper, inner in ((nn.DataParallel, "module"), (torch._dynamo.OptimizedModule, "_orig_mod")):
+        if isinstance(model, wrapper):
+            received = f"is wrapped by {'torch.compile' if inner == '_orig_mod' else wrapper.__name__}"
+            raise ValueError(explain("model", received, "the module itself", f"Pass model.{inner}."))
     wanted = None if device is None else check_device(device)
     ParameterSpace(model)  # nothing trainable, NaN weights ...: said before anything is copied
     for name, weight in model.named_parameters():  # frozen ones count too; a buffer may be a mask of -inf
@@ -60,6 +64,11 @@ def computed_tensors(model: nn.Module, private: nn.Module) -> dict[int, tuple[st
     return found
 
 
+def _is_compressed(tensor: Tensor) -> bool:
+    """Whether it is sparse in a layout that copy.deepcopy does not know."""
+    return tensor.layout not in (torch.strided, torch.sparse_coo)
+
+
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
 
@@ -91,7 +100,7 @@ def copied(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in model.modules():
         for leaf in tree_leaves(vars(module)):
-            if isinstance(leaf, Tensor) and not leaf.is_leaf:
+            if isinstance(leaf, Tensor) and (not leaf.is_leaf or _is_compressed(leaf)):
                 memo[id(leaf)] = leaf.detach().clone()
     try:
         duplicate = copy.deepcopy(model, memo)
