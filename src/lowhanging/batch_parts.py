@@ -8,20 +8,19 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from lowhanging.batches import TARGET_KEYS
 from lowhanging.errors import a_type, explain
-
-_TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
 
 def parted(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """A batch as (positional inputs, keyword inputs, targets)."""
     if isinstance(batch, Mapping):
-        key = next((name for name in _TARGET_KEYS if name in batch), None)
+        key = next((name for name in TARGET_KEYS if name in batch), None)
         if key is not None:
             return (), {name: value for name, value in batch.items() if name != key}, batch[key]
         received = f"has the keys {list(batch)}"
         raise ValueError(
-            explain("batch", received, f"one of {_TARGET_KEYS} for the targets", "Rename it, or pass batch_loss=.")
+            explain("batch", received, f"one of {TARGET_KEYS} for the targets", "Rename it, or pass batch_loss=.")
         )
     if isinstance(batch, tuple | list) and len(batch) >= 2:
         return tuple(batch[:-1]), {}, batch[-1]
@@ -34,7 +33,7 @@ def parted(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
 
 
 def logits_of(outputs: Any) -> Any:
-    """A model's outputs as one tensor: HuggingFace's output objects hold theirs as `.logits`."""
+    """A model's outputs as one tensor, to count answers: HuggingFace's output objects hold theirs as `.logits`."""
     return outputs.logits if hasattr(outputs, "logits") and not isinstance(outputs, Tensor) else outputs
 
 
@@ -80,6 +79,7 @@ class Tally:
         self.num_targets = 0
 
     def add(self, outputs: Any, targets: Any) -> None:
+        outputs = logits_of(outputs)
         if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
             return
         if outputs.ndim == targets.ndim + 1 and outputs.shape[:1] + outputs.shape[2:] == targets.shape:

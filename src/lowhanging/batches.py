@@ -9,7 +9,9 @@ a sum over examples, so the cut changes nothing but rounding.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
+import itertools
 import pickle
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +26,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from lowhanging.errors import a_type, check_count, check_finite, explain
 from lowhanging.results import digest
 
+MAX_BATCHES = 10_000  # of data without a length
+TARGET_KEYS = ("labels", "label", "targets", "target", "y")  # of batches that are mappings
 _MICRO_BATCH_BYTES = 2**20  # of inputs: 334 images of 28 x 28 in float32
 _MANY_WEIGHTS = 2**17  # beyond a cache: reading them for few examples costs more than reading many examples
 _KINDS = "a DataLoader, an iterable of batches, a map-style Dataset or a tuple (inputs, targets) of tensors"
@@ -42,7 +46,8 @@ class Batches:
         shard: (i, n) keeps example i, i + n, i + 2 n ... of all that is read, or those batches where they can't be
             joined or are not kept; and a digest of all is taken. None keeps everything and takes none.
         num_params: weights of the model, as far as known: many are worth larger micro-batches.
-        recut: whether batches are joined and cut to micro-batches; else they are used as they come.
+        recut: whether batches are joined and cut to micro-batches; else they are used as they come, whatever they are.
+        max_batches: of data that do not tell how many they are: more are taken for a loader that never ends.
 
     Attributes:
         num_batches, num_examples: of what is kept.
@@ -66,7 +71,11 @@ class Batches:
         shard: tuple[int, int] | None = None,
         num_params: int = 0,
         recut: bool = True,
+        max_batches: int | None = MAX_BATCHES,
     ):
+        if max_batches is not None:
+            check_count("max_batches", max_batches, remedy="Pass how many batches the data may have, or None.")
+        self._max_batches = max_batches
         if micro_batch is not None:
             check_count("micro_batch", micro_batch, remedy="Leave it out: the engine chooses one that fits the cache.")
         self._source = _as_batches(data, micro_batch or 256)
@@ -79,7 +88,7 @@ class Batches:
         self.num_read, self.digest = 0, ""
         self.is_recut = False
         # A tuple of tensors is one data set, which has no batches of its own.
-        self._is_one = isinstance(self._source, list) and self._source is not data
+        self._is_one = isinstance(self._source, list) and len(self._source) == 1 and isinstance(data, tuple | Dataset)
         self._came: list[Any] = []
         if cache:
             self._came = list(self._read())
@@ -142,7 +151,8 @@ class Batches:
                 _seed(self._num_passes)  # so that shuffling or augmentation can't agree by chance (cache=False)
             iterator = iter(self._source)
             inner = _random_states()
-        while True:
+        is_bounded = self._max_batches is not None and not has_length(self._source)
+        for number in itertools.count():
             with untouched_random_state():
                 _restore(inner)
                 try:
@@ -150,6 +160,10 @@ class Batches:
                 except StopIteration:
                     return
                 inner = _random_states()
+            if is_bounded and number == self._max_batches:
+                received = f"has more than {number:,} batches and does not tell how many: it may never end"
+                remedy = "Pass list(itertools.islice(loader, num)), or max_batches= (None for no bound)."
+                raise ValueError(explain("data", received, "data that end", remedy))
             batch = self._move(batch)
             if num_examples(batch):
                 if self._shard is not None and self._num_passes == 1:
@@ -159,13 +173,15 @@ class Batches:
     def _note(self, batch: Any) -> None:
         """Take a batch of the first pass into the digest."""
         self.num_read += num_examples(batch)
-        tensors = [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in tree_leaves_of(batch) if isinstance(leaf, Tensor)]
         self.digest = hashlib.sha256(f"{self.digest} {digest(*tensors)}".encode()).hexdigest()[:16]
 
     def _move(self, batch: Any) -> Any:
         if isinstance(batch, Mapping) and self._mapping is dict:
             self._mapping = _maker(type(batch), dict(batch))
         leaves, spec = tree_flatten(tree_map(_plain, batch))
+        if len(leaves) == 1 and leaves[0] is batch and not isinstance(batch, Tensor | np.ndarray):
+            return self._moved_object(batch)
         moved = []
         for leaf in leaves:
             if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
@@ -179,8 +195,15 @@ class Batches:
             moved.append(leaf)
         return tree_unflatten(moved, spec)
 
+    def _moved_object(self, batch: Any) -> Any:
+        """A batch of a class of the user's, as it is: on the device, if it knows how to get there, and a copy."""
+        with contextlib.suppress(Exception):  # what can't be copied is used as it is
+            batch = copy.deepcopy(batch)
+        to = getattr(batch, "to", None)
+        return to(self._device) if callable(to) else batch
+
     def _check(self, batch: Any) -> None:
-        leaves = tree_flatten(batch)[0]
+        leaves = tree_leaves_of(batch)
         if not any(isinstance(leaf, Tensor) for leaf in leaves):
             kind = type(batch).__name__
             raise TypeError(
@@ -268,10 +291,27 @@ def num_examples(batch: Any) -> int:
     last = batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
     if isinstance(last, Tensor) and last.ndim == 0:
         return 1
-    for leaf in tree_flatten(batch)[0]:
+    for leaf in tree_leaves_of(batch):
         if isinstance(leaf, Tensor) and leaf.ndim:
             return int(leaf.shape[0])
     return 1
+
+
+def tree_leaves_of(batch: Any) -> list[Any]:
+    """The leaves of a batch; those of its attributes, where it is an object of a class of the user's."""
+    leaves = tree_flatten(batch)[0]
+    if len(leaves) == 1 and leaves[0] is batch and not isinstance(batch, Tensor) and hasattr(batch, "__dict__"):
+        return list(tree_flatten(vars(batch))[0])
+    return list(leaves)
+
+
+def has_length(source: Any) -> bool:
+    """Whether it tells how many batches it has: an IterableDataset in a DataLoader and a generator do not."""
+    try:
+        len(source)
+    except TypeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -310,6 +350,27 @@ def _restore(states: tuple[Any, ...]) -> None:
         torch.cuda.set_rng_state_all(cuda_states)
 
 
+def _is_example(item: Any) -> bool:
+    """Whether it is one example of a list of them: its target is a number."""
+    if isinstance(item, Mapping):
+        targets = [item[key] for key in TARGET_KEYS if key in item]
+        target = targets[0] if targets else None
+    else:
+        target = item[-1] if isinstance(item, tuple | list) and len(item) > 1 else None
+    is_scalar = isinstance(target, Tensor | np.ndarray | np.generic) and target.ndim == 0
+    return is_scalar or (isinstance(target, int | float) and not isinstance(target, bool))
+
+
+def holds_examples(data: Any) -> bool:
+    """Whether it is a list of examples of one shape, or a data set that is no torch Dataset, where batches could be."""
+    is_indexed = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if not is_indexed or isinstance(data, DataLoader | Tensor | np.ndarray | str | Mapping) or not len(data):
+        return False
+    some = data if isinstance(data, list) else [data[i] for i in sorted({0, len(data) // 2, len(data) - 1})]
+    shapes = {tuple(getattr(leaf, "shape", ()) for leaf in tree_leaves_of(item)) for item in some}
+    return len(shapes) == 1 and all(map(_is_example, some))
+
+
 def _as_batches(data: Any, size: int) -> Iterable[Any]:
     """Any of the accepted kinds as an iterable of batches."""
     data = stored_tensors(data) or data
@@ -324,6 +385,15 @@ def _as_batches(data: Any, size: int) -> Iterable[Any]:
     is_map_style = isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__")
     if is_map_style and not isinstance(data, DataLoader):
         return DataLoader(data, batch_size=size) if len(data) else []
+    is_indexed = hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, DataLoader)
+    if is_indexed and not isinstance(data, Tensor | np.ndarray | str | Mapping) and len(data):
+        if isinstance(data, list) and all(isinstance(item, Tensor | np.ndarray) for item in data):
+            remedy = "Pass one data set as a tuple: (inputs, targets); wrap one batch in a list: [(inputs, targets)]."
+            raise TypeError(explain("data", f"is a list of {len(data)} tensors", _KINDS, remedy))
+        if holds_examples(data):
+            return DataLoader(data, batch_size=size)
+        if not isinstance(data, Iterable):
+            return [data[i] for i in range(len(data))]
     if isinstance(data, Tensor | np.ndarray | str | Mapping) or not isinstance(data, Iterable):
         remedy = "Wrap one batch in a list, a data set of tensors in a tuple: (inputs, targets)."
         raise TypeError(explain("data", f"is {a_type(data)}", _KINDS, remedy))
@@ -393,7 +463,7 @@ def _micro_batch_size(leaves: list[Tensor], total: int, num_params: int) -> int:
 def _fingerprint(batch: Any) -> float:
     """A number that differs between batches that differ, order of examples included."""
     value = 0.0
-    for position, leaf in enumerate(tree_flatten(batch)[0]):
+    for position, leaf in enumerate(tree_leaves_of(batch)):
         if isinstance(leaf, Tensor) and leaf.numel():
             flat = leaf.detach().to_dense().to(torch.float64).reshape(-1)
             weights = torch.arange(1, flat.numel() + 1, device=flat.device, dtype=torch.float64).sin()

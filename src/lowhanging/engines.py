@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lowhanging.batch_matrices import BatchMatrix, HessianOfBatch
 from lowhanging.errors import explain
@@ -31,6 +32,8 @@ class SplitEngine:
 
     def prepare(self, theta: Tensor, batch: Any) -> tuple[Any, int]:
         """What does not depend on the vector, and its size in bytes."""
+        if any(not isinstance(leaf, Tensor | int | float | str | None) for leaf in tree_leaves(batch)):
+            raise CannotSplitError("the batches hold more than tensors and numbers, which a recording would keep")
         key = shape_key(batch)
         if key not in self._graphs:
             if len(self._graphs) == self._limit:

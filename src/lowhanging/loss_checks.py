@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from lowhanging.batch_parts import parted
 from lowhanging.batches import num_examples
-from lowhanging.errors import explain
+from lowhanging.errors import a_type, explain
 from lowhanging.layers import Finding
 from lowhanging.ranks import Ranks, Sums
 
@@ -48,7 +48,11 @@ def check_class_targets(targets: Any) -> None:
 
 def num_classes(outputs: Any) -> int:
     """Classes of the outputs (n, classes, ...), or an error."""
-    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+    if not isinstance(outputs, Tensor):
+        place = ".logits" if hasattr(outputs, "logits") else "[0]"
+        remedy = f"Pass loss_fn=lambda outputs, targets: F.cross_entropy(outputs{place}, targets), or what fits them."
+        raise ValueError(explain("model", f"returns {a_type(outputs)}", "one tensor, for the default loss", remedy))
+    if outputs.ndim < 2:
         received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))}"
         raise ValueError(explain("model", received, "(n, classes) for cross-entropy", "Pass loss_fn= or batch_loss=."))
     return int(outputs.shape[1])

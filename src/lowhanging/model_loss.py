@@ -21,8 +21,8 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lowhanging.batch_matrices import vjp_of
-from lowhanging.batch_parts import Tally, attempt, logits_of, parted, some_of
-from lowhanging.batches import Batches, draws_so_far, num_examples, untouched_random_state
+from lowhanging.batch_parts import Tally, attempt, parted, some_of
+from lowhanging.batches import MAX_BATCHES, Batches, draws_so_far, num_examples, untouched_random_state
 from lowhanging.buffers import CalibrationData, moving_buffers, recalibrated, same_values, tracked_buffers
 from lowhanging.errors import NotSmoothWarning, check_finite, explain
 from lowhanging.layers import (
@@ -75,6 +75,7 @@ class ModelLoss:
         device: torch.device | str | None,
         cache: bool,
         micro_batch: int | None,
+        max_batches: int | None = MAX_BATCHES,
         ranks: Ranks | None = None,
         shard: tuple[int, int] | None = None,
     ):
@@ -97,7 +98,7 @@ class ModelLoss:
         recut, self._wanted = batch_loss is None or micro_batch is not None, micro_batch
         batches = Batches(
             data, device=self.space.device, dtype=self.space.dtype, micro_batch=micro_batch, cache=cache, shard=shard,
-            num_params=self.space.num_params, recut=recut,
+            num_params=self.space.num_params, recut=recut, max_batches=max_batches,
         )  # fmt: skip
         self.batches: Iterable[Any] = batches
         self._as_yielded = batches.as_yielded
@@ -130,7 +131,7 @@ class ModelLoss:
     def outputs(self, theta: Tensor, batch: Any) -> Any:
         """What `loss_fn` is given first: the model's outputs for a batch."""
         args, kwargs, _ = parted(batch)
-        return logits_of(self._run(functools.partial(_called, self.model, self.space.weights_of(theta), args, kwargs)))
+        return self._run(functools.partial(_called, self.model, self.space.weights_of(theta), args, kwargs))
 
     def _run(self, call: Callable[[], Any]) -> Any:
         """What the model or the batch_loss returns; nothing that it leaves on the model stays."""

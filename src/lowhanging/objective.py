@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lowhanging.batch_matrices import BatchMatrix, GaussNewtonOfBatch, HessianOfBatch
+from lowhanging.batches import MAX_BATCHES
 from lowhanging.checkpoints import Checkpoint, Point, read_point, refuse_plain
 from lowhanging.curvature import Curvature, Kind
 from lowhanging.errors import check_choice, check_real, check_vector, explain
@@ -48,7 +49,11 @@ class Objective:
             name, the layers that are then random or mix examples. The model's own flags are not changed.
         device: where to compute; by default where the model is.
         cache: False re-reads `data` on each pass (data too large to keep) and checks that the passes agree.
-        micro_batch: examples evaluated at once; by default what fits a processor's cache.
+        micro_batch: examples evaluated at once; by default what fits a processor's cache, where joining and cutting
+            changes neither the value nor the gradient of any batch, and else the batches as they come. A `batch_loss`
+            is cut only on request.
+        max_batches: of data that do not tell how many batches they have; more are taken for a loader that never ends.
+            None for no bound.
         engine: how Hessian products are computed, see `products.py`; `objective.engine` says what runs.
         keep_bytes: budget in bytes for what is kept between products at one theta; Gauss-Newton products have another
             one of the same size.
@@ -75,9 +80,9 @@ class Objective:
         NotSmoothWarning: once per objective, naming the layers with kinks (ReLU, max-pool).
 
     Cost:
-        one read of the data, a gradient and four values on the first micro-batch; three values on every other one where
-        a `loss_fn` of your own meets integer targets, which it may ignore or weigh. Products: see `hvp`. With several
-        ranks, a SHA-256 of the data, and for each product a message of 56 bytes and 8 p bytes from every rank.
+        one read of the data, a gradient on the first batch, two gradients on all where batches are joined or cut, and
+        one pass where the loss is a `loss_fn` of your own, which may ignore or weigh targets. Products: see `hvp`. With
+        several ranks, a SHA-256 of the data, and for each product a message of 56 bytes and 8 p bytes from every rank.
 
     Source:
         Pearlmutter (1994), "Fast exact multiplication by the Hessian".
@@ -94,6 +99,7 @@ class Objective:
         device: torch.device | str | None = None,
         cache: bool = True,
         micro_batch: int | None = None,
+        max_batches: int | None = MAX_BATCHES,
         engine: Engine = "auto",
         keep_bytes: int = DEFAULT_KEEP_BYTES,
         distributed: bool | torch.distributed.ProcessGroup | None = None,
@@ -119,6 +125,7 @@ class Objective:
                 device=device,
                 cache=cache,
                 micro_batch=micro_batch,
+                max_batches=max_batches,
                 ranks=self.ranks,
                 shard=shard,
             )

@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import glob
 import hashlib
 import io
 import json
 import os
+import platform
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +30,8 @@ from lowhanging.errors import DamagedFileError, explain
 
 _T = TypeVar("_T")
 _META = "__lowhanging__"
+FORMAT = 1  # of saved files; a newer one is refused by name, an older one is read or refused by its fields
+_MOST_PACKED = 2**28  # bytes: a small file that unpacks to more than this and a hundred times itself was not saved here
 _REMEDY = "Load the file with the class that saved it: Class.load(path)."
 
 
@@ -45,10 +50,12 @@ def save_result(result: Any, path: str | Path) -> Path:
             plain[field.name] = {"value": value}
     arrays = {name: as_array(tensor) for name, tensor in tensors.items()}
     dtypes = {name: _dtype_name(tensor.dtype) for name, tensor in tensors.items() if _bits_of(tensor.dtype) is not None}
-    meta = json.dumps({"class": type(result).__name__, "fields": plain, "dtypes": dtypes})
+    meta = json.dumps({"format": FORMAT, "class": type(result).__name__, "fields": plain, "dtypes": dtypes})
     target = Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
     entries: dict[str, Any] = {**arrays, _META: np.array(meta)}
-    write_atomically(target, lambda stream: np.savez_compressed(stream, **entries))
+    is_large = sum(array.nbytes for array in arrays.values()) > _MOST_PACKED  # then packing costs more than it saves
+    pack = np.savez if is_large else np.savez_compressed
+    write_atomically(target, lambda stream: pack(stream, **entries))
     return target
 
 
@@ -74,6 +81,7 @@ def load_result(cls: type[_T], path: str | Path) -> _T:
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         received = f"is {str(source)!r}, not a result of lowhanging"
         raise DamagedFileError(explain("path", received, expected, _REMEDY)) from error
+    check_format("path", source, meta, expected)
     if name_of_class != cls.__name__:
         raise ValueError(explain("path", f"is {str(source)!r}, a saved {name_of_class}", expected, _REMEDY))
     try:
@@ -91,6 +99,14 @@ def load_result(cls: type[_T], path: str | Path) -> _T:
         received = f"is {str(source)!r}, a saved {name_of_class} with other fields"
         remedy = "Load it with the version of lowhanging that saved it."
         raise ValueError(explain("path", received, expected, remedy)) from error
+
+
+def check_format(argument: str, path: Path, meta: Mapping[str, Any], expected: str) -> None:
+    """Refuse a file that a newer version of the library wrote."""
+    found = meta.get("format", FORMAT)
+    if not isinstance(found, int) or found > FORMAT:
+        received = f"is {str(path)!r}, of format {found}; this version reads {FORMAT}"
+        raise ValueError(explain(argument, received, expected, "Read it with the version of lowhanging that wrote it."))
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
@@ -132,6 +148,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     with open(path, "rb") as stream:
         try:
             with zipfile.ZipFile(stream) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+                if unpacked > max(_MOST_PACKED, 100 * path.stat().st_size):
+                    raise ValueError(f"it would unpack to {unpacked:,} bytes, more than such a file is saved with")
                 for name in archive.namelist():
                     # To its end, where its checksum is compared: NumPy alone stops before it if a shape has shrunk.
                     entry = io.BytesIO(archive.read(name))
@@ -174,18 +193,55 @@ def resume_path(resume: str | Path) -> Path:
 
 
 def write_atomically(path: str | Path, write: Any) -> None:
-    """Call write(stream) on a temporary file beside `path` and move it into place; on failure nothing is left."""
+    """Call write(stream) on a temporary file beside `path` and move it into place; on failure nothing is left.
+
+    Nor is what a process that was killed has left of the same file.
+    """
     target = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=target.parent or Path("."), prefix=f".{target.name}.", suffix=".part")
+    _remove_stale(target)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            write(stream)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+        descriptor, name = tempfile.mkstemp(
+            dir=target.parent or Path("."), prefix=f".{target.name}.{_HOST}-{os.getpid()}.", suffix=".part"
+        )
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                write(stream)
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, target)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+    except OSError as error:
+        is_missing = not target.parent.is_dir()
+        received = f"is {str(path)!r}, " + ("in a folder that does not exist" if is_missing else f"{error.strerror}")
+        remedy = "Make the folder first." if is_missing else "Free space on the disk, or name another file."
+        message = explain("path", received, "a place that can be written to", remedy)
+        failure = type(error)(message)
+        failure.errno = error.errno
+        raise failure from error
+
+
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]  # files on a shared disk may be another machine's
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove temporary files of `target` whose process, on this machine, is no more."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.{_HOST}-*.part"):
+        owner = path.name.removeprefix(f".{target.name}.{_HOST}-").split(".")[0]
+        with contextlib.suppress(OSError, ValueError):
+            if not _is_alive(int(owner)):
+                path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _umask() -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowhanging.errors import DamagedFileError, explain
-from lowhanging.results import read_arrays, resume_path, write_atomically
+from lowhanging.results import FORMAT, check_format, read_arrays, resume_path, write_atomically
 
 SHARE = 0.1  # of the time that may go into writing
 _META = "__lowhanging_resume__"
@@ -55,6 +55,7 @@ class ResumeFile:
             return None
         except (ValueError, TypeError, KeyError) as error:
             raise self.damaged() from error
+        check_format("resume", self.path, meta, self._expected)
         if kind != self.kind:
             raise self.damaged()
         different = [key for key in {**self.identity, **identity} if self.identity.get(key) != identity.get(key)]
@@ -70,7 +71,7 @@ class ResumeFile:
     def write(self, arrays: Mapping[str, NDArray[Any]], numbers: Mapping[str, Any]) -> None:
         """Replace what is in the file."""
         begun = time.monotonic()
-        meta = json.dumps({"kind": self.kind, "identity": self.identity, "numbers": dict(numbers)})
+        meta = json.dumps({"format": FORMAT, "kind": self.kind, "identity": self.identity, "numbers": dict(numbers)})
         entries: dict[str, Any] = {**arrays, _META: np.array(meta)}
         write_atomically(self.path, lambda stream: np.savez(stream, **entries))
         now = time.monotonic()

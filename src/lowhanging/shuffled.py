@@ -19,11 +19,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from lowhanging.batches import stored_tensors, untouched_random_state
+from lowhanging.batches import has_length, holds_examples, stored_tensors, untouched_random_state
 from lowhanging.errors import a_type, check_finite, explain
 from lowhanging.results import digest
 
 _ITEMS = 64  # of a data set that are read to tell it from another
+
+
+_MAX_BATCHES = 100_000  # in an epoch, of data without a length
 
 
 class ShuffledBatches:
@@ -33,11 +36,12 @@ class ShuffledBatches:
         self.data, self.size = data, size
         self.tensors = _tensors_of(data)
         is_map_style = isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__")
+        is_map_style = is_map_style or (self.tensors is None and holds_examples(data))
         self.length = len(self.tensors[0]) if self.tensors is not None else len(data) if is_map_style else None
         if self.length is not None:
             self.num_batches = math.ceil(self.length / size)
             return
-        self.num_batches = len(data) if hasattr(data, "__len__") else 0  # 0: only reading tells
+        self.num_batches = len(data) if has_length(data) else 0  # 0: only reading tells
         expected = "a DataLoader, an iterable of batches, a map-style Dataset or a tuple (inputs, targets) of tensors"
         if isinstance(data, IterableDataset | Tensor | Mapping | str) or not isinstance(data, Iterable):
             remedy = "Wrap one batch in a list, a data set of tensors in a tuple, an IterableDataset in a DataLoader."
@@ -48,7 +52,12 @@ class ShuffledBatches:
 
     def epoch(self, generator: torch.Generator, device: torch.device, *, check: bool) -> Iterator[Any]:
         """One pass, on the device; `check` refuses NaN."""
-        for batch in self.data if self.length is None else self._cut(generator):
+        is_bounded = self.length is None and not self.num_batches
+        for number, batch in enumerate(self.data if self.length is None else self._cut(generator)):
+            if is_bounded and number == _MAX_BATCHES:
+                received = f"has more than {number:,} batches and does not tell how many: it may never end"
+                remedy = "Pass data that end after an epoch: list(itertools.islice(loader, num))."
+                raise ValueError(explain("data", received, "data that end", remedy))
             plain = dict(batch) if isinstance(batch, Mapping) else batch  # a HuggingFace BatchEncoding is no pytree
             for leaf in tree_leaves(plain) if check else ():
                 if isinstance(leaf, Tensor):

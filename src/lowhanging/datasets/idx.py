@@ -8,6 +8,8 @@ has a perfect header, and reshaping what is left would fail far from the cause.
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import zlib
 from pathlib import Path
 
@@ -21,13 +23,14 @@ SPLITS = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 _MAGIC = {3: (0x00000803, "unsigned bytes on 3 axes, images"), 1: (0x00000801, "unsigned bytes on 1 axis, labels")}
+_MOST = 2**30  # bytes of images: over a million of them
 _REMEDY = 'Fetch the file again, or let lh.mnist("full") do so; source="bundled" needs no file.'
 
 
 def read_idx(path: Path, num_axes: int) -> np.ndarray:
     """The uint8 array of an IDX file, gzipped or not (told by its content), with 1 or 3 axes."""
     argument = f"source file {str(path)!r}"
-    content = _unzipped(path.read_bytes(), argument)
+    content = _unzipped(path.read_bytes(), argument, num_axes)
     header = 4 + 4 * num_axes
     if len(content) < header:
         expected = f"a header of {header} bytes"
@@ -90,11 +93,18 @@ def _both(split: str, paths: list[Path | None], folder: Path) -> tuple[Path, Pat
     return images, labels
 
 
-def _unzipped(content: bytes, argument: str) -> bytes:
+def _unzipped(content: bytes, argument: str, num_axes: int) -> bytes:
+    """The header and as many bytes as it claims, and one more: a small file can unpack to any size."""
     if content[:2] != b"\x1f\x8b":  # gzip's magic; an IDX file starts with two zero bytes
         return content
     try:
-        return gzip.decompress(content)
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+            header = stream.read(4 + 4 * num_axes)
+            claimed = math.prod(np.frombuffer(header[4 : 4 + 4 * num_axes], dtype=">u4").tolist())
+            if claimed > _MOST:
+                expected = f"at most {_MOST:,}"
+                raise ValueError(explain(argument, f"claims to hold {claimed:,} bytes", expected, _REMEDY))
+            return header + stream.read(claimed + 1)
     except (EOFError, OSError, zlib.error) as error:
         received = f"is damaged or truncated ({error})"
         raise ValueError(explain(argument, received, "a whole gzip file", _REMEDY)) from error
