@@ -896,7 +896,10 @@ _BY_HAND = (
     "expected batches that the model and its loss accept.\nCheck one batch by hand: loss_fn(model(*inputs), targets)."
 )
 _COUNT_THEM = "Sum over the batch, and count the terms of that sum."
-_PAIRS = "Yield pairs, or pass batch_loss=(model, batch) -> (sum, count)."
+_PAIRS = (
+    "Yield pairs, or pass batch_loss=(model, batch) -> (sum, count). One data set is a tuple: (inputs, targets), not a "
+    "list."
+)
 _MEAN = (
     "Use reduction='mean'; with ignore_index or class weights pass batch_loss=, a function (model, batch) -> "
     "(sum, count)."
@@ -1125,8 +1128,10 @@ BAD = {
     "detached": (
         lambda: Objective(mlp(), (X, CLASSES), loss_fn=lambda o, t: F.cross_entropy(o.detach(), t)),
         ValueError,
-        "loss_fn returned a value that does not depend on the weights, expected a differentiable function of the "
-        "weights.\nUse the model that batch_loss is given, not one from outside; no torch.no_grad(), no detach().",
+        "model and loss_fn return a value that does not depend on the weights, expected a differentiable function of "
+        "the weights.\nNo torch.no_grad(), no detach(). A hook or a forward that was replaced by a closure (LoRA by "
+        "hooks) reads the parameters of the module that it was made with, not of the copy that is studied: make it a "
+        "method, or let it read those of the module it is given.",
     ),
     "device": (
         lambda: Objective(mlp(), (X, CLASSES), device="cuda:99"),
@@ -1363,7 +1368,7 @@ def test_a_penalty_on_the_users_own_model_is_refused() -> None:
         total = F.cross_entropy(model(batch[0]), batch[1], reduction="sum")
         return total + len(batch[0]) * 0.1 * sum(weight.square().sum() for weight in net.parameters()), len(batch[0])
 
-    with pytest.raises(ValueError, match=r"batch_loss uses trainable tensors that are not the given model's"):
+    with pytest.raises(ValueError, match=r"batch_loss uses trainable parameters that are not the given model's"):
         Objective(net, (X.float(), CLASSES), batch_loss=penalised)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowhanging.batch_parts import Tally, attempt, parted
+from lowhanging.batch_parts import Tally, attempt, logits_of, parted
 from lowhanging.batches import num_examples
 from lowhanging.errors import explain
 from lowhanging.loss_checks import check_class_range, check_class_targets, num_classes
@@ -44,6 +44,7 @@ class BatchMean:
             return total / count, float(count)
         args, kwargs, targets = parted(batch)
         outputs = model(*args, **kwargs)
+        outputs = logits_of(outputs) if self.loss_fn is None else outputs
         if check and self.loss_fn is None:
             check_class_targets(targets)
             check_class_range(targets, num_classes(outputs))

@@ -12,6 +12,12 @@ from lowhanging.batches import TARGET_KEYS
 from lowhanging.errors import a_type, explain
 
 
+_PAIRS = (
+    "Yield pairs, or pass batch_loss=(model, batch) -> (sum, count). One data set is a tuple: (inputs, targets), not a "
+    "list."
+)
+
+
 def parted(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """A batch as (positional inputs, keyword inputs, targets)."""
     if isinstance(batch, Mapping):
@@ -27,13 +33,13 @@ def parted(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     received = f"is {a_type(batch)}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
     raise ValueError(
         explain(
-            "batch", received, "(inputs, targets)", "Yield pairs, or pass batch_loss=(model, batch) -> (sum, count)."
+            "batch", received, "(inputs, targets)", _PAIRS
         )
     )
 
 
 def logits_of(outputs: Any) -> Any:
-    """A model's outputs as one tensor, to count answers: HuggingFace's output objects hold theirs as `.logits`."""
+    """A model's outputs as one tensor, for the default loss and to count answers: `.logits`, where they have that."""
     return outputs.logits if hasattr(outputs, "logits") and not isinstance(outputs, Tensor) else outputs
 
 

@@ -387,9 +387,6 @@ def _as_batches(data: Any, size: int) -> Iterable[Any]:
         return DataLoader(data, batch_size=size) if len(data) else []
     is_indexed = hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, DataLoader)
     if is_indexed and not isinstance(data, Tensor | np.ndarray | str | Mapping) and len(data):
-        if isinstance(data, list) and all(isinstance(item, Tensor | np.ndarray) for item in data):
-            remedy = "Pass one data set as a tuple: (inputs, targets); wrap one batch in a list: [(inputs, targets)]."
-            raise TypeError(explain("data", f"is a list of {len(data)} tensors", _KINDS, remedy))
         if holds_examples(data):
             return DataLoader(data, batch_size=size)
         if not isinstance(data, Iterable):

@@ -55,7 +55,7 @@ class FunctionObjective:
             )
         check_finite("theta0", theta0, remedy="Start from a finite point.")
         self._theta0 = own_vector(theta0)
-        self._user_function, self._graphs = function, GraphWhereNeeded()
+        self._function, self._graphs = function, GraphWhereNeeded()
         self._lock, self._rewrites, self._is_gradient_checked = SharedLock(), False, False
         self._engine = engine
         self._products = Products(
@@ -104,12 +104,12 @@ class FunctionObjective:
         with self._lock, differentiable_kernels(None, rewrite=self._rewrites):
             yield
 
-    def _function(self, theta: Tensor) -> Tensor:
-        value: Tensor = self._graphs(lambda: self._user_function(theta))
+    def _at(self, theta: Tensor) -> Tensor:
+        value: Tensor = self._graphs(lambda: self._function(theta))
         return value
 
     def _terms(self, theta: Tensor, _: Any) -> tuple[Tensor, int]:
-        return self._function(theta), 1
+        return self._at(theta), 1
 
     def _check_gradient(self) -> None:
         """Refuse, once, a function whose gradient in torch is not the derivative of its value."""
@@ -120,16 +120,16 @@ class FunctionObjective:
         beside = theta + drawn * (1e-4 * (float(theta.norm()) or 1.0) / float(drawn.norm()))
         try:
             with torch.no_grad():
-                self._function(beside)
+                self._at(beside)
         except (RuntimeError, TypeError, ValueError):  # it takes no float64
             self._is_gradient_checked = True
             return
         for point in (beside, *([theta] if self._is_smooth else [])):  # at a kink there is no derivative
-            check_derivative("function", self._function, point)
+            check_derivative("function", self._at, point)
         self._is_gradient_checked = True
 
     def __repr__(self) -> str:
-        name = getattr(self._user_function, "__name__", type(self._user_function).__name__)
+        name = getattr(self._function, "__name__", type(self._function).__name__)
         return f"FunctionObjective({name}, {self.num_params:,} parameters, engine={self.engine!r})"
 
     @property
@@ -179,7 +179,7 @@ class FunctionObjective:
         """`evaluate` at every row of thetas (b, p) at once, by `torch.vmap`: equal to rounding only."""
         thetas = check_rows("thetas", thetas, like=self.theta0)
         with self._kernels(), torch.no_grad():
-            return torch.vmap(self._function)(thetas).double(), None
+            return torch.vmap(self._at)(thetas).double(), None
 
     def at(self, theta: Tensor) -> FunctionObjective:
         """The same function around another point."""
@@ -189,7 +189,7 @@ class FunctionObjective:
 
     def double(self) -> FunctionObjective:
         """The same function of a float64 theta, around the same point."""
-        return FunctionObjective(self._user_function, self._theta0.double(), engine=self._engine)
+        return FunctionObjective(self._function, self._theta0.double(), engine=self._engine)
 
     def in_double(self) -> Callable[[Tensor], Tensor]:
         """The function itself, for float64 vectors."""

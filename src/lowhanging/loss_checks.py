@@ -49,9 +49,8 @@ def check_class_targets(targets: Any) -> None:
 def num_classes(outputs: Any) -> int:
     """Classes of the outputs (n, classes, ...), or an error."""
     if not isinstance(outputs, Tensor):
-        place = ".logits" if hasattr(outputs, "logits") else "[0]"
-        remedy = f"Pass loss_fn=lambda outputs, targets: F.cross_entropy(outputs{place}, targets), or what fits them."
-        raise ValueError(explain("model", f"returns {a_type(outputs)}", "one tensor, for the default loss", remedy))
+        remedy = "Pass loss_fn=lambda outputs, targets: F.cross_entropy(outputs[0], targets), or what fits them."
+        raise ValueError(explain("model", f"returns {a_type(outputs)}", "a tensor or .logits, for the default loss", remedy))
     if outputs.ndim < 2:
         received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))}"
         raise ValueError(explain("model", received, "(n, classes) for cross-entropy", "Pass loss_fn= or batch_loss=."))

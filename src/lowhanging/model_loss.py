@@ -21,7 +21,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lowhanging.batch_matrices import vjp_of
-from lowhanging.batch_parts import Tally, attempt, parted, some_of
+from lowhanging.batch_parts import Tally, attempt, logits_of, parted, some_of
 from lowhanging.batches import MAX_BATCHES, Batches, draws_so_far, num_examples, untouched_random_state
 from lowhanging.buffers import CalibrationData, moving_buffers, recalibrated, same_values, tracked_buffers
 from lowhanging.errors import NotSmoothWarning, check_finite, explain
@@ -90,6 +90,7 @@ class ModelLoss:
         self.theta0 = self.space.flatten(self.model)
         self.mode = mode
         self.loss_fn = own_function("loss_fn", loss_fn, self.space.device) or F.cross_entropy
+        self._is_default = loss_fn is None and batch_loss is None
         self._batch_loss = own_function("batch_loss", batch_loss, self.space.device)
         function = self.loss_fn if batch_loss is None else batch_loss
         self.name = getattr(function, "__name__", type(function).__name__)
@@ -129,9 +130,10 @@ class ModelLoss:
         return self.loss_at(outputs, batch)
 
     def outputs(self, theta: Tensor, batch: Any) -> Any:
-        """What `loss_fn` is given first: the model's outputs for a batch."""
+        """What `loss_fn` is given first: the model's outputs for a batch, as they are; the default loss, its logits."""
         args, kwargs, _ = parted(batch)
-        return self._run(functools.partial(_called, self.model, self.space.weights_of(theta), args, kwargs))
+        outputs = self._run(functools.partial(_called, self.model, self.space.weights_of(theta), args, kwargs))
+        return logits_of(outputs) if self._is_default else outputs
 
     def _run(self, call: Callable[[], Any]) -> Any:
         """What the model or the batch_loss returns; nothing that it leaves on the model stays."""
