@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from lowhanging.batches import TARGET_KEYS
 from lowhanging.errors import a_type, explain
 
-
 _PAIRS = (
     "Yield pairs, or pass batch_loss=(model, batch) -> (sum, count). One data set is a tuple: (inputs, targets), not a "
     "list."

@@ -50,7 +50,8 @@ def num_classes(outputs: Any) -> int:
     """Classes of the outputs (n, classes, ...), or an error."""
     if not isinstance(outputs, Tensor):
         remedy = "Pass loss_fn=lambda outputs, targets: F.cross_entropy(outputs[0], targets), or what fits them."
-        raise ValueError(explain("model", f"returns {a_type(outputs)}", "a tensor or .logits, for the default loss", remedy))
+        expected = "a tensor or .logits, for the default loss"
+        raise ValueError(explain("model", f"returns {a_type(outputs)}", expected, remedy))
     if outputs.ndim < 2:
         received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))}"
         raise ValueError(explain("model", received, "(n, classes) for cross-entropy", "Pass loss_fn= or batch_loss=."))
