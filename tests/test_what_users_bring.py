@@ -394,6 +394,24 @@ def test_defaults_set_for_the_process_change_nothing() -> None:
         torch.set_default_dtype(torch.float32)
 
 
+def sparse_weight() -> nn.Module:
+    model = seeded(Net)
+    model.a.weight = nn.Parameter(model.a.weight.detach().to_sparse())
+    return model
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_weights_and_data_without_plain_numbers_are_refused() -> None:
+    nested = torch.nested.nested_tensor([draw(2, 3), draw(4, 3)])
+    refused(lambda: Objective(nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 3)), (X, Y)), "'0.weight' has no shape yet")
+    refused(lambda: Objective(nn.Linear(3, 3, device="meta"), (X, Y)), "on the meta device", "to_empty")
+    refused(lambda: Objective(sparse_weight(), (X, Y)), "'a.weight' is sparse")
+    refused(lambda: Objective(torch.jit.script(nn.Linear(3, 3)), (X, Y)), "scripted", "Pass the plain nn.Module")
+    refused(lambda: Objective(seeded(Net), (X.to("meta"), Y)), "tensor on the meta device")
+    refused(lambda: Objective(seeded(Net), [(nested, Y[:2])], batch_loss=one_by_one), "a nested tensor", "Pad it")
+
+
 # Files ----------------------------------------------------------------------------------------------------------------
 
 

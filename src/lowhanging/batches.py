@@ -187,6 +187,10 @@ class Batches:
             if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
                 leaf = torch.from_numpy(leaf.copy())  # torch takes no read-only array
             if isinstance(leaf, Tensor):
+                if leaf.is_nested or leaf.device.type == "meta":
+                    received = f"has a {'nested tensor' if leaf.is_nested else 'tensor on the meta device'}"
+                    remedy = "Pad it and mask the padding in batch_loss." if leaf.is_nested else "Load its numbers."
+                    raise ValueError(explain("data", received, "plain tensors with numbers", remedy))
                 # A loader may fill the same memory for each batch, and a tensor of inference mode enters no gradient.
                 is_kept = self._is_one and not leaf.is_inference()
                 leaf = leaf.detach().to(self._device, copy=not is_kept)
@@ -361,13 +365,17 @@ def _is_example(item: Any) -> bool:
     return is_scalar or (isinstance(target, int | float) and not isinstance(target, bool))
 
 
+def _shape(leaf: Any) -> tuple[int, ...]:
+    return () if isinstance(leaf, Tensor) and leaf.is_nested else tuple(getattr(leaf, "shape", ()))
+
+
 def holds_examples(data: Any) -> bool:
     """Whether it is a list of examples of one shape, or a data set that is no torch Dataset, where batches could be."""
     is_indexed = hasattr(data, "__len__") and hasattr(data, "__getitem__")
     if not is_indexed or isinstance(data, DataLoader | Tensor | np.ndarray | str | Mapping) or not len(data):
         return False
     some = data if isinstance(data, list) else [data[i] for i in sorted({0, len(data) // 2, len(data) - 1})]
-    shapes = {tuple(getattr(leaf, "shape", ()) for leaf in tree_leaves_of(item)) for item in some}
+    shapes = {tuple(_shape(leaf) for leaf in tree_leaves_of(item)) for item in some}
     return len(shapes) == 1 and all(map(_is_example, some))
 
 

@@ -28,6 +28,7 @@ def private_copy(model: nn.Module, mode: str, device: torch.device | str | None)
         if isinstance(model, wrapper):
             received = f"is wrapped by {'torch.compile' if inner == '_orig_mod' else wrapper.__name__}"
             raise ValueError(explain("model", received, "the module itself", f"Pass model.{inner}."))
+    _check_weights(model)
     wanted = None if device is None else check_device(device)
     ParameterSpace(model)  # nothing trainable, NaN weights ...: said before anything is copied
     for name, weight in model.named_parameters():  # frozen ones count too; a buffer may be a mask of -inf
@@ -42,6 +43,24 @@ def private_copy(model: nn.Module, mode: str, device: torch.device | str | None)
         private.to(wanted)
         tie(private, ties_of(model))
     return widened(private, dtype)
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Refuse weights without numbers, or in a layout that theta can't hold."""
+    if isinstance(model, torch.jit.ScriptModule):
+        received = "is scripted (torch.jit), and takes no weights from outside"
+        raise ValueError(explain("model", received, "the module it was made of", "Pass the plain nn.Module."))
+    for name, weight in model.named_parameters():
+        argument = f"parameter {name!r}"
+        if isinstance(weight, nn.parameter.UninitializedParameter):
+            remedy = "Run the model on one batch first: model(inputs) gives a lazy layer its shape."
+            raise ValueError(explain(argument, "has no shape yet", "a weight with numbers", remedy))
+        if weight.device.type == "meta":
+            remedy = 'Load the weights: model.to_empty(device="cpu"), then load_state_dict.'
+            raise ValueError(explain(argument, "is on the meta device", "a weight with numbers", remedy))
+        if weight.layout != torch.strided and weight.requires_grad:
+            remedy = "Keep a dense one, or only its values as a parameter."
+            raise ValueError(explain(argument, f"is sparse ({weight.layout})", "a dense weight", remedy))
 
 
 def computed_tensors(model: nn.Module, private: nn.Module) -> dict[int, tuple[str, Tensor]]:
