@@ -6,7 +6,6 @@ differences made without the library (`fuzz_oracle.py`), and losses in plain Pyt
 
 from __future__ import annotations
 
-import copy
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -66,8 +65,7 @@ def tools(scene: Scene, model: nn.Module, data: Callable[[], Any], reference: Re
         return "" if bool((apart <= rtol * wanted.abs() + 1e-2 * rtol).all()) else f"off by {float(apart.max()):.1e}"
 
     def train() -> str:
-        network = copy.deepcopy(model)
-        lh.train(network, data(), epochs=1, lr=1e-3, progress=False, **loss_of)
+        lh.train(scene.build(), data(), epochs=1, lr=1e-3, progress=False, **loss_of)
         return ""
 
     def polish() -> str:

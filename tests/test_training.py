@@ -175,6 +175,14 @@ def test_every_map_style_form_trains_alike(points: tuple[Tensor, Tensor]) -> Non
     assert stored.num_reads >= 3 * len(stored)  # a class of the user's is read as it hands out its items
 
 
+def test_an_optimizer_that_takes_no_sparse_gradient_is_named() -> None:
+    tokens, targets = torch.randint(5, (8, 3)), torch.arange(8) % 2
+    model = nn.Sequential(nn.Embedding(5, 2, sparse=True), nn.Flatten(), nn.Linear(6, 2))
+    with pytest.raises(ValueError, match=r"optimizer \(Adam\) got a sparse gradient .*\nPass optimizer=\"sgd\""):
+        quiet(model, (tokens, targets), epochs=1)
+    quiet(model, (tokens, targets), epochs=1, optimizer="sgd")
+
+
 def test_batches_of_the_users_own(points: tuple[Tensor, Tensor]) -> None:
     inputs, targets = points
     pairs = list(zip(inputs.split(16), targets.split(16), strict=True))

@@ -126,7 +126,14 @@ class Loop:
             first.append((mean.detach(), terms))
             return mean
 
-        self.optimizer.step(closure)  # type: ignore[arg-type]
+        try:
+            self.optimizer.step(closure)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            if "does not support sparse gradients" not in str(error):
+                raise
+            received = f"({type(self.optimizer).__name__}) got a sparse gradient of an embedding with sparse=True"
+            remedy = 'Pass optimizer="sgd" or functools.partial(torch.optim.SparseAdam, lr=...), or sparse=False.'
+            raise ValueError(explain("optimizer", received, "gradients that it supports", remedy)) from error
         return first[0]
 
     def _set_rates(self, factor: Any) -> None:
