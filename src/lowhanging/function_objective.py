@@ -19,7 +19,7 @@ from lowhanging.batches import draws_so_far, untouched_random_state
 from lowhanging.curvature import Curvature, Kind
 from lowhanging.errors import a_type, check_choice, check_finite, check_vector, explain
 from lowhanging.layers import GraphWhereNeeded, SharedLock, differentiable_kernels, findings
-from lowhanging.loss import check_rows, own_vector
+from lowhanging.loss import batched_evaluation, check_rows, own_vector
 from lowhanging.loss_checks import check_derivative
 from lowhanging.products import ENGINES, Engine, Products
 
@@ -178,7 +178,7 @@ class FunctionObjective:
     def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
         """`evaluate` at every row of thetas (b, p) at once, by `torch.vmap`: equal to rounding only."""
         thetas = check_rows("thetas", thetas, like=self.theta0)
-        with self._kernels(), torch.no_grad():
+        with batched_evaluation(), self._kernels(), torch.no_grad():
             return torch.vmap(self._at)(thetas).double(), None
 
     def at(self, theta: Tensor) -> FunctionObjective:

@@ -6,7 +6,8 @@ what a tool checks at its door, it checks here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -46,6 +47,20 @@ def check_rows(argument: str, rows: Any, *, like: Tensor) -> Tensor:
         remedy = "Stack vectors as rows: torch.stack([theta, ...])."
         raise ValueError(explain(argument, received, f"floating-point rows of shape (b, {len(like)})", remedy))
     return own_vector(rows).to(like)
+
+
+@contextlib.contextmanager
+def batched_evaluation() -> Iterator[None]:
+    """Torch's complaint about what `torch.vmap` can't follow, turned into ours."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, NotImplementedError, IndexError, AttributeError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        received = f"can't be evaluated at several points at once ({first_line})"
+        remedy = "Call evaluate(theta) for each of them; slices do so by themselves."
+        raise ValueError(explain("the loss", received, "operations that torch.vmap follows", remedy)) from error
 
 
 def own_vector(vector: Tensor) -> Tensor:

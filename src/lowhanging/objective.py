@@ -21,7 +21,7 @@ from lowhanging.batches import MAX_BATCHES
 from lowhanging.checkpoints import Checkpoint, Point, read_point, refuse_plain
 from lowhanging.curvature import Curvature, Kind
 from lowhanging.errors import check_choice, check_real, check_vector, explain
-from lowhanging.loss import check_rows, own_vector
+from lowhanging.loss import batched_evaluation, check_rows, own_vector
 from lowhanging.model_loss import BatchLoss, LossFn, ModelLoss, widened_batch
 from lowhanging.output_loss import OutputLoss
 from lowhanging.products import DEFAULT_KEEP_BYTES, ENGINES, Engine, Products
@@ -230,7 +230,9 @@ class Objective:
 
         Quick where one evaluation leaves the processor idle (GPUs, tiny models); b times the memory.
         """
-        return self._terms.evaluate_many(check_rows("thetas", thetas, like=self.theta0))
+        thetas = check_rows("thetas", thetas, like=self.theta0)
+        with batched_evaluation():
+            return self._terms.evaluate_many(thetas)
 
     @property
     def buffers(self) -> str:

@@ -105,7 +105,10 @@ def _trace(function: Callable[..., Tensor], *inputs: Tensor) -> fx.GraphModule:
             traced = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:  # whatever a model does that a tracer can't follow
         first_line = (str(error).splitlines() or [""])[0]
-        raise CannotSplitError(f"{type(error).__name__}: {first_line}") from error
+        words = f"{type(error).__name__}: {first_line}"
+        if any(name in words for name in ("FakeTensor", "fake", "Proxy", "functorch", "INTERNAL ASSERT", "_C._")):
+            words = "torch's tracer does not follow it"  # in words about its own insides
+        raise CannotSplitError(words) from error
     for node in traced.graph.nodes:
         if node.target is aten._efficientzerotensor.default:
             node.target = aten.zeros.default  # one that may be read and written
