@@ -324,7 +324,7 @@ def _no_mean(cut: int, n: int, error: float, outputs: Any, targets: Any) -> str:
 
 
 def check_derivative(argument: str, function: Callable[[Tensor], Tensor], theta: Tensor) -> None:
-    """The gradient of a function at theta (p,), in float64, against differences of its values along random vectors.
+    """The gradient of a function at theta (p,), in float64, against differences of its values along a random vector.
 
     Wrong where an operation's derivative is not that of its value: a straight-through estimator, detach(), a backward
     method of one's own. Steps of several lengths, as in `verification.py`.
@@ -337,36 +337,36 @@ def check_derivative(argument: str, function: Callable[[Tensor], Tensor], theta:
         gradient = torch.autograd.grad(value, point, allow_unused=True, materialize_grads=True)[0]
     if not bool(gradient.isfinite().all()):
         return  # the products will say so, with the operation
-    generator = torch.Generator("cpu").manual_seed(1)
     eps, scale = torch.finfo(theta.dtype).eps, float(theta.norm()) or 1.0
-    for _ in range(2):
-        v = torch.randn(len(theta), generator=generator, dtype=torch.float64, device="cpu").to(theta)
-        errors = []
-        for relative in (1e-5, 1e-7, 1e-3, 1e-6):
-            step = relative * scale / float(v.norm())
-            with torch.no_grad():
-                high, low = (float(function(theta + sign * step * v)) for sign in (1, -1))
-            noise = (100 * eps * (abs(high) + abs(low)) + 1e-17) / step  # and what a saturated loss can't show
-            error = (high - low) / (2 * step) - float(gradient @ v)
-            errors.append(error if abs(error) > noise else 0.0)
-        off = agreed_error(errors)
-        if off <= 1e-3 * float(gradient.norm()):
-            continue
-        received = f"has a gradient in torch that is not the derivative of its values (off by {off:.2g} along a vector "
-        received += f"along which it is {float(gradient @ v):.2g})"
-        remedy = (
-            "Look for detach(), rounding with a straight-through gradient, backward methods of your own, and "
-            "operations at points where they have no derivative (the determinant of a singular matrix)."
-        )
-        raise ValueError(explain(argument, received, "a gradient that is its derivative", remedy))
+    v = torch.randn(len(theta), generator=torch.Generator("cpu").manual_seed(1), dtype=torch.float64, device="cpu")
+    v = v.to(theta)
+    errors: list[float] = []
+    for relative in (1e-5, 1e-7, 1e-3, 1e-6):
+        step = relative * scale / float(v.norm())
+        with torch.no_grad():
+            high, low = (float(function(theta + sign * step * v)) for sign in (1, -1))
+        noise = (100 * eps * (abs(high) + abs(low)) + 1e-17) / step  # and what a saturated loss can't show
+        errors.append((high - low) / (2 * step) - float(gradient @ v))
+        if not abs(errors[-1]) > noise + 1e-3 * float(gradient.norm()):
+            return
+    off = agreed_error(errors)
+    if not off:
+        return
+    received = f"has a gradient in torch that is not the derivative of its values (off by {off:.2g} along a vector "
+    received += f"along which it is {float(gradient @ v):.2g})"
+    remedy = (
+        "Look for detach(), rounding with a straight-through gradient, backward methods of your own, and "
+        "operations at points where they have no derivative (the determinant of a singular matrix)."
+    )
+    raise ValueError(explain(argument, received, "a gradient that is its derivative", remedy))
 
 
 def agreed_error(errors: Sequence[float]) -> float:
-    """The size of an error that differences at several steps tell alike; 0 where one says that there is none.
+    """The size of an error that differences at several steps tell alike; 0 where there is none.
 
     What is rounding goes with one over the step, and so is not told alike.
     """
-    if not all(map(math.isfinite, errors)) or 0.0 in errors:
+    if not all(map(math.isfinite, errors)):
         return 0.0
     least = min(map(abs, errors))
     alike = [error for error in errors if abs(error - min(errors, key=abs)) <= 0.1 * least]

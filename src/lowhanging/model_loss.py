@@ -54,6 +54,8 @@ from lowhanging.private_copy import (
 )
 from lowhanging.ranks import Ranks, Sums, over_ranks
 
+MOST_WEIGHTS = 10_000_000  # of models that are copied in float64 without being asked
+
 LossFn = Callable[[Any, Any], Tensor]
 BatchLoss = Callable[[Any, Any], tuple[Tensor, Any]]
 
@@ -223,9 +225,10 @@ class ModelLoss:
     def check_gradient(self) -> None:
         """Refuse, once, a loss whose gradient in torch is not the derivative of its value.
 
-        On some examples of the first batch, beside theta0, in float64; nothing is said of losses that take no float64.
+        On some examples of the first batch, beside theta0, in float64; nothing is said of losses that take no float64,
+        or of models with more than ten million weights, of which a float64 copy would be dear.
         """
-        if self._is_gradient_checked:
+        if self._is_gradient_checked or not self.can_be_widened:
             return
         batch = widened_batch(self.sample(next(iter(self.batches))))
         try:
@@ -236,8 +239,7 @@ class ModelLoss:
             self._is_gradient_checked = True
             return
         with wide.context():
-            for theta in (wide._beside(), *([wide.theta0] if self._is_smooth else [])):  # at a kink there is none
-                check_derivative("the loss", lambda at: wide(at, batch)[0], theta)
+            check_derivative("the loss", lambda at: wide(at, batch)[0], wide._beside())
         self._is_gradient_checked = True
 
     def sample(self, batch: Any) -> Any:
@@ -249,6 +251,11 @@ class ModelLoss:
     def is_smooth(self) -> bool:
         """Whether no operation with a kink was seen."""
         return self._is_smooth
+
+    @property
+    def can_be_widened(self) -> bool:
+        """Whether a copy in float64 is cheap enough for checks that a user did not ask for."""
+        return self.space.num_params <= MOST_WEIGHTS
 
     def model_at(self, theta: Tensor) -> nn.Module:
         """A copy of the private copy, with the weights theta (p,)."""

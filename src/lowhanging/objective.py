@@ -151,7 +151,7 @@ class Objective:
                 ranks=terms.ranks,
                 widened=lambda: (matrix(terms.widened()), widened_batch),
                 check_gradient=terms.check_gradient,
-                sample=lambda batch: terms.sample(batch) if terms.is_smooth else None,
+                sample=lambda batch: terms.sample(batch) if terms.is_smooth and terms.can_be_widened else None,
                 name_of=terms.space.name_of_largest,
                 **self._settings,
             )
