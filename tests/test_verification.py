@@ -7,8 +7,10 @@ same formula in plain operations.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from lowhanging.basin.operators import gauss_newton, hessian
 from lowhanging.basin.trace import trace
+from lowhanging.errors import NotSmoothWarning
 from lowhanging.function_objective import FunctionObjective
 from lowhanging.objective import Objective
 from lowhanging.products import ENGINES
@@ -121,7 +125,8 @@ def test_the_only_product_that_exists_is_held_against_differences() -> None:
         wrong.hvp(theta, torch.ones(3, dtype=D))
     received, remedy = str(error.value).split("\n")
     assert (
-        received.startswith("the loss has ") and ", expected one that torch differentiates twice rightly." in received
+        received.startswith("the loss has ")
+        and ", expected one that autograd differentiates twice correctly." in received
     )
     assert remedy
 
@@ -355,3 +360,170 @@ def test_settings_of_the_process_are_put_back_when_calls_overlap() -> None:
     for thread in threads:
         thread.join()
     assert settings() == before
+
+
+# What must not be refused ---------------------------------------------------------------------------------------------
+
+
+class RMSNorm(nn.Module):
+    """Computes in float32 whatever comes in, as those of language models do."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def test_a_float64_model_that_computes_a_part_in_float32() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 16), RMSNorm(16), nn.Tanh(), nn.Linear(16, 3)))
+    exact = nn.Sequential(model[0], nn.RMSNorm(16, eps=1e-6).double(), *model[2:])
+    v = draw(147)
+    expected = by_differences(exact, lambda m: F.cross_entropy(m(X), CLASSES), v)
+    for loss in (Objective(model, (X, CLASSES)), Objective(model.float(), (X.float(), CLASSES)).double()):
+        assert float((loss.hvp(loss.theta0, v) - expected).norm()) < 1e-4 * float(expected.norm())
+        assert float((gauss_newton(loss) @ v).norm()) > 0
+
+
+@pytest.mark.parametrize("layer", [nn.RNN, nn.GRU, nn.LSTM])
+def test_recurrent_nets_in_float32_whatever_the_data(layer: Any) -> None:
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.run, self.leave = layer(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.leave(self.run(x)[0]).log_softmax(-1)
+
+    def first(model: Any, batch: Any) -> tuple[Tensor, int]:
+        return -model(batch[0])[..., 0].sum(), batch[0].shape[0] * batch[0].shape[1]
+
+    for seed in range(6):
+        torch.manual_seed(seed)
+        loss = Objective(Sequence(), [(torch.randn(5, 6, 4), torch.zeros(6))], batch_loss=first, engine="kept graph")
+        assert bool(loss.hvp(loss.theta0, torch.ones(loss.num_params)).isfinite().all())
+
+
+def test_kinks_at_theta_are_no_reason_to_refuse() -> None:
+    """Zero biases and blank inputs put ReLUs on their kinks; huber_loss has no forward derivative."""
+
+    def blank(model: nn.Module) -> nn.Module:
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(weight)
+        return model
+
+    images = draw(12, 1, 8, 8)
+    images[:, :, :3] = 0.0
+    convolutions = blank(
+        seeded(
+            lambda: nn.Sequential(
+                nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 3)
+            )
+        )
+    )
+    with pytest.warns(NotSmoothWarning):
+        loss = Objective(convolutions, (images, draw(12, 3)), loss_fn=F.huber_loss)
+    assert float(loss.hvp(loss.theta0, draw(loss.num_params)).norm()) > 0
+
+    class Where(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x > 0, x, 0.0)
+
+    own = blank(seeded(lambda: nn.Sequential(nn.Linear(4, 8), Where(), nn.Linear(8, 3))))
+    x = X.clone()
+    x[:4] = 0.0
+    loss = Objective(own, (x, CLASSES))
+    assert bool(loss.gradient(loss.theta0).isfinite().all())
+    assert float(loss.hvp(loss.theta0, draw(loss.num_params)).norm()) > 0
+
+
+@pytest.mark.parametrize(
+    ("function", "center"),
+    [
+        (lambda t: torch.exp(-((t - 1e6 - 0.3) ** 2).sum()), 1e6),
+        (lambda t: torch.exp(-(((t - 1e4) / 1e-2 - 0.3) ** 2).sum()), 1e4),
+        (lambda t: torch.sin(1e4 * t).sum(), 0.3),
+    ],
+    ids=["far away", "far away and narrow", "fast"],
+)
+def test_functions_whose_scale_is_far_from_that_of_theta(function: Any, center: float) -> None:
+    theta = torch.full((4,), center, dtype=D)
+    loss, v = FunctionObjective(function, theta), torch.ones(4, dtype=D)
+    exact = torch.autograd.functional.hessian(function, theta) @ v
+    torch.testing.assert_close(loss.hvp(theta, v), exact, rtol=1e-9, atol=1e-12)
+
+
+def test_a_model_that_asserts_its_own_batch_size() -> None:
+    class Eight(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert len(x) == 8 and x.dtype == torch.float32
+            return self.net(x)
+
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, 4), torch.arange(8) % 3) for _ in range(2)]
+    loss = Objective(Eight(), batches)
+    assert [len(batch[0]) for batch in loss.batches] == [8, 8]
+    assert float(loss.hvp(loss.theta0, torch.ones(15)).norm()) > 0
+
+
+def test_distances_at_zero_are_named_though_no_other_route_follows() -> None:
+    class Radial(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.centres, self.out = nn.Parameter(X[:5].clone()), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.exp(-(torch.cdist(x, self.centres) ** 2)))
+
+    loss = Objective(seeded(Radial), (X, CLASSES))
+    with pytest.raises(ValueError, match="_cdist_backward|where it has no derivative"):
+        loss.hvp(loss.theta0, draw(loss.num_params))
+
+
+def test_weights_in_recomputed_activations_are_refused() -> None:
+    """They would be recomputed, in the backward pass, at other weights."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(checkpoint(lambda z: torch.tanh(self.a(z)), x, use_reentrant=False))
+
+    with pytest.raises(ValueError, match="recomputes activations in the backward pass, with weights"):
+        Objective(seeded(Checkpointed), (X, CLASSES))
+
+
+def test_threads_on_objectives_of_their_own() -> None:
+    filters, logger = list(warnings.filters), logging.getLogger("torch._subclasses.fake_tensor")
+    was_off, wrong = logger.disabled, []
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)))
+    v = draw(67)
+    reference = Objective(model, (X, CLASSES))
+    expected = reference.hvp(reference.theta0, v)
+
+    def work(engine: Any) -> None:
+        try:
+            for _ in range(2):
+                loss = Objective(model, (X, CLASSES), engine=engine)
+                found = [loss.hvp(loss.theta0, v) for _ in range(15)]
+                wrong.extend(1 for each in found if not torch.allclose(each, expected, rtol=1e-9, atol=1e-12))
+        except Exception as error:
+            wrong.append(error)
+
+    engines = ("forward over reverse", "forward over reverse", "auto", "kept graph")
+    threads = [threading.Thread(target=work, args=(engine,)) for engine in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert (list(warnings.filters), logger.disabled) == (filters, was_off)

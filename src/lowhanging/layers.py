@@ -41,7 +41,7 @@ _NORMS = {
 
 
 Stored = Mapping[int, tuple[str, torch.Tensor]]  # memory -> name, tensor
-Kind = Literal["kinked", "random", "batch", "rewrite", "stored"]
+Kind = Literal["kinked", "random", "batch", "rewrite", "stored", "recomputed"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class Finding:
     """One operation that a loss can't have, or that must be known of.
 
     It is not smooth ("kinked"), draws random numbers ("random"), mixes examples ("batch"), has a derivative in torch
-    that is not that of its value ("rewrite", see `Rewriting`), or uses a tensor that was computed from the weights once
-    and does not move with them ("stored"; `operation` is its name).
+    that is not that of its value ("rewrite", see `Rewriting`), uses a tensor that was computed from the weights once
+    and does not move with them ("stored"; `operation` is its name), or a weight where activations are recomputed in the
+    backward pass ("recomputed").
     """
 
     kind: Kind
@@ -63,14 +64,21 @@ class Finding:
         return f"{place} calls {self.operation}"
 
 
-def findings(model: nn.Module, forward: Callable[[], Any], *, stored: Stored | None = None) -> list[Finding]:
+def findings(
+    model: nn.Module,
+    forward: Callable[[], Any],
+    *,
+    stored: Stored | None = None,
+    theta: torch.Tensor | None = None,
+) -> list[Finding]:
     """What `forward()`, a call that runs `model`, does that a smooth function of the weights does not.
 
     `stored` are tensors that do not move with the weights though they were computed from them: memory -> name and
-    tensor, which keeps the memory from being used for another one.
+    tensor, which keeps the memory from being used for another one. `theta` holds the weights.
     """
     found: dict[Finding, None] = {}
-    with _watched(model) as stack, _WatchCalls(stack, found), _Watch(stack, found, stored or {}):
+    weights = 0 if theta is None else theta.untyped_storage().data_ptr()
+    with _watched(model) as stack, _WatchCalls(stack, found), _Watch(stack, found, stored or {}, weights):
         forward()
     return list(found)
 
@@ -96,9 +104,9 @@ class _WatchCalls(TorchFunctionMode):
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, stack: list[tuple[str, str]], found: dict[Finding, None], stored: Stored):
+    def __init__(self, stack: list[tuple[str, str]], found: dict[Finding, None], stored: Stored, weights: int):
         super().__init__()  # type: ignore[no-untyped-call]
-        self._stack, self._found, self._stored = stack, found, stored
+        self._stack, self._found, self._stored, self._weights = stack, found, stored, weights
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = _kind(func, args, kwargs or {})
@@ -113,7 +121,19 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 kept = self._stored.get(leaf.untyped_storage().data_ptr())
                 if kept is not None:
                     self._found[Finding("stored", layer, class_name, kept[0])] = None
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if self._weights and _saves_by_hooks() and any(self._is_weight(item) for item in args):
+            self._found[Finding("recomputed", layer, class_name, func.overloadpacket.__name__)] = None
+        return result
+
+    def _is_weight(self, item: Any) -> bool:
+        return isinstance(item, torch.Tensor) and item.untyped_storage().data_ptr() == self._weights
+
+
+def _saves_by_hooks() -> bool:
+    """Whether tensors are saved by hooks here: activation checkpointing recomputes them in the backward pass."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is not None and top(False) is not None
 
 
 def _kind(func: Any, args: Any, kwargs: Any) -> Kind | None:
@@ -144,6 +164,26 @@ def _has_options(func: Any, args: Any, kwargs: Any) -> bool:
     named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
     hides = named.get("padding_idx", -1) >= 0
     return bool(hides or named.get("scale_grad_by_freq", False) or named.get("sparse", False))
+
+
+class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches for the narrowest floating-point dtype in which something that depends on the weights is computed.
+
+    Attributes:
+        dtype: that one; float64 before anything was seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.dtype = torch.float64
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(item, torch.Tensor) and item.requires_grad for item in args):
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+                    self.dtype = min(self.dtype, leaf.dtype, key=lambda dtype: dtype.itemsize)
+        return result
 
 
 class SingularOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -200,20 +240,9 @@ def _drop(stack: list[tuple[str, str]]) -> None:
     stack.pop()  # and return None: a hook's return value would replace the output
 
 
-class SharedLock:
-    """A lock that is held by one thread at a time, by the same one as often as it likes; a copy is another lock."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def __reduce__(self) -> Any:
-        return SharedLock, ()
+# Held by one thread of the process at a time, by the same one as often as it likes: levels of forward differentiation,
+# the tracer and the filters of warnings belong to the process.
+ONE_AT_A_TIME = threading.RLock()
 
 
 class GraphWhereNeeded:

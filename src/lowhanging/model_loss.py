@@ -27,9 +27,10 @@ from lowhanging.buffers import CalibrationData, moving_buffers, recalibrated, sa
 from lowhanging.errors import NotSmoothWarning, check_finite, explain
 from lowhanging.layers import (
     LOSS_FUNCTION,
+    ONE_AT_A_TIME,
     Finding,
     GraphWhereNeeded,
-    SharedLock,
+    Precision,
     differentiable_kernels,
     findings,
 )
@@ -41,6 +42,7 @@ from lowhanging.loss_checks import (
     checked_sum,
     is_real,
     is_same_sum,
+    is_single,
     refuse_impure,
 )
 from lowhanging.parameters import ParameterSpace
@@ -55,6 +57,8 @@ from lowhanging.private_copy import (
 from lowhanging.ranks import Ranks, Sums, over_ranks
 
 MOST_WEIGHTS = 10_000_000  # of models that are copied in float64 without being asked
+
+_OF_TORCH = {"_flat_weights", "_flat_weight_refs"}  # recurrent layers list their weights anew
 
 LossFn = Callable[[Any, Any], Tensor]
 BatchLoss = Callable[[Any, Any], tuple[Tensor, Any]]
@@ -86,7 +90,7 @@ class ModelLoss:
                 explain("loss_fn", "and batch_loss are both given", "one of the two", "Leave one of them out.")
             )
         self.model = private_copy(model, mode, device)
-        self._lock, self._rewrites, self._is_gradient_checked = SharedLock(), False, False
+        self._rewrites, self._is_gradient_checked = False, False
         self._puts_back, self._graphs = True, GraphWhereNeeded()
         self.space = ParameterSpace(self.model)
         self.theta0 = self.space.flatten(self.model)
@@ -105,7 +109,7 @@ class ModelLoss:
         )  # fmt: skip
         self.batches: Iterable[Any] = batches
         self._as_yielded = batches.as_yielded
-        with untouched_random_state(), warnings.catch_warnings():
+        with ONE_AT_A_TIME, untouched_random_state(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Using a (target|input) size")  # an error here, if they broadcast
             if loss_fn is None and batch_loss is None:
                 check_classes(batches.first_as_it_came(), batches, self._outputs_at_start)
@@ -156,7 +160,7 @@ class ModelLoss:
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
         """Around every evaluation: one thread at a time in the model, and only kernels that can be differentiated."""
-        with self._lock, differentiable_kernels(self.model, rewrite=self._rewrites):
+        with ONE_AT_A_TIME, differentiable_kernels(self.model, rewrite=self._rewrites):
             yield
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
@@ -233,9 +237,12 @@ class ModelLoss:
         batch = widened_batch(self.sample(next(iter(self.batches))))
         try:
             wide = self.widened()
-            with wide.context(), torch.no_grad():
-                wide(wide.theta0, batch)
-        except (RuntimeError, ValueError, TypeError):
+            with Precision() as watch, wide.context(), torch.enable_grad():
+                wide(wide.theta0.clone().requires_grad_(), batch)
+            is_wide = watch.dtype == torch.float64
+        except Exception:  # whatever a model says to another precision
+            is_wide = False
+        if not is_wide:
             self._is_gradient_checked = True
             return
         with wide.context():
@@ -342,13 +349,16 @@ class ModelLoss:
             draws = draws_so_far()
             with self._leaving() as left:
                 found = findings(
-                    self.model, lambda: results.append(attempt(lambda: self(point, batch), batch)), stored=stored
+                    self.model,
+                    lambda: results.append(attempt(lambda: self(point, batch), batch)),
+                    stored=stored,
+                    theta=point,
                 )
             if draws_so_far() != draws:
                 found.append(Finding("random", "", self.space.owner, "numpy.random or random"))
             refuse_impure(found, self.mode)
-            if left:
-                self._check_state(batch, results[0], left)
+            if left - _OF_TORCH:
+                self._check_state(batch, left)
             self._rewrites = any(finding.kind == "rewrite" for finding in found)
         with self.context(), torch.enable_grad():
             if self._rewrites:
@@ -367,13 +377,11 @@ class ModelLoss:
             raise ValueError(explain("model", received, "a function of the weights", remedy))
         return _kinks([finding for finding in found if finding.kind == "kinked"])
 
-    def _check_state(self, batch: Any, first: Any, left: set[str]) -> None:
+    def _check_state(self, batch: Any, left: set[str]) -> None:
         """Refuse a model whose value changes with what an earlier forward pass has left on it."""
         with torch.no_grad(), self._leaving():
-            self(self.theta0.clone(), batch)
-            second = attempt(lambda: self(self.theta0.clone(), batch), batch)
-        values = [result[0] if isinstance(result, tuple) else result for result in (first, second)]
-        if not _same(*(value.detach() if isinstance(value, Tensor) else value for value in values)):
+            first, second = (attempt(lambda: self(self.theta0.clone(), batch), batch)[0] for _ in range(2))
+        if isinstance(first, Tensor) and not torch.allclose(first, second, rtol=1e3 * torch.finfo(first.dtype).eps):
             received = f"depends on what its last forward pass left on it (attributes {sorted(left)})"
             remedy = "Pass that state as an input, or start each forward pass from the same one."
             raise ValueError(explain("model", received, "a function of the weights", remedy))
@@ -415,7 +423,7 @@ class ModelLoss:
         try:
             if is_same_sum(batches, batches.as_they_came(), self._slope(theta), sizes, ranks):
                 return True
-        except (RuntimeError, TypeError, ValueError, IndexError):  # the model takes its own batches only
+        except Exception:  # the model takes its own batches only, and says so in words of its own
             if ranks is not None:
                 raise
             return False
@@ -425,7 +433,7 @@ class ModelLoss:
             wide = self.widened()
             mine, theirs = (map(widened_batch, cut) for cut in (batches, batches.as_they_came()))
             return is_same_sum(mine, theirs, wide._slope(theta.double()), sizes, ranks)
-        except (RuntimeError, TypeError, ValueError):  # the loss takes no float64
+        except Exception:  # the loss does not run in float64
             return False
 
     def _beside(self) -> Tensor:
@@ -452,7 +460,7 @@ class ModelLoss:
             with self.context(), torch.no_grad():
                 outputs = attempt(functools.partial(self.outputs, theta, batch), batch)
             pair = outputs, parted(batch)[2]
-            if not check_terms(pair, self._sum_of_outputs):
+            if not check_terms(pair, self._sum_of_outputs) and not is_single(pair):
                 continue
             if first is None:
                 first = pair

@@ -151,7 +151,8 @@ class Objective:
                 ranks=terms.ranks,
                 widened=lambda: (matrix(terms.widened()), widened_batch),
                 check_gradient=terms.check_gradient,
-                sample=lambda batch: terms.sample(batch) if terms.is_smooth and terms.can_be_widened else None,
+                sample=lambda batch: terms.sample(batch) if terms.can_be_widened else None,
+                is_smooth=lambda: terms.is_smooth,
                 name_of=terms.space.name_of_largest,
                 **self._settings,
             )

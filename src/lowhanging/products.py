@@ -29,7 +29,7 @@ from lowhanging.blocks import LOOP, Way, quicker_way
 from lowhanging.engines import ForwardEngine, GraphEngine, ProductEngine, SplitEngine
 from lowhanging.errors import explain
 from lowhanging.ranks import Ranks, Sums, over_ranks
-from lowhanging.split_graph import CannotSplitError
+from lowhanging.split_graph import CannotSplitError, shape_key
 from lowhanging.verification import Fault, Verification, Widened
 
 Engine = Literal["auto", "split graph", "kept graph", "double backward", "forward over reverse"]
@@ -53,7 +53,8 @@ class Products:
         widened: () -> the same matrix in float64, and what makes a batch of it, for central differences.
         check_gradient: raises where the gradient is not the derivative of the value; called before the first is used.
         sample: some examples of a batch, on which products are compared with central differences whatever they agree
-            with; None where the loss has kinks.
+            with; None for no such comparison.
+        is_smooth: whether no kink was seen in the loss.
         name_of: (p,) -> the name of the parameter in which a vector is largest, for messages.
     """
 
@@ -70,10 +71,11 @@ class Products:
         widened: Widened | None = None,
         check_gradient: Callable[[], None] = lambda: None,
         sample: Callable[[Any], Any] = lambda batch: batch,
+        is_smooth: Callable[[], bool] = lambda: True,
         name_of: Callable[[Tensor], str] = lambda vector: "",
     ):
         self._widened, self._check_gradient, self._name_of = widened, check_gradient, name_of
-        self._sample = sample
+        self._sample, self._is_smooth = sample, is_smooth
         self._loss_sum = loss_sum
         self._batches = batches
         self._wanted = engine
@@ -112,6 +114,7 @@ class Products:
         """Mean loss (float64 scalar) and its gradient (p,), in theta's dtype."""
 
         def sums() -> Sums:
+            self._check_gradient()  # in here: what one rank refuses, all do
             total, gradient, count = _zero(theta), _zero(theta, theta.numel()), 0.0
             for batch in self._batches:
                 point = theta.detach().requires_grad_()
@@ -126,7 +129,6 @@ class Products:
             return [total, count], [gradient]
 
         with self._context(), torch.enable_grad():
-            self._check_gradient()
             (total, count), (gradient,) = over_ranks(self._ranks, "a gradient", sums, theta)
             return total / count, (gradient / count).to(theta.dtype)
 
@@ -140,7 +142,6 @@ class Products:
         """
         with self._context():
             if self._engine is None:
-                self._check_gradient()
                 self._engine = self._agreed_engine(theta)  # which leaves what it has prepared here, for this theta
             is_second = self._theta is not None and torch.equal(theta, self._theta)
             if not is_second:
@@ -222,12 +223,17 @@ class Products:
 
     def _choose(self, theta: Tensor, wanted: str) -> ProductEngine:
         """The wanted engine, or the first of all, whose products are right on every batch here."""
-        verification = Verification(self._matrix, self._batches, theta, widened=self._widened, name_of=self._name_of)
-        sample = self._sample(next(iter(self._batches)))
+        self._check_gradient()
+        is_smooth = self._is_smooth()
+        verification = Verification(
+            self._matrix, self._batches, theta, widened=self._widened, is_smooth=is_smooth, name_of=self._name_of
+        )
+        sample = self._sample(next(iter(self._batches))) if is_smooth else None
         fault = None if sample is None else verification.fault_of_both(sample)
         if fault is not None:
             raise verification.refusal([fault])
         faults: list[Fault] = []
+        failure, num_failed = None, 0
         for engine in self._candidates(theta, wanted):
             try:
                 fault, kept = verification.fault(engine, self._keep_bytes)
@@ -238,16 +244,33 @@ class Products:
                     raise ValueError(message) from error
                 self.fallback_reason = str(error)
                 continue
+            except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
+                if wanted != "auto" or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                failure, num_failed = failure or error, num_failed + 1
+                fault, kept = Fault((str(error).splitlines() or [type(error).__name__])[0]), {}
             if fault is None:
                 self._kept, self._theta = kept, theta.detach().clone()
                 return engine
             faults.append(fault)
             self.fallback_reason = fault.reason
+        if failure is not None and len(faults) == num_failed:  # no product was there to be compared
+            raise failure
         raise verification.refusal(faults)
+
+    def _has_few_shapes(self) -> bool:
+        """Whether recordings for all shapes of batches are worth making."""
+        shapes: set[Any] = set()
+        for batch in self._batches:
+            shapes.add(shape_key(batch))
+            if len(shapes) > _MAX_RECORDINGS:
+                self.fallback_reason = f"the batches have more than {_MAX_RECORDINGS} shapes, each to be recorded"
+                return False
+        return True
 
     def _candidates(self, theta: Tensor, wanted: str) -> Iterator[ProductEngine]:
         """What may be tried, the fastest first."""
-        if wanted in ("auto", "split graph"):
+        if wanted == "split graph" or (wanted == "auto" and self._has_few_shapes()):
             yield SplitEngine(self._matrix, _MAX_RECORDINGS if wanted == "auto" else None)
         if wanted == "kept graph":
             yield GraphEngine(self._matrix, keeps=True)
@@ -255,7 +278,10 @@ class Products:
             yield GraphEngine(self._matrix, keeps=False)
         if wanted == "auto":
             # Keeping graphs pays only if what they hold fits; else each product is a double backward in fact and name.
-            size = GraphEngine(self._matrix, keeps=True).prepare(theta, next(iter(self._batches)))[1]
+            try:
+                size = GraphEngine(self._matrix, keeps=True).prepare(theta, next(iter(self._batches)))[1]
+            except (RuntimeError, ValueError, TypeError):  # said by the engine itself, below
+                size = 0
             yield GraphEngine(self._matrix, keeps=size <= self._keep_bytes)
         if wanted in ("auto", "forward over reverse"):
             yield ForwardEngine(self._matrix)

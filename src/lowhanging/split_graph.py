@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import operator
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from lowhanging.layers import ONE_AT_A_TIME
 
 aten = torch.ops.aten
 
@@ -127,21 +130,25 @@ def contained() -> Iterator[None]:
     keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     is_off = logger.disabled
-    with warnings.catch_warnings(), torch._C._ForceDispatchKeyGuard(*keys):
+    outer = sys.exception()
+    with ONE_AT_A_TIME, warnings.catch_warnings(), torch._C._ForceDispatchKeyGuard(*keys):
         warnings.simplefilter("ignore")  # torch's, about its own internals; the user's were seen without tracing
         logger.disabled = True
         try:
             yield
         except BaseException as error:
-            _release(error)
+            _release(error, outer)
             raise
         finally:
             logger.disabled = is_off
 
 
-def _release(error: BaseException | None) -> None:
-    """Free what the frames of an error hold: guards among it put back, when they go, what they found."""
-    seen: set[int] = set()
+def _release(error: BaseException | None, outer: BaseException | None) -> None:
+    """Free what the frames of an error hold: guards among it put back, when they go, what they found.
+
+    Not those of an error that the caller is handling.
+    """
+    seen = {id(outer)}
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         traceback.clear_frames(error.__traceback__)

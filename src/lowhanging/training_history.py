@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lowhanging.batch_mean import BatchMean
 from lowhanging.buffers import same_values, tracked_buffers
 from lowhanging.errors import NotSmoothWarning
+from lowhanging.layers import ONE_AT_A_TIME
 from lowhanging.loss import Loss
 from lowhanging.objective import Objective
 from lowhanging.parameters import ParameterSpace
@@ -102,7 +103,7 @@ class History:
             return data  # type: ignore[no-any-return]
         if name not in self._objectives:
             try:
-                with warnings.catch_warnings():
+                with ONE_AT_A_TIME, warnings.catch_warnings():
                     warnings.simplefilter("ignore", NotSmoothWarning)  # kinks are no matter for training
                     loss_fn, batch_loss = self.loss.loss_fn, self.loss.batch_loss
                     self._objectives[name] = Objective(

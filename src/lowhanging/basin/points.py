@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from lowhanging.basin.slice_buffers import LossAt
 from lowhanging.errors import check_choice, explain
+from lowhanging.layers import ONE_AT_A_TIME
 from lowhanging.loss import Loss
 from lowhanging.ranks import is_silent
 from lowhanging.results import load_result, resume_path, save_result
@@ -192,7 +193,7 @@ def _evaluate(
         right = [accuracy for _, accuracy in found if accuracy is not None]
         shares = torch.tensor(right, dtype=torch.float64) if right else None
         return torch.tensor([float(value) for value, _ in found], dtype=torch.float64), shares
-    with warnings.catch_warnings():
+    with ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")  # the measurement has seen it
         values, accuracies = loss.evaluate_many(torch.stack(thetas))
     values, accuracies = values.cpu().double(), None if accuracies is None else accuracies.cpu().double()
