@@ -483,7 +483,7 @@ def test_distances_at_zero_are_named_though_no_other_route_follows() -> None:
             return self.out(torch.exp(-(torch.cdist(x, self.centres) ** 2)))
 
     loss = Objective(seeded(Radial), (X, CLASSES))
-    with pytest.raises(ValueError, match="_cdist_backward|where it has no derivative"):
+    with pytest.raises(ValueError, match=r"_cdist_backward|where it has no derivative"):
         loss.hvp(loss.theta0, draw(loss.num_params))
 
 

@@ -350,6 +350,20 @@ def test_outputs_reach_the_loss_as_the_model_gives_them(wrap: Any, loss_fn: Any)
     train(model, (X, Y), epochs=1, loss_fn=loss_fn, progress=False)
 
 
+def test_the_weights_of_a_loss_function_are_constants() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log_scale = nn.Parameter(torch.tensor(0.0, dtype=D))
+
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return F.cross_entropy(outputs, targets) * torch.exp(-self.log_scale) + self.log_scale
+
+    loss_fn = Scaled()
+    agree(Objective(seeded(Net), (X, Y), loss_fn=loss_fn), plain_net)
+    assert loss_fn.log_scale.requires_grad
+
+
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
 @pytest.mark.parametrize("place", ["batch", "buffer"])
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")

@@ -149,4 +149,6 @@ def own_function(name: str, function: Any, device: torch.device) -> Any:
     if isinstance(function, type) or not (function is None or callable(function)):
         received = f"is the class {function.__name__}" if isinstance(function, type) else f"is {function!r}"
         raise TypeError(explain(name, received, "a function or an instance", "Pass F.mse_loss or nn.MSELoss()."))
-    return copy.deepcopy(function).to(device) if isinstance(function, nn.Module) else function
+    if not isinstance(function, nn.Module):
+        return function
+    return copy.deepcopy(function).to(device).requires_grad_(False)  # its weights are constants: theta is the model's
