@@ -488,3 +488,54 @@ def test_examples_in_docstrings() -> None:
         names = vars(module) | {"nn": nn, "torch": torch}
         tried = [doctest.testmod(module, extraglobs=names)]
         assert all(result.attempted and not result.failed for result in tried)
+
+
+class Straight(nn.Module):
+    """Rounds, with the gradient of the identity."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (x.round() - x).detach()
+
+
+class Remembers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = 0.5 * self.last + float(x.detach().mean())
+        return x + self.last
+
+
+class Stale(nn.Module):
+    """Uses a view of a weight that it stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+        self.back = self.weight.t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x @ self.weight) @ self.back
+
+
+def masked_mean(outputs: Tensor, targets: Tensor) -> Tensor:
+    return ((outputs - targets) ** 2)[targets != -1].mean()
+
+
+def test_the_kinds_of_silently_wrong_numbers_are_reported() -> None:
+    words = {
+        Straight(): "not the derivative of its values",
+        Remembers(): "what its last forward pass left on it",
+        Stale(): "'back', which was computed from its weights",
+        Wrong(): "central differences",
+    }
+    for middle, why in words.items():
+        report = checked(mlp(middle, nn.Tanh()))
+        assert any(why in problem for problem in report.problems), str(report)
+    targets = torch.rand(24, 4)
+    targets[20:, 1] = -1.0  # in the last batch only
+    batches = [(X[:10], targets[:10]), (X[10:20], targets[10:20]), (X[20:24], targets[20:])]
+    report = checked(mlp(nn.Tanh()), batches, loss_fn=masked_mean)
+    assert failed(report) == ["accepted"]
+    assert "not the mean over the targets" in report.problems[0]
