@@ -528,7 +528,7 @@ def test_the_kinds_of_silently_wrong_numbers_are_reported() -> None:
         Straight(): "not the derivative of its values",
         Remembers(): "what its last forward pass left on it",
         Stale(): "'back', which was computed from its weights",
-        Wrong(): "central differences",
+        Wrong(): "not the derivative of its values",
     }
     for middle, why in words.items():
         report = checked(mlp(middle, nn.Tanh()))
