@@ -5,10 +5,12 @@ Each works, against the same loss written as a plain function of theta, or is re
 
 from __future__ import annotations
 
+import copy
 import errno
 import gzip
 import itertools
 import os
+import pickle
 import subprocess
 import sys
 import types
@@ -28,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset
 
 from lowhanging import results, shuffled
+from lowhanging.basin.operators import gauss_newton
 from lowhanging.basin.subspace import Subspace
 from lowhanging.datasets.idx import read_idx
 from lowhanging.errors import DamagedFileError
@@ -424,6 +427,16 @@ def test_weights_and_data_without_plain_numbers_are_refused() -> None:
     refused(lambda: Objective(torch.jit.script(nn.Linear(3, 3)), (X, Y)), "scripted", "Pass the plain nn.Module")
     refused(lambda: Objective(seeded(Net), (X.to("meta"), Y)), "tensor on the meta device")
     refused(lambda: Objective(seeded(Net), [(nested, Y[:2])], batch_loss=one_by_one), "a nested tensor", "Pad it")
+
+
+def test_an_objective_goes_to_another_process() -> None:
+    """By pickle, before and after its first product."""
+    loss, v = Objective(seeded(Net), (X, Y)), draw(38)
+    for _ in range(2):
+        other = pickle.loads(pickle.dumps(loss))
+        agree(other, plain_net)
+        assert torch.equal(other.hvp(loss.theta0, v), loss.hvp(loss.theta0, v))
+    assert torch.equal(gauss_newton(copy.deepcopy(loss)) @ v, gauss_newton(loss) @ v)
 
 
 # Files ----------------------------------------------------------------------------------------------------------------

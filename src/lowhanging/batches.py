@@ -234,10 +234,10 @@ class Batches:
         Returns how many those are.
         """
         first, step = self._shard or (0, 1)
-        self.is_recut, self._kept = False, [
-            tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
-            for batch in self._came[first::step]
-        ]  # fmt: skip
+        kept = self._came[first::step]
+        if self._is_one:  # else they were copied when they were read
+            kept = [tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, part) for part in kept]
+        self.is_recut, self._kept = False, kept
         self._count()
         self._check_number()
         return self.num_batches

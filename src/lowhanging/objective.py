@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,30 @@ from lowhanging.output_loss import OutputLoss
 from lowhanging.products import DEFAULT_KEEP_BYTES, ENGINES, Engine, Products
 from lowhanging.ranks import find_ranks
 from lowhanging.shards import SHARDS, Shards, agree, check_given, check_unwrapped
+
+
+@dataclass(frozen=True)
+class _Checks:
+    """What the check of a product asks of a loss; a class and no closures, so that objectives can be pickled."""
+
+    terms: ModelLoss
+    make: Callable[[ModelLoss], BatchMatrix]
+
+    def widened(self) -> tuple[BatchMatrix, Callable[[Any], Any]]:
+        """The matrix of the loss in float64, and what makes a batch of it."""
+        return self.make(self.terms.widened()), widened_batch
+
+    def sample(self, batch: Any) -> Any:
+        """A few examples; None where a float64 copy of the model would be dear."""
+        return self.terms.sample(batch) if self.terms.can_be_widened else None
+
+    def is_smooth(self) -> bool:
+        """Whether no kink was seen."""
+        return self.terms.is_smooth
+
+
+def _gauss_newton_of(terms: ModelLoss) -> BatchMatrix:
+    return GaussNewtonOfBatch(OutputLoss(terms))
 
 
 class Objective:
@@ -142,24 +167,24 @@ class Objective:
         self._terms, self.space, self._theta0 = terms, terms.space, terms.theta0
         self._outputs = OutputLoss(terms)
 
-        def summed(matrix: Callable[[ModelLoss], BatchMatrix]) -> Products:
-            return Products(
-                terms,
-                terms.batches,
-                context=terms.context,
-                matrix=matrix(terms),
-                ranks=terms.ranks,
-                widened=lambda: (matrix(terms.widened()), widened_batch),
-                check_gradient=terms.check_gradient,
-                sample=lambda batch: terms.sample(batch) if terms.can_be_widened else None,
-                is_smooth=lambda: terms.is_smooth,
-                name_of=terms.space.name_of_largest,
-                **self._settings,
-            )
+        self._products = self._summed(terms, HessianOfBatch(terms), HessianOfBatch)
+        self._gauss_newton = self._summed(terms, GaussNewtonOfBatch(self._outputs), _gauss_newton_of)
 
-        self._products = summed(HessianOfBatch)
-        self._gauss_newton = summed(
-            lambda given: GaussNewtonOfBatch(self._outputs if given is terms else OutputLoss(given))
+    def _summed(self, terms: ModelLoss, matrix: BatchMatrix, make: Callable[[ModelLoss], BatchMatrix]) -> Products:
+        """The products of a matrix; `make` makes the same of another form of the loss."""
+        checks = _Checks(terms, make)
+        return Products(
+            terms,
+            terms.batches,
+            context=terms.context,
+            matrix=matrix,
+            ranks=terms.ranks,
+            widened=checks.widened,
+            check_gradient=terms.check_gradient,
+            sample=checks.sample,
+            is_smooth=checks.is_smooth,
+            name_of=terms.space.name_of_largest,
+            **self._settings,
         )
 
     def __repr__(self) -> str:
