@@ -20,7 +20,7 @@ from lowhanging.errors import DamagedFileError, explain
 from lowhanging.results import FORMAT, check_format, read_arrays, resume_path, write_atomically
 
 SHARE = 0.1  # of the time that may go into writing
-_META = "__lowhanging_resume__"
+_RESUME_META = "__lowhanging_resume__"
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -49,7 +49,7 @@ class ResumeFile:
         """
         try:
             arrays = read_arrays(self.path)
-            meta = json.loads(str(arrays.pop(_META)))
+            meta = json.loads(str(arrays.pop(_RESUME_META)))
             kind, identity, numbers = meta["kind"], dict(meta["identity"]), dict(meta["numbers"])
         except FileNotFoundError:
             return None
@@ -72,7 +72,7 @@ class ResumeFile:
         """Replace what is in the file."""
         begun = time.monotonic()
         meta = json.dumps({"format": FORMAT, "kind": self.kind, "identity": self.identity, "numbers": dict(numbers)})
-        entries: dict[str, Any] = {**arrays, _META: np.array(meta)}
+        entries: dict[str, Any] = {**arrays, _RESUME_META: np.array(meta)}
         write_atomically(self.path, lambda stream: np.savez(stream, **entries))
         now = time.monotonic()
         self._next = now + (now - begun) / SHARE

@@ -90,7 +90,7 @@ def evaluate_points(
     path = None if resume is None else resume_path(resume)
     identity = {**(identity or {}), "names of the losses": repr(list(losses))}
     with torch.inference_mode(False):
-        values = None if path is None else _read(path, identity, engine)
+        values = None if path is None else _read_values(path, identity, engine)
         if values is None:
             chosen, at_once = _choose(losses, point, num, engine)
             empty = torch.full((num,), torch.nan, dtype=torch.float64)
@@ -267,7 +267,7 @@ def _difference(losses: Mapping[str, Loss], thetas: list[Tensor]) -> str:
     return ""
 
 
-def _read(path: Path, identity: Mapping[str, str], engine: str) -> PointValues | None:
+def _read_values(path: Path, identity: Mapping[str, str], engine: str) -> PointValues | None:
     """What an interrupted run left, None where there is no file, an error where it belongs to another run."""
     if not path.exists():
         return None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LOWEST = "#D55E00"  # the colour of the lowest point
 _FONT = 9.0  # points
-_WIDE, _HIGH = 0.56 * _FONT, 1.25 * _FONT  # of a character
+_CHAR_WIDTH, _CHAR_HEIGHT = 0.56 * _FONT, 1.25 * _FONT  # of a character
 _SAME = 7.0  # points of distance below which two symbols are one
 _TANGLED = 3.0  # length of a line, in sides of the box, beyond which it fills an area
 _GAPS = (6.0, 22.0)  # points between a symbol and its name; the wider with a thin line between them
@@ -123,8 +123,8 @@ def write(ax: Axes, labels: Sequence[Label], notes: Sequence[str], lines: Sequen
         )  # fmt: skip
         taken.append(_beside(x, y, text, right, up))
     if notes:
-        rows = [row for note in notes for row in textwrap.wrap(note, max(12, int(0.65 * width / _WIDE)))]
-        wide, high = max(map(len, rows)) * _WIDE + 8, len(rows) * _HIGH + 8
+        rows = [row for note in notes for row in textwrap.wrap(note, max(12, int(0.65 * width / _CHAR_WIDTH)))]
+        wide, high = max(map(len, rows)) * _CHAR_WIDTH + 8, len(rows) * _CHAR_HEIGHT + 8
         boxes = {(a, b): (a * (width - wide), b * (height - high)) for b in (1, 0) for a in (0, 1)}
         a, b = min(boxes, key=lambda key: cost((*boxes[key], boxes[key][0] + wide, boxes[key][1] + high)))
         ax.annotate(
@@ -170,10 +170,10 @@ def _merged(symbols: Sequence[Label]) -> Iterator[Label]:
 
 def _beside(x: float, y: float, text: str, right: float, up: float) -> Box:
     """Where a name takes room, in points from the lower left corner of the Axes."""
-    wide = len(text) * _WIDE
+    wide = len(text) * _CHAR_WIDTH
     start = x + right - (0.0 if right > 0 else wide if right < 0 else 0.5 * wide)
-    bottom = y + up - (0.0 if up > 0 else _HIGH)
-    return start, bottom, start + wide, bottom + _HIGH
+    bottom = y + up - (0.0 if up > 0 else _CHAR_HEIGHT)
+    return start, bottom, start + wide, bottom + _CHAR_HEIGHT
 
 
 def inside(plane: PlaneSlice, alpha: float, beta: float) -> bool:

@@ -26,7 +26,7 @@ from lowhanging.parameters import ParameterSpace
 from lowhanging.reproduce.learning import CUES, Learning
 
 WEIGHTS = torch.linspace(0.0, 3.0, 61, dtype=torch.float64)
-HALF = 0.5  # of the first cue's way that must be done at the first checkpoint
+HALF_WAY = 0.5  # of the first cue's way that must be done at the first checkpoint
 NUM_IMAGES, NUM_DRAWS = 2000, 2000
 
 
@@ -46,7 +46,7 @@ def beyond(network: Learning, first: str, progress: Tensor, begin: int, end: int
     kept = network.run.checkpoint_epochs.tolist()
     rows = [min(range(len(kept)), key=lambda i: abs(kept[i] - epoch)) for epoch in (begin, end)]
     before, after = (int(kept[row]) for row in rows)
-    if before >= after or not float(progress[before]) >= HALF:
+    if before >= after or not float(progress[before]) >= HALF_WAY:
         return None
     second = CUES[1 - CUES.index(first)]
     thetas = [network.run.checkpoints[row] for row in rows]

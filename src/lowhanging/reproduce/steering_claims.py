@@ -245,7 +245,7 @@ def _no_eigenvector(rows: Sequence[Row]) -> Claim:
     def null(found: list[Row]) -> str:
         nulls = [d["null_overlap"] for d in found]
         shares = [", ".join(f"{_short(100 * n[name] / n['num'])} %" for n in nulls) for name in _EXTREME]
-        largest, spread, within = (_quantiles(nulls, name) for name in ("largest", "participation", "within"))
+        largest, spread, within = (_quantile_range(nulls, name) for name in ("largest", "participation", "within"))
         return (
             f"{largest} (as large as the direction's in {shares[0]} of them), spread over {spread} (over as few as the "
             f"direction in {shares[1]}), a share of {within} within those known"
@@ -274,7 +274,7 @@ def _no_eigenvector(rows: Sequence[Row]) -> Claim:
 _EXTREME = ("num_as_large", "num_as_concentrated")
 
 
-def _quantiles(nulls: Sequence[Row], name: str) -> str:
+def _quantile_range(nulls: Sequence[Row], name: str) -> str:
     """Three quantiles, each a mean over networks."""
     return " / ".join(f"{statistics.fmean(n[name][i] for n in nulls):.2g}" for i in range(3))
 
