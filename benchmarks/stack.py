@@ -31,7 +31,7 @@ AT_LEAST = 3  # key frequencies of a seed without planes; 2 circles of one with 
 
 def reached(name: str, num_seeds: int) -> dict[str, Any]:
     """Per seed: accuracy on held-out pairs, number of key frequencies or of circles at the end, first birth."""
-    preset = lh.PRESETS[name]
+    preset = lh.training.PRESETS[name]
     is_blocked = preset.factory(0).is_blocked
     begun = time.perf_counter()
     log_every = 10 if is_blocked else 500
@@ -62,7 +62,7 @@ def table(num_seeds: int) -> dict[str, dict[str, Any]]:
     print("| preset           | accuracy: median (range) | circuits per seed | enough | first birth | s per seed |")
     print("|------------------|-------------------------:|------------------:|-------:|------------:|-----------:|")
     rows = {}
-    for name in lh.PRESETS:
+    for name in lh.training.PRESETS:
         row = rows[name] = reached(name, num_seeds)
         shown = f"{statistics.mean(row['circuits']):.1f} {row['kind']}"
         accuracies = row["accuracies"]
@@ -81,7 +81,7 @@ def table(num_seeds: int) -> dict[str, dict[str, Any]]:
 
 def without_bias(num_seeds: int) -> list[float | None]:
     """Held-out accuracies of the "sigmoid" preset with no bias in the hidden layer."""
-    preset = lh.PRESETS["sigmoid"]
+    preset = lh.training.PRESETS["sigmoid"]
     data = preset.data()
 
     def factory(seed: int) -> nn.Module:
@@ -92,7 +92,7 @@ def without_bias(num_seeds: int) -> list[float | None]:
     return [test.evaluate(theta)[1] for theta in run.thetas]
 
 
-def by_loop(preset: lh.Preset, data: lh.ModularPairs, seeds: range, steps: int) -> list[nn.Module]:
+def by_loop(preset: lh.training.Preset, data: lh.datasets.ModularPairs, seeds: range, steps: int) -> list[nn.Module]:
     """One seed after the other, as a user would write it; batches as `train_stack` draws them."""
     size, rate, penalty = (preset.training_arguments[name] for name in ("batch_size", "lr", "penalty"))
     models: list[nn.Module] = []
@@ -121,7 +121,7 @@ def race(num_seeds: int, steps: int, rounds: int) -> dict[str, dict[str, Any]]:
     print("|------------|---------------------------:|------:|--------------:|------------------:|")
     rows = {}
     for name in RACED:
-        preset, seeds = lh.PRESETS[name], range(num_seeds)
+        preset, seeds = lh.training.PRESETS[name], range(num_seeds)
         data = preset.data().train
         seconds: dict[str, list[float]] = {"loop": [], "stack": []}
         (
@@ -135,7 +135,7 @@ def race(num_seeds: int, steps: int, rounds: int) -> dict[str, dict[str, Any]]:
             run = lh.train_stack(name, seeds=seeds, steps=steps, log_every=steps, progress=False)
             seconds["loop"].append(middle - begun)
             seconds["stack"].append(time.perf_counter() - middle)
-        space = lh.ParameterSpace(models[0])
+        space = lh.objective.ParameterSpace(models[0])
         thetas = torch.stack([space.flatten(model) for model in models])
         error = float(((run.thetas - thetas).norm(dim=1) / thetas.norm(dim=1)).median())
         loop, stack = (statistics.median(row) for row in seconds.values())

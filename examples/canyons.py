@@ -115,7 +115,7 @@ print(found.canyons[0])
 
 # %%
 stiff = lh.top_hessian_eigs(basin, k=12).subspace()
-print(lh.depth_null(basin, found, within=stiff, num=7, progress=False))
+print(lh.canyons.depth_null(basin, found, within=stiff, num=7, progress=False))
 
 # %% [markdown]
 # Read p with care: with seven random subspaces it cannot be smaller than 1/8. Ask for more where it matters.

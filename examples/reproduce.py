@@ -27,8 +27,8 @@ import lowhanging as lh
 
 # %%
 digits = lh.mnist()
-few = lh.MNIST(
-    train=lh.DigitImages(*digits.train[:500]), test=lh.DigitImages(*digits.test[:200])
+few = lh.datasets.MNIST(
+    train=lh.datasets.DigitImages(*digits.train[:500]), test=lh.datasets.DigitImages(*digits.test[:200])
 )
 views = lh.paired_mnist(few, patterns_per_class=3, seed=0)
 ax = lh.plots.paired_images(views)

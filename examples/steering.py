@@ -151,7 +151,7 @@ print(control.shift(steered, minimum.theta, towards="shape", away="colour"))
 
 # %%
 single = ("shape", "colour")
-verdict = lh.name_circuit(
+verdict = lh.steering.name_circuit(
     control,
     steered,
     minimum.theta,

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lowhanging.reproduce.items import items
+from lowhanging.reproduce.page import items
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "what-was-found.md"
 BEGIN, END = "<!-- report:begin -->", "<!-- report:end -->"

@@ -23,7 +23,7 @@ def two_cues(num: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]
 
 
 @functools.cache
-def two_cue_minimum() -> lh.Minimum:
+def two_cue_minimum() -> lh.landscape.Minimum:
     """The minimum of a sigmoid network with 44 parameters, float64."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 2)).double()

@@ -7,7 +7,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib
 import pytest
 import torch
 
-from lowhanging.reproduce.learning import Learning, learn
+from lowhanging.reproduce.themes.learning import Learning, learn
 
 LONGEST = ("test_reproduce.py", "test_docs.py", "test_reproduce_report.py", "test_examples.py", "test_fuzz.py")
 

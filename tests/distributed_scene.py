@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import lowhanging as lh
-from lowhanging import products, ranks
-from lowhanging.blocks import LOOP, Way
-from lowhanging.engines import GraphEngine
+from lowhanging.objective import distributed as ranks
+from lowhanging.objective import hvp as products
+from lowhanging.objective.hvp import LOOP, GraphEngine, Way
 
 NUM = 23  # odd: the two shards differ in length, and both end in a ragged micro-batch of 5
 EXAMPLE = Path(__file__).parents[1] / "examples" / "distributed.py"
@@ -95,7 +95,7 @@ def answers(loss: lh.Objective) -> dict[str, Any]:
         "density": density.density,
         "slice": scan.losses["loss"],
         "accuracies of the slice": scan.accuracies["loss"],
-        "anchored": lh.AnchoredObjective(loss, theta.cos(), 0.1).hvp(theta, v),
+        "anchored": lh.objective.AnchoredObjective(loss, theta.cos(), 0.1).hvp(theta, v),
     }
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import lowhanging as lh
-from lowhanging.basin import lanczos
+from lowhanging.curvature import krylov as lanczos
 
 pytestmark = [
     pytest.mark.gpu,

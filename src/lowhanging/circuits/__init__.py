@@ -15,21 +15,20 @@ from lowhanging.circuits.ablation import (
     ablate_frequencies,
     circuit_losses,
 )
-from lowhanging.circuits.formation import Births, births
+from lowhanging.circuits.births import Births, births
 from lowhanging.circuits.fourier import CircleScores, circle_score, fourier_modes, key_frequencies
 from lowhanging.circuits.intensity import BirthIntensity, birth_intensity
 from lowhanging.circuits.learning_times import Competences, LearningTimes, TimesRatio, first_crossing
-from lowhanging.circuits.lifetimes import Survival, survival
 from lowhanging.circuits.logit_sum import LogitSum, logit_sum
-from lowhanging.circuits.pairing import PairingTest, pairing_test
-from lowhanging.circuits.power import PairingPower, pairing_power
-from lowhanging.circuits.progress import (
+from lowhanging.circuits.mechanism import (
     distance_irrelevance,
     excluded_loss,
     gradient_symmetricity,
     restricted_loss,
 )
+from lowhanging.circuits.pairing import PairingPower, PairingTest, pairing_power, pairing_test
 from lowhanging.circuits.relations import FrequencyRelations, frequency_relations
+from lowhanging.circuits.survival import Survival, survival
 
 __all__ = [
     "BirthIntensity",

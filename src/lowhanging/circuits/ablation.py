@@ -22,13 +22,13 @@ from torch.func import functional_call
 from tqdm.auto import tqdm
 
 from lowhanging.circuits.fourier import circle_score, key_frequencies
-from lowhanging.circuits.progress import CHUNK, checked_logits, frequency_projector, read_pairs
+from lowhanging.circuits.mechanism import CHUNK, checked_logits, frequency_projector, read_pairs
 from lowhanging.errors import a_type, check_count, explain
-from lowhanging.layers import differentiable_kernels
+from lowhanging.io import load_result, save_result
 from lowhanging.models import ModularMLP, ModularTransformer
-from lowhanging.objective import Objective
-from lowhanging.private_copy import private_copy
-from lowhanging.results import load_result, save_result
+from lowhanging.objective.kernels import differentiable_kernels
+from lowhanging.objective.objective import Objective
+from lowhanging.objective.private_copy import private_copy
 
 Ablation = Callable[[nn.Module, Tensor, tuple[int, ...]], Tensor]
 CIRCLE = 0.75  # circle score from which on a block counts as a circuit

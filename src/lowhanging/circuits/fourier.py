@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lowhanging.errors import check_count, check_finite, check_real, explain
-from lowhanging.results import load_result, save_result
+from lowhanging.io import load_result, save_result
 
 
 @dataclass(frozen=True, eq=False, repr=False)

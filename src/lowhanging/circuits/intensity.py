@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.circuits.formation import Births, check_births
+from lowhanging.circuits.births import Births, check_births
 from lowhanging.circuits.pairing import check_lengths, dated_births, warn_if_blurred
-from lowhanging.circuits.shuffling import against_shuffling, slots, strata_of
+from lowhanging.circuits.permutation import against_shuffling, slots, strata_of
 from lowhanging.errors import check_count, explain
-from lowhanging.results import load_result, save_result
+from lowhanging.io import load_result, save_result
 
 
 @dataclass(frozen=True, eq=False, repr=False)

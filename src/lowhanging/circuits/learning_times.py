@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lowhanging.errors import check_choice, check_count, explain
-from lowhanging.results import load_result, save_result
+from lowhanging.io import load_result, save_result
 
 _LEVEL = 0.05  # of every interval
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.circuits.formation import Births, check_births
-from lowhanging.circuits.shuffling import against_shuffling, slots
+from lowhanging.circuits.births import Births, check_births
+from lowhanging.circuits.permutation import against_shuffling, slots
 from lowhanging.errors import check_count, explain
-from lowhanging.results import load_result, save_result
+from lowhanging.io import load_result, save_result
 
 RELATIONS = ("duplicates", "doubles", "triples")
 

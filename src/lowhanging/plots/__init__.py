@@ -9,24 +9,17 @@ runs over them (`trajectory`, `descents`), `animation` of slices over training, 
 """
 
 from lowhanging.plots.animation import animation
-from lowhanging.plots.canyon_depths import canyon_depths
-from lowhanging.plots.canyon_fan import canyon_fan
-from lowhanging.plots.canyons import canyon_floor, canyon_losses
-from lowhanging.plots.circles import circles, circles_animation, modes
-from lowhanging.plots.curvature import effective_dimension, spectra, spectral_density
-from lowhanging.plots.descents import descents
-from lowhanging.plots.formation import birth_intensity, births, circuit_ablation, survival
+from lowhanging.plots.canyons import canyon_depths, canyon_fan, canyon_floor, canyon_losses
+from lowhanging.plots.circles import circles, circles_animation, logit_sum, modes
+from lowhanging.plots.formation import birth_intensity, births, circuit_ablation, competences, learning_times, survival
 from lowhanging.plots.interactive import interactive
-from lowhanging.plots.learning_times import competences, learning_times
-from lowhanging.plots.logit_sum import logit_sum
-from lowhanging.plots.paired_images import paired_images
-from lowhanging.plots.panels import panels
-from lowhanging.plots.planes import plane_slice, plane_slices
+from lowhanging.plots.planes import descents, plane_slice, plane_slices, trajectory
 from lowhanging.plots.slices import line_slice, path_slice
+from lowhanging.plots.spectra import effective_dimension, spectra, spectral_density
 from lowhanging.plots.steering import overlaps
+from lowhanging.plots.style import panels
 from lowhanging.plots.surface import surface
-from lowhanging.plots.training import training_run
-from lowhanging.plots.trajectory import trajectory
+from lowhanging.plots.training import paired_images, training_run
 
 __all__ = [
     "animation",

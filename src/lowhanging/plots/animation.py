@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from lowhanging.basin.planes import PlaneSlice
-from lowhanging.basin.slices import LineSlice
 from lowhanging.errors import check_count, check_names, check_real, explain
-from lowhanging.plots.contours import bar, grids_of, has_true_proportions
-from lowhanging.plots.levels import Levels, choose_bands
+from lowhanging.landscape.planes import PlaneSlice
+from lowhanging.landscape.slices import LineSlice
+from lowhanging.plots.contours import Levels, bar, choose_bands, grids_of, has_true_proportions
 from lowhanging.plots.planes import annotate, lay_down
 from lowhanging.plots.slices import line_slice
 from lowhanging.plots.style import Quantity, blank_figure, label_log_axis, legend_above, rows_of, unit_of

@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lowhanging.basin.planes import PlaneSlice
 from lowhanging.errors import explain
+from lowhanging.landscape.planes import PlaneSlice
 from lowhanging.plots.contours import (
+    LOWEST,
+    Bands,
+    choose_bands,
     flat_note,
     grids_of,
     has_true_proportions,
     is_orthogonal,
     missing,
+    notable,
     proportion,
     skewed,
 )
-from lowhanging.plots.levels import Bands, choose_bands
-from lowhanging.plots.overlays import LOWEST, notable
 from lowhanging.plots.style import check_kind, step_label, unit_of
 
 if TYPE_CHECKING:

@@ -2,6 +2,10 @@
 
 The first direction is drawn to the right, the second upwards. True proportions are kept where the two are orthogonal
 and the box stays readable; where they are oblique, a note says by how much.
+
+Did the loss change along a trajectory as its picture on the plane suggests?
+
+Where does descent run on a toy's loss?
 """
 
 from __future__ import annotations
@@ -10,24 +14,42 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from lowhanging.basin.planes import PlaneSlice
-from lowhanging.basin.trajectories import PlaneTrajectory
 from lowhanging.errors import check_names, explain
+from lowhanging.landscape.planes import PlaneSlice, PlaneTrajectory
 from lowhanging.plots.contours import (
+    Bands,
+    Levels,
     bar,
+    choose_bands,
+    descent,
+    distance_from,
     flat_note,
     frame,
     grids_of,
     has_true_proportions,
     is_orthogonal,
     paint,
+    points,
     proportion,
     skewed,
+    trace,
+    write,
 )
-from lowhanging.plots.levels import Bands, Levels, choose_bands
-from lowhanging.plots.overlays import descent, points, trace, write
-from lowhanging.plots.style import Quantity, axes, check_kind, unit_of
+from lowhanging.plots.style import (
+    Quantity,
+    axes,
+    check_kind,
+    check_log,
+    color_of,
+    label_log_axis,
+    label_of,
+    legend_above,
+    unit_of,
+)
+from lowhanging.toys.paths import GradientPath
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -170,3 +192,115 @@ def _check(plane: PlaneSlice, trajectory: PlaneTrajectory | None) -> None:
         if trajectory.plane != plane.identity:
             received = "was projected onto another plane"
             raise ValueError(explain("trajectory", received, "one of this plane", _TRAJECTORY))
+
+def trajectory(trajectory: PlaneTrajectory, ax: Axes | None = None, *, log: bool = False) -> Axes:
+    """Each loss at the checkpoints (solid) and on the plane under them (dashed), with their distance from the plane.
+
+    Where the two curves of a loss part, the contours under the trajectory are not those it ran through. A gap is a
+    value that is not finite.
+
+    Args:
+        trajectory: what `lh.plane_trajectory` returned.
+        ax: where to draw; None makes a figure. The distance gets an axis of its own, on the right.
+        log: logarithmic axis for the losses.
+
+    Returns:
+        The Axes of the losses. It is neither shown nor saved.
+
+    Raises:
+        TypeError: another kind of result.
+    """
+    check_kind("trajectory", trajectory, PlaneTrajectory, "Pass what lh.plane_trajectory returned.")
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    check_log(log, [*trajectory.losses.values(), *trajectory.plane_losses.values()])
+    ax = axes(ax)
+    numbers = range(len(trajectory.distances))
+    size = 4.0 if len(numbers) <= 30 else 0.0
+    entries = []
+    for position, (name, row) in enumerate(trajectory.losses.items()):
+        color, under = color_of(name, position), trajectory.plane_losses[name]
+        drawn, below = (torch.where(values.isfinite(), values, torch.nan).numpy() for values in (row, under))
+        entries += ax.plot(numbers, drawn, "o-", color=color, linewidth=1.8, markersize=size, label=label_of(name))
+        ax.plot(numbers, below, "o--", color=color, linewidth=1.2, markersize=size, markerfacecolor="white")
+    if log:
+        ax.set_yscale("log")
+    elif 0.0 <= ax.dataLim.y0 < 0.5 * ax.dataLim.y1:
+        ax.set_ylim(bottom=0.0)
+    ax.set_xlabel("number of the checkpoint")
+    ax.set_ylabel("mean loss")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(alpha=0.3)
+    right = ax.twinx()
+    right.fill_between(numbers, trajectory.distances.numpy(), color="0.5", alpha=0.18, linewidth=0)
+    right.set_ylim(0.0, 2.0 * max(float(trajectory.distances.max()), 1e-12))  # in the lower half: it is an aside
+    right.set_ylabel("distance from the plane, ‖Δθ‖ (grey)", color="0.4")
+    right.tick_params(colors="0.4")
+    ax.set_zorder(right.get_zorder() + 1)
+    ax.patch.set_visible(False)
+    entries += [
+        Line2D([], [], color="0.3", linewidth=1.8, label="at the checkpoint"),
+        Line2D([], [], color="0.3", linewidth=1.2, linestyle="--", label="on the plane under it"),
+    ]
+    legend_above(ax, entries)
+    if log:
+        label_log_axis(ax.yaxis)
+    return ax
+
+def descents(
+    plane: PlaneSlice,
+    paths: GradientPath | Sequence[GradientPath],
+    ax: Axes | None = None,
+    *,
+    name: str | None = None,
+    levels: Levels = None,
+) -> Axes:
+    """Descent paths over the contours of a plane, each from a square to a star.
+
+    Args:
+        plane: what `lh.plane_slice` returned, such as the plane of a toy's two weights.
+        paths: what `lh.toys.gradient_path` returned, once or several times, of as many weights as the plane's. A path
+            that leaves the plane is drawn at its orthogonal projection, and a note says how far off it runs.
+        ax: where to draw; None makes a figure.
+        name: which loss; by default the first.
+        levels: as in `plane_slice`.
+
+    Returns:
+        The Axes. It is neither shown nor saved.
+
+    Raises:
+        ValueError, TypeError: no path, paths of another number of weights, and as `plane_slice`.
+    """
+    check_kind("plane", plane, PlaneSlice, "Pass what lh.plane_slice returned.")
+    every = [paths] if isinstance(paths, GradientPath) else list(paths)
+    remedy = "Pass what lh.toys.gradient_path returned, one or a list."
+    if not every:
+        raise ValueError(explain("paths", "hold nothing", "at least one GradientPath", remedy))
+    projected = []
+    for i, path in enumerate(every):
+        check_kind(f"paths[{i}]", path, GradientPath, remedy)
+        if path.thetas.shape[1] != len(plane.center):
+            received, expected = f"has {path.thetas.shape[1]} weights", f"{len(plane.center)}, as the plane"
+            raise ValueError(explain(f"paths[{i}]", received, expected, "Make both of the same loss."))
+        projected.append(_project(plane, path.thetas))
+    name, grid = next(iter(grids_of(plane, "loss", None if name is None else [name]).items()))
+    bands = choose_bands([grid], levels)
+    ax = axes(ax)
+    furthest = max(distance for _, distance in projected)
+    off = distance_from(plane, furthest)
+    note = f"{len(every)} descent{'s' if len(every) > 1 else ''}, from square to star"
+    note = note if off == "in the plane" else f"{note}: {off}"
+    said = lay_down(ax, plane, f"loss: {name}", grid, bands)
+    bar([ax], bands, bands.title(unit_of("loss")))
+    annotate(ax, plane, name, [said, note], paths=[place.numpy() for place, _ in projected])
+    return ax
+
+
+def _project(plane: PlaneSlice, thetas: Tensor) -> tuple[Tensor, float]:
+    """Coordinates (t, 2) of the nearest points of the plane, and the largest distance from it."""
+    offsets = thetas.double().cpu() - plane.center.double()
+    norms = plane.norms.double()
+    units = plane.directions.double() / norms[:, None]
+    solved = torch.linalg.solve(units @ units.T, units @ offsets.T).T
+    return solved / norms, float((offsets - solved @ units).norm(dim=1).max())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lowhanging.basin.slices import LineSlice, PathSlice
+from lowhanging.landscape.slices import LineSlice, PathSlice
 from lowhanging.plots.style import (
     Quantity,
     axes,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowhanging.basin.steering import SteeringReport
 from lowhanging.plots.style import axes, color_of
+from lowhanging.steering.steering import SteeringReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,14 +1,17 @@
 """What do the pictures share? One colour per loss name, so that a reader meets the same loss in the same colour.
 
 And the words on their axes: a step is worth nothing until it is said how far it goes.
+
+How do several drawings become one picture file?
 """
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lowhanging.errors import a_type, check_choice, explain
 
@@ -138,3 +141,26 @@ def rows_of(result: Any, quantity: Quantity) -> dict[str, Any]:
 def unit_of(quantity: Quantity) -> str:
     """What an axis of losses or accuracies is called."""
     return "mean loss" if quantity == "loss" else "accuracy (%)"
+
+Drawing: TypeAlias = "Callable[[Axes], object]"
+
+
+def panels(drawings: Sequence[Sequence[Drawing]], *, width: float = 11.0, height: float = 4.0) -> bytes:
+    """Several drawings in rows and columns as one PNG; works without a display, and touches no global figure or style.
+
+    Args:
+        drawings: rows of functions that draw on an Axes, such as `lambda ax: plots.line_slice(scan, ax)`.
+        width: of the picture, in inches.
+        height: of the picture, in inches.
+
+    Returns:
+        The PNG file as bytes: `Path("scan.png").write_bytes(panels(...))`.
+    """
+    figure = blank_figure(width, height, dpi=130)
+    axes = figure.subplots(len(drawings), len(drawings[0]), squeeze=False)
+    for row, functions in zip(axes, drawings, strict=True):
+        for ax, draw in zip(row, functions, strict=True):
+            draw(ax)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()

@@ -12,10 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowhanging.basin.planes import PlaneSlice
 from lowhanging.errors import explain
-from lowhanging.plots.contours import bar, colors_of, flat_note, grids_of, is_orthogonal, missing, skewed
-from lowhanging.plots.levels import Levels, choose_bands, short
+from lowhanging.landscape.planes import PlaneSlice
+from lowhanging.plots.contours import (
+    Levels,
+    bar,
+    choose_bands,
+    colors_of,
+    flat_note,
+    grids_of,
+    is_orthogonal,
+    missing,
+    short,
+    skewed,
+)
 from lowhanging.plots.style import Quantity, check_kind, step_label, unit_of
 
 if TYPE_CHECKING:

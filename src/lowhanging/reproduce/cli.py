@@ -13,9 +13,11 @@ from pathlib import Path
 
 from lowhanging._version import __version__
 from lowhanging.errors import NotConvergedError, check_choice, check_count, check_writable_folder, explain
-from lowhanging.reproduce import figures, report, run
+from lowhanging.reproduce import figures
+from lowhanging.reproduce import page as report
+from lowhanging.reproduce import pipeline as run
 from lowhanging.reproduce.settings import SIZES, Settings, default_data
-from lowhanging.reproduce.themes import NAMES
+from lowhanging.reproduce.themes.registry import NAMES
 
 _EPILOG = """
 Time on two cores: the default takes about 6 minutes. With --seeds N every further network takes about 5 minutes more.

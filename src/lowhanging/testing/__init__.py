@@ -1,17 +1,6 @@
-"""Oracles for the library's numbers, `check_model` for your own models, `check_slicer` for any picture of a loss."""
+"""Oracles for the library's numbers, and `check_model` for your own models."""
 
 from lowhanging.testing.model_check import Check, ModelCheck, check_model
 from lowhanging.testing.oracles import FiniteDifference, dense_hessian, finite_difference_hvp
-from lowhanging.testing.slicer_check import Slicer, SlicerReport, check_slicer
 
-__all__ = [
-    "Check",
-    "FiniteDifference",
-    "ModelCheck",
-    "Slicer",
-    "SlicerReport",
-    "check_model",
-    "check_slicer",
-    "dense_hessian",
-    "finite_difference_hvp",
-]
+__all__ = ["Check", "FiniteDifference", "ModelCheck", "check_model", "dense_hessian", "finite_difference_hvp"]

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lowhanging.batches import num_examples, untouched_random_state
 from lowhanging.errors import NotSmoothWarning, a_type, check_count, explain
-from lowhanging.function_objective import FunctionObjective
-from lowhanging.loss import Loss
-from lowhanging.model_loss import BatchLoss, LossFn
-from lowhanging.objective import Objective
+from lowhanging.objective.batches import num_examples
+from lowhanging.objective.model_loss import BatchLoss, LossFn
+from lowhanging.objective.objective import FunctionObjective, Objective
+from lowhanging.objective.protocol import Loss
+from lowhanging.objective.random_state import untouched_random_state
 from lowhanging.testing.oracles import finite_difference_hvp
 
 _ROUNDING = {torch.float64: 1e-8, torch.float32: 2e-3}  # of a product, relative

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from lowhanging.errors import check_real, check_vector, explain
-from lowhanging.layers import differentiable_kernels
-from lowhanging.loss import Loss
-from lowhanging.model_loss import BatchLoss, LossFn
-from lowhanging.objective import Objective
+from lowhanging.objective.kernels import differentiable_kernels
+from lowhanging.objective.model_loss import BatchLoss, LossFn
+from lowhanging.objective.objective import Objective
+from lowhanging.objective.protocol import Loss
 
 _ROWS_AT_ONCE = 16
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.basin.subspace import Subspace
+from lowhanging.curvature.subspace import Subspace
 from lowhanging.errors import a_type, check_count, check_finite, check_real, check_vector, explain
-from lowhanging.function_objective import FunctionObjective
-from lowhanging.loss import own_vector
+from lowhanging.objective.objective import FunctionObjective
+from lowhanging.objective.protocol import own_vector
 
 Point = Tensor | np.ndarray | Sequence[float]
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lowhanging.errors import NotConvergedError, a_type, check_count, check_real, check_vector, explain
-from lowhanging.loss import Loss, check_loss
-from lowhanging.results import load_result, save_result
+from lowhanging.io import load_result, save_result
+from lowhanging.objective.protocol import Loss, check_loss
 from lowhanging.toys.losses import Point, as_vector
 
 _RTOL, _ATOL = 1e-10, 1e-12  # of the flow, per step and coordinate

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowhanging.errors import check_count, check_real, explain
-from lowhanging.function_objective import FunctionObjective
+from lowhanging.objective.objective import FunctionObjective
 
 _REMEDY = "The post has known=0.9, num_classes=10, num_circuits=2."
 

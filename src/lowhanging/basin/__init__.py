@@ -1,1 +1,0 @@
-"""What a loss looks like around one point: curvature, directions, slices and canyons."""

@@ -1,0 +1,345 @@
+"""What do several losses look like along a line or a path?
+
+One pass evaluates every named loss, and its accuracy, at the same points. A direction is used as it is given; what a
+step means (its norm) is in the result. Planes have a file of their own, `planes.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowhanging.errors import check_choice, check_count, check_names, check_real, check_vector, explain
+from lowhanging.io import digest, load_result, save_result
+from lowhanging.landscape.directions import NORMALISATIONS, Normalisation, random_direction
+from lowhanging.landscape.evaluate import SliceEngine, centered, evaluate_points, path_buffers, read_points, said
+from lowhanging.objective.checkpoints import BufferChoice, Point, listed_points
+from lowhanging.objective.protocol import ANYWHERE, Loss, around, common_center, own_vector, widest
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LineSlice:
+    """Losses and accuracies on a line, at center + alphas[i] * direction."""
+
+    alphas: Tensor  # (num,) float64, ascending, in units of `direction`
+    losses: dict[str, Tensor]  # name -> (num,) float64; NaN and inf are kept
+    accuracies: dict[str, Tensor]  # name -> (num,) float64, only of objectives that have one
+    direction: Tensor  # (p,) as given
+    center: Tensor  # (p,)
+    norm: float  # |direction|: the distance of a step of 1
+    name: str = "direction"  # what the direction is called, for axes
+    seed: int | None = None  # of a direction that was drawn here
+    engine: str = "point by point"
+    buffers: str = "none"  # those that training moves: "none" | "fixed" | "own" (of the center) | "recalibrate"
+
+    def __repr__(self) -> str:
+        first, last = float(self.alphas[0]), float(self.alphas[-1])
+        steps = f"{len(self.alphas)} steps from {first:g} to {last:g} along {self.name}"
+        return f"LineSlice({', '.join(self.losses)}; {steps}, |direction| = {self.norm:.4g}{said(self.buffers)})"
+
+    def save(self, path: str | Path) -> Path:
+        """Write to npz."""
+        return save_result(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> LineSlice:
+        """Read what `save` wrote."""
+        return load_result(cls, path)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PathSlice:
+    """Losses and accuracies on straight segments through given points, by arc length."""
+
+    positions: Tensor  # (num,) float64, arc length from the first point
+    losses: dict[str, Tensor]  # name -> (num,) float64; NaN and inf are kept
+    accuracies: dict[str, Tensor]  # name -> (num,) float64, only of objectives that have one
+    knots: Tensor  # (m,) float64, arc lengths of the given points, each one of the positions
+    points: Tensor  # (m, p) as given
+    engine: str = "point by point"
+    buffers: str = "none"  # those that training moves, where no point brings its own: as given, or "own": all do
+
+    def __repr__(self) -> str:
+        size = f"{len(self.positions)} points through {len(self.points)}, length {float(self.positions[-1]):.4g}"
+        return f"PathSlice({', '.join(self.losses)}; {size}{said(self.buffers)})"
+
+    def save(self, path: str | Path) -> Path:
+        """Write to npz."""
+        return save_result(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PathSlice:
+        """Read what `save` wrote."""
+        return load_result(cls, path)
+
+
+@torch.inference_mode(False)
+def line_slice(
+    losses: Mapping[str, Loss],
+    direction: Tensor | Mapping[str, Tensor] | Normalisation,
+    extent: float | tuple[float, float] = (-1.0, 1.0),
+    num: int = 33,
+    *,
+    center: Point | None = None,
+    buffers: Literal["fixed", "recalibrate"] | None = None,
+    recalibrate_on: Any = None,
+    name: str | None = None,
+    seed: int = 0,
+    engine: SliceEngine = "auto",
+    resume: str | Path | None = None,
+    progress: bool | None = None,
+) -> LineSlice:
+    r"""Evaluate named losses along a line: L_name(center + alpha * direction).
+
+    Args:
+        losses: name -> objective, all of the same length p, and all around the same theta0 unless `center` is given.
+        direction: (p,), or a mapping parameter name -> tensor, used as it is: alpha is measured in units of it. Or a
+            random one, drawn with `seed`: "gaussian", "layer" or "filter" (see `random_direction`).
+        extent: (first, last) alpha, or a number a for (-a, a).
+        num: steps, evenly spaced, both ends included. Where 0 falls on a step, the value there is the objective's at
+            the center, bit for bit.
+        center: another center than theta0: (p,), or a module, a state_dict, a checkpoint, a minimum, whose buffers
+            (BatchNorm's statistics) come along.
+        buffers: those that training moves, along the line. By default they stay what they are at the center; a center
+            (p,) from elsewhere brings none, and then the word is asked for: "fixed", those of the losses, or
+            "recalibrate", recomputed at each point (values only; it takes a pass over the data at each).
+        recalibrate_on: the data for that, as in `Objective.at`; by default each loss's own.
+        name: what the direction is called, for axes and `repr`.
+        seed: of a random direction; without effect on a given one.
+        engine: "point by point" lets each objective run its micro-batches; "vmap" takes several points at once; "auto"
+            measures which is quicker. They agree to rounding.
+        resume: npz file written as points are finished: the same call continues from it, to the same bits.
+        progress: a bar; by default one appears when it takes more than two seconds.
+
+    Returns:
+        LineSlice: `alphas` (num,), `losses[name]` (num,), `accuracies[name]` (num,).
+
+    Raises:
+        ValueError, TypeError: a direction of the wrong length, zero or not finite, an extent that is not finite or not
+            ascending, objectives around different points, a resume file of another call.
+
+    Cost:
+        num evaluations (forward passes) per loss; the measurement takes about a dozen (on a GPU about a hundred, 32 at
+        once), and resuming three to check that the file belongs to these losses.
+    """
+    losses, middle, plan = centered(losses, center, buffers, recalibrate_on)
+    alphas = steps("extent", extent, num)
+    is_random = isinstance(direction, str)
+    ray = as_direction("direction", direction, losses, middle, seed=seed)
+    line = Rays(middle, ray[None])
+    line.check_reach("extent", alphas[[0, -1], None])
+    if name is not None:
+        (name,) = check_names("name", [name], remedy="It is what the axis is called; leave it out.")
+    name = name or (f"random direction ({direction})" if is_random else "direction")
+    values = evaluate_points(
+        losses,
+        lambda i: line.at(alphas[i : i + 1]),
+        num,
+        center=middle,
+        engine=engine,
+        resume=resume,
+        identity={"center": digest(middle), "direction": digest(ray), "extent or num": digest(alphas), **plan.identity},
+        title="line slice",
+        progress=progress,
+        loss_at=plan.loss_at,
+    )
+    return LineSlice(
+        alphas=alphas,
+        losses=values.losses,
+        accuracies=values.accuracies,
+        direction=ray.cpu().clone(),
+        center=middle.cpu().clone(),
+        norm=float(ray.double().norm()),
+        name=name,
+        seed=seed if is_random else None,
+        engine=values.engine,
+        buffers=plan.word,
+    )
+
+
+@torch.inference_mode(False)
+def path_slice(
+    losses: Mapping[str, Loss],
+    points: Any,
+    num: int = 65,
+    *,
+    buffers: BufferChoice | None = None,
+    recalibrate_on: Any = None,
+    engine: SliceEngine = "auto",
+    resume: str | Path | None = None,
+    progress: bool | None = None,
+) -> PathSlice:
+    r"""Evaluate named losses on the straight segments that join given points, in their order.
+
+    The position of theta = (1 - t) points[i] + t points[i + 1] is its arc length, knots[i] + t |points[i + 1] -
+    points[i]|. Every given point is among those evaluated, exactly as given; the others are evenly spaced within each
+    segment, as many as its share of the length asks for. Two points make the usual interpolation between checkpoints.
+
+    Args:
+        losses: name -> objective, all of the same length p; their theta0 is not used.
+        points: m >= 2 points: a training run with its checkpoints, or modules, state_dicts, checkpoints, minima, which
+            bring their buffers (BatchNorm's statistics) and are evaluated with them exactly; or vectors (p,), or a
+            matrix (m, p) such as `run.checkpoints`, which bring none.
+        num: points evaluated, at least m.
+        buffers: where training moves buffers, those of all other points; there is no default. "recalibrate": recomputed
+            at each point, the practice of the mode-connectivity papers (it takes a pass over the data at each);
+            "interpolate": linear in t between those of the two given points; "fixed": those of the losses.
+        recalibrate_on: the data for "recalibrate", as in `Objective.at`, such as the training loader; by default each
+            loss's own.
+        engine: as in `line_slice`.
+        resume: as in `line_slice`.
+        progress: a bar; by default one appears when it takes more than two seconds.
+
+    Returns:
+        PathSlice: `positions` (num,), `losses[name]` (num,), `accuracies[name]` (num,), `knots` (m,).
+
+    Raises:
+        ValueError, TypeError: points of the wrong length, not finite, equal to the next one, or fewer than two; no word
+            on `buffers` where training moves some.
+
+    Cost:
+        num evaluations (forward passes) per loss, and as many in training mode with "recalibrate".
+
+    Source:
+        Garipov et al. (2018), "Loss surfaces, mode connectivity, and fast ensembling of DNNs"; Izmailov et al. (2018),
+        "Averaging weights leads to wider optima and better generalization", for recomputed statistics.
+    """
+    remedy = "Pass at least two vectors theta, e.g. (theta_a, theta_b) or run.checkpoints."
+    common_center(losses, ANYWHERE)
+    given = listed_points("points", points, remedy=remedy, expected="at least one vector (p,)")
+    if len(given) < 2:
+        raise ValueError(explain("points", f"are {len(given)}", "at least two vectors", remedy))
+    places = read_points("points", given, losses, like=widest(losses), remedy=remedy)
+    knots_at = [place.theta for place in places]
+    lengths = np.array([float((b.double() - a.double()).norm()) for a, b in itertools.pairwise(knots_at)])
+    if not lengths.all():
+        i = int(np.argmin(lengths))
+        raise ValueError(explain("points", f"{i} and {i + 1} are equal", "segments with a length", "Leave one out."))
+    check_count("num", num, minimum=len(knots_at), remedy="Each given point is one of those evaluated.")
+    counts = _shares(lengths, num - 1)
+    where = [(i, step / count) for i, count in enumerate(counts) for step in range(count)] + [(len(counts), 0.0)]
+    knots = np.concatenate([[0.0], np.cumsum(lengths)])
+    positions = np.array([knots[i] + (t * lengths[i] if t else 0.0) for i, t in where])
+
+    plan = path_buffers(losses, places, where, buffers, recalibrate_on)
+
+    def point(number: int) -> Tensor:
+        i, t = where[number]
+        if t == 0.0:
+            return knots_at[i].clone()
+        return ((1.0 - t) * knots_at[i].double() + t * knots_at[i + 1].double()).to(knots_at[i].dtype)
+
+    stacked = torch.stack(knots_at)
+    values = evaluate_points(
+        losses,
+        point,
+        num,
+        center=knots_at[0],
+        engine=engine,
+        resume=resume,
+        identity={"points": digest(stacked), "num": str(num), **plan.identity},
+        title="path slice",
+        progress=progress,
+        loss_at=plan.loss_at,
+    )
+    return PathSlice(
+        positions=torch.from_numpy(positions),
+        losses=values.losses,
+        accuracies=values.accuracies,
+        knots=torch.from_numpy(knots),
+        points=stacked.cpu(),
+        engine=values.engine,
+        buffers=plan.word,
+    )
+
+
+class Rays:
+    """Points center + coordinates @ directions, computed in float64 and rounded once to the center's dtype.
+
+    The offset is summed before it is added to the center: addition commutes but does not associate, so only then do two
+    directions in either order give the same bits.
+    """
+
+    def __init__(self, center: Tensor, directions: Tensor):
+        self._center, self._dtype = center.double(), center.dtype
+        self._directions = directions.to(center.device).double()  # (d, p)
+
+    def at(self, coordinates: Tensor) -> Tensor:
+        """(p,) at coordinates (d,)."""
+        offset = torch.zeros_like(self._center)
+        for coordinate, direction in zip(coordinates.tolist(), self._directions, strict=True):
+            offset = offset + coordinate * direction
+        return (self._center + offset).to(self._dtype)
+
+    def check_reach(self, argument: str, ends: Tensor) -> None:
+        """An error if the weights overflow at one of the ends (n, d)."""
+        for end in ends:
+            if not bool(torch.isfinite(self.at(end)).all()):
+                reach = ", ".join(f"{float(step):g}" for step in end)
+                received = f"reaches {reach}, where the weights overflow {self._dtype}"
+                raise ValueError(explain(argument, received, "finite weights at the ends", "Pass a smaller extent."))
+
+
+def as_direction(argument: str, value: Any, losses: Mapping[str, Loss], center: Tensor, *, seed: int) -> Tensor:
+    """A direction (p,) that is not zero: given, from named tensors, or drawn at random by name."""
+    remedy = (
+        "Take one from lh.steering_direction(...), lh.random_direction(...) or pairs.vectors[i]; or name one of "
+        + ", ".join(map(repr, NORMALISATIONS))
+        + "."
+    )
+    if isinstance(value, str):
+        kind = cast(Normalisation, check_choice(argument, value, NORMALISATIONS, remedy=remedy))
+        named = [loss for loss in losses.values() if getattr(loss, "space", None) is not None]
+        there = around((named or list(losses.values()))[0], center)
+        return random_direction(there, normalisation=kind, seed=seed)
+    if isinstance(value, Mapping):
+        spaces = [space for loss in losses.values() if (space := getattr(loss, "space", None)) is not None]
+        if not spaces:
+            received = "is a mapping, and no loss has named parameters"
+            raise TypeError(explain(argument, received, f"a tensor of shape ({len(center)},)", remedy))
+        try:
+            value = spaces[0].flatten({name: torch.as_tensor(part) for name, part in value.items()})
+        except (ValueError, TypeError) as error:
+            error.add_note(f"This is about {argument}.")
+            raise
+    owner = str(next(iter(losses.values())))
+    vector = check_vector(argument, value, len(center), owner=owner, remedy=remedy, allow_zero=False)
+    return own_vector(vector).to(torch.promote_types(vector.dtype, torch.float32))
+
+
+def steps(argument: str, extent: Any, num: int) -> Tensor:
+    """(num,) evenly spaced in float64; exactly symmetric where the ends are, and 0 where rounding misses it."""
+    remedy = "Pass (first, last) with first < last, or one positive number."
+    check_count("num", num, minimum=2, remedy="33 steps make a readable curve.")
+    if isinstance(extent, np.ndarray | Tensor):
+        extent = extent.tolist()
+    if isinstance(extent, Sequence):
+        if len(extent) != 2:
+            raise ValueError(explain(argument, f"is {extent!r}", "(first, last)", remedy))
+        first, last = (check_real(argument, end, remedy=remedy) for end in extent)
+    else:
+        last = check_real(argument, extent, remedy=remedy)
+        first = -last
+    if not first < last:
+        raise ValueError(explain(argument, f"is ({first:g}, {last:g})", "first < last", remedy))
+    found = np.linspace(first, last, num)
+    if first == -last:
+        found = 0.5 * (found - found[::-1])
+    found[np.abs(found) < 1e-12 * max(abs(first), abs(last))] = 0.0
+    return torch.from_numpy(found)
+
+
+def _shares(lengths: np.ndarray, total: int) -> list[int]:
+    """`total` steps shared among segments by length, at least one each, by largest remainder."""
+    ideal = lengths / lengths.sum() * (total - len(lengths))
+    counts = np.floor(ideal).astype(int)
+    missing = total - len(lengths) - counts.sum()
+    counts[np.argsort(counts - ideal, kind="stable")[:missing]] += 1
+    return [int(count) + 1 for count in counts]

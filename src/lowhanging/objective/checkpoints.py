@@ -1,0 +1,390 @@
+"""Buffers that training moves: which ones they are, and what they are at another point of weight space.
+
+BatchNorm's running statistics belong to a network as much as its weights, but theta does not hold them. The rule is
+general: a buffer moves if a forward pass in training mode writes it. At a point that no network was trained to they can
+be recomputed from data (layers that know how to start anew, as torch's normalisation layers do) or interpolated.
+
+A point of weight space with the buffers that belong to it, from whatever holds them.
+
+Theta alone does not say what a network with BatchNorm computes. A module, a `state_dict`, a `Checkpoint` (also of a
+`TrainingRun` or a `Minimum`) bring their buffers; a plain vector brings none, and then the caller says which are meant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import Dataset, IterableDataset
+
+from lowhanging.errors import a_type, check_vector, explain
+from lowhanging.io import digest, load_result, save_result
+from lowhanging.objective.batches import Batches, num_examples
+from lowhanging.objective.parameters import ParameterSpace
+from lowhanging.objective.private_copy import copied
+from lowhanging.objective.random_state import untouched_random_state
+
+BufferChoice = Literal["fixed", "recalibrate", "interpolate"]
+Run = Callable[[nn.Module, Any], Any]  # (model, batch): one forward pass
+
+_COUNTER = "num_batches_tracked"  # of torch's normalisation layers: decides nothing in eval mode
+
+
+def tracking_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> layer with statistics that can be recomputed: it has `reset_running_stats` and `momentum`."""
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if callable(getattr(layer, "reset_running_stats", None))
+        and hasattr(layer, "momentum")
+        and any(True for _ in layer.named_buffers(recurse=False))
+    }
+
+
+def tracked_buffers(model: nn.Module) -> set[str]:
+    """Names of the buffers of tracking layers."""
+    return {
+        f"{name}.{own}" if name else own
+        for name, layer in tracking_layers(model).items()
+        for own, _ in layer.named_buffers(recurse=False)
+    }
+
+
+def moving_buffers(model: nn.Module, run: Run, first_batch: Callable[[], Any]) -> tuple[str, ...]:
+    """Names of the buffers that a forward pass in training mode writes; the model itself stays as it is.
+
+    Tracking layers that can be in training mode at all need no pass. Where one is needed and fails (a single example in
+    the batch), what was written before it failed is what is known.
+    """
+    names = [name for name, _ in model.named_buffers()]
+    if not names:
+        return ()
+    probe = copied(model).train()
+    known = tracked_buffers(probe)
+    frozen = {name for name, layer in tracking_layers(probe).items() if not layer.training}  # by a train() of its own
+    moving = {name for name in known if name.rpartition(".")[0] not in frozen}
+    if set(names) - known:
+        before = {name: buffer.clone() for name, buffer in probe.named_buffers()}
+        with torch.no_grad(), untouched_random_state(), contextlib.suppress(Exception):
+            run(probe, _own(first_batch()))
+        after = dict(probe.named_buffers())
+        moving |= {name for name in names if name in after and not same_values(before[name], after[name])}
+    return tuple(name for name in names if name in moving)
+
+
+def recalibrated(model: nn.Module, run: Run, batches: Iterable[Any]) -> dict[str, Tensor]:
+    """The buffers of a private model (used up) after its statistics were recomputed, the mean over the batches of each.
+
+    One pass with the tracking layers alone in training mode and torch's cumulative average (`momentum=None`), as
+    `torch.optim.swa_utils.update_bn`, but dropout stays off. A layer that train() leaves in eval mode keeps its own.
+    """
+    model.train()
+    layers = [layer for layer in tracking_layers(model).values() if layer.training]
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()  # type: ignore[operator]
+        layer.momentum = None  # type: ignore[assignment]
+        layer.training = True
+    with torch.no_grad(), untouched_random_state():
+        for batch in batches:
+            try:
+                run(model, _own(batch))
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                first_line = (str(error).splitlines() or [""])[0]
+                received = f"has a batch of {num_examples(batch)} on which the model fails in training mode"
+                remedy = "Pass recalibrate_on= a loader as in training (drop_last=True drops a single example)."
+                expected = "batches from which statistics can be computed"
+                raise ValueError(explain("recalibrate_on", f"{received} ({first_line})", expected, remedy)) from error
+    return {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+
+
+class CalibrationData:
+    """The batches on which statistics are recomputed, read once: the same ones at every point.
+
+    A loader's, or any iterable's, as it yields them; tensors and map-style data sets in batches of the library's own
+    size; an objective's as it evaluates them (which may have been joined and cut). How they are cut matters little: a
+    variance is the mean of those within batches.
+    """
+
+    def __init__(self, batches: list[Any]):
+        self.batches = batches
+
+    def digest(self) -> str:
+        """Of all tensors, in order."""
+        return digest(*(leaf for leaf in tree_leaves(self.batches) if isinstance(leaf, Tensor)))
+
+    @classmethod
+    def of(cls, data: Any, *, device: torch.device, dtype: torch.dtype) -> CalibrationData:
+        """Of whatever the user calls data."""
+        if isinstance(data, CalibrationData):
+            return data
+        inner = data
+        while hasattr(inner, "unanchored"):
+            inner = inner.unanchored
+        if hasattr(inner, "theta0") and hasattr(inner, "batches"):
+            return cls(list(inner.batches))
+
+        def read(part: Any, size: int | None) -> list[Any]:
+            try:
+                return list(Batches(part, device=device, dtype=dtype, micro_batch=size, cache=True))
+            except (ValueError, TypeError) as error:
+                error.add_note("This is about recalibrate_on.")
+                raise
+
+        is_set = isinstance(data, tuple) or (isinstance(data, Dataset) and not isinstance(data, IterableDataset))
+        if is_set or isinstance(data, Tensor | np.ndarray | str | Mapping) or not isinstance(data, Iterable):
+            return cls(read(data, None))
+        with untouched_random_state():
+            given = list(data)
+        if not given:
+            return cls(read(given, None))  # says that it is empty
+        return cls([batch for part in given for batch in read([part], max(1, num_examples(part)))])
+
+
+def interpolated(start: Mapping[str, Tensor], end: Mapping[str, Tensor], t: float) -> dict[str, Tensor]:
+    """The buffers (1 - t) start + t end, name by name; what is equal at both ends is taken as it is.
+
+    Raises:
+        ValueError: an integer buffer differs (BatchNorm's counter of batches is rounded: it decides nothing).
+    """
+    found = {}
+    for name in start:
+        a, b = start[name], end[name]
+        if same_values(a, b):
+            found[name] = a
+            continue
+        is_number = a.is_floating_point() or a.is_complex()
+        if not is_number and name.rpartition(".")[2] != _COUNTER:
+            received = f"is 'interpolate', and the buffer {name!r} ({a.dtype}) differs between two points"
+            remedy = "Pass buffers='fixed', or points that share it."
+            raise ValueError(explain("buffers", received, "buffers of real numbers", remedy))
+        wide = a.dtype if a.is_complex() else torch.float64
+        mixed = (1.0 - t) * a.to(wide) + t * b.to(a.device, wide)
+        found[name] = (mixed if is_number else mixed.round()).to(a.dtype)
+    return found
+
+
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN being NaN, on whatever device."""
+    b = b.to(a.device, a.dtype)
+    if a.shape != b.shape:
+        return False
+    if not (a.is_floating_point() or a.is_complex()):
+        return torch.equal(a, b)
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _own(batch: Any) -> Any:
+    """A copy: a forward pass in training mode may write into its inputs."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Checkpoint:
+    """A point of weight space with the buffers (BatchNorm's statistics) that a network has there."""
+
+    theta: Tensor  # (p,)
+    buffers: dict[str, Tensor] = field(default_factory=dict)  # name -> as in `named_buffers()`; those training moves
+
+    def __repr__(self) -> str:
+        kept = f", {len(self.buffers)} buffers" if self.buffers else ""
+        return f"Checkpoint({self.theta.numel():,} parameters{kept})"
+
+    def save(self, path: str | Path) -> Path:
+        """Write to npz."""
+        return save_result(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Checkpoint:
+        """Read what `save` wrote."""
+        return load_result(cls, path)
+
+
+Point = Tensor | nn.Module | Mapping[str, Tensor] | Checkpoint  # theta alone, or with its buffers
+
+_REMEDY = "Pass a theta of the model, the module itself, its state_dict(), or a Checkpoint such as run.checkpoint(-1)."
+
+
+def with_buffers(value: Any) -> Checkpoint | None:
+    """The checkpoint that a value is or has (a minimum, an objective); None for anything else."""
+    found = value if isinstance(value, Checkpoint) else getattr(value, "checkpoint", None)
+    return found if isinstance(found, Checkpoint) else None
+
+
+def read_point(argument: str, value: Any, model: nn.Module, space: ParameterSpace) -> Checkpoint:
+    """Theta (p,) and whatever buffers a point brings (none with a vector), by the names of `model`; or an error.
+
+    A frozen parameter must be the model's: it is a constant of the loss.
+    """
+    checkpoint = with_buffers(value)
+    if checkpoint is not None:
+        theta, entries = checkpoint.theta, dict(checkpoint.buffers)
+    elif isinstance(value, nn.Module | Mapping):
+        entries = _entries(argument, value)
+        theta = _theta(argument, entries, model, space)
+    else:
+        theta, entries = value, {}
+    remedy = "Build vectors from named tensors with objective.space.flatten({...})."
+    vector = check_vector(
+        argument, theta, space.num_params, owner=space.owner, remedy=remedy,
+        like=torch.empty(0, device=space.device, dtype=space.dtype),
+    )  # fmt: skip
+    return Checkpoint(vector.detach().clone(), _buffers(argument, entries, model))
+
+
+def thetas_of(argument: str, values: Iterable[Any], model: Any = None) -> list[Any]:
+    """The vector of each point, where no loss is asked: a state_dict is read by a module's names (one of the points').
+
+    Args:
+        argument: what the points are called.
+        values: points; what is no point at all is returned as it is, for `check_vector`.
+        model: a module or an objective that tells weights from buffers.
+    """
+    listed = list(values)
+    modules = [value for value in listed if isinstance(value, nn.Module)]
+    reference: tuple[nn.Module, ParameterSpace] | None = None
+    if hasattr(model, "as_checkpoint"):
+        return [model.as_checkpoint(value, argument=_place(argument, i)).theta for i, value in enumerate(listed)]
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(explain("model", f"is {a_type(model)}", "a module or an objective of one", "Leave it out."))
+    if model is not None or modules:
+        module = modules[0] if model is None else model
+        reference = module, ParameterSpace(module)
+    found = []
+    for i, value in enumerate(listed):
+        place, checkpoint = _place(argument, i), with_buffers(value)
+        if checkpoint is not None:
+            found.append(checkpoint.theta)
+        elif isinstance(value, nn.Module | Mapping):
+            if reference is None:
+                received = "is a state_dict, in which weights and buffers look alike"
+                expected = "a vector, a module or a checkpoint, or the model of the names"
+                raise ValueError(explain(place, received, expected, "Pass model=, the module it was saved from."))
+            found.append(_theta(place, _entries(place, value), *reference, constants=False))
+        else:
+            found.append(value)
+    return found
+
+
+def listed_points(argument: str, points: Any, *, remedy: str, expected: str = "at least one point") -> list[Any]:
+    """The points of a training run, the rows of a matrix (n, p), or those of any iterable; each still to be read."""
+    if hasattr(points, "checkpoint_buffers"):
+        found = [points.checkpoint(i) for i in range(len(points.checkpoints))]
+        if not found:
+            received = "is a run without checkpoints"
+            raise ValueError(explain(argument, received, expected, "Train with checkpoints=1, or name other points."))
+        return found
+    is_matrix = isinstance(points, Tensor | np.ndarray) and points.ndim == 2
+    one: Any = str | Mapping | Tensor | np.ndarray | nn.Module
+    is_list = isinstance(points, Iterable) and not isinstance(points, one)
+    found = list(points) if is_matrix or is_list else []
+    if not found or not all(_is_point(point) for point in found):
+        has_shape = isinstance(points, Tensor | np.ndarray)
+        kind = f"a tensor of shape {tuple(points.shape)}" if has_shape else a_type(points)
+        strange = next((point for point in found if not _is_point(point)), None)
+        received = f"is {kind}" + " of length 0" * (is_list and not found)
+        received += "" if strange is None else f" with {a_type(strange)} in it"
+        raise TypeError(explain(argument, received, expected, remedy))
+    return found
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, Tensor | np.ndarray | nn.Module | Mapping) or with_buffers(value) is not None
+
+
+def _place(argument: str, i: int) -> str:
+    return argument.split("|")[i] if "|" in argument else f"{argument}[{i}]"
+
+
+def _entries(argument: str, value: nn.Module | Mapping[str, Any]) -> dict[str, Tensor]:
+    """Name -> tensor of a module (all names of what is shared) or a state_dict."""
+    if isinstance(value, nn.Module):
+        named = {**dict(value.named_parameters(remove_duplicate=False))}
+        return {**named, **dict(value.named_buffers(remove_duplicate=False))}
+    entries = {}
+    for name, tensor in value.items():
+        if isinstance(name, str) and name.endswith("_extra_state"):
+            continue  # whatever a module of the user's keeps there is no tensor of the model
+        if not isinstance(name, str) or not isinstance(tensor, Tensor | np.ndarray):
+            received = f"holds {a_type(tensor)} under {name!r}"
+            raise TypeError(explain(argument, received, "a state_dict: name -> tensor", _REMEDY))
+        entries[name] = torch.as_tensor(tensor)
+    return entries
+
+
+def _theta(
+    argument: str, entries: Mapping[str, Tensor], model: nn.Module, space: ParameterSpace, *, constants: bool = True
+) -> Tensor:
+    """Theta (p,) of named tensors, which must be this model's: the same names, tied weights alike, its constants."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    known = {*weights, *(name for name, _ in model.named_buffers(remove_duplicate=False))}
+    missing = [name for name in space.names if name not in entries]
+    unknown = [name for name in entries if name not in known]
+    if missing or unknown:
+        received = f"lacks {missing[:8]} and adds {unknown[:8]}"
+        remedy = "Pass a module of the same class and sizes; drop a prefix such as 'module.' from the names."
+        raise ValueError(explain(argument, received, f"the parameters and buffers of {space.owner}", remedy))
+    for name, entry in entries.items():
+        if name in space.names or name not in weights:
+            continue
+        same = next((other for other in space.names if weights[other] is weights[name]), None)
+        if same is not None and not same_values(entry.detach(), entries[same].detach()):
+            received = f"has different {same!r} and {name!r}"
+            expected = f"one tensor under both names, as in {space.owner}"
+            remedy = "Tie them, or make a loss of a model without the tie."
+            raise ValueError(explain(argument, received, expected, remedy))
+        if constants and same is None and not weights[name].requires_grad:
+            _check_constant(argument, name, entry.detach(), weights[name].detach())
+    try:
+        return space.flatten({name: entries[name] for name in space.names})
+    except ValueError as error:
+        error.add_note(f"This is about {argument}.")
+        raise
+
+
+def _check_constant(argument: str, name: str, given: Tensor, own: Tensor) -> None:
+    if not same_values(own, given):
+        received = f"has another frozen parameter {name!r} than the loss"
+        remedy = "Make an objective of that model, or unfreeze it in both: parameter.requires_grad_(True)."
+        raise ValueError(explain(argument, received, "the constants of the loss", remedy))
+
+
+def _buffers(argument: str, entries: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The entries that are buffers of the model, on its device, with their shapes checked."""
+    found, own = {}, dict(model.named_buffers())
+    every = {*own, *(name for name, _ in model.named_buffers(remove_duplicate=False))}
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, entry in entries.items():
+        if name not in every:
+            if name not in weights:
+                received, remedy = f"has a buffer {name!r}", "Pass a point of a model of the same class and sizes."
+                raise ValueError(explain(argument, received, f"buffers among {sorted(own)[:8]}", remedy))
+            continue
+        if name not in own:
+            continue  # another name of a shared buffer
+        if entry.shape != own[name].shape:
+            received = f"has a buffer {name!r} of shape {tuple(entry.shape)}"
+            remedy = "Pass a point of a model of the same class and sizes."
+            raise ValueError(explain(argument, received, f"{tuple(own[name].shape)} as in the loss", remedy))
+        found[name] = entry.detach().to(own[name].device, own[name].dtype).clone()
+    return found
+
+
+def refuse_plain(argument: str, names: Iterable[str], *, choices: str) -> NoReturn:
+    """Raise the error for a point without buffers, where the model has some that training moves."""
+    listed = list(names)
+    shown = ", ".join(map(repr, listed[:3])) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+    received = f"is weights alone, and training moves the model's buffers {shown}"
+    expected = "a point with its buffers, or a word on which are meant"
+    raise ValueError(
+        explain(
+            argument, received, expected,
+            f"Pass the module, its state_dict() or a checkpoint (run.checkpoint(i), minimum.checkpoint); or {choices}.",
+        )
+    )  # fmt: skip

@@ -1,0 +1,681 @@
+"""Which layers keep a loss from being a smooth function of the weights?
+
+One forward pass is watched operation by operation, so functional calls (`F.relu` inside a forward method) are found as
+surely as modules, and each finding names the innermost module that made the call.
+
+What is refused at the door of a model's loss: targets that are no classes, sums that are none, what is random?
+
+`model_loss.py` evaluates, and asks here whether what came back is the loss of a function of the weights alone; each
+refusal names what is wrong and the way out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from lowhanging.errors import a_type, explain
+from lowhanging.objective.batches import num_examples, parted
+from lowhanging.objective.distributed import Ranks, Sums
+from lowhanging.objective.kernels import EMBEDDING, EMBEDDING_BAG, autocasting
+
+# Operations by the name in torch.ops.aten, without overload and in-place underscore.
+_KINKED = {
+    "relu", "relu6", "leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise", "threshold", "elu", "celu", "hardtanh",
+    "hardswish", "hardsigmoid", "hardshrink", "softshrink", "max_pool1d_with_indices", "max_pool2d_with_indices",
+    "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d",
+    "fractional_max_pool3d",
+    "abs", "sign", "round", "floor", "ceil", "maximum", "minimum", "huber_loss", "smooth_l1_loss",
+}  # fmt: skip
+LOSS_FUNCTION = "the loss function"  # stands for a class where an operation is no module's
+_NORMS = {
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+    "_batch_norm_with_update",
+}
+
+
+Stored = Mapping[int, tuple[str, torch.Tensor]]  # memory -> name, tensor
+Kind = Literal["kinked", "random", "batch", "rewrite", "stored", "recomputed"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One operation that a loss can't have, or that must be known of.
+
+    It is not smooth ("kinked"), draws random numbers ("random"), mixes examples ("batch"), has a derivative in torch
+    that is not that of its value ("rewrite", see `Rewriting`), uses a tensor that was computed from the weights once
+    and does not move with them ("stored"; `operation` is its name), or a weight where activations are recomputed in the
+    backward pass ("recomputed").
+    """
+
+    kind: Kind
+    layer: str  # dotted name of the innermost module, "" = outside every submodule
+    class_name: str
+    operation: str
+
+    def __str__(self) -> str:
+        place = f"layer {self.layer!r} ({self.class_name})" if self.layer else f"{self.class_name} itself"
+        return f"{place} calls {self.operation}"
+
+
+def findings(
+    model: nn.Module,
+    forward: Callable[[], Any],
+    *,
+    stored: Stored | None = None,
+    theta: torch.Tensor | None = None,
+) -> list[Finding]:
+    """What `forward()`, a call that runs `model`, does that a smooth function of the weights does not.
+
+    `stored` are tensors that do not move with the weights though they were computed from them: memory -> name and
+    tensor, which keeps the memory from being used for another one. `theta` holds the weights.
+    """
+    found: dict[Finding, None] = {}
+    weights = 0 if theta is None else theta.untyped_storage().data_ptr()
+    with _watched(model) as stack, _WatchCalls(stack, found), _Watch(stack, found, stored or {}, weights):
+        forward()
+    return list(found)
+
+
+class _WatchCalls(TorchFunctionMode):
+    """What only the calls of torch's functions show: embeddings that write into their weights, and autocast."""
+
+    def __init__(self, stack: list[tuple[str, str]], found: dict[Finding, None]):
+        super().__init__()
+        self._stack, self._found = stack, found
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if autocasting():
+            layer, class_name = self._stack[-1] if self._stack else ("", LOSS_FUNCTION)
+            self._found[Finding("rewrite", layer, class_name, "autocast")] = None
+        signature = EMBEDDING if func is F.embedding else EMBEDDING_BAG if func is F.embedding_bag else None
+        if signature and signature.bind(*args, **(kwargs or {})).arguments.get("max_norm") is not None:
+            place = self._stack[-1][0] if self._stack else LOSS_FUNCTION
+            received = f"rewrites its weights when run: the embedding in {place!r} has max_norm"
+            remedy = "Renormalize its weights once, and set max_norm = None."
+            raise ValueError(explain("model", received, "a function of the weights", remedy))
+        return func(*args, **(kwargs or {}))
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, stack: list[tuple[str, str]], found: dict[Finding, None], stored: Stored, weights: int):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._stack, self._found, self._stored, self._weights = stack, found, stored, weights
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kind = _kind(func, args, kwargs or {})
+        layer, class_name = self._stack[-1] if self._stack else ("", LOSS_FUNCTION)
+        # An instance norm is computed as the batch norm of one example with (examples x channels) channels.
+        is_instance_norm = kind == "batch" and args[0].shape[0] == 1 and "BatchNorm" not in class_name
+        if kind is not None and not is_instance_norm:
+            name = func.overloadpacket.__name__.rstrip("_")
+            self._found[Finding(kind, layer, class_name, name)] = None
+        for leaf in tree_leaves((args, kwargs)) if self._stored else ():
+            if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
+                kept = self._stored.get(leaf.untyped_storage().data_ptr())
+                if kept is not None:
+                    self._found[Finding("stored", layer, class_name, kept[0])] = None
+        result = func(*args, **(kwargs or {}))
+        if self._weights and _saves_by_hooks() and any(self._is_weight(item) for item in args):
+            self._found[Finding("recomputed", layer, class_name, func.overloadpacket.__name__)] = None
+        return result
+
+    def _is_weight(self, item: Any) -> bool:
+        return isinstance(item, torch.Tensor) and item.untyped_storage().data_ptr() == self._weights
+
+
+def _saves_by_hooks() -> bool:
+    """Whether tensors are saved by hooks here: activation checkpointing recomputes them in the backward pass."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is not None and top(False) is not None
+
+
+def _kind(func: Any, args: Any, kwargs: Any) -> Kind | None:
+    name = func.overloadpacket.__name__.rstrip("_")
+    if name in _REWRITTEN or (name == "embedding" and _has_options(func, args, kwargs)):
+        return "rewrite"
+    is_training = True  # operations without that argument are only called then
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.name == "training":
+            given = args[position] if position < len(args) else kwargs.get("training")
+            is_training = argument.default_value if given is None else given
+    if is_training and (torch.Tag.nondeterministic_seeded in func.tags or name == "random"):
+        return "random"
+    if is_training and name in _NORMS:
+        return "batch"
+    if not any(isinstance(item, torch.Tensor) and item.requires_grad and not item.is_complex() for item in args):
+        return None  # abs() of the data is no kink in the weights, and that of a complex number is a norm
+    # clamp(min=0) is a ReLU; clamp(min=1e-12) only guards a division.
+    is_relu = name in ("clamp", "clamp_min") and len(args) > 1 and isinstance(args[1], int | float) and args[1] == 0
+    return "kinked" if name in _KINKED or is_relu else None
+
+
+_REWRITTEN = ("_weight_norm_interface", "_embedding_bag", "_embedding_bag_forward_only")
+
+
+def _has_options(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether an embedding has options that change its gradient alone."""
+    named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    hides = named.get("padding_idx", -1) >= 0
+    return bool(hides or named.get("scale_grad_by_freq", False) or named.get("sparse", False))
+
+
+class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches for the narrowest floating-point dtype in which something that depends on the weights is computed.
+
+    Attributes:
+        dtype: that one; float64 before anything was seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.dtype = torch.float64
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(item, torch.Tensor) and item.requires_grad for item in args):
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+                    self.dtype = min(self.dtype, leaf.dtype, key=lambda dtype: dtype.itemsize)
+        return result
+
+
+class SingularOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches for operations at points where torch has no derivative of them, zero as a rule.
+
+    Attributes:
+        found: their names, in the order of the calls.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__.rstrip("_")
+        inputs = [item for item in args if isinstance(item, torch.Tensor)]
+        if name in ("linalg_vector_norm", "norm", "hypot", "_cdist_forward", "dist"):
+            is_singular = bool((result == 0).any())
+        elif name in ("sqrt", "rsqrt", "pow", "log", "reciprocal", "float_power"):
+            is_singular = bool(inputs and (inputs[0] == 0).any())
+        elif name == "atan2":
+            is_singular = bool(((inputs[0] == 0) & (inputs[1] == 0)).any())
+        elif name in ("acos", "asin", "atanh", "acosh"):
+            is_singular = bool((inputs[0].abs() == 1).any())
+        elif name in ("_linalg_det", "_linalg_slogdet", "std", "std_mean"):
+            is_singular = bool(((result[0] if isinstance(result, tuple) else result) == 0).any())
+        elif name in ("abs", "angle", "sgn"):
+            is_singular = bool(inputs[0].is_complex() and (inputs[0] == 0).any())
+        else:
+            return result
+        if is_singular and name not in self.found:
+            self.found.append(name)
+        return result
+
+
+@contextlib.contextmanager
+def _watched(model: nn.Module) -> Iterator[list[tuple[str, str]]]:
+    """A stack of (name, class) of the modules being run; the hooks are on `model` only inside the block."""
+    stack: list[tuple[str, str]] = []
+    handles = []
+    for name, module in model.named_modules():
+        entry = (name, type(module).__name__)
+        handles.append(module.register_forward_pre_hook(lambda *_, entry=entry: stack.append(entry)))
+        handles.append(module.register_forward_hook(lambda *_: _drop(stack), always_call=True))
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _drop(stack: list[tuple[str, str]]) -> None:
+    stack.pop()  # and return None: a hook's return value would replace the output
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+def check_classes(first: Any, batches: Iterable[Any], outputs_of: Callable[[Any], Any]) -> None:
+    """Targets of the default cross-entropy: one integer per output in a first batch, in the range of the outputs."""
+    batch = first
+    targets = parted(batch)[2]
+    check_class_targets(targets)
+    outputs = outputs_of(batch)
+    classes = num_classes(outputs)
+    if outputs.shape[:1] + outputs.shape[2:] != targets.shape:
+        received = f"have shape {tuple(targets.shape)}, the outputs {tuple(outputs.shape)}"
+        expected = "targets (n, ...) for outputs (n, classes, ...)"
+        remedy = "Reshape the targets; outputs (n, length, classes) need loss_fn= or batch_loss=."
+        raise ValueError(explain("targets", received, expected, remedy))
+    for batch in batches:
+        check_class_range(parted(batch)[2], classes)
+
+
+def check_class_targets(targets: Any) -> None:
+    """Targets of the default cross-entropy are integers."""
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
+        received = f"have dtype {getattr(targets, 'dtype', type(targets).__name__)}"
+        remedy = "Pass loss_fn=F.mse_loss (or another); class targets must be integers: targets.long()."
+        raise ValueError(explain("targets", received, "integer classes, the loss_fn being cross-entropy", remedy))
+
+
+def num_classes(outputs: Any) -> int:
+    """Classes of the outputs (n, classes, ...), or an error."""
+    if not isinstance(outputs, Tensor):
+        remedy = "Pass loss_fn=lambda outputs, targets: F.cross_entropy(outputs[0], targets), or what fits them."
+        expected = "a tensor or .logits, for the default loss"
+        raise ValueError(explain("model", f"returns {a_type(outputs)}", expected, remedy))
+    if outputs.ndim < 2:
+        received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))}"
+        raise ValueError(explain("model", received, "(n, classes) for cross-entropy", "Pass loss_fn= or batch_loss=."))
+    return int(outputs.shape[1])
+
+
+def check_class_range(targets: Tensor, classes: int) -> None:
+    """Every target names one of the classes."""
+    low, high = (int(targets.min()), int(targets.max())) if targets.numel() else (0, 0)
+    if low < 0 or high >= classes:
+        remedy = "Check the labels; ignored ones (-100) need batch_loss=, which returns (sum, count)."
+        expected = f"0 to {classes - 1}, the model's {classes} outputs"
+        raise ValueError(explain("targets", f"range from {low} to {high}", expected, remedy))
+
+
+_HOOKS = (
+    "A hook or a forward that was replaced by a closure (LoRA by hooks) reads the parameters of the module that it was "
+    "made with, not of the copy that is studied: make it a method, or let it read those of the module it is given."
+)
+
+
+def checked_sum(result: Any, point: Tensor, *, is_batch_loss: bool) -> Tensor:
+    """The sum that the loss returned for one batch, if it returned (sum, count) and used the weights, `point`."""
+    name = "batch_loss" if is_batch_loss else "loss_fn"
+    is_pair = isinstance(result, tuple) and len(result) == 2
+    total: Any
+    count: Any
+    total, count = result if is_pair else (None, None)
+    if isinstance(count, Tensor) and count.numel() == 1:
+        count = count.item()
+    is_count = isinstance(count, numbers.Real) and not isinstance(count, bool) and 0 < float(count) < math.inf
+    if not (is_count and is_real(total) and total.ndim == 0):
+        kind = f"shape {tuple(total.shape)}" if isinstance(total, Tensor) else f"a {type(total).__name__}"
+        received = f"returned {kind if is_pair else 'no pair (sum, count)'}" + f", count {count!r}" * is_pair
+        expected = "a scalar tensor" + (" and a positive count" if is_batch_loss else ", the mean")
+        remedy = "Sum over the batch, and count the terms of that sum." if is_batch_loss else "Use reduction='mean'."
+        raise ValueError(explain(name, received, expected, remedy))
+    gradient = torch.autograd.grad(total, point, allow_unused=True)[0] if total.requires_grad else None
+    if gradient is None:
+        received = "returned a value that does not depend on the weights"
+        remedy = "Use the model that batch_loss is given, not one from outside; no torch.no_grad(), no detach()."
+        if not is_batch_loss:
+            name, received = "model and loss_fn", "return" + received.removeprefix("returned")
+            remedy = f"No torch.no_grad(), no detach(). {_HOOKS}"
+        raise ValueError(explain(name, received, "a differentiable function of the weights", remedy))
+    if reaches_weights(total, point):
+        received = "uses trainable parameters that are not the given model's (their gradient would be lost)"
+        remedy = "Use the model that batch_loss is given; freeze other parameters: requires_grad_(False)."
+        if not is_batch_loss:
+            name, remedy = "model", _HOOKS
+        raise ValueError(explain(name, received, "a function of this model's weights alone", remedy))
+    return cast(Tensor, total.detach())
+
+
+def is_same_sum(
+    batches: Iterable[Any],
+    others: Iterable[Any],
+    slope: Callable[[Any], tuple[float, float, Tensor]],
+    sizes: Sequence[int],
+    ranks: Ranks | None = None,
+) -> bool:
+    """Whether two cuts of the same examples have the same sum and the same gradient of it, up to rounding.
+
+    Compared wherever both cuts end together, and tensor by tensor: what mixes examples may have a small share of the
+    whole. With several ranks only the totals over all of them are of the same examples.
+
+    Args:
+        batches: one cut.
+        others: the other one, in the same order.
+        slope: batch -> its sum, the count of its terms, and the gradient (p,) of the sum.
+        sizes: of the named tensors in a gradient.
+        ranks: those that share the examples.
+    """
+    mine, theirs = _Total(batches, slope, sizes), _Total(others, slope, sizes)
+    if ranks is not None:
+        return _is_same_on_all(ranks, mine, theirs)
+    while True:
+        first, second = (mine, theirs) if mine.num <= theirs.num else (theirs, mine)
+        if not (first.advance() or second.advance()):
+            return mine.is_near(theirs)
+        if mine.num == theirs.num:
+            if not mine.is_near(theirs):
+                return False
+            mine.clear()
+            theirs.clear()
+
+
+class _Total:
+    """Value, count and gradient of a sum over batches so far, and the sizes of what was added up."""
+
+    def __init__(
+        self, batches: Iterable[Any], slope: Callable[[Any], tuple[float, float, Tensor]], sizes: Sequence[int]
+    ):
+        self._batches, self._slope, self._sizes = iter(batches), slope, list(sizes)
+        self.num, self.eps = 0, float(torch.finfo(torch.float64).eps)
+        self.clear()
+
+    def clear(self) -> None:
+        """Start anew with the next batch."""
+        self.value, self.count, self.size = 0.0, 0.0, 0.0
+        self.gradient = torch.zeros(sum(self._sizes), dtype=torch.float64)
+        self.scale = torch.zeros(len(self._sizes), dtype=torch.float64)
+
+    def advance(self) -> bool:
+        """Take one batch more; False where there is none."""
+        batch = next(self._batches, None)
+        if batch is None:
+            return False
+        value, count, gradient = self._slope(batch)
+        self.eps, gradient = torch.finfo(gradient.dtype).eps, gradient.double().cpu()
+        self.value, self.count, self.size = self.value + value, self.count + count, self.size + abs(value)
+        self.gradient += gradient
+        self.scale += torch.stack([part.norm() for part in torch.split(gradient, self._sizes)])
+        self.num += num_examples(batch)
+        return True
+
+    def sizes(self) -> Tensor:
+        """What the value is rounded from, as a tensor."""
+        return torch.tensor(self.size, dtype=torch.float64)
+
+    def is_near(self, other: _Total) -> bool:
+        """Whether the other total differs by rounding only."""
+        relative, floor = (1e-4, 1e-6) if self.eps > 1e-10 else (1e-8, 1e-12)
+        scale = torch.maximum(self.scale, other.scale)
+        apart = torch.stack([part.norm() for part in torch.split(self.gradient - other.gradient, self._sizes)])
+        same_value = abs(self.value - other.value) <= 30 * self.eps * (self.size + other.size)
+        same_value = same_value and abs(self.count - other.count) <= 1e-6 * abs(self.count)
+        return same_value and bool((apart <= relative * scale + floor * scale.sum()).all())
+
+
+def _is_same_on_all(ranks: Ranks, mine: _Total, theirs: _Total) -> bool:
+    def sums() -> Sums:
+        for side in (mine, theirs):
+            while side.advance():
+                pass
+        numbers = [mine.value, theirs.value, mine.count, theirs.count]
+        return numbers, [mine.gradient, mine.scale, theirs.gradient, theirs.scale, mine.sizes(), theirs.sizes()]
+
+    question = "a comparison of two cuts of the data"
+    (mine.value, theirs.value, mine.count, theirs.count), tensors = ranks.total(question, sums, torch.zeros(1))
+    mine.gradient, mine.scale, theirs.gradient, theirs.scale = tensors[:4]
+    mine.size, theirs.size = map(float, tensors[4:])
+    mine.eps = theirs.eps = max(mine.eps, theirs.eps)
+    return bool(ranks.highest(question, lambda: int(not mine.is_near(theirs)), torch.zeros(1)) == 0)
+
+
+def check_terms(pair: Any, sum_of: Callable[[Any, Any], Tensor]) -> bool:
+    """loss_fn alone: the gradient in the outputs of an example must not depend on which others are there.
+
+    Not its value: where all terms are alike, weights hardly change the sum, but the Hessian all the same. In float64,
+    where loss_fn allows it. Outputs (n, length, ...) of targets (length, n) are cut along both of their dimensions.
+    Whether examples lie along dimension 0 of both: where they can't be cut at all, nothing was checked.
+    """
+    pair = _widest(pair, sum_of)
+    straight = _error(pair, (0, 0), sum_of)
+    if straight == "":
+        return True
+    crossed = [error for dims in ((0, 1), (1, 0)) if (error := _error(pair, dims, sum_of)) is not None]
+    errors = [error for error in (straight, *crossed) if error]
+    if errors and (straight is None or any(crossed) or not crossed):
+        raise ValueError(errors[0])
+    return False
+
+
+def is_single(pair: Any) -> bool:
+    """Whether it is one example, along dimension 0 of outputs and targets."""
+    leaves = tree_leaves(pair)
+    return bool(leaves) and all(isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == 1 for leaf in leaves)
+
+
+def check_together(first: Any, pair: Any, sum_of: Callable[[Any, Any], Tensor]) -> None:
+    """The terms of two batches must weigh the same: together they are the mean of both."""
+    (left, spec), (right, other) = tree_flatten(first), tree_flatten(pair)
+    is_alike = spec == other and all(
+        isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape[1:] == b.shape[1:] and a.dtype == b.dtype
+        for a, b in zip(left, right, strict=True)
+    )
+    if is_alike:
+        whole = tree_unflatten([torch.cat([a, b]) for a, b in zip(left, right, strict=True)], spec)
+        num_targets = len(tree_leaves(first[1])[0])
+        error = _error(_widest(whole, sum_of), (0, 0), sum_of, [num_targets])
+        if error:
+            raise ValueError(error)
+
+
+def _widest(pair: Any, sum_of: Callable[[Any, Any], Tensor]) -> Any:
+    """Outputs and targets in float64, if loss_fn takes them."""
+    try:
+        wide = tree_map(lambda leaf: leaf.double() if is_real(leaf) else leaf, pair)
+        _slopes(wide, sum_of)
+        return wide
+    except Exception:  # its own constants are in float32, or the device has no float64
+        return pair
+
+
+def _lengths(pair: Any, dims: tuple[int, int]) -> tuple[int, int] | None:
+    """How long outputs and targets are along these dimensions; None where they can't be cut there together.
+
+    Outputs (n * length, classes) of targets (n, length) can, along dimension 0.
+    """
+    if not any(map(is_real, tree_leaves(pair[0]))):
+        return None
+    found = []
+    for part, dim in zip(pair, dims, strict=True):
+        lengths = {
+            int(leaf.shape[dim]) if isinstance(leaf, Tensor) and leaf.ndim > dim else 0 for leaf in tree_leaves(part)
+        }
+        found.append(lengths.pop() if len(lengths) == 1 else 0)
+    outputs, targets = found
+    is_whole = targets > 1 and outputs > 0 and outputs % targets == 0
+    return (outputs, targets) if is_whole and (outputs == targets or dims == (0, 0)) else None
+
+
+def _narrowed(side: Any, dim: int, start: int, length: int) -> Any:
+    return tree_map(lambda leaf: leaf.narrow(dim, start, length), side)
+
+
+def _error(
+    pair: Any, dims: tuple[int, int], sum_of: Callable[[Any, Any], Tensor], cuts: Sequence[int] | None = None
+) -> str | None:
+    """What to say where parts of outputs and targets do not add up to the whole.
+
+    "" where they do, None where they can't be cut along these dimensions.
+    """
+    lengths = _lengths(pair, dims)
+    if lengths is None:
+        return None
+    num_outputs, n = lengths
+    whole, total = _slopes(pair, sum_of)
+    for cut in sorted({1, n // 2}) if cuts is None else cuts:
+        slopes: list[list[Tensor]] = []
+        totals = 0.0
+        for start, length in ((0, cut), (cut, n - cut)):
+            each = num_outputs // n  # outputs of a target
+            outputs = _narrowed(pair[0], dims[0], each * start, each * length)
+            try:
+                slope, value = _slopes((outputs, _narrowed(pair[1], dims[1], start, length)), sum_of)
+            except Exception:  # no two parts that belong together
+                return None
+            slopes.append(slope)
+            totals += value
+        joined_slopes = [torch.cat(parts, dims[0]) for parts in zip(*slopes, strict=True)]
+        apart = torch.stack([(mine - own).norm() for mine, own in zip(joined_slopes, whole, strict=True)]).norm()
+        size = torch.stack([own.norm() for own in whole]).norm()
+        if not float(apart) <= 1e-4 * float(size) + 1e-9 * abs(total):  # NaN: one part is all ignored
+            return _no_mean(cut, n, totals - total, *pair)
+    return ""
+
+
+def _slopes(pair: Any, sum_of: Callable[[Any, Any], Tensor]) -> tuple[list[Tensor], float]:
+    """Gradients of the sum in every floating-point tensor of the outputs, and the sum."""
+    outputs, targets = pair
+    with torch.enable_grad():
+        outputs = tree_map(lambda leaf: leaf.detach().requires_grad_() if is_real(leaf) else leaf, outputs)
+        leaves = [leaf for leaf in tree_leaves(outputs) if is_real(leaf)]
+        total = sum_of(outputs, targets)
+        found = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    return list(found), float(total.detach())
+
+
+def _no_mean(cut: int, n: int, error: float, outputs: Any, targets: Any) -> str:
+    """What to say of a loss_fn that is not the mean over its targets."""
+    received = (
+        f"is not the mean over the targets ({cut} + {n - cut} examples differ from {n} together by {abs(error):.3g})"
+    )
+    remedy = (
+        "Use reduction='mean'; with ignore_index or class weights pass batch_loss=, "
+        "a function (model, batch) -> (sum, count)."
+    )
+    if isinstance(outputs, Tensor) and isinstance(targets, Tensor) and is_real(targets):
+        shapes = tuple(outputs.shape), tuple(targets.shape)
+        if shapes[0] != shapes[1]:
+            received += f"; outputs have shape {shapes[0]}, targets {shapes[1]}, which may broadcast"
+            remedy = "Give both one shape: targets.reshape(outputs.shape), or a loss_fn that does so."
+    return explain("loss_fn", received, "the mean loss over the targets", remedy)
+
+
+def check_derivative(argument: str, function: Callable[[Tensor], Tensor], theta: Tensor) -> None:
+    """The gradient of a function at theta (p,), in float64, against differences of its values along a random vector.
+
+    Wrong where an operation's derivative is not that of its value: a straight-through estimator, detach(), a backward
+    method of one's own. Steps of several lengths, as in `verification.py`.
+    """
+    with torch.enable_grad():
+        point = theta.clone().requires_grad_()
+        value = function(point)
+        if not value.requires_grad:
+            return
+        gradient = torch.autograd.grad(value, point, allow_unused=True, materialize_grads=True)[0]
+    if not bool(gradient.isfinite().all()):
+        return  # the products will say so, with the operation
+    eps, scale = torch.finfo(theta.dtype).eps, float(theta.norm()) or 1.0
+    v = torch.randn(len(theta), generator=torch.Generator("cpu").manual_seed(1), dtype=torch.float64, device="cpu")
+    v = v.to(theta)
+    errors: list[float] = []
+    middle = float(value.detach())
+    for relative in (1e-5, 1e-7, 1e-3, 1e-6):
+        step = relative * scale / float(v.norm())
+        with torch.no_grad():
+            high, low = (float(function(theta + sign * step * v)) for sign in (1, -1))
+        noise = (100 * eps * (abs(high) + abs(low)) + 1e-17) / step  # and what a saturated loss can't show
+        errors.append((high - low) / (2 * step) - float(gradient @ v))
+        if not abs(high - 2 * middle + low) <= 0.1 * step * abs(errors[-1]):
+            return  # a kink at theta, or noise
+        if not abs(errors[-1]) > noise + 1e-3 * float(gradient.norm()):
+            return
+    off = agreed_error(errors)
+    if not off:
+        return
+    received = f"has a gradient in torch that is not the derivative of its values (off by {off:.2g} along a vector "
+    received += f"along which it is {float(gradient @ v):.2g})"
+    remedy = (
+        "Look for detach(), rounding with a straight-through gradient, backward methods of your own, and "
+        "operations at points where they have no derivative (the determinant of a singular matrix)."
+    )
+    raise ValueError(explain(argument, received, "a gradient that is its derivative", remedy))
+
+
+def agreed_error(errors: Sequence[float]) -> float:
+    """The size of an error that differences at several steps tell alike; 0 where there is none.
+
+    What is rounding goes with one over the step, and so is not told alike.
+    """
+    if not all(map(math.isfinite, errors)):
+        return 0.0
+    least = min(map(abs, errors))
+    alike = [error for error in errors if abs(error - min(errors, key=abs)) <= 0.1 * least]
+    return least if len(alike) > 1 else 0.0
+
+
+def refuse_impure(found: list[Finding], mode: str) -> None:
+    """An error for what is random or mixes examples, with the way out of this mode."""
+    eval_instead = 'Use mode="eval", or put that layer into eval mode'
+    for finding in found:
+        if finding.kind == "recomputed":
+            received = f"recomputes activations in the backward pass, with weights ({finding})"
+            remedy = "Switch activation checkpointing off (gradient_checkpointing_disable()): the numbers are the same."
+            raise ValueError(explain("model", received, "a forward pass that keeps them", remedy))
+        if finding.kind == "stored":
+            received = f"keeps {finding.operation!r}, which was computed from its weights, and uses it in "
+            received += repr(finding.layer or finding.class_name)
+            remedy = "Compute it in forward (such as self.encoder.weight.t()): it does not move with the weights."
+            raise ValueError(explain("model", received, "weights that are used as they are", remedy))
+        if finding.kind == "random":
+            remedy = f"{eval_instead}." if mode == "as_is" else "Draw its numbers once, outside the loss."
+            raise ValueError(
+                explain("model", f"is random: {finding}", "a loss that is a function of the weights", remedy)
+            )
+        if finding.kind == "batch":
+            way_out = eval_instead if mode == "as_is" else "Give it running statistics"
+            remedy = f"{way_out}: its statistics mix the examples of a batch."
+            expected = "a loss that is a sum over examples"
+            raise ValueError(explain("model", f"depends on the batch: {finding}", expected, remedy))
+
+
+def is_real(leaf: Any) -> bool:
+    """Whether it is a floating-point tensor."""
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def reaches_weights(total: Tensor, point: Tensor) -> bool:
+    """Whether the autograd graph of `total` ends in parameters other than `point`.
+
+    Other leaves are the loss's own: the inputs of a loss that differentiates by them.
+    """
+    seen, stack = set(), [total.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, nn.Parameter) and variable is not point:
+            return True
+        stack += [following for following, _ in node.next_functions]
+    return False

@@ -1,0 +1,664 @@
+"""How does a model, a loss and a batch become (sum, count)?
+
+`ModelLoss` holds a private copy of the user's model and the batches; it is the function (theta, batch) -> (sum, count)
+that `products.py` sums. A loss is only accepted if it is a function of the weights alone (nothing random, no statistics
+over the batch, no buffer that moves) and a sum over examples: one watched evaluation here, judged in `loss_checks.py`.
+
+Where does a model end and its loss begin?
+
+The Gauss-Newton matrix J' B J needs the two apart: the outputs z as a function of theta, whose Jacobian is J, and the
+loss as a function of z, whose Hessian is B. With a `loss_fn` they are apart already. A `batch_loss` is cut where it
+calls the model: a second run, in which that call returns a given z, is the loss as a function of z.
+
+B u is known on paper for the two common losses,
+
+    softmax cross-entropy   (diag(q) - q q') u, q = softmax(z), for each target
+    mean squared error      2 u / d, d = the number of outputs
+
+and is left to differentiation for any other: label smoothing, weights, Huber, one of the user's own.
+
+What is the mean loss of one batch while a network trains, and how many examples of it are right?
+
+Two ways to say it, `loss_fn(outputs, targets)` and `batch_loss(model, batch)`, one interface. The batches of the first
+epoch are checked, so that targets which do not fit are refused here by name and not in one of torch's kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, NoReturn, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lowhanging.errors import NotSmoothWarning, check_finite, explain
+from lowhanging.objective.batches import MAX_BATCHES, Batches, Tally, attempt, logits_of, num_examples, parted, some_of
+from lowhanging.objective.checkpoints import CalibrationData, moving_buffers, recalibrated, same_values, tracked_buffers
+from lowhanging.objective.checks import (
+    LOSS_FUNCTION,
+    Finding,
+    Precision,
+    check_class_range,
+    check_class_targets,
+    check_classes,
+    check_derivative,
+    check_terms,
+    check_together,
+    checked_sum,
+    findings,
+    is_real,
+    is_same_sum,
+    is_single,
+    num_classes,
+    refuse_impure,
+)
+from lowhanging.objective.distributed import Ranks, Sums, over_ranks
+from lowhanging.objective.hvp import tensors_in, vjp_of
+from lowhanging.objective.kernels import ONE_AT_A_TIME, GraphWhereNeeded, differentiable_kernels
+from lowhanging.objective.parameters import ParameterSpace
+from lowhanging.objective.private_copy import (
+    attributes_put_back,
+    computed_tensors,
+    copied,
+    own_function,
+    private_copy,
+    widened,
+)
+from lowhanging.objective.random_state import draws_so_far, untouched_random_state
+
+MOST_WEIGHTS = 10_000_000  # of models that are copied in float64 without being asked
+
+_OF_TORCH = {"_flat_weights", "_flat_weight_refs"}  # recurrent layers list their weights anew
+
+LossFn = Callable[[Any, Any], Tensor]
+BatchLoss = Callable[[Any, Any], tuple[Tensor, Any]]
+
+
+class ModelLoss:
+    """(theta, batch) -> (sum of the loss over the batch, number of its terms), for a private copy of a model.
+
+    Arguments, errors and warnings: see `Objective`, which documents them for the user.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        *,
+        loss_fn: LossFn | None,
+        batch_loss: BatchLoss | None,
+        mode: str,
+        device: torch.device | str | None,
+        cache: bool,
+        micro_batch: int | None,
+        max_batches: int | None = MAX_BATCHES,
+        ranks: Ranks | None = None,
+        shard: tuple[int, int] | None = None,
+    ):
+        if loss_fn is not None and batch_loss is not None:
+            raise ValueError(
+                explain("loss_fn", "and batch_loss are both given", "one of the two", "Leave one of them out.")
+            )
+        self.model = private_copy(model, mode, device)
+        self._rewrites, self._is_gradient_checked = False, False
+        self._puts_back, self._graphs = True, GraphWhereNeeded()
+        self.space = ParameterSpace(self.model)
+        self.theta0 = self.space.flatten(self.model)
+        self.mode = mode
+        self.loss_fn = own_function("loss_fn", loss_fn, self.space.device) or F.cross_entropy
+        self._is_default = loss_fn is None and batch_loss is None
+        self._batch_loss = own_function("batch_loss", batch_loss, self.space.device)
+        function = self.loss_fn if batch_loss is None else batch_loss
+        self.name = getattr(function, "__name__", type(function).__name__)
+        self.ranks = ranks
+        # A batch_loss may know the other examples of its batch: it gets the batches as they come.
+        recut, self._wanted = batch_loss is None or micro_batch is not None, micro_batch
+        batches = Batches(
+            data, device=self.space.device, dtype=self.space.dtype, micro_batch=micro_batch, cache=cache, shard=shard,
+            num_params=self.space.num_params, recut=recut, max_batches=max_batches,
+        )  # fmt: skip
+        self.batches: Iterable[Any] = batches
+        self._as_yielded = batches.as_yielded
+        with ONE_AT_A_TIME, untouched_random_state(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using a (target|input) size")  # an error here, if they broadcast
+            if loss_fn is None and batch_loss is None:
+                check_classes(batches.first_as_it_came(), batches, self._outputs_at_start)
+            kinks = self._check_loss(batches.first_as_it_came(), computed_tensors(model, self.model))
+            if loss_fn is not None:
+                self._check_mean(batches.as_they_came())
+            if ranks is None:
+                self.settle_cut()
+        self.num_examples = batches.num_examples
+        self._is_smooth = not kinks
+        if kinks:
+            warnings.warn(NotSmoothWarning(kinks), stacklevel=3)  # at the line that makes the Objective
+
+    def __call__(self, theta: Tensor, batch: Any, tally: Tally | None = None) -> tuple[Tensor, Any]:
+        """The batch's sum (scalar, differentiable in theta) and count; outputs are counted in `tally` if given."""
+        if self._batch_loss is not None:
+            named = {f"model.{name}": weight for name, weight in self.space.weights_of(theta).items()}
+            applied = _Applied(self.model, self._batch_loss)
+            run = functools.partial(_called, applied, named, (self._as_yielded(batch),))
+            return cast(tuple[Tensor, Any], self._run(run))
+        outputs = self.outputs(theta, batch)
+        if tally is not None:
+            tally.add(outputs, parted(batch)[2])
+        return self.loss_at(outputs, batch)
+
+    def outputs(self, theta: Tensor, batch: Any) -> Any:
+        """What `loss_fn` is given first: the model's outputs for a batch, as they are; the default loss, its logits."""
+        args, kwargs, _ = parted(batch)
+        outputs = self._run(functools.partial(_called, self.model, self.space.weights_of(theta), args, kwargs))
+        return logits_of(outputs) if self._is_default else outputs
+
+    def _run(self, call: Callable[[], Any]) -> Any:
+        """What the model or the batch_loss returns; nothing that it leaves on the model stays."""
+        with self._put_back():
+            return self._graphs(call)
+
+    def loss_at(self, outputs: Any, batch: Any) -> tuple[Tensor, int]:
+        """The batch's sum and count as a function of the outputs; only with a `loss_fn`."""
+        targets = parted(batch)[2]
+        terms = targets.numel() if isinstance(targets, Tensor) else num_examples(batch)
+        return self.loss_fn(outputs, targets) * terms, terms
+
+    @property
+    def has_batch_loss(self) -> bool:
+        """Whether the loss is a `batch_loss`, which calls the model itself."""
+        return self._batch_loss is not None
+
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        """Around every evaluation: one thread at a time in the model, and only kernels that can be differentiated."""
+        with ONE_AT_A_TIME, differentiable_kernels(self.model, rewrite=self._rewrites):
+            yield
+
+    def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
+        """Mean loss (float64 scalar, summed as in `Products.value`) and accuracy."""
+        tally = Tally()
+
+        def sums() -> Sums:
+            total, count = torch.zeros((), dtype=torch.float64, device=theta.device), 0.0
+            for batch in self.batches:
+                part, terms = self(theta, batch, tally)
+                total += part
+                count += float(terms)
+            return [total, count, float(tally.num_right), tally.num_targets], []
+
+        with self.context(), torch.no_grad():
+            (total, count, num_right, num_targets), _ = over_ranks(self.ranks, "a value and an accuracy", sums, theta)
+            return total / count, num_right / num_targets if num_targets else None
+
+    def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean losses (b,) float64 and accuracies (b,) or None at the rows of thetas (b, p), by `torch.vmap`."""
+
+        def sums() -> Sums:
+            zeros = torch.zeros(len(thetas), dtype=torch.float64, device=thetas.device)
+            total, count, right, num_targets = zeros.clone(), zeros.clone(), zeros.clone(), 0
+            for batch in self.batches:
+                tally = Tally()
+
+                def one(theta: Tensor, batch: Any = batch, tally: Tally = tally) -> tuple[Tensor, Tensor, Tensor]:
+                    part, terms = self(theta, batch, tally)
+                    return part, torch.as_tensor(terms, device=theta.device), torch.as_tensor(tally.num_right)
+
+                parts, terms, num_right = torch.vmap(one)(thetas)
+                total += parts
+                count += terms
+                right += num_right.to(right)
+                num_targets += tally.num_targets
+            return [num_targets], [total, count, right]
+
+        with self.context(), torch.no_grad():
+            (num_targets,), (total, count, right) = over_ranks(self.ranks, "values and accuracies", sums, thetas)
+            return total / count, right / num_targets if num_targets else None
+
+    def mean(self, theta: Tensor) -> Tensor:
+        """Mean loss (scalar), differentiable in theta: all batches in one graph."""
+        with self.context():
+            parts, counts = zip(*(self(theta, batch) for batch in self.batches), strict=True)
+            return torch.stack(parts).sum() / sum(float(count) for count in counts)
+
+    def in_double(self) -> ModelLoss:
+        """The same loss in float64: weights, buffers, floating-point data, and a loss function that is a module."""
+        other = self.widened()
+        other.batches = [widened_batch(batch) for batch in self.batches]
+        return other
+
+    def widened(self) -> ModelLoss:
+        """`in_double` without the batches: a function of batches in float64."""
+        other = copy.copy(self)
+        other.model = widened(copied(self.model), torch.float64)
+        other.space, other.theta0 = ParameterSpace(other.model), self.theta0.double()
+        for name in ("loss_fn", "_batch_loss"):
+            function = getattr(self, name)
+            if isinstance(function, nn.Module):
+                setattr(other, name, widened(copied(function), torch.float64))
+        return other
+
+    def check_gradient(self) -> None:
+        """Refuse, once, a loss whose gradient in torch is not the derivative of its value.
+
+        On some examples of the first batch, beside theta0, in float64; nothing is said of losses that take no float64,
+        or of models with more than ten million weights, of which a float64 copy would be dear.
+        """
+        if self._is_gradient_checked or not self.can_be_widened:
+            return
+        batch = widened_batch(self.sample(next(iter(self.batches))))
+        try:
+            wide = self.widened()
+            with Precision() as watch, wide.context(), torch.enable_grad():
+                wide(wide.theta0.clone().requires_grad_(), batch)
+            is_wide = watch.dtype == torch.float64
+        except Exception:  # whatever a model says to another precision
+            is_wide = False
+        if not is_wide:
+            self._is_gradient_checked = True
+            return
+        with wide.context():
+            check_derivative("the loss", lambda at: wide(at, batch)[0], wide._beside())
+        self._is_gradient_checked = True
+
+    def sample(self, batch: Any) -> Any:
+        """A few examples of a batch, where batches may be cut."""
+        is_recut = isinstance(self.batches, Batches) and self.batches.is_recut
+        return (some_of(batch, slice(0, 32)) if is_recut else None) or batch
+
+    @property
+    def is_smooth(self) -> bool:
+        """Whether no operation with a kink was seen."""
+        return self._is_smooth
+
+    @property
+    def can_be_widened(self) -> bool:
+        """Whether a copy in float64 is cheap enough for checks that a user did not ask for."""
+        return self.space.num_params <= MOST_WEIGHTS
+
+    def model_at(self, theta: Tensor) -> nn.Module:
+        """A copy of the private copy, with the weights theta (p,)."""
+        with torch.inference_mode(False), torch.no_grad():
+            model = copied(self.model)
+            weights = self.space.weights_of(theta)
+            for name, parameter in model.named_parameters():
+                if name in weights:
+                    parameter.copy_(weights[name])
+        return model
+
+    @functools.cached_property
+    def moving_buffers(self) -> tuple[str, ...]:
+        """Names of the buffers that a forward pass in training mode writes, such as BatchNorm's statistics."""
+        with self.context():
+            return moving_buffers(self.model, self._forward, lambda: next(iter(self.batches)))
+
+    def with_buffers(self, buffers: Mapping[str, Tensor]) -> ModelLoss:
+        """The same loss of a model with these buffers; itself where they are its own."""
+        own = dict(self.model.named_buffers())
+        if all(same_values(own[name], value) for name, value in buffers.items()):
+            return self
+        other = copy.copy(self)
+        other.model = copied(self.model)
+        with torch.no_grad():
+            for name, buffer in other.model.named_buffers():
+                if name in buffers and not same_values(own[name], buffers[name]):
+                    buffer.copy_(buffers[name])
+        return other
+
+    def recalibrated(self, theta: Tensor, data: Any = None) -> dict[str, Tensor]:
+        """The buffers at theta (p,), their statistics recomputed on `data`, by default on the loss's own batches."""
+        fixed = [name for name in self.moving_buffers if name not in tracked_buffers(self.model)]
+        if fixed:
+            received = f"is 'recalibrate', and {fixed[:3]} of {self.space.owner} have no way to start anew"
+            expected = "statistics of layers with reset_running_stats() and momentum, as torch's norms have"
+            remedy = "Pass buffers='fixed', or points with their buffers."
+            raise ValueError(explain("buffers", received, expected, remedy))
+        if data is None and self.ranks is not None:
+            received = f"is missing, and each process ({self.ranks}) has a part of the data"
+            remedy = "Pass the same loader on every rank."
+            raise ValueError(explain("recalibrate_on", received, "data that every process has", remedy))
+        if data is None:
+            batches = self.batches
+        else:
+            batches = CalibrationData.of(data, device=self.space.device, dtype=self.space.dtype).batches
+        with self.context():
+            return recalibrated(self.model_at(theta), self._forward, batches)
+
+    def _forward(self, model: nn.Module, batch: Any) -> Any:
+        """What a batch makes a model do, the loss aside where it can be left out."""
+        if self._batch_loss is not None:
+            return self._batch_loss(model, self._as_yielded(batch))
+        args, kwargs, _ = parted(batch)
+        return model(*args, **kwargs)
+
+    def restricted(self, names: Collection[str], theta: Tensor) -> ModelLoss:
+        """The same loss as a function of the named parameters alone, the others fixed as in theta (p,)."""
+        other = copy.copy(self)
+        other.model = self.model_at(theta)
+        ties = self.space.ties
+        for name, parameter in other.model.named_parameters():
+            first = ties[name].name if name in ties else name
+            parameter.requires_grad_(parameter.requires_grad and first in names)
+        other.space = ParameterSpace(other.model)
+        other.theta0 = other.space.flatten(other.model)
+        return other
+
+    def _outputs_at_start(self, batch: Any) -> Any:
+        """The outputs at theta0."""
+        with self.context(), torch.no_grad():
+            return attempt(lambda: self.outputs(self.theta0.clone(), batch), batch)
+
+    def _check_loss(self, batch: Any, stored: Mapping[int, tuple[str, Tensor]]) -> str:
+        """One watched evaluation of the first micro-batch: is the loss a finite function of the weights?
+
+        Returns what to say of kinks, or "".
+        """
+        before = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
+        buffers = {name: tensor.clone() for name, tensor in self.model.named_buffers()}
+        results: list[Any] = []
+        with self.context(), torch.enable_grad():
+            point = self.theta0.clone().requires_grad_()
+            draws = draws_so_far()
+            with self._leaving() as left:
+                found = findings(
+                    self.model,
+                    lambda: results.append(attempt(lambda: self(point, batch), batch)),
+                    stored=stored,
+                    theta=point,
+                )
+            if draws_so_far() != draws:
+                found.append(Finding("random", "", self.space.owner, "numpy.random or random"))
+            refuse_impure(found, self.mode)
+            if left - _OF_TORCH:
+                self._check_state(batch, left)
+            self._rewrites = any(finding.kind == "rewrite" for finding in found)
+        with self.context(), torch.enable_grad():
+            if self._rewrites:
+                results = [attempt(lambda: self(point, batch), batch)]
+            total = attempt(lambda: checked_sum(results[0], point, is_batch_loss=self.has_batch_loss), batch)
+        check_finite("the loss at theta0", total, remedy="Check the weights and loss_fn for overflow or log(0).")
+        changed = [name for name, buffer in self.model.named_buffers() if not _same(buffer, buffers[name])]
+        if changed:
+            remedy = 'Use mode="eval", or make the forward pass leave its buffers alone.'
+            raise ValueError(
+                explain("model", f"changes its buffers {changed} when run", "a function of the weights", remedy)
+            )
+        if not _same(point, self.theta0) or not all(map(_same, tree_leaves(batch), tree_leaves(before))):
+            received = "writes into its weights or its inputs when run"
+            remedy = "Make that operation out of place, or start with inputs.clone()."
+            raise ValueError(explain("model", received, "a function of the weights", remedy))
+        return _kinks([finding for finding in found if finding.kind == "kinked"])
+
+    def _check_state(self, batch: Any, left: set[str]) -> None:
+        """Refuse a model whose value changes with what an earlier forward pass has left on it."""
+        with torch.no_grad(), self._leaving():
+            first, second = (attempt(lambda: self(self.theta0.clone(), batch), batch)[0] for _ in range(2))
+        if isinstance(first, Tensor) and not torch.allclose(first, second, rtol=1e3 * torch.finfo(first.dtype).eps):
+            received = f"depends on what its last forward pass left on it (attributes {sorted(left)})"
+            remedy = "Pass that state as an input, or start each forward pass from the same one."
+            raise ValueError(explain("model", received, "a function of the weights", remedy))
+
+    @contextlib.contextmanager
+    def _leaving(self) -> Iterator[set[str]]:
+        """What passes leave on the model stays until the end of this block; yields what that was."""
+        with attributes_put_back(self.model) as left:
+            self._puts_back = False
+            try:
+                yield left
+            finally:
+                self._puts_back, self._graphs = True, GraphWhereNeeded()
+
+    def _put_back(self) -> contextlib.AbstractContextManager[Any]:
+        return attributes_put_back(self.model) if self._puts_back else contextlib.nullcontext()
+
+    def settle_cut(self) -> None:
+        """Use micro-batches only where they give the value and the gradient that the batches give as they came.
+
+        At a point beside theta0, where no gradient is zero by construction. All ranks call it.
+        """
+        batches = cast(Batches, self.batches)
+        ranks = self.ranks if batches.is_split else None
+        if batches.is_recut:
+            is_same = self._is_same_sum(batches, ranks)
+            if not is_same and self._wanted is not None:
+                received = f"is {self._wanted}, which changes the loss: it is no sum over examples along dimension 0"
+                remedy = "Leave it out: the batches are then used as they come."
+                raise ValueError(explain("micro_batch", received, "a loss whose batches can be cut", remedy))
+            if not is_same and ranks is None:
+                batches.use_as_they_came()
+            elif not is_same and ranks is not None:
+                ranks.highest("the batches as they came", batches.use_as_they_came, self.theta0)
+        batches.forget_what_came()
+
+    def _is_same_sum(self, batches: Batches, ranks: Ranks | None) -> bool:
+        theta, sizes = self._beside(), self.space.sizes
+        try:
+            if is_same_sum(batches, batches.as_they_came(), self._slope(theta), sizes, ranks):
+                return True
+        except Exception:  # the model takes its own batches only, and says so in words of its own
+            if ranks is not None:
+                raise
+            return False
+        if theta.dtype == torch.float64:
+            return False
+        try:  # rounding may have decided
+            wide = self.widened()
+            mine, theirs = (map(widened_batch, cut) for cut in (batches, batches.as_they_came()))
+            return is_same_sum(mine, theirs, wide._slope(theta.double()), sizes, ranks)
+        except Exception:  # the loss does not run in float64
+            return False
+
+    def _beside(self) -> Tensor:
+        """A point near theta0: one percent of its length away, in a direction drawn with a seed of its own."""
+        theta = self.theta0
+        drawn = torch.randn(len(theta), generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(theta)
+        return theta + drawn * (0.01 * (float(theta.norm()) or 1.0) / float(drawn.norm()))
+
+    def _slope(self, theta: Tensor) -> Callable[[Any], tuple[float, float, Tensor]]:
+        """A function batch -> sum, count, and gradient (p,) of the sum at theta."""
+
+        def slope(batch: Any) -> tuple[float, float, Tensor]:
+            with self.context(), torch.enable_grad():
+                point = theta.clone().requires_grad_()
+                total, count = attempt(lambda: self(point, batch), batch)
+                return float(total.detach()), float(count), vjp_of([total], [point], [torch.ones_like(total)])[0]
+
+        return slope
+
+    def _check_mean(self, batches: Iterable[Any]) -> None:
+        """Whether `loss_fn` is a mean over its targets: in every batch, and of every two of them together."""
+        theta, first = self._beside(), None
+        for batch in batches:
+            with self.context(), torch.no_grad():
+                outputs = attempt(functools.partial(self.outputs, theta, batch), batch)
+            pair = outputs, parted(batch)[2]
+            if not check_terms(pair, self._sum_of_outputs) and not is_single(pair):
+                continue
+            if first is None:
+                first = pair
+            else:
+                check_together(first, pair, self._sum_of_outputs)
+
+    def _sum_of_outputs(self, outputs: Any, targets: Any) -> Tensor:
+        with self.context():
+            return self.loss_at(outputs, (outputs, targets))[0]
+
+
+def _kinks(found: list[Finding]) -> str:
+    """What a warning says of operations that are not smooth; "" if there are none."""
+    if not found:
+        return ""
+    of_loss = [finding.class_name == LOSS_FUNCTION for finding in found]
+    ways_out = ["sigmoid, SiLU or GELU"] * (not all(of_loss)) + ["a smooth loss_fn"] * any(of_loss)
+    listed = "; ".join(map(str, found))
+    return f"the loss is not smooth: {listed}. Its Hessian ignores the kinks; use {', and '.join(ways_out)}."
+
+
+def widened_batch(batch: Any) -> Any:
+    """The batch, its floating-point tensors in float64."""
+    return tree_map(lambda leaf: leaf.double() if is_real(leaf) else leaf, batch)
+
+
+_called = functools.partial(functional_call, tie_weights=False)
+
+
+class _Applied(nn.Module):
+    """`batch_loss` as a module, so that theta reaches every part of the model, however `batch_loss` calls it."""
+
+    def __init__(self, model: nn.Module, batch_loss: BatchLoss):
+        super().__init__()
+        self.model, self.batch_loss = model, batch_loss
+
+    def forward(self, batch: Any) -> Any:
+        return self.batch_loss(self.model, batch)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and a.layout != torch.strided:
+        a, b = a.to_dense(), b.to_dense()
+    return not isinstance(a, Tensor) or (a.shape == b.shape and torch.equal(a, b))
+
+class OutputLoss:
+    """The outputs of a model, and its loss as a function of them; each a function of one batch too."""
+
+    def __init__(self, terms: ModelLoss):
+        self._terms = terms
+        self._is_checked = False
+
+    def outputs(self, theta: Tensor, batch: Any) -> Any:
+        """What the model returns at theta: a tensor, or tensors in tuples, lists and dicts."""
+        if not self._terms.has_batch_loss:
+            return self._terms.outputs(theta, batch)
+        seen: list[Any] = []
+        self._sum(theta, batch, lambda result: seen.append(logits_of(result)))
+        return seen[0] if len(seen) == 1 else _refuse_calls(len(seen))
+
+    def loss_at(self, outputs: Any, batch: Any) -> Tensor:
+        """The batch's sum, as a function of what the model returned."""
+        if not self._terms.has_batch_loss:
+            return self._terms.loss_at(outputs, batch)[0]
+        return self._sum(self._terms.theta0, batch, lambda result: _returning(result, outputs))
+
+    def on_paper(self, outputs: Any, batch: Any, u: Tensor) -> Tensor | None:
+        """B u for the B of the batch's sum, in the shape of the outputs; None where it is left to differentiation."""
+        if self._terms.has_batch_loss or not isinstance(outputs, Tensor):
+            return None
+        targets = parted(batch)[2]
+        if _is_cross_entropy(self._terms.loss_fn) and _are_classes(targets, outputs):
+            q = outputs.softmax(1)
+            return q * u - q * (q * u).sum(1, keepdim=True)
+        if _is_mean_square(self._terms.loss_fn) and isinstance(targets, Tensor) and targets.shape == outputs.shape:
+            return 2 * u  # 2 / d, in a sum of d terms
+        return None
+
+    def check(self) -> None:
+        """Refuse, once, outputs without a Jacobian, and a `batch_loss` that is no function of the model's outputs."""
+        if self._is_checked:
+            return
+        terms = self._terms
+        batch = next(iter(terms.batches))
+        with terms.context(), untouched_random_state():
+            with torch.no_grad():
+                outputs = attempt(lambda: self.outputs(terms.theta0, batch), batch)
+            tensors = tensors_in(outputs)
+            bad = [str(tensor.dtype) for tensor in tensors if not tensor.is_floating_point()]
+            if bad or not tensors:
+                received = f"returns {', '.join(bad) or type(outputs).__name__}"
+                expected = "real floating-point outputs: the Gauss-Newton matrix is made of their Jacobian"
+                remedy = "Wrap it in a module that returns those alone (torch.view_as_real for complex ones)."
+                raise ValueError(explain("model", received, expected, remedy))
+            if terms.has_batch_loss:
+                self._check_cut(outputs, batch)
+        self._is_checked = True
+
+    def _check_cut(self, outputs: Any, batch: Any) -> None:
+        """With the outputs given, `batch_loss` must not depend on the weights any more."""
+        with torch.enable_grad():
+            weights = self._terms.theta0.clone().requires_grad_()
+            total = self._sum(weights, batch, lambda result: _returning(result, outputs))
+        reached = torch.autograd.grad(total, weights, allow_unused=True)[0] if total.requires_grad else None
+        if reached is not None and bool(reached.any()):
+            received = "reaches the weights past the model's outputs (its logits, where it has them)"
+            remedy = (
+                "Let it call model(...) once and compute the loss from its outputs (not the model's own .loss), "
+                "or use hessian()."
+            )
+            raise ValueError(explain("batch_loss", received, "a function of the model's outputs", remedy))
+
+    def _sum(self, theta: Tensor, batch: Any, seen: Callable[[Any], Any]) -> Tensor:
+        """The sum of `batch_loss`; `seen` gets what the model returns, and what it returns, if anything, goes on."""
+        handle = self._terms.model.register_forward_hook(lambda _module, _inputs, result: seen(result))
+        try:
+            return self._terms(theta, batch)[0]
+        finally:
+            handle.remove()
+
+
+def _returning(result: Any, outputs: Any) -> Any:
+    """What the model returned, with other outputs in it."""
+    if not hasattr(result, "logits"):
+        return outputs
+    result = copy.copy(result)
+    result.logits = outputs
+    return result
+
+
+def _refuse_calls(num_calls: int) -> NoReturn:
+    received = f"calls the model {num_calls} times"
+    remedy = "Let it call model(...) once, on all its inputs, and compute the loss from what that returns."
+    raise ValueError(explain("batch_loss", received, "one call, whose outputs the loss is a function of", remedy))
+
+
+def _is_cross_entropy(loss_fn: Any) -> bool:
+    if type(loss_fn) is nn.CrossEntropyLoss:
+        return loss_fn.weight is None and loss_fn.label_smoothing == 0 and loss_fn.reduction == "mean"
+    return loss_fn is F.cross_entropy
+
+
+def _is_mean_square(loss_fn: Any) -> bool:
+    return loss_fn is F.mse_loss or (type(loss_fn) is nn.MSELoss and loss_fn.reduction == "mean")
+
+
+def _are_classes(targets: Any, outputs: Tensor) -> bool:
+    is_integer = isinstance(targets, Tensor) and not targets.is_floating_point() and targets.ndim > 0
+    return is_integer and targets.shape == outputs.shape[:1] + outputs.shape[2:]
+
+class BatchMean:
+    """(model, batch) -> (mean loss, number of terms), from one of the two ways to say what the loss is."""
+
+    def __init__(self, loss_fn: LossFn | None, batch_loss: BatchLoss | None):
+        if loss_fn is not None and batch_loss is not None:
+            remedy = "Leave one of them out."
+            raise ValueError(explain("loss_fn", "and batch_loss are both given", "one of the two", remedy))
+        self.loss_fn, self.batch_loss = loss_fn, batch_loss
+
+    def __call__(self, model: nn.Module, batch: Any, tally: Tally | None, *, check: bool) -> tuple[Tensor, float]:
+        if not check:
+            return self._evaluate(model, batch, tally, check=False)
+        mean, terms = attempt(lambda: self._evaluate(model, batch, tally, check=True), batch)
+        if not isinstance(mean, Tensor) or mean.numel() != 1 or not terms > 0:
+            kind = f"shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
+            received = f"gave {kind} over {terms:g} terms"
+            name, remedy = ("batch_loss", "Return (sum, count).") if self.batch_loss else ("loss_fn", "Take the mean.")
+            raise ValueError(explain(name, received, "one number over at least one term", remedy))
+        return mean, terms
+
+    def _evaluate(self, model: nn.Module, batch: Any, tally: Tally | None, *, check: bool) -> tuple[Tensor, float]:
+        if self.batch_loss is not None:
+            total, count = self.batch_loss(model, batch)
+            return total / count, float(count)
+        args, kwargs, targets = parted(batch)
+        outputs = model(*args, **kwargs)
+        outputs = logits_of(outputs) if self.loss_fn is None else outputs
+        if check and self.loss_fn is None:
+            check_class_targets(targets)
+            check_class_range(targets, num_classes(outputs))
+        if tally is not None:
+            tally.add(outputs, targets)
+        terms = targets.numel() if isinstance(targets, Tensor) and targets.ndim else num_examples(batch)
+        return (self.loss_fn or F.cross_entropy)(outputs, targets), float(terms)

@@ -1,0 +1,802 @@
+"""Which examples are this rank's, and have all ranks made the same loss?
+
+Every rank has either all of the data, of which it takes its part ("split"), or has only its part ("given"). Nothing is
+guessed: data that differ where they should be the same, or are the same where they should differ, are refused, since
+either way some examples would count twice and others not at all.
+
+What is the loss of a model on a data set, as a function of the weights?
+
+Three kinds of objective, one interface (`Loss`): `Objective` here, `FunctionObjective` (any torch function of theta)
+and `AnchoredObjective` (either plus a quadratic). All are pure functions of a flat vector theta (p,): the user's model
+is copied once and never written to, and what a value depends on besides theta is fixed when the objective is made.
+Every tool of the library takes any of the three.
+
+What is any torch function of theta, as a loss?
+
+`FunctionObjective` has the interface of `Objective` (see `loss.py`), and so every tool takes it: toys, quadratics whose
+answers are known, losses that are no mean over data.
+
+What keeps a minimum near the trained weights? A loss plus a weak quadratic around a point.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from lowhanging.errors import a_type, check_choice, check_finite, check_real, check_vector, explain
+from lowhanging.io import digest
+from lowhanging.objective.batches import MAX_BATCHES, Batches
+from lowhanging.objective.checkpoints import Checkpoint, Point, read_point, refuse_plain
+from lowhanging.objective.checks import check_derivative, findings
+from lowhanging.objective.distributed import Ranks, find_ranks
+from lowhanging.objective.hvp import (
+    DEFAULT_KEEP_BYTES,
+    ENGINES,
+    BatchMatrix,
+    Curvature,
+    Engine,
+    GaussNewtonOfBatch,
+    HessianOfBatch,
+    Kind,
+    Products,
+)
+from lowhanging.objective.kernels import ONE_AT_A_TIME, GraphWhereNeeded, differentiable_kernels
+from lowhanging.objective.model_loss import BatchLoss, LossFn, ModelLoss, OutputLoss, widened_batch
+from lowhanging.objective.parameters import ParameterSpace
+from lowhanging.objective.protocol import Loss, around, batched_evaluation, check_loss, check_rows, own_vector
+from lowhanging.objective.random_state import draws_so_far, untouched_random_state
+
+Shards = Literal["split", "given"]
+SHARDS = ("split", "given")
+
+_OWN = "Make it of the same model and with the same arguments on every rank, or pass distributed=False."
+_SAME = {
+    "model": _OWN,
+    "theta0": "Give all ranks the same whole weights first (torch.distributed.broadcast), or pass distributed=False.",
+    "constants": "Give all ranks the same frozen parameters and buffers first: in training each rank gathers BatchNorm "
+    "statistics of its own.",
+    "loss": _OWN,
+    "mode": _OWN,
+    "shards": _OWN,
+}
+_WHOLE = {
+    "data": "Read the same examples in the same order on every rank (shuffle with a generator of the same seed); or "
+    'pass Objective(..., shards="given") loaders that yield each rank its own part.'
+}
+
+
+def check_unwrapped(model: Any) -> None:
+    """Refuse a model in DistributedDataParallel: its forward pass would synchronise behind our back."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        received = "is wrapped in DistributedDataParallel"
+        raise ValueError(explain("model", received, "the model itself", "Pass model.module."))
+
+
+def check_given(data: Any) -> None:
+    """Refuse a sampler that repeats examples so that all shards are equally long."""
+    sampler = getattr(data, "sampler", None) if isinstance(data, DataLoader) else None
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+        return
+    extra = sampler.total_size - len(sampler.dataset)  # type: ignore[arg-type]
+    if extra:
+        received = f"repeats {extra} example{'s' * (extra > 1)} (DistributedSampler makes all shards equally long)"
+        remedy = 'Pass the whole with shards="split", or Subset(data, range(rank, len(data), num_ranks)) on each rank.'
+        raise ValueError(explain("data", received, "every example once", remedy))
+
+
+def agree(ranks: Ranks, terms: ModelLoss, shards: str) -> int:
+    """How many examples the ranks have together, if all have made the same loss; else an error on every rank."""
+    own, space = cast(Batches, terms.batches), terms.space
+    facts = {
+        "model": f"{space.owner} with {space.num_params:,} parameters in {space.dtype}",
+        "theta0": digest(terms.theta0),
+        "constants": digest(*_constants(terms)),
+        "loss": terms.name,
+        "mode": terms.mode,
+        "shards": shards,
+        "data": f"{own.num_read:,} examples ({own.digest})",
+        "num_examples": own.num_examples,
+    }
+    found = ranks.agree(facts, _SAME | (_WHOLE if shards == "split" else {}))
+    if shards == "given" and len({theirs["data"] for theirs in found}) < ranks.size:
+        received = "is the same on several ranks"
+        remedy = 'Pass shards="split" where every rank has all of the data.'
+        raise ValueError(explain("data", received, "a part of its own on each rank", remedy))
+    return sum(theirs["num_examples"] for theirs in found)
+
+
+def _constants(terms: ModelLoss) -> Iterator[Tensor]:
+    """What the loss depends on besides theta and the data."""
+    for module in (terms.model, terms.loss_fn):
+        if isinstance(module, nn.Module):
+            yield from (weight for weight in module.parameters() if not weight.requires_grad)
+            yield from module.buffers()
+
+@dataclass(frozen=True)
+class _Checks:
+    """What the check of a product asks of a loss; a class and no closures, so that objectives can be pickled."""
+
+    terms: ModelLoss
+    make: Callable[[ModelLoss], BatchMatrix]
+
+    def widened(self) -> tuple[BatchMatrix, Callable[[Any], Any]]:
+        """The matrix of the loss in float64, and what makes a batch of it."""
+        return self.make(self.terms.widened()), widened_batch
+
+    def sample(self, batch: Any) -> Any:
+        """A few examples; None where a float64 copy of the model would be dear."""
+        return self.terms.sample(batch) if self.terms.can_be_widened else None
+
+    def is_smooth(self) -> bool:
+        """Whether no kink was seen."""
+        return self.terms.is_smooth
+
+
+def _gauss_newton_of(terms: ModelLoss) -> BatchMatrix:
+    return GaussNewtonOfBatch(OutputLoss(terms))
+
+
+class Objective:
+    r"""Mean loss of a model over one data set, as a function of its flat trainable parameters.
+
+    L(theta) = (sum over batches of the batch's loss sum) / (number of loss terms), so that ragged, permuted or re-cut
+    batches give the same loss, gradient and Hessian.
+
+    Args:
+        model: any nn.Module; copied, never written to. Frozen parameters and buffers are constants.
+        data: DataLoader, iterable of batches, map-style Dataset, or one data set as a tuple (inputs, targets). It is
+            read once, here (a `generator=` of the loader's own advances by that one pass, as it must). Batches are
+            (x, y), (x1, x2, y), named tuples, or mappings with a key such as "labels", the rest passed by keyword.
+        loss_fn: (outputs, targets) -> *mean* loss, as torch's losses are by default. Floating-point targets need an
+            explicit one: cross-entropy would read them as class probabilities.
+        batch_loss: (model, batch) -> (sum, count) instead of `loss_fn`, where the count isn't the number of targets
+            (`ignore_index`, class weights) or the batch has another form. It gets batches as `data` yields them, a
+            BatchEncoding as such.
+        mode: "eval" evaluates as after `model.eval()`, whatever the flags; "as_is" respects the flags and refuses, by
+            name, the layers that are then random or mix examples. The model's own flags are not changed.
+        device: where to compute; by default where the model is.
+        cache: False re-reads `data` on each pass (data too large to keep) and checks that the passes agree.
+        micro_batch: examples evaluated at once; by default what fits a processor's cache, where joining and cutting
+            changes neither the value nor the gradient of any batch, and else the batches as they come. A `batch_loss`
+            is cut only on request.
+        max_batches: of data that do not tell how many batches they have; more are taken for a loader that never ends.
+            None for no bound.
+        engine: how Hessian products are computed, see `products.py`; `objective.engine` says what runs.
+        keep_bytes: budget in bytes for what is kept between products at one theta; Gauss-Newton products have another
+            one of the same size.
+        distributed: None shares the examples among all ranks where `torch.distributed` is initialised; True does, or
+            raises; False keeps them all in this process; a process group shares them among its members. With shared
+            examples, *every rank makes the objective and makes the same calls*, and gets the same numbers.
+        shards: "split" where every rank has all of the data: rank r of n takes example r, r + n, ... of them, or these
+            batches where they can't be joined or `cache=False`. "given" where every rank has its own part.
+
+    Attributes:
+        theta0: (p,) the weights when the objective was made.
+        space: the ParameterSpace, theta <-> named tensors.
+        batches: the micro-batches, the same on every pass; with several ranks, those of this one.
+        num_examples: examples in the data set, those of all ranks.
+        ranks: the processes that share them, "rank 0 of 2"; None where this one has all.
+
+    Raises:
+        ValueError, TypeError: empty or unusable data, NaN or inf in data or weights, targets out of range, nothing
+            trainable, a random or batch-dependent layer in use, a device that isn't there, a loss that is not a mean;
+            ranks whose model, weights, loss or data do not fit together (on every rank).
+        RuntimeError: another rank failed, or did not make the objective within ten minutes.
+
+    Warns:
+        NotSmoothWarning: once per objective, naming the layers with kinks (ReLU, max-pool).
+
+    Cost:
+        one read of the data, a gradient on the first batch, two gradients on all where batches are joined or cut, and
+        one pass where the loss is a `loss_fn` of your own, which may ignore or weigh targets. Products: see `hvp`. With
+        several ranks, a SHA-256 of the data, and for each product a message of 56 bytes and 8 p bytes from every rank.
+
+    Source:
+        Pearlmutter (1994), "Fast exact multiplication by the Hessian".
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        *,
+        loss_fn: LossFn | None = None,
+        batch_loss: BatchLoss | None = None,
+        mode: Literal["eval", "as_is"] = "eval",
+        device: torch.device | str | None = None,
+        cache: bool = True,
+        micro_batch: int | None = None,
+        max_batches: int | None = MAX_BATCHES,
+        engine: Engine = "auto",
+        keep_bytes: int = DEFAULT_KEEP_BYTES,
+        distributed: bool | torch.distributed.ProcessGroup | None = None,
+        shards: Shards = "split",
+    ):
+        check_choice("mode", mode, ("eval", "as_is"))
+        check_choice("engine", engine, ENGINES)
+        check_real("keep_bytes", keep_bytes, minimum=0, remedy="Pass bytes: 2 * 2**30 is the default.")
+        check_choice("shards", shards, SHARDS)
+        self.ranks = find_ranks(distributed)
+        shard = None if self.ranks is None else (self.ranks.rank, self.ranks.size) if shards == "split" else (0, 1)
+        together = contextlib.nullcontext() if self.ranks is None else self.ranks.making()
+        with together, torch.inference_mode(False):  # tensors made in inference mode could enter no gradient
+            check_unwrapped(model)
+            if shards == "given":
+                check_given(data)
+            self._terms = ModelLoss(
+                model,
+                data,
+                loss_fn=loss_fn,
+                batch_loss=batch_loss,
+                mode=mode,
+                device=device,
+                cache=cache,
+                micro_batch=micro_batch,
+                max_batches=max_batches,
+                ranks=self.ranks,
+                shard=shard,
+            )
+        self.batches, self.num_examples = self._terms.batches, self._terms.num_examples
+        if self.ranks is not None:
+            self.num_examples = agree(self.ranks, self._terms, shards)
+            self._terms.settle_cut()
+        self._settings: dict[str, Any] = {"engine": engine, "keep_bytes": keep_bytes}
+        self._whose_buffers = "own"
+        self._take(self._terms)
+
+    def _take(self, terms: ModelLoss) -> None:
+        """Be the loss that these terms add up to, around their theta0."""
+        self._terms, self.space, self._theta0 = terms, terms.space, terms.theta0
+        self._outputs = OutputLoss(terms)
+
+        self._products = self._summed(terms, HessianOfBatch(terms), HessianOfBatch)
+        self._gauss_newton = self._summed(terms, GaussNewtonOfBatch(self._outputs), _gauss_newton_of)
+
+    def _summed(self, terms: ModelLoss, matrix: BatchMatrix, make: Callable[[ModelLoss], BatchMatrix]) -> Products:
+        """The products of a matrix; `make` makes the same of another form of the loss."""
+        checks = _Checks(terms, make)
+        return Products(
+            terms,
+            terms.batches,
+            context=terms.context,
+            matrix=matrix,
+            ranks=terms.ranks,
+            widened=checks.widened,
+            check_gradient=terms.check_gradient,
+            sample=checks.sample,
+            is_smooth=checks.is_smooth,
+            name_of=terms.space.name_of_largest,
+            **self._settings,
+        )
+
+    def __repr__(self) -> str:
+        size = f"{self.num_params:,} parameters, {self.num_examples:,} examples"
+        size += f", {self.ranks}" if self.ranks is not None else ""
+        how = f"{self._terms.name}, mode={self._terms.mode!r}, engine={self.engine!r}"
+        how += "" if self._whose_buffers == "own" or self.buffers == "none" else f", buffers={self.buffers!r}"
+        return f"Objective({self.space.owner}, {size}, {how})"
+
+    @property
+    def theta0(self) -> Tensor:
+        """The point around which the loss is studied, (p,); a copy of its own each time."""
+        return own_vector(self._theta0)
+
+    @property
+    def num_params(self) -> int:
+        """The length of theta, p."""
+        return self.space.num_params
+
+    @property
+    def engine(self) -> str:
+        """How products are computed; chosen, and tested on every micro-batch, at the first product."""
+        return self._products.engine
+
+    @property
+    def fallback_reason(self) -> str | None:
+        """Why `engine` is not the fastest one; None where it is, or before the first product."""
+        return self._products.fallback_reason
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """L(theta), a float64 scalar; theta (p,)."""
+        return self._products.value(self._checked(theta))
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """Gradient of L at theta, (p,)."""
+        return self.value_and_gradient(theta)[1]
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """L(theta), a float64 scalar, and its gradient (p,)."""
+        return self._products.value_and_gradient(self._checked(theta))
+
+    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Hessian of L at theta times v (p,): one product.
+
+        From the second product at one theta on, what does not depend on v is kept (`keep_bytes`); then a product costs
+        about 1.3 to 1.8 gradients, against 3 to 4 of a double backward (`benchmarks/products.py`).
+        """
+        return self._products.product(self._checked(theta), self._checked(v, "v"))
+
+    def curvature(self, kind: Kind) -> Curvature:
+        """The Hessian or the Gauss-Newton matrix as products, for `hessian` and `gauss_newton`, which check vectors.
+
+        Raises:
+            ValueError: "gauss_newton" of a loss that is no function of the model's outputs.
+        """
+        if kind == "gauss_newton":
+            self._outputs.check()
+        return Curvature(self._products if kind == "hessian" else self._gauss_newton)
+
+    def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
+        """L(theta), bit for bit the objective's value, and the accuracy (None unless targets are classes).
+
+        The accuracy is the share of targets equal to the argmax of the outputs over dimension 1.
+        """
+        return self._terms.evaluate(self._checked(theta))
+
+    def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`evaluate` at every row of thetas (b, p) at once, (b,) each, by `torch.vmap`: equal to rounding only.
+
+        Quick where one evaluation leaves the processor idle (GPUs, tiny models); b times the memory.
+        """
+        thetas = check_rows("thetas", thetas, like=self.theta0)
+        with batched_evaluation():
+            return self._terms.evaluate_many(thetas)
+
+    @property
+    def buffers(self) -> str:
+        """Where the buffers come from that training moves (BatchNorm's statistics): "none" where the model has none.
+
+        "own": they came with theta0; "fixed": from the point that the loss was at before; "recalibrate": recomputed.
+        """
+        return self._whose_buffers if self._terms.moving_buffers else "none"
+
+    @property
+    def moving_names(self) -> tuple[str, ...]:
+        """Names of the buffers that training moves: those that a forward pass in training mode writes."""
+        return self._terms.moving_buffers
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Theta0 with all buffers of the model as they are used here: a point for every tool that takes points."""
+        with torch.inference_mode(False):
+            buffers = {name: buffer.detach().clone() for name, buffer in self._terms.model.named_buffers()}
+        return Checkpoint(self.theta0, buffers)
+
+    def as_checkpoint(self, point: Point, *, argument: str = "point") -> Checkpoint:
+        """A module, a state_dict, a checkpoint, a minimum or a vector as theta (p,) and the buffers that it brings.
+
+        Raises:
+            ValueError, TypeError: names, shapes or tied weights are not those of this model, or a frozen parameter,
+                which is a constant of the loss, has another value; only some of the buffers that training moves.
+        """
+        with torch.inference_mode(False):
+            found = read_point(argument, point, self._terms.model, self.space)
+            missing = {name for name, _ in self._terms.model.named_buffers()} - set(found.buffers)
+            lost = [name for name in self._terms.moving_buffers if name in missing] if missing and found.buffers else []
+        lost = [name for name in lost if name.rpartition(".")[2] != "num_batches_tracked"]  # it decides nothing
+        if lost:
+            received, remedy = f"lacks the buffers {lost[:4]}", "Pass the module, or its whole state_dict()."
+            raise ValueError(explain(argument, received, "all buffers that training moves, or none", remedy))
+        return found
+
+    def at(
+        self, theta: Point, *, buffers: Literal["fixed", "recalibrate"] | None = None, recalibrate_on: Any = None
+    ) -> Objective:
+        """The same loss around another point: a cheap copy whose `theta0` is that point.
+
+        As a function of theta, a loss holds its buffers fixed. Where training moves some (BatchNorm's statistics), they
+        belong to the point as much as the weights, so a vector from elsewhere needs a word on which are meant.
+
+        Args:
+            theta: a module, its state_dict, a checkpoint, or a minimum, whose buffers come along: to values, products,
+                `model_at`, `double`, `restricted`. Or a vector (p,).
+            buffers: "fixed" keeps those that the loss has now; "recalibrate" recomputes them at the point, once.
+            recalibrate_on: the data for that, in any form that `Objective` takes, or an objective; by default the
+                loss's own batches. The mean over the batches of each batch's statistics, dropout off.
+
+        Raises:
+            ValueError: a vector other than `theta0` without `buffers=`, where training moves buffers.
+
+        Cost:
+            for a vector and a model with buffers that are no norm's, once, a forward pass in training mode that shows
+            whether training moves them. "recalibrate": a pass over the data.
+
+        Source:
+            Garipov et al. (2018), "Loss surfaces, mode connectivity, and fast ensembling of DNNs", for recalibration.
+        """
+        with torch.inference_mode(False):
+            point, terms, whose = self.as_checkpoint(theta, argument="theta"), self._terms, self._whose_buffers
+            if buffers is not None:
+                check_choice("buffers", buffers, ("fixed", "recalibrate"))
+            if recalibrate_on is not None and buffers != "recalibrate":
+                received = f"is given, and buffers is {buffers!r}"
+                raise ValueError(explain("recalibrate_on", received, "buffers='recalibrate'", "Leave one of them out."))
+            if buffers is None and point.buffers:
+                terms, whose = terms.with_buffers(point.buffers), "own"
+            elif buffers == "recalibrate":
+                if terms.moving_buffers:
+                    terms = terms.with_buffers(terms.recalibrated(point.theta, recalibrate_on))
+                whose = "recalibrate"
+            elif not torch.equal(point.theta, self._theta0):
+                if buffers is None and terms.moving_buffers:
+                    choices = "say buffers='fixed' for those of the loss, buffers='recalibrate' to recompute them"
+                    refuse_plain("theta", terms.moving_buffers, choices=choices)
+                whose = "fixed"
+            other = copy.copy(self)
+            if terms is not self._terms:
+                other._take(terms)
+            other._theta0, other._whose_buffers = point.theta, whose
+            return other
+
+    def restricted(self, names: Collection[str]) -> Objective:
+        """The same loss as a function of the named parameters (q,) alone, the others fixed as in `theta0`.
+
+        Costs a copy of the model, and products choose their engine anew.
+        """
+        other = copy.copy(self)
+        other._take(self._terms.restricted(names, self._theta0))
+        return other
+
+    def model_at(
+        self, theta: Point, *, buffers: Literal["fixed", "recalibrate"] | None = None, recalibrate_on: Any = None
+    ) -> nn.Module:
+        """A copy of the model at a point, on its device and with the train/eval flags used here.
+
+        Theta and the keywords as in `at`: a vector other than `theta0` needs `buffers=` where training moves buffers.
+        """
+        other = self.at(theta, buffers=buffers, recalibrate_on=recalibrate_on)
+        return other._terms.model_at(other._theta0)
+
+    def double(self) -> Objective:
+        """The same loss in float64, around the same point: a copy of the model and of the data; products cost more."""
+        other = copy.copy(self)
+        with torch.inference_mode(False):
+            other._take(self._terms.in_double())
+        other.batches, other._theta0 = other._terms.batches, self._theta0.double()
+        return other
+
+    def in_double(self) -> Callable[[Tensor], Tensor]:
+        """L as a float64 torch function of theta (p,), differentiable by autograd: for the oracles of `testing`.
+
+        Raises:
+            ValueError: other ranks hold a part of the data.
+        """
+        if self.ranks is not None:
+            received = f"is shared ({self.ranks})"
+            raise ValueError(explain("the loss", received, "all data in one process", "Pass distributed=False."))
+        with torch.inference_mode(False):
+            return self._terms.in_double().mean
+
+    def _checked(self, theta: Tensor, name: str = "theta") -> Tensor:
+        remedy = "Build vectors from named tensors with objective.space.flatten({...})."
+        return own_vector(
+            check_vector(name, theta, self.num_params, owner=self.space.owner, remedy=remedy, like=self.theta0)
+        )
+
+class FunctionObjective:
+    """Any scalar torch function of theta as an objective: every tool of the library takes it.
+
+    Args:
+        function: theta (p,) -> scalar tensor, twice differentiable with torch operations.
+        theta0: (p,) floating-point, the point around which it is studied.
+        engine: as in `Objective`.
+
+    Raises:
+        ValueError: theta0 is no finite vector, or the function does not return a finite scalar there.
+
+    Example:
+        >>> f = FunctionObjective(lambda theta: (theta**4).sum(), torch.ones(3))
+        >>> f.hvp(f.theta0, torch.ones(3))
+        tensor([12., 12., 12.])
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], theta0: Tensor, *, engine: Engine = "auto"):
+        check_choice("engine", engine, ENGINES)
+        if not isinstance(theta0, Tensor) or theta0.ndim != 1 or not theta0.numel() or not theta0.is_floating_point():
+            received = f"is {tuple(theta0.shape) if isinstance(theta0, Tensor) else type(theta0).__name__}"
+            raise ValueError(
+                explain(
+                    "theta0",
+                    received,
+                    "a floating-point tensor of shape (p,)",
+                    "Use tensor.reshape(-1), torch.from_numpy(array) for an array.",
+                )
+            )
+        check_finite("theta0", theta0, remedy="Start from a finite point.")
+        self._theta0 = own_vector(theta0)
+        self._function, self._graphs = function, GraphWhereNeeded()
+        self._rewrites, self._is_gradient_checked = False, False
+        self._engine = engine
+        self._products = Products(
+            self._terms,
+            [()],
+            engine=engine,
+            context=self._kernels,
+            widened=lambda: (HessianOfBatch(self._terms), lambda batch: batch),
+            check_gradient=self._check_gradient,
+            is_smooth=lambda: self._is_smooth,
+        )
+        if not callable(function):
+            received = f"is {a_type(function)}"
+            raise TypeError(explain("function", received, "a function theta (p,) -> scalar", "Pass lambda theta: ..."))
+        point = own_vector(theta0)
+        with self._kernels(), torch.enable_grad(), untouched_random_state():
+            draws = draws_so_far()
+            point = point.requires_grad_().clone()  # no leaf: writing into it is found below, in our words
+            values: list[Any] = []
+            found = findings(nn.Module(), lambda: values.append(function(point)))
+            kinds, value = {finding.kind for finding in found}, values[0]
+            self._rewrites, self._is_smooth = "rewrite" in kinds, "kinked" not in kinds
+            is_random = draws_so_far() != draws or not _is_same(
+                value, function(own_vector(theta0).requires_grad_().clone())
+            )
+        point = point.detach()
+        if is_random:
+            received = "gives another value at the same theta"
+            raise ValueError(
+                explain("function", received, "a function of theta alone", "Draw what is random once, outside.")
+            )
+        if not torch.equal(point, self.theta0):
+            remedy = "Start it with theta = theta.clone()."
+            raise ValueError(explain("function", "writes into theta", "a pure function of theta", remedy))
+        if not isinstance(value, Tensor) or value.ndim:
+            received = f"returned {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
+            raise ValueError(explain("function", received, "a scalar tensor, shape ()", "Sum or average its terms."))
+        if not value.requires_grad:
+            received = "returned a value that does not depend on theta"
+            remedy = "Use torch operations throughout: no float(...), no .detach(), no torch.tensor(...)."
+            raise ValueError(explain("function", received, "a differentiable function of theta", remedy))
+        check_finite("function(theta0)", value.detach(), remedy="Check it for overflow or log(0).")
+
+    @contextlib.contextmanager
+    def _kernels(self) -> Iterator[None]:
+        with ONE_AT_A_TIME, differentiable_kernels(None, rewrite=self._rewrites):
+            yield
+
+    def _at(self, theta: Tensor) -> Tensor:
+        value: Tensor = self._graphs(lambda: self._function(theta))
+        return value
+
+    def _terms(self, theta: Tensor, _: Any) -> tuple[Tensor, int]:
+        return self._at(theta), 1
+
+    def _check_gradient(self) -> None:
+        """Refuse, once, a function whose gradient in torch is not the derivative of its value."""
+        if self._is_gradient_checked:
+            return
+        theta = self._theta0.double()
+        drawn = torch.randn(len(theta), generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(theta)
+        beside = theta + drawn * (1e-4 * (float(theta.norm()) or 1.0) / float(drawn.norm()))
+        try:
+            with torch.no_grad():
+                self._at(beside)
+        except Exception:  # it does not run in float64
+            self._is_gradient_checked = True
+            return
+        for point in (beside, *([theta] if self._is_smooth else [])):  # at a kink there is no derivative
+            check_derivative("function", self._at, point)
+        self._is_gradient_checked = True
+
+    def __repr__(self) -> str:
+        name = getattr(self._function, "__name__", type(self._function).__name__)
+        return f"FunctionObjective({name}, {self.num_params:,} parameters, engine={self.engine!r})"
+
+    @property
+    def theta0(self) -> Tensor:
+        """The point around which the loss is studied, (p,); a copy of its own each time."""
+        return own_vector(self._theta0)
+
+    @property
+    def num_params(self) -> int:
+        """The length of theta, p."""
+        return self.theta0.numel()
+
+    @property
+    def engine(self) -> str:
+        """How products are computed; chosen at the first product."""
+        return self._products.engine
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """f(theta), a float64 scalar."""
+        return self._products.value(self._checked(theta))
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """Gradient of f at theta, (p,)."""
+        return self.value_and_gradient(theta)[1]
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """f(theta), a float64 scalar, and its gradient (p,)."""
+        return self._products.value_and_gradient(self._checked(theta))
+
+    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Hessian of f at theta times v (p,): one product."""
+        return self._products.product(self._checked(theta), self._checked(v, "v"))
+
+    def curvature(self, kind: Kind) -> Curvature:
+        """The Hessian as products; a function has no outputs, and so no Gauss-Newton matrix."""
+        if kind == "gauss_newton":
+            received = "is a FunctionObjective, which knows no outputs"
+            remedy = "Use hessian(), or an Objective of a model, its data and a loss_fn."
+            raise TypeError(explain("loss", received, "the loss of a model's outputs", remedy))
+        return Curvature(self._products)
+
+    def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
+        """f(theta) and None: a function has no accuracy."""
+        return self(theta), None
+
+    def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`evaluate` at every row of thetas (b, p) at once, by `torch.vmap`: equal to rounding only."""
+        thetas = check_rows("thetas", thetas, like=self.theta0)
+        with batched_evaluation(), self._kernels(), torch.no_grad():
+            return torch.vmap(self._at)(thetas).double(), None
+
+    def at(self, theta: Tensor) -> FunctionObjective:
+        """The same function around another point."""
+        other = copy.copy(self)
+        other._theta0 = self._checked(theta)
+        return other
+
+    def double(self) -> FunctionObjective:
+        """The same function of a float64 theta, around the same point."""
+        return FunctionObjective(self._function, self._theta0.double(), engine=self._engine)
+
+    def in_double(self) -> Callable[[Tensor], Tensor]:
+        """The function itself, for float64 vectors."""
+        return self._function
+
+    def _checked(self, theta: Tensor, name: str = "theta") -> Tensor:
+        remedy = "Pass vectors as long as theta0."
+        return own_vector(check_vector(name, theta, self.num_params, owner="theta0", remedy=remedy, like=self.theta0))
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    is_pair = isinstance(a, Tensor) and isinstance(b, Tensor)
+    return not is_pair or torch.equal(a.nan_to_num(), b.nan_to_num())
+
+class AnchoredObjective:
+    r"""A loss plus a quadratic that keeps it near a point: L(theta) + epsilon/2 |theta - anchor|^2.
+
+    Gradient and Hessian gain epsilon (theta - anchor) and epsilon I. On spheres around theta0 the added term is a tilt
+    plus a constant, epsilon <theta - theta0, theta0 - anchor>: it makes no canyon.
+
+    Args:
+        loss: any objective.
+        anchor: (p,) the point.
+        epsilon: >= 0, in units of loss per squared unit of theta.
+    """
+
+    def __init__(self, loss: Loss, anchor: Tensor, epsilon: float):
+        remedy = "Choose about a hundredth of the largest eigenvalue."
+        self.epsilon = check_real("epsilon", epsilon, minimum=0.0, remedy=remedy)
+        self.unanchored = check_loss("loss", loss)
+        self.anchor = self._checked(anchor, "anchor")
+
+    def __repr__(self) -> str:
+        return f"AnchoredObjective({self.unanchored!r}, epsilon={self.epsilon:g})"
+
+    @property
+    def theta0(self) -> Tensor:
+        """The point around which the loss is studied, (p,); a copy of its own each time."""
+        return self.unanchored.theta0
+
+    @property
+    def num_params(self) -> int:
+        """The length of theta, p."""
+        return self.unanchored.num_params
+
+    @property
+    def space(self) -> ParameterSpace:
+        """Theta <-> named tensors, where the loss has them."""
+        return cast(Objective, self.unanchored).space
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The processes that share its examples; None where this one has all."""
+        return getattr(self.unanchored, "ranks", None)
+
+    @property
+    def engine(self) -> str:
+        """How products are computed."""
+        return self.unanchored.engine
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """L(theta) + epsilon/2 |theta - anchor|^2, a float64 scalar."""
+        theta = self._checked(theta)
+        return self.unanchored(theta) + self._penalty(theta)
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """Gradient (p,), the anchor's included."""
+        return self.value_and_gradient(theta)[1]
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Value (float64 scalar) and gradient (p,), the anchor's included."""
+        theta = self._checked(theta)
+        value, gradient = self.unanchored.value_and_gradient(theta)
+        return value + self._penalty(theta), gradient + self.epsilon * (theta - self.anchor)
+
+    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
+        """(H + epsilon I) v, (p,): one product."""
+        v = self._checked(v, "v")
+        return self.unanchored.hvp(theta, v) + self.epsilon * v
+
+    def curvature(self, kind: Kind) -> Curvature:
+        """The Hessian or the Gauss-Newton matrix, plus epsilon I."""
+        inner = cast(Objective, self.unanchored).curvature(kind)
+        return replace(inner, shift=inner.shift + self.epsilon)
+
+    def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
+        """Value, the anchor's included, and accuracy."""
+        theta = self._checked(theta)
+        value, accuracy = self.unanchored.evaluate(theta)
+        return value + self._penalty(theta), accuracy
+
+    def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`evaluate` at every row of thetas (b, p) at once: equal to rounding only."""
+        thetas = check_rows("thetas", thetas, like=self.theta0)
+        values, accuracies = self.unanchored.evaluate_many(thetas)
+        return values + 0.5 * self.epsilon * (thetas - self.anchor).double().square().sum(1), accuracies
+
+    @property
+    def buffers(self) -> str:
+        """Where the buffers come from that training moves, as `Objective.buffers`."""
+        return getattr(self.unanchored, "buffers", "none")
+
+    @property
+    def moving_names(self) -> tuple[str, ...]:
+        """Names of the buffers that training moves, as `Objective.moving_names`."""
+        return getattr(self.unanchored, "moving_names", ())
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Theta0 with its buffers, as `Objective.checkpoint`."""
+        return getattr(self.unanchored, "checkpoint", None) or Checkpoint(self.theta0)
+
+    def as_checkpoint(self, point: Point, *, argument: str = "point") -> Checkpoint:
+        """Theta (p,) of a point and the buffers that it brings, as `Objective.as_checkpoint`."""
+        return cast(Objective, self.unanchored).as_checkpoint(point, argument=argument)
+
+    def at(
+        self, theta: Point, *, buffers: Literal["fixed", "recalibrate"] | None = None, recalibrate_on: Any = None
+    ) -> AnchoredObjective:
+        """The same loss, with the same anchor, around another point; theta and the keywords as in `Objective.at`."""
+        inner = around(self.unanchored, theta, buffers=buffers, recalibrate_on=recalibrate_on)
+        return AnchoredObjective(inner, self.anchor, self.epsilon)
+
+    def restricted(self, names: Collection[str]) -> AnchoredObjective:
+        """The anchored loss of the named parameters alone, up to the constant that the others' anchor adds."""
+        where = self.space.positions(names)
+        return AnchoredObjective(cast(Objective, self.unanchored).restricted(names), self.anchor[where], self.epsilon)
+
+    def model_at(
+        self, theta: Point, *, buffers: Literal["fixed", "recalibrate"] | None = None, recalibrate_on: Any = None
+    ) -> nn.Module:
+        """A copy of the model at a point, as `Objective.model_at`."""
+        return cast(Objective, self.unanchored).model_at(theta, buffers=buffers, recalibrate_on=recalibrate_on)
+
+    def double(self) -> AnchoredObjective:
+        """The same anchored loss in float64, around the same point."""
+        inner: Any = self.unanchored
+        if not hasattr(inner, "double"):
+            inner = FunctionObjective(inner.in_double(), inner.theta0)
+        return AnchoredObjective(inner.double(), self.anchor.double(), self.epsilon)
+
+    def in_double(self) -> Callable[[Tensor], Tensor]:
+        """The loss, the anchor's included, as a float64 torch function of theta (p,)."""
+        function = self.unanchored.in_double()
+        return lambda theta: function(theta) + self._penalty(theta)
+
+    def _penalty(self, theta: Tensor) -> Tensor:
+        return 0.5 * self.epsilon * (theta - self.anchor).double().square().sum()
+
+    def _checked(self, theta: Tensor, name: str = "theta") -> Tensor:
+        loss, remedy = self.unanchored, "Pass loss.theta0 or another theta."
+        return own_vector(check_vector(name, theta, loss.num_params, owner=str(loss), remedy=remedy, like=loss.theta0))

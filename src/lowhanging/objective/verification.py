@@ -1,0 +1,314 @@
+"""Comparison of an engine's first product with an independent one, on every micro-batch.
+
+No way of differentiating twice is right for every loss: a recording is wrong where a model branches on its data,
+torch's second derivatives in reverse are wrong for some operations (2.13: `_weight_norm_interface` leaves out a term)
+and NaN for others (a norm at zero), and forward derivatives are missing for many. So no engine is used before its
+product with a random vector agreed with one of another kind:
+
+    reverse over reverse   of a recording (forward over reverse)
+    forward over reverse   of an autograd graph (reverse over reverse)
+    central differences    of first derivatives, where those two disagree or only one exists
+
+The differences are taken in float64 where the model can be widened, at steps of several lengths; a product is taken for
+right if it agrees with one of them within the rounding of both (where it nearly vanishes, that says little). In float32
+they are good to about one percent.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from lowhanging.errors import explain
+from lowhanging.objective.checks import Precision, SingularOperations
+from lowhanging.objective.split_graph import CannotSplitError
+
+# Two right routes differ by rounding only; a recording of the wrong branch differs by percents.
+_RTOL = {torch.float64: 1e-9, torch.float32: 1e-3}
+# Against central differences, by the dtype of the product and that of the differences.
+_RTOL_DIFFERENCES = {(torch.float64, torch.float64): 1e-5, (torch.float32, torch.float64): 1e-3}
+_RTOL_NARROW = 1e-2
+# Lengths of a step relative to |theta|: the shorter ones miss the kinks of a loss that has some.
+_STEPS = {torch.float64: (1e-5, 1e-7, 1e-3, 1e-8), torch.float32: (1e-2, 1e-3, 1e-1)}
+
+_FAILURES = Exception  # whatever a model says to another route or precision
+_AT_ZERO = (
+    "Norms, sqrt, pow, std and atan2 have no derivative at zero, det has none at singular matrices: use squares, "
+    "(x * x).sum() for norm(x) ** 2, or add a small constant below the root, (x.square().sum() + 1e-12).sqrt()."
+)
+_EXPECTED = "one that autograd differentiates twice correctly"
+_REWRITE = "Write that operation with others, such as products, sums, exp and log; lh.testing.check_model says more."
+
+
+
+class Matrix(Protocol):
+    """What is asked of a batch's matrix here; see `BatchMatrix` in hvp.py."""
+
+    def run(self, theta: Tensor, batch: Any) -> None: ...
+    def graph(self, theta: Tensor, batch: Any) -> Any: ...
+    def magnitude(self, graph: Any, v: Tensor) -> Tensor: ...
+    def differences(self, theta: Tensor, v: Tensor, batch: Any, step: float) -> tuple[Tensor, float]: ...
+
+
+class Engine(Protocol):
+    """One way to compute a batch's products, see hvp.py; `route` is "recorded", "forward" or "reverse"."""
+
+    @property
+    def keeps(self) -> bool: ...
+    @property
+    def route(self) -> str: ...
+    def prepare(self, theta: Tensor, batch: Any) -> tuple[Any, int]: ...
+    def product(self, prepared: Any, v: Tensor, *, again: bool = True) -> Tensor: ...
+
+
+# () -> the same matrix in float64 and what makes a batch of it; raises where the loss can't be widened.
+Widened = Callable[[], tuple[Any, Callable[[Any], Any]]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why an engine's product can't be used."""
+
+    reason: str
+    is_finite: bool = True
+
+
+class Verification:
+    """Whether the products of an engine at theta are right, on every one of some batches.
+
+    Args:
+        matrix: whose products they are.
+        reverse: (matrix) -> an engine for it that differentiates in reverse.
+        forward: one that differentiates this matrix forward over reverse.
+        batches: the micro-batches.
+        theta: (p,) where.
+        widened: the matrix in float64; None where there is no other form of it.
+        is_smooth: whether it is a function without kinks, as far as is known.
+        name_of: (p,) -> the name of the parameter in which a vector is largest; "" where there are no names.
+    """
+
+    def __init__(
+        self,
+        matrix: Matrix,
+        batches: Iterable[Any],
+        theta: Tensor,
+        *,
+        reverse: Callable[[Any], Engine],
+        forward: Engine,
+        widened: Widened | None = None,
+        is_smooth: bool = True,
+        name_of: Callable[[Tensor], str] = lambda vector: "",
+    ):
+        self._matrix, self._batches, self._theta = matrix, batches, theta
+        self._widened, self._name_of = widened, name_of
+        # On the CPU by name: a default device set for the process must not change the vector.
+        generator = torch.Generator("cpu").manual_seed(0)
+        drawn = torch.randn(theta.numel(), generator=generator, dtype=torch.float64, device="cpu")
+        self._v = drawn.to(theta)
+        self._reverse_of, self._reverse, self._forwards = reverse, reverse(matrix), forward
+        self._has_forward = True  # until an operation has shown to have no forward derivative
+        self._is_smooth = is_smooth
+        self._precision = self._narrowest()
+        self._is_narrow = self._precision != torch.float64
+
+    def fault(self, engine: Engine, keep_bytes: int = 0) -> tuple[Fault | None, dict[int, tuple[Any, int]]]:
+        """What is wrong with the engine's products, if anything, and what it has prepared for the first batches.
+
+        Raises:
+            CannotSplitError: the engine can't record the loss.
+            ValueError: the engine can't differentiate it twice.
+        """
+        kept: dict[int, tuple[Any, int]] = {}
+        used = 0
+        for index, batch in enumerate(self._batches):
+            try:
+                prepared, size = engine.prepare(self._theta, batch)
+                ours = engine.product(prepared, self._v)
+            except CannotSplitError:
+                raise
+            except (RuntimeError, IndexError) as failure:  # sizes of another batch, written into the recording
+                if engine.route != "recorded":
+                    raise
+                raise CannotSplitError(f"the recording fails on batch {index}: {failure}") from failure
+            fault = self._fault_on(engine, prepared, ours, index, batch)
+            if fault is not None:
+                return fault, {}
+            if engine.keeps and used + size <= keep_bytes and len(kept) == index:
+                kept[index], used = (prepared, size), used + size
+        return None, kept
+
+    def fault_of_both(self, batch: Any) -> Fault | None:
+        """What is wrong on some examples though two kinds of product agree on it.
+
+        Both use the derivative that torch gives at a point where it has none, such as 0 for the determinant of a
+        singular matrix. Only for losses without kinks: at one, differences are between two Hessians.
+        """
+        matrix, theta, wide, v = self._wide(batch, self._theta)
+        casts = self._theta.dtype == torch.float64 and self._is_narrow
+        if theta.dtype != torch.float64 or casts:  # rounding inside the loss is the same at all steps
+            return None
+        reverse = self._reverse_of(matrix)
+        try:
+            ours = reverse.product(reverse.prepare(theta, wide)[0], v)
+        except _FAILURES:
+            return None
+        if not bool(ours.isfinite().all()):
+            return None
+        errors: list[Tensor] = []
+        for differences, noise in self._differences(batch):
+            error = differences - ours
+            if float(error.norm()) <= _RTOL_DIFFERENCES[ours.dtype, ours.dtype] * float(differences.norm()) + noise:
+                return None
+            errors.append(error)
+        least = min(errors, key=lambda error: float(error.norm()), default=torch.zeros(()))
+        for other in errors:  # rounding, a kink and steps that are too long differ from step to step
+            if other is not least and float((least - other).norm()) <= 0.1 * float(least.norm()):
+                error = least
+                names = self._name_of(error.abs()) or "theta"
+                words = f"by {_relative(error.norm(), ours)} from central differences, most in {names}"
+                return Fault(f"the product on some examples is off {words}")
+        return None
+
+    def _fault_on(self, engine: Engine, prepared: Any, ours: Tensor, index: int, batch: Any) -> Fault | None:
+        if not bool(ours.isfinite().all()):
+            return Fault(f"the product of batch {index} has NaN or infinite entries", is_finite=False)
+        theirs, floor = self._other(engine, prepared, batch)
+        is_finite = theirs is None or bool(theirs.isfinite().all())
+        words = "has none of another kind beside it"
+        if theirs is not None and is_finite:
+            apart = (ours - theirs).norm()
+            if bool(apart <= _RTOL.get(self._precision, 1e-3) * theirs.norm() + floor):
+                return None
+            words = f"is off by {_relative(apart, theirs)} from one of another kind"
+        more = self._off_from_differences(self._theta, ours, theirs if is_finite else None, floor, batch)
+        if more is None or (not self._is_smooth and self._is_right_beside(engine, batch)):
+            return None
+        return Fault(f"the product of batch {index} {words}{more}", is_finite)
+
+    def _is_right_beside(self, engine: Engine, batch: Any) -> bool:
+        """Whether the engine agrees with differences at a point near theta: at a kink there are two Hessians."""
+        beside = self._theta + self._v.cos() * (0.01 * (float(self._theta.norm()) or 1.0) / len(self._v) ** 0.5)
+        ours = engine.product(engine.prepare(beside, batch)[0], self._v)
+        return bool(ours.isfinite().all()) and self._off_from_differences(beside, ours, None, 0.0, batch) is None
+
+    def _off_from_differences(
+        self, theta: Tensor, ours: Tensor, theirs: Tensor | None, floor: float, batch: Any
+    ) -> str | None:
+        """How far a product is from central differences, in words; None where it agrees with them.
+
+        Where another product disagrees with it, both may be near; then the nearer one is right. In float32 both may be
+        off alike, by the rounding inside the loss.
+        """
+        is_near, nearest, others, words = False, math.inf, math.inf, ""
+        for differences, noise in self._differences(batch, theta):
+            apart = ours.to(differences) - differences
+            error, size = float(apart.norm()), float(differences.norm())
+            rtol = _RTOL_DIFFERENCES.get((self._precision, differences.dtype), _RTOL_NARROW)
+            is_near = is_near or error <= rtol * size + noise + floor
+            if is_near and theirs is None:
+                return None
+            if theirs is not None:
+                others = min(others, float((theirs.to(differences) - differences).norm()))
+                is_near = is_near or (self._is_narrow and error <= min(1e-2 * size, 3 * others))
+            if error < nearest:
+                nearest, where = error, self._name_of(apart.abs()) or "theta"
+                words = f", and by {_relative(apart.norm(), differences)} from central differences, most in {where}"
+        return None if is_near and (nearest <= others or self._is_narrow) else words
+
+    def _other(self, engine: Engine, prepared: Any, batch: Any) -> tuple[Tensor | None, float]:
+        """A product of another kind, if there is one, and the size of the rounding of one that nearly vanishes."""
+        eps, other, graph = torch.finfo(self._precision).eps, None, prepared
+        try:
+            if engine.route == "reverse":
+                other = self._forward(batch)
+            else:
+                graph, _ = self._reverse.prepare(self._theta, batch)
+                other = self._reverse.product(graph, self._v)
+            size = float(self._matrix.magnitude(graph, self._v))
+        except _FAILURES:
+            size = 0.0
+        return other, 1e3 * eps * size if math.isfinite(size) else 0.0
+
+    def _narrowest(self) -> torch.dtype:
+        """In what the loss is computed: a float64 model may cast to float32 inside (norms and softmax often do)."""
+        if self._theta.dtype != torch.float64:
+            return self._theta.dtype
+        try:
+            with Precision() as watch, torch.enable_grad():
+                self._matrix.graph(self._theta, next(iter(self._batches)))
+            return cast(torch.dtype, watch.dtype)
+        except _FAILURES:
+            return self._theta.dtype
+
+    def _forward(self, batch: Any) -> Tensor | None:
+        if self._has_forward:
+            try:
+                with torch.no_grad():
+                    return self._forwards.product((self._theta, batch), self._v)
+            except Exception:  # whatever an operation without a forward derivative raises
+                self._has_forward = False
+        return None
+
+    def _differences(self, batch: Any, at: Tensor | None = None) -> Iterator[tuple[Tensor, float]]:
+        """Central differences at several steps, and the size of the rounding in each."""
+        matrix, theta, batch, v = self._wide(batch, self._theta if at is None else at)
+        size = float(theta.norm()) or 1.0
+        casts = self._theta.dtype == torch.float64 and self._is_narrow
+        dtype = self._precision if casts else theta.dtype  # in which first derivatives are computed
+        for relative in _STEPS.get(dtype, _STEPS[torch.float32]):
+            step = relative * size / float(v.norm())
+            try:
+                with torch.enable_grad():
+                    found, scale = matrix.differences(theta, v, batch, step)
+            except _FAILURES:
+                return
+            if bool(found.isfinite().all()):
+                yield found, 50 * torch.finfo(dtype).eps * scale
+
+    def _wide(self, batch: Any, theta: Tensor) -> tuple[Matrix, Tensor, Any, Tensor]:
+        """Matrix, theta, batch and v in float64, or as they are where the loss does not run in it."""
+        if self._theta.dtype != torch.float64 and self._wide_matrix is not None:
+            matrix, widen = self._wide_matrix
+            try:
+                wide = widen(batch)
+                with torch.no_grad():
+                    matrix.run(theta.double(), wide)
+                return matrix, theta.double(), wide, self._v.double()
+            except _FAILURES:
+                pass
+        return self._matrix, theta, batch, self._v
+
+    @functools.cached_property
+    def _wide_matrix(self) -> tuple[Matrix, Callable[[Any], Any]] | None:
+        try:
+            return None if self._widened is None else self._widened()
+        except _FAILURES:
+            return None
+
+    def refusal(self, faults: Sequence[Fault]) -> ValueError:
+        """The error for a loss of which no engine's products are right."""
+        reasons = "; ".join(dict.fromkeys(fault.reason for fault in faults))
+        singular = self._singular_operations()
+        if all(fault.is_finite for fault in faults) and not singular:
+            received = f"has no second derivative that could be confirmed ({reasons})"
+            return ValueError(explain("the loss", received, _EXPECTED, _REWRITE))
+        received = f"is not twice differentiable by autograd at theta ({reasons}"
+        received += f"; {singular} where it has no derivative)" if singular else ")"
+        return ValueError(explain("the loss", received, _EXPECTED, _AT_ZERO))
+
+    def _singular_operations(self) -> str:
+        """The operations that torch can't differentiate where they are, by their names in torch.ops.aten."""
+        with SingularOperations() as watch, torch.no_grad():
+            for batch in self._batches:
+                self._matrix.run(self._theta, batch)
+        return ", ".join(watch.found)
+
+
+def _relative(error: Tensor, reference: Tensor) -> str:
+    return f"{float(error / reference.norm().clamp(min=1e-300)):.1e}"

@@ -1,0 +1,1 @@
+"""The themes of the report: each measures, and states its claims."""

@@ -1,0 +1,145 @@
+"""Theme "learning": does a network trained on blends learn both cues? The network that most other themes look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lowhanging.datasets import MNIST, DigitImages, PairedMNIST, mnist, paired_mnist
+from lowhanging.errors import NotConvergedError
+from lowhanging.landscape.minimum import Minimum, polish
+from lowhanging.models import SigmoidCNN
+from lowhanging.objective.objective import Objective
+from lowhanging.objective.parameters import ParameterSpace
+from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most_of, over_seeds
+from lowhanging.reproduce.settings import SIZES, Sizes
+from lowhanging.reproduce.store import NO_SHELF, Row, Shelf
+from lowhanging.training.train import TrainingRun, train
+
+CUES = ("number", "pattern")
+READ = 0.8  # accuracy on held-out images from which a cue counts as learned
+CHANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Learning:
+    """A trained network at its minimum, and the three losses around it on held-out images."""
+
+    seed: int
+    views: PairedMNIST
+    model: SigmoidCNN
+    run: TrainingRun  # with checkpoints at the sizes' early epochs and at the end
+    minimum: Minimum
+    is_minimum: bool
+    note: str  # why it is not a minimum, or ""
+    losses: dict[str, Objective]  # mixed, number, pattern: test views, around the minimum
+
+
+def learn(
+    *, source: str, seed: int, epochs: int | None = None, sizes: Sizes = SIZES["quick"], shelf: Shelf = NO_SHELF
+) -> Learning:
+    """Train on the mixed view, polish to a minimum of the training loss; what the shelf has is taken from there."""
+    views = paired_mnist(_digits(source, sizes.images), seed=seed)
+    model = SigmoidCNN(seed=seed)
+    held_out = {"mixed": views.mixed.test, "number": views.number.test, "pattern": views.pattern.test}
+    num = sizes.epochs if epochs is None else epochs
+    kept = sorted({epoch for epoch in sizes.early_epochs if epoch < num} | {num})
+
+    def trained() -> TrainingRun:
+        resume = shelf.resume("training")
+        data = views.mixed.train
+        return train(model, data, epochs=num, evaluate=held_out, checkpoints=kept, seed=seed, resume=resume)
+
+    run = shelf.result("training", TrainingRun.load, trained)
+    _write(model, run.checkpoints[-1])
+    train_loss = Objective(model, views.mixed.train)
+    notes: list[str] = []
+
+    def polished() -> Minimum:
+        try:
+            return polish(train_loss, anchor=sizes.anchor, resume=shelf.resume("minimum"))
+        except NotConvergedError as error:  # the report goes on from where it got, and says so
+            notes.append(str(error))
+            shelf.plain("minimum-note", lambda: notes[0])
+            found: Minimum = error.result
+            return found
+
+    minimum = shelf.result("minimum", lambda path: Minimum.load(path, train_loss), polished)
+    note = notes[0] if notes else "" if minimum.is_minimum else shelf.plain("minimum-note", lambda: "not converged")
+    losses = {name: Objective(model, view).at(minimum.theta) for name, view in held_out.items()}
+    return Learning(seed, views, model, run, minimum, not note, note, losses)
+
+
+def _digits(source: str, images: int | None) -> str | MNIST:
+    if images is None:
+        return source
+    digits = mnist(source)
+    train, test = (DigitImages(*split[:images]) for split in (digits.train, digits.test))
+    return MNIST(train, test, source=digits.source)
+
+
+@torch.no_grad()
+def _write(model: nn.Module, theta: torch.Tensor) -> None:
+    weights = ParameterSpace(model).unflatten(theta)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])
+
+
+def measure(network: Learning) -> Row:
+    """Accuracies and losses after training and at the minimum, and what proves that it is one."""
+    run, minimum = network.run, network.minimum
+    evaluated = {name: loss.evaluate(minimum.theta) for name, loss in network.losses.items()}
+    return {
+        "num_images": {"train": len(network.views.mixed.train), "test": len(network.views.mixed.test)},
+        "accuracy_after_training": {name: float(rows[-1]) for name, rows in run.accuracies.items()},
+        "loss_after_training": {name: float(rows[-1]) for name, rows in run.losses.items()},
+        "accuracies": {name: run.accuracies[name].tolist() for name in ("mixed", *CUES)},  # per epoch, from 0
+        "at_minimum": {
+            name: {"loss": float(loss), "accuracy": accuracy} for name, (loss, accuracy) in evaluated.items()
+        },
+        "minimum": {
+            "is_minimum": network.is_minimum,
+            "note": network.note,
+            "anchor": minimum.anchor,
+            "gradient_norm_before": minimum.gradient_norm_before,
+            "gradient_norm": minimum.gradient_norm,
+            "distance": minimum.distance,
+            "norm_before": float(minimum.start.norm()),
+            "largest_eigenvalue": minimum.largest,
+            "smallest_eigenvalue": minimum.smallest,
+            "smallest_residual": minimum.smallest_residual,
+            "num_gradients": minimum.num_gradients,
+            "num_products": minimum.num_products,
+        },
+    }
+
+
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    """Both circuits are learned."""
+    final = {name: [row["accuracy_after_training"][name] for row in rows] for name in ("mixed", *CUES)}
+    before = {name: [row["accuracies"][name][0] for row in rows] for name in CUES}
+    read = {name: [accuracy >= READ for accuracy in final[name]] for name in CUES}
+
+    def text(values: list[float]) -> str:
+        return mean_interval(values, scale="share")
+
+    return [
+        Claim(
+            1,
+            "the network learns both redundant cues",
+            "a network trained on blends reads numbers alone and patterns alone",
+            f"accuracy on held-out images after training {over_seeds(len(rows))}: mixed {text(final['mixed'])}, "
+            f"number-only {text(final['number'])}, pattern-only {text(final['pattern'])}. At least "
+            f"{100 * READ:.0f} % on numbers alone in {most_of(read['number'])}, on patterns alone in "
+            f"{most_of(read['pattern'])}",
+            f"chance, {100 * CHANCE:.0f} %; the same networks before training: number-only {text(before['number'])}, "
+            f"pattern-only {text(before['pattern'])}",
+            f"each cue alone is read with at least {100 * READ:.0f} % accuracy on held-out images, in more than half "
+            "of the seeds; each cue is a part",
+            judged(*(most(flags) for flags in read.values())),
+        )
+    ]

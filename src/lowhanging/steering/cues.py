@@ -1,0 +1,408 @@
+"""Which cue does the network follow where the cues disagree?
+
+Losses on single cues can't say which circuit is gone: weights may just break on images that lack a cue, and look as if
+they had lost the circuit of the cue that is shown. Images that show all cues, with *different* labels, lack nothing:
+there the answers leave a circuit that is gone.
+
+May a point in weight space be called after a circuit that it keeps?
+
+Losses on single cues alone would fool one: where the loss on images of one cue explodes, either a circuit is gone or
+the network breaks on images that lack the other cue. A name is given only where the answers on conflict inputs agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from scipy.special import stdtrit
+from torch import Tensor, nn
+
+from lowhanging.errors import a_type, check_choice, check_finite, check_names, check_real, explain
+from lowhanging.io import load_result, save_result
+from lowhanging.objective.batches import Batches, logits_of
+from lowhanging.objective.kernels import differentiable_kernels
+from lowhanging.objective.objective import AnchoredObjective
+
+NEITHER = "neither"
+
+
+class ModelObjective(Protocol):
+    """What the control asks of an objective: a model at theta (p,)."""
+
+    @property
+    def theta0(self) -> Tensor: ...
+    @property
+    def num_params(self) -> int: ...
+    def model_at(self, theta: Tensor) -> nn.Module: ...
+
+
+@dataclass(frozen=True, repr=False)
+class AnswerShift:
+    """How far the answers moved from one cue to another, between two points in weight space."""
+
+    towards: str
+    away: str
+    shift: float  # in [-2, 2]: change of (share that follows `towards` - share that follows `away`)
+    low: float  # 95 % interval of the shift, paired over examples
+    high: float
+    num_examples: int
+    before: dict[str, float]  # cue, or "neither" -> share of the answers at theta0
+    after: dict[str, float]  # the same at theta
+
+    def __repr__(self) -> str:
+        return f"AnswerShift({self.text}, {self.num_examples} examples: {shares_text(self.before, self.after)})"
+
+    @property
+    def text(self) -> str:
+        """The shift as it may be quoted: "+0.053 [+0.012, +0.094] from pattern towards number"."""
+        return f"{self.shift:+.3f} [{self.low:+.3f}, {self.high:+.3f}] from {self.away} towards {self.towards}"
+
+    def save(self, path: str | Path) -> Path:
+        """Write to npz."""
+        return save_result(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> AnswerShift:
+        """Read what `save` wrote."""
+        return load_result(cls, path)
+
+
+def shares_text(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """Two sets of shares as they may be quoted: "number 29.4 % -> 23.0 %, pattern 44.2 % -> 32.5 %, ..."."""
+    return ", ".join(f"{cue} {100 * before[cue]:.1f} % -> {100 * after[cue]:.1f} %" for cue in before)
+
+
+class ConflictControl:
+    r"""Which cue a model follows on inputs that show several cues with different labels.
+
+    The answer to input i is the argmax over the outputs' dimension 1. It follows cue c if it is c's label of that
+    input, and "neither" if it is no cue's or the outputs hold NaN.
+
+    Args:
+        objective: objective of a model (`Objective`, or an `AnchoredObjective` of one), which says how the model is
+            evaluated: its device, dtype and train/eval flags.
+        inputs: (n, ...) the model's one input tensor, n >= 2. Copied.
+        targets: cue -> (n,) integer labels; two cues at least, all labels of an input different.
+
+    Attributes:
+        cues: the names of the cues, in the order of `targets`.
+        num_examples: n.
+        num_params: length of theta.
+
+    Raises:
+        ValueError, TypeError: an objective without a model, a cue called "neither", equal labels, labels that are no
+            classes of the model, inputs that it does not take.
+
+    Cost:
+        one evaluation of the first micro-batch.
+
+    Example:
+        >>> views = paired_mnist()
+        >>> control = ConflictControl(loss, views.conflict.inputs, views.conflict.answers)
+        >>> control(minimum.theta)
+        {'number': 0.294, 'pattern': 0.442, 'neither': 0.264}
+    """
+
+    def __init__(self, objective: ModelObjective, inputs: Tensor, targets: Mapping[str, Tensor]):
+        self._objective, point = _with_model(objective), objective.theta0
+        self.num_params = objective.num_params
+        inputs = _checked_inputs(inputs)
+        self.num_examples = len(inputs)
+        labels = _checked_labels(targets, self.num_examples)  # (n, cues)
+        self.cues = tuple(targets)
+        # Cut and kept like the batches of a loss: micro-batches that fit the cache, on the objective's device.
+        self._batches = Batches((inputs, labels), device=point.device, dtype=point.dtype, micro_batch=None, cache=True)
+        self._check_outputs(labels)
+
+    @property
+    def objective(self) -> ModelObjective:
+        """The objective that it was made with: its buffers (BatchNorm's statistics) are those of the answers."""
+        return self._objective
+
+    def __repr__(self) -> str:
+        return f"ConflictControl({self.num_examples} examples, cues {' / '.join(self.cues)})"
+
+    def answers(self, theta: Tensor) -> Tensor:
+        """Which cue each answer follows at theta (p,): (n,) int64, index into `cues`, -1 = neither; on the CPU.
+
+        A module, a checkpoint or a minimum is answered with its own buffers, a vector with those of the objective.
+        """
+        words: dict[str, Any] = {}
+        if hasattr(self._objective, "moving_names") and isinstance(theta, Tensor | np.ndarray):
+            words = {"buffers": "fixed"}
+        model, found = self._objective.model_at(theta, **words), []
+        for inputs, labels in self._batches:
+            outputs = self._outputs(model, inputs)
+            is_hit = (outputs.argmax(1)[:, None] == labels) & ~outputs.isnan().any(1, keepdim=True)  # (b, cues)
+            found.append(torch.where(is_hit.any(1), is_hit.long().argmax(1), -1).cpu())
+        return torch.cat(found)
+
+    def __call__(self, theta: Tensor) -> dict[str, float]:
+        """Share of the answers at theta (p,) that follow each cue, and "neither"; they add up to 1."""
+        return self._shares(self.answers(theta))
+
+    def shift(self, theta: Tensor, theta0: Tensor, *, towards: str, away: str) -> AnswerShift:
+        r"""How far the answers move from one cue to another between theta0 and theta.
+
+        s_i(theta) = [answer i follows `towards`] - [answer i follows `away`]
+        d_i = s_i(theta) - s_i(theta0), the same input at both points
+        shift = mean(d) with the interval mean(d) +- t(0.975, n - 1) std(d) / sqrt(n), cut to [-2, 2]
+
+        Pairing removes the spread between inputs. Where all d_i are equal, the interval has no width, however small n.
+
+        Args:
+            theta: (p,) the point.
+            theta0: (p,) where it is compared with, such as the minimum.
+            towards: the cue whose share counts as positive.
+            away: another one.
+
+        Returns:
+            AnswerShift: `.shift`, `.low`, `.high`, and the shares `.before` (theta0) and `.after` (theta).
+
+        Raises:
+            ValueError: a cue that the control has not, or the same one twice.
+
+        Cost:
+            two passes over the inputs, without gradients.
+
+        Source:
+            Student's t interval of paired differences, as in any textbook.
+        """
+        check_choice("towards", towards, self.cues)
+        check_choice("away", away, [cue for cue in self.cues if cue != towards], remedy="Name another cue.")
+        before, after = self.answers(theta0), self.answers(theta)
+        gained, lost = self.cues.index(towards), self.cues.index(away)
+        start, end = ((a == gained).double() - (a == lost).double() for a in (before, after))
+        differences = end - start  # (n,) in {-2, ..., 2}
+        mean, num = float(differences.mean()), self.num_examples
+        half = float(stdtrit(num - 1, 0.975)) * float(differences.std()) / math.sqrt(num)
+        return AnswerShift(
+            towards=towards,
+            away=away,
+            shift=mean,
+            low=max(mean - half, -2.0),
+            high=min(mean + half, 2.0),
+            num_examples=num,
+            before=self._shares(before),
+            after=self._shares(after),
+        )
+
+    @staticmethod
+    def _outputs(model: nn.Module, inputs: Tensor) -> Any:
+        """By the kernels that the loss uses: no autocast, no TensorFloat-32."""
+        with differentiable_kernels(model), torch.no_grad():
+            return logits_of(model(inputs))
+
+    def _shares(self, answers: Tensor) -> dict[str, float]:
+        counts = torch.bincount(answers + 1, minlength=len(self.cues) + 1).tolist()  # neither first
+        names = (NEITHER, *self.cues)
+        shares = {name: count / self.num_examples for name, count in zip(names, counts, strict=True)}
+        return {name: shares[name] for name in (*self.cues, NEITHER)}
+
+    def _check_outputs(self, labels: Tensor) -> None:
+        """One micro-batch at theta0: does the model take the inputs, and are the labels classes of it?"""
+        inputs = next(iter(self._batches))[0]
+        remedy = "Pass one tensor that the objective's model takes, such as views.conflict.inputs."
+        try:
+            outputs = self._outputs(self._objective.model_at(self._objective.theta0), inputs)
+        except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
+            first_line = (str(error).splitlines() or [""])[0]
+            received = f"have shape {(self.num_examples, *inputs.shape[1:])}, on which the model failed ({first_line})"
+            raise ValueError(explain("inputs", received, "inputs that the model accepts", remedy)) from error
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
+            received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))} for {len(inputs)} inputs"
+            raise ValueError(explain("objective", received, f"({len(inputs)}, classes): one answer each", remedy))
+        low, high, classes = int(labels.min()), int(labels.max()), outputs.shape[1]
+        if low < 0 or high >= classes:
+            expected = f"0 to {classes - 1}, the model's {classes} outputs"
+            raise ValueError(explain("targets", f"range from {low} to {high}", expected, "Check the labels."))
+
+
+def _with_model(objective: Any) -> ModelObjective:
+    """The objective, if there is a model behind it."""
+    inner = objective
+    while isinstance(inner, AnchoredObjective):
+        inner = inner.unanchored
+    if not all(hasattr(inner, name) for name in ("theta0", "num_params", "model_at")):
+        remedy = "Make one: lh.Objective(model, data)."
+        raise TypeError(explain("objective", f"is {a_type(inner)}", "an objective of a model", remedy))
+    return cast(ModelObjective, objective)
+
+
+def _checked_inputs(inputs: Any) -> Tensor:
+    if not isinstance(inputs, Tensor | np.ndarray):
+        remedy = "Pass one tensor, such as views.conflict.inputs."
+        raise TypeError(explain("inputs", f"is {a_type(inputs)}", "a tensor of shape (n, ...)", remedy))
+    tensor = inputs if isinstance(inputs, Tensor) else torch.from_numpy(np.array(inputs))
+    if not tensor.ndim or len(tensor) < 2:
+        received, expected = f"has shape {tuple(tensor.shape)}", "(n, ...) with n of at least 2"
+        raise ValueError(explain("inputs", received, expected, "An interval needs several examples."))
+    check_finite("inputs", tensor, remedy="Drop or repair those examples.")
+    return tensor
+
+
+def _checked_labels(targets: Any, num: int) -> Tensor:
+    """The labels of all cues, (n, cues) int64, if they are different on every example."""
+    remedy = 'Pass {"number": (n,) labels, "pattern": (n,) labels}, such as views.conflict.answers.'
+    if not isinstance(targets, Mapping):
+        raise TypeError(explain("targets", f"is {a_type(targets)}", "a mapping cue -> labels", remedy))
+    names = check_names("targets", targets, remedy=remedy)
+    if len(names) < 2 or NEITHER in names:
+        expected = f"at least two cues, none of them called {NEITHER!r}"
+        raise ValueError(explain("targets", f"has the names {names}", expected, remedy))
+    columns = []
+    for name in names:
+        labels = torch.from_numpy(targets[name]) if isinstance(targets[name], np.ndarray) else targets[name]
+        is_whole = isinstance(labels, Tensor) and not (
+            labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
+        )
+        if not is_whole or tuple(labels.shape) != (num,):
+            kind = f"{labels.dtype}, {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+            expected = f"an integer tensor of shape ({num},), a label for each of the inputs"
+            raise ValueError(explain(f"targets[{name!r}]", f"is {kind}", expected, remedy))
+        columns.append(labels.detach().cpu().long())
+    for (i, first), (j, second) in itertools.combinations(enumerate(columns), 2):
+        if num_same := int((first == second).sum()):
+            received = f"has the same label for {names[i]!r} and {names[j]!r} on {num_same} of {num} examples"
+            remedy = "Keep the examples whose labels differ: there is no conflict on the others."
+            raise ValueError(explain("targets", received, "different labels on every example", remedy))
+    return torch.stack(columns, dim=1)
+
+MIN_ASYMMETRY_CHANGE = 1.0  # nats: the ratio of the two losses has changed by more than a factor e
+# Twice the 0.05 by which the shares moved where losses on single cues had exploded and the answers hardly changed.
+MIN_ANSWER_SHIFT = 0.1
+
+
+@dataclass(frozen=True, repr=False)
+class CircuitName:
+    """Whether a point may be called after a circuit: the asymmetry of the losses, held against the answers."""
+
+    name: str | None  # the cue whose circuit is kept; None = the point is called after neither
+    cues: tuple[str, str]  # a, b
+    asymmetry: float  # log(L_a / L_b) at the point
+    basin_asymmetry: float  # the same at the basin's minimum
+    shift: AnswerShift  # from the cue whose loss grew more towards the other
+    reason: str
+
+    def __repr__(self) -> str:
+        losses = f"log(L_{self.cues[0]} / L_{self.cues[1]}) {self.basin_asymmetry:+.2f} -> {self.asymmetry:+.2f}"
+        return f"CircuitName({self.name!r}: {losses}, answers {self.shift.text}; {self.reason})"
+
+    def save(self, path: str | Path) -> Path:
+        """Write to npz."""
+        flat: Any = dataclasses.asdict(self.shift)
+        return save_result(dataclasses.replace(self, shift=flat), path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CircuitName:
+        """Read what `save` wrote."""
+        stored = load_result(cls, path)
+        a, b = stored.cues
+        return dataclasses.replace(stored, cues=(a, b), shift=AnswerShift(**cast(dict[str, Any], stored.shift)))
+
+
+def name_circuit(
+    control: ConflictControl,
+    theta: Tensor,
+    theta0: Tensor,
+    *,
+    losses: Mapping[str, float],
+    basin_losses: Mapping[str, float],
+    cues: tuple[str, str] | None = None,
+) -> CircuitName:
+    r"""May the point theta be called after a circuit that it keeps, or does it only break on single-cue images?
+
+    With the asymmetry A = log(L_a / L_b) of the losses on single cues, the kept cue is b where A rose from the basin's,
+    a where it fell. The point is called after it only if both hold:
+
+    * |A(theta) - A(theta0)| > MIN_ASYMMETRY_CHANGE = 1 nat: the ratio of the losses changed by more than a factor e.
+      A convention: both losses change along any floor, and a smaller change of their ratio is not called a circuit's;
+    * the answers on the conflict inputs move the same way: (share that follows the kept cue) - (share that follows the
+      other) grows by at least MIN_ANSWER_SHIFT = 0.1, and the paired 95 % interval of that change lies above 0. On the
+      paired digits it moved by 0.05 where a loss on single cues had exploded and the answers hardly changed; 0.1 is
+      twice that.
+
+    Where almost all answers follow the kept cue at theta0 already, they can't move further, and nothing is named.
+
+    Args:
+        control: the conflict inputs and their labels.
+        theta: (p,) the point, such as the floor of a canyon.
+        theta0: (p,) the basin's minimum.
+        losses: cue -> loss on that cue alone at theta, > 0.
+        basin_losses: the same at theta0.
+        cues: (a, b) of the asymmetry; by default the control's cues, where there are two.
+
+    Returns:
+        CircuitName: `.name` (the kept cue, or None), `.asymmetry`, `.basin_asymmetry`, `.shift`, `.reason` in words.
+
+    Raises:
+        ValueError, TypeError: a loss that is missing, or not positive and finite (its logarithm is not defined), cues
+            that the control has not.
+
+    Cost:
+        two passes over the conflict inputs, without gradients.
+
+    Source:
+        the control of this library's canyons; cf. Geirhos et al. (2019), "ImageNet-trained CNNs are biased towards
+        texture", for images whose cues conflict.
+    """
+    if not isinstance(control, ConflictControl):
+        remedy = "Make one: lh.ConflictControl(objective, views.conflict.inputs, views.conflict.answers)."
+        raise TypeError(explain("control", f"is {a_type(control)}", "a ConflictControl", remedy))
+    a, b = _checked_cues(control, cues)
+    asymmetry, basin_asymmetry = (
+        _asymmetry(argument, given, a, b) for argument, given in (("losses", losses), ("basin_losses", basin_losses))
+    )
+    change = asymmetry - basin_asymmetry
+    kept, other = (b, a) if change > 0 else (a, b)
+    shift = control.shift(theta, theta0, towards=kept, away=other)
+    if abs(change) <= MIN_ASYMMETRY_CHANGE:
+        name, reason = None, f"the asymmetry moved by {abs(change):.2f} nats, not more than {MIN_ASYMMETRY_CHANGE:g}"
+    elif shift.shift >= MIN_ANSWER_SHIFT and shift.low > 0:
+        name, reason = kept, f"the {other} loss grew by {abs(change):.2f} nats against {kept}, and the answers followed"
+    else:
+        name, reason = None, f"the {other} loss grew by {abs(change):.2f} nats against {kept}, but {_objection(shift)}"
+    return CircuitName(name, (a, b), asymmetry, basin_asymmetry, shift, reason)
+
+
+def _objection(shift: AnswerShift) -> str:
+    """Why the answers do not confirm what the losses say."""
+    if shift.high < 0:
+        return "the answers on conflict inputs moved the other way"
+    if shift.shift >= MIN_ANSWER_SHIFT:
+        return f"the interval of the answers' move holds 0: {shift.num_examples} conflict inputs are too few to tell"
+    return (
+        f"the answers on conflict inputs moved by less than {MIN_ANSWER_SHIFT:g}: "
+        f"broken on {shift.away}-only inputs, not shown to be ablated"
+    )
+
+
+def _asymmetry(argument: str, losses: Any, a: str, b: str) -> float:
+    """log(L_a / L_b) of a mapping cue -> loss."""
+    remedy = f'Pass {{"{a}": ..., "{b}": ...}}, the losses on single cues.'
+    if not isinstance(losses, Mapping):
+        raise TypeError(explain(argument, f"is {a_type(losses)}", "a mapping cue -> loss", remedy))
+    logs = []
+    for cue in (a, b):
+        if cue not in losses:
+            raise ValueError(explain(argument, f"has {list(losses)}", f"a loss for {cue!r}", remedy))
+        value = losses[cue]
+        value = value.item() if isinstance(value, Tensor | np.ndarray) and value.size else value
+        logs.append(math.log(check_real(f"{argument}[{cue!r}]", value, minimum=0.0, exclusive=True, remedy=remedy)))
+    return logs[0] - logs[1]
+
+
+def _checked_cues(control: ConflictControl, cues: Any) -> tuple[str, str]:
+    pair = control.cues if cues is None else tuple(cues)
+    if len(pair) != 2 or len(set(pair)) != 2 or not set(pair) <= set(control.cues):
+        expected = f"two different ones of {control.cues}"
+        raise ValueError(explain("cues", f"is {pair!r}", expected, f"Pass cues={control.cues[:2]!r}."))
+    return pair[0], pair[1]

@@ -1,0 +1,63 @@
+"""Which optimizer, schedule and evaluation sets were asked for? The options that both ways of training share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowhanging.errors import a_type, check_choice, check_names, check_real, explain
+
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+Schedule = Callable[[float], float]
+
+DEFAULT_LR = 0.02
+
+
+def evaluation_sets(evaluate: Mapping[str, Any] | None) -> dict[str, Any]:
+    if evaluate is None:
+        return {}
+    remedy = 'Pass evaluate={"test": (inputs, targets), ...}; "train" is the name of the training set itself.'
+    if not isinstance(evaluate, Mapping):
+        raise TypeError(explain("evaluate", f"is {a_type(evaluate)}", "a mapping name -> data set", remedy))
+    names = check_names("evaluate", evaluate, remedy=remedy)
+    if "train" in names:
+        raise ValueError(explain("evaluate", f"has the names {names!r}", 'names other than "train"', remedy))
+    # A loader that can be read once only is kept: where training moves buffers it is needed again.
+    return {name: list(data) if isinstance(data, Iterator) else data for name, data in evaluate.items()}
+
+
+def as_schedule(schedule: Any) -> Schedule:
+    if callable(schedule):
+        return schedule  # type: ignore[no-any-return]
+    remedy = "Or pass a callable: share of the training done, in [0, 1) -> factor on the learning rate."
+    check_choice("schedule", schedule, ("cosine", "constant"), remedy=remedy)
+    return (lambda done: 0.5 * (1 + math.cos(math.pi * done))) if schedule == "cosine" else (lambda done: 1.0)
+
+
+def as_optimizer(optimizer: Any, weights: list[nn.Parameter], lr: float | None) -> torch.optim.Optimizer:
+    remedy = 'Pass "adam", "sgd", an Optimizer of this model, or a callable parameters -> Optimizer.'
+    if isinstance(optimizer, str):
+        check_choice("optimizer", optimizer, ("adam", "sgd"), remedy=remedy)
+        rate = DEFAULT_LR if lr is None else check_real("lr", lr, minimum=0.0, remedy="Pass a rate such as 0.02.")
+        return torch.optim.Adam(weights, lr=rate) if optimizer == "adam" else torch.optim.SGD(weights, lr=rate)
+    if lr is not None:
+        give = "Give it to the optimizer: functools.partial(torch.optim.AdamW, lr=0.01)."
+        raise ValueError(explain("lr", f"is {lr} beside an optimizer of your own", "None", give))
+    made = optimizer if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer) else optimizer(weights)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(explain("optimizer", f"is, or returned, a {type(made).__name__}", "a torch Optimizer", remedy))
+    own = set(map(id, weights))
+    if not any(id(weight) in own for group in made.param_groups for weight in group["params"]):
+        raise ValueError(explain("optimizer", "holds no parameter of this model", "an optimizer of this model", remedy))
+    return made
+
+
+def optimizer_identity(optimizer: torch.optim.Optimizer, factor: Schedule) -> str:
+    """Kind, options and rates, in words that are the same in another process."""
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return repr((type(optimizer).__name__, groups, [factor(i / 16) for i in range(16)]))

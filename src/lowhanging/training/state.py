@@ -1,0 +1,228 @@
+"""How good is the network on every named data set, epoch after epoch?
+
+Each set is measured by the `Objective` that the rest of the library would measure it with, at the weights and buffers
+(BatchNorm's statistics) as they are.
+
+How does a training go on after an interruption, to the same bits?
+
+What the next step depends on is kept at the end of an epoch: weights and buffers, the optimizer's state, the state of
+every random generator, and the history. Tensors of any dtype and an optimizer's nested state are what torch can write
+and read back without running code from the file, so that is what lies in it, as one array of bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lowhanging.errors import NotSmoothWarning, explain
+from lowhanging.io import ResumeFile, digest
+from lowhanging.objective.batches import ShuffledBatches
+from lowhanging.objective.checkpoints import same_values, tracked_buffers
+from lowhanging.objective.kernels import ONE_AT_A_TIME
+from lowhanging.objective.model_loss import BatchMean
+from lowhanging.objective.objective import Objective
+from lowhanging.objective.parameters import ParameterSpace
+from lowhanging.objective.protocol import Loss
+from lowhanging.training.options import Schedule, optimizer_identity
+
+
+class History:
+    """A row per epoch: what training gave, what every evaluation set gives, and the weights where they are kept."""
+
+    def __init__(self, model: nn.Module, loss: BatchMean, sets: Mapping[str, Any], checkpoint_epochs: list[int]):
+        self.model, self.loss, self.sets, self.checkpoint_epochs = model, loss, sets, checkpoint_epochs
+        self.space = ParameterSpace(model)
+        self.losses: dict[str, list[float]] = {name: [] for name in ("train", *sets)}
+        self.accuracies: dict[str, list[float | None]] = {name: [] for name in ("train", *sets)}
+        self.lr: list[float] = []
+        self.checkpoints: list[Tensor] = []
+        self.checkpoint_buffers: list[dict[str, Tensor]] = []  # all of them, beside each checkpoint
+        self.moved: list[str] = []  # names of the buffers that training has changed
+        self._before: dict[str, Tensor] = {}  # the buffers at the last row
+        self._objectives: dict[str, Loss] = {}
+
+    def add(self, loss: float, accuracy: float | None, *, rate: float) -> None:
+        """One row more, with the weights as they are now."""
+        rows = {"train": (loss, accuracy), **self._measured()}
+        epoch, buffers = len(self.lr), self._buffers()
+        changed = [name for name, old in self._before.items() if not same_values(old, buffers[name])]
+        self.moved += [name for name in changed if name not in self.moved]
+        self._before = buffers
+        for name, row in rows.items():
+            self.losses[name].append(row[0])
+            self.accuracies[name].append(row[1])
+        self.lr.append(rate)
+        if epoch in self.checkpoint_epochs:
+            self.checkpoints.append(self.space.flatten(self.model).cpu())
+            self.checkpoint_buffers.append(buffers)
+
+    def ends_here(self) -> bool:
+        """Whether the evaluation sets give the last row once more, bit for bit."""
+        last = {name: (self.losses[name][-1], self.accuracies[name][-1]) for name in self.sets}
+        return repr(last) == repr(self._measured())  # NaN is NaN
+
+    def state(self) -> dict[str, Any]:
+        """All rows, as plain values and tensors."""
+        names = ("losses", "accuracies", "lr", "checkpoints", "checkpoint_buffers", "moved")
+        return {name: getattr(self, name) for name in names}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Rows of an interrupted run, whose last buffers the model holds."""
+        for name, rows in state.items():
+            setattr(self, name, rows)
+        self._before = self._buffers()
+
+    def kept_buffers(self) -> list[str]:
+        """Names of the buffers that belong to a checkpoint: those that training moves, all before the first epoch."""
+        names = [name for name, _ in self.model.named_buffers()]
+        moved = {*self.moved, *tracked_buffers(self.model)}
+        return names if len(self.lr) < 2 else [name for name in names if name in moved]
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """A copy of all; what has not changed since the last row is shared with it."""
+        found = {}
+        for name, buffer in self.model.named_buffers():
+            old, new = self._before.get(name), buffer.detach().cpu()
+            found[name] = old if old is not None and same_values(old, new) else new.clone()
+        return found
+
+    def _measured(self) -> dict[str, tuple[float, float | None]]:
+        theta, found = self.space.flatten(self.model), {}
+        has_buffers = any(True for _ in self.model.buffers())
+        for name in self.sets:
+            here: Any = self._objective(name)
+            goes_along = has_buffers if name in self._objectives else bool(getattr(here, "moving_names", ()))
+            try:
+                here = here.at(self.model) if goes_along else here
+            except (ValueError, TypeError) as error:
+                error.add_note(f"This is about evaluate[{name!r}].")
+                raise
+            value, share = here.evaluate(theta)
+            found[name] = float(value), share
+        return found
+
+    def _objective(self, name: str) -> Loss:
+        """The loss of an evaluation set, made once."""
+        data = self.sets[name]
+        if hasattr(data, "evaluate") and hasattr(data, "theta0"):
+            return data  # type: ignore[no-any-return]
+        if name not in self._objectives:
+            try:
+                with ONE_AT_A_TIME, warnings.catch_warnings():
+                    warnings.simplefilter("ignore", NotSmoothWarning)  # kinks are no matter for training
+                    loss_fn, batch_loss = self.loss.loss_fn, self.loss.batch_loss
+                    self._objectives[name] = Objective(
+                        self.model, data, loss_fn=loss_fn, batch_loss=batch_loss, distributed=False
+                    )
+            except (ValueError, TypeError) as error:
+                error.add_note(f"This is about evaluate[{name!r}].")
+                raise
+        return self._objectives[name]
+
+State = dict[str, Any]  # plain values, tensors, and lists and mappings of them
+
+
+class TrainingFile:
+    """The file of one training."""
+
+    def __init__(self, resume: str | Path, identity: Mapping[str, str]):
+        self._file = ResumeFile(resume, identity, kind="a training", run="training")
+        self._pending: np.ndarray | None = None  # the newest state, where the file has an older one
+        self._is_readable = False  # whether a state of this run is known to come back
+
+    def read(self) -> State | None:
+        """The state that was written last; None without a file."""
+        stored = self._file.read()
+        if stored is None:
+            return None
+        try:
+            return _read_back(stored[0]["state"])
+        except Exception as error:  # torch has no one error for bytes that are none of its own
+            raise self._file.damaged() from error
+
+    def keep(self, state: State, *, now: bool = False) -> None:
+        """Write the state, unless the writing would take more than a tenth of the time; then it waits for `flush`."""
+        self._pending = self._as_bytes(state)
+        if now or self._file.is_due:
+            self._write()
+
+    def flush(self) -> None:
+        """Write what waits, on the way out of a run that has failed: a full disk is not the error to report."""
+        with contextlib.suppress(OSError):
+            self._write()
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raise the error for a file whose training had another model, loss or data set, or began elsewhere."""
+        remedy = "Name another file, or repeat the call that made this one, with as many threads."
+        if what == "model (its weights)":
+            remedy = "Pass the model as it was before that training, or as that training left it; or name another file."
+        self._file.refuse([what], remedy)
+
+    def _write(self) -> None:
+        if self._pending is not None:
+            self._file.write({"state": self._pending}, {})
+            self._pending = None
+
+    def _as_bytes(self, state: State) -> np.ndarray:
+        buffer = io.BytesIO()
+        try:
+            torch.save(state, buffer)
+            found = np.frombuffer(buffer.getbuffer(), dtype=np.uint8)
+            if not self._is_readable:
+                _read_back(found)
+                self._is_readable = True
+        except Exception as error:  # pickle has no one error for what it can't write
+            received = f"has a state that can't be written and read back safely ({str(error).splitlines()[0]})"
+            remedy = "Leave resume= out, or use an optimizer of torch's."
+            expected = "state_dict() of tensors and plain values"
+            raise TypeError(explain("optimizer", received, expected, remedy)) from error
+        return found
+
+
+def training_identity(
+    model: nn.Module,
+    batches: ShuffledBatches,
+    optimizer: torch.optim.Optimizer,
+    factor: Schedule,
+    losses: tuple[Callable[..., Any] | None, ...],
+    names: list[str],
+    device: torch.device,
+    counts: Mapping[str, Any],
+) -> dict[str, str]:
+    """What determines a training, in words that are the same in another process; the weights are told by the state."""
+    space = ParameterSpace(model)
+    buffers = [(name, tuple(buffer.shape), str(buffer.dtype)) for name, buffer in model.named_buffers()]
+    return {
+        "data": batches.identity(),
+        "model": repr((space.names, space.shapes, str(space.dtype), buffers)),
+        "optimizer, lr or schedule": optimizer_identity(optimizer, factor),
+        "loss_fn or batch_loss": repr([_name(function) for function in losses]),
+        "evaluate": repr(names),
+        "device": device.type,
+        **{name: repr(value) for name, value in counts.items()},
+    }
+
+
+def digest_of(model: nn.Module) -> str:
+    """Of weights and buffers, frozen ones too."""
+    return digest(*model.parameters(), *model.buffers())
+
+
+def _name(function: Callable[..., Any] | None) -> str | None:
+    if function is None:
+        return None
+    return str(getattr(function, "__qualname__", type(function).__name__))
+
+
+def _read_back(stored: np.ndarray) -> State:
+    state: State = torch.load(io.BytesIO(stored.tobytes()), map_location="cpu", weights_only=True)
+    return state

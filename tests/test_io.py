@@ -1,0 +1,209 @@
+"""results: what was saved comes back bit for bit, a file is whole or not there, and NumPy alone can read it.
+
+Oracles: equality with what was saved; `numpy.load`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import lowhanging as lh
+from lowhanging.errors import DamagedFileError
+from lowhanging.io import load_result, save_result, write_atomically
+
+
+@dataclass(frozen=True)
+class Pairs:
+    values: Tensor  # (k,)
+    counts: Tensor  # (k,), integers
+    losses: dict[str, Tensor]
+    scalar: Tensor  # ()
+    num_products: int
+    tol: float
+    which: str
+    names: list[str]
+    settings: dict[str, Any]
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Other:
+    values: Tensor
+
+
+def pairs() -> Pairs:
+    values = torch.tensor([math.pi, -0.0, math.inf, 1e-300], dtype=torch.float64)
+    losses = {"mixed": torch.ones(2, 3), "a/b": torch.tensor([True, False])}
+    return Pairs(
+        values, torch.tensor([3, 1]), losses, torch.tensor(2.5), 17, 1e-4, "LA", ["x", "y"], {"lr": [1, 2], "empty": {}}
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    before = pairs()
+    path = save_result(before, tmp_path / "pairs")
+    assert path == tmp_path / "pairs.npz"
+    assert save_result(before, path) == path  # the suffix is not doubled, the file is replaced
+    assert [file.name for file in tmp_path.iterdir()] == ["pairs.npz"]
+    after = load_result(Pairs, tmp_path / "pairs")
+    for name, value in vars(before).items():
+        other = getattr(after, name)
+        if isinstance(value, Tensor):
+            assert other.dtype == value.dtype
+            assert torch.equal(other, value)
+        elif name == "losses":
+            assert list(other) == list(value)
+            assert all(torch.equal(other[key], value[key]) for key in value)
+        else:
+            assert other == value
+    assert math.copysign(1, after.values[1]) == -1.0
+
+
+def test_weights_on_a_graph_are_saved_without_it(tmp_path: Path) -> None:
+    values = torch.ones(2, requires_grad=True) * 2
+    assert not load_result(Other, save_result(Other(values), tmp_path / "o")).values.requires_grad
+
+
+def test_numpy_alone_can_read_it(tmp_path: Path) -> None:
+    with np.load(save_result(pairs(), tmp_path / "p"), allow_pickle=False) as stored:
+        assert stored["values"].tolist() == pairs().values.tolist()
+        assert stored["losses/mixed"].shape == (2, 3)
+        assert json.loads(str(stored["__lowhanging__"]))["class"] == "Pairs"
+
+
+def test_another_class_is_refused(tmp_path: Path) -> None:
+    path = save_result(pairs(), tmp_path / "p")
+    with pytest.raises(ValueError) as error:
+        load_result(Other, path)
+    assert str(error.value) == (
+        f"path is {str(path)!r}, a saved Pairs, expected a file saved by Other.save.\n"
+        "Load the file with the class that saved it: Class.load(path)."
+    )
+
+
+def broken_files(folder: Path) -> dict[str, Path]:
+    whole = save_result(pairs(), folder / "whole").read_bytes()
+    torn = bytearray(whole)
+    torn[60:120] = bytes(60)
+    contents = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello", "torn": bytes(torn)}
+    for name, content in contents.items():
+        (folder / f"{name}.npz").write_bytes(content)
+    np.savez(folder / "foreign.npz", values=np.ones(3))
+    np.save(folder / "array.npy", np.ones(3))
+    (folder / "array.npy").rename(folder / "array.npz")
+    return {path.stem: path for path in folder.glob("*.npz") if path.stem != "whole"}
+
+
+def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
+    files = broken_files(tmp_path)
+    assert len(files) == 6
+    for path in files.values():
+        with pytest.raises(ValueError, match=r"not a result of lowhanging, expected a file saved by Pairs.save"):
+            load_result(Pairs, path)
+    with pytest.raises(FileNotFoundError, match=r"does not exist, expected a file saved by Pairs.save.\nCheck"):
+        load_result(Pairs, tmp_path / "absent")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "result.npz"
+    target.write_bytes(b"old")
+
+    def fail(stream: Any) -> None:
+        stream.write(b"half of the new")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(target, fail)
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["result.npz"]
+
+
+def test_files_have_the_usual_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = os.umask(0o027)
+    try:
+        write_atomically("plain", lambda stream: stream.write(b"x"))  # no folder in the name: beside the others
+        assert stat.S_IMODE(Path("plain").stat().st_mode) == 0o640
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+
+
+@dataclass(frozen=True)
+class Named:
+    names: tuple[str, str]
+    rows: list[int]
+
+
+def test_a_tuple_comes_back_as_one(tmp_path: Path) -> None:
+    """JSON knows lists only; which of them was a tuple is told by the annotation."""
+    found = load_result(Named, save_result(Named(("u", "v"), [1, 2]), tmp_path / "named"))
+    assert found == Named(("u", "v"), [1, 2])
+    assert (type(found.names), type(found.rows)) == (tuple, list)
+
+
+REDUCED = [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", REDUCED)
+def test_numbers_of_every_dtype_come_back_with_it(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Also of those that NumPy has not, NaN, infinity and a negative zero included, and in views and scalars."""
+    values = torch.tensor([[1.5, -0.0, torch.inf], [-3.0, torch.nan, 0.125]]).to(dtype)
+    before = dataclasses.replace(
+        pairs(), values=values.T, scalar=values[0, 0], losses={"a": values, "b": torch.ones(2), "c": values[:0]}
+    )
+    after = load_result(Pairs, save_result(before, tmp_path / "a"))
+    for mine, other in ((after.values, values.T), (after.scalar, values[0, 0]), (after.losses["a"], values)):
+        assert mine.dtype == dtype
+        assert mine.shape == other.shape
+        assert torch.equal(mine.float().nan_to_num(7.0), other.float().nan_to_num(7.0))
+        assert torch.equal(mine.float().signbit(), other.float().signbit())
+    assert after.losses["b"].dtype == torch.float32
+    assert after.losses["c"].shape == (0, 3)
+    assert after.losses["c"].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_results_in_half_precision_are_saved(tmp_path: Path, dtype: torch.dtype) -> None:
+    a, b, c = (torch.randn(6, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(3))
+    plane = lh.plane_through(a, b, c)
+    again = lh.landscape.Plane.load(plane.save(tmp_path / "plane"))
+    assert again.directions.dtype == again.center.dtype == dtype
+    assert torch.equal(again.directions, plane.directions)
+    assert torch.equal(again.center, plane.center)
+    loss = lh.FunctionObjective(lambda theta: (theta**2).sum(), a)
+    for found in (
+        lh.line_slice({"f": loss}, torch.ones(6, dtype=dtype), num=3),
+        lh.path_slice({"f": loss}, [a, b, c], num=5),
+        lh.plane_slice({"f": loss}, plane, num=3),
+        lh.principal_directions(torch.stack([a, b, c])),
+    ):
+        loaded = type(found).load(found.save(tmp_path / type(found).__name__))
+        for field in dataclasses.fields(found):
+            mine, other = getattr(loaded, field.name), getattr(found, field.name)
+            if isinstance(other, Tensor):
+                assert mine.dtype == other.dtype
+                assert torch.equal(mine, other)
+
+
+def test_a_dtype_that_is_none_is_damage(tmp_path: Path) -> None:
+    path = save_result(dataclasses.replace(pairs(), values=torch.ones(2, dtype=torch.bfloat16)), tmp_path / "a")
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    meta = str(arrays["__lowhanging__"])
+    assert meta.count("bfloat16") == 1
+    np.savez(path, **(arrays | {"__lowhanging__": np.array(meta.replace("bfloat16", "nonsense"))}))
+    with pytest.raises(DamagedFileError, match="not a result of lowhanging"):
+        load_result(Pairs, path)
