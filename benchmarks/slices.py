@@ -273,8 +273,8 @@ def main() -> None:
         print(f"| {row:<38} | {seconds:>7.1f} | {whole / seconds:>4.2f}x | {numbers} | {changed:<12} | {said} |")
     print(f"\nspeed: against '{LARGE}'; errors: largest over the losses; float32, so about 1e-6 is rounding")
     if options.json:
-        told = {row: result | {"quadratic": repr(result["quadratic"])} for row, result in runs.items()}
-        options.json.write_text(json.dumps({"what": size, "threads": torch.get_num_threads(), "rows": told}, indent=1))
+        fingerprint = {row: result | {"quadratic": repr(result["quadratic"])} for row, result in runs.items()}
+        options.json.write_text(json.dumps({"what": size, "threads": torch.get_num_threads(), "rows": fingerprint}, indent=1))
 
 
 if __name__ == "__main__":

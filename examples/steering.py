@@ -135,23 +135,23 @@ answers = {"shape": labels, "colour": other}
 control = lh.ConflictControl(losses["both"], disagreeing, answers)
 
 
-def told(theta):
+def fingerprint(theta):
     return ", ".join(f"{cue} {share:.1%}" for cue, share in control(theta).items())
 
 
 steered = minimum.theta + 3 * keep_shape
-print("answers at the minimum:", told(minimum.theta))
-print("answers, steered:      ", told(steered))
+print("answers at the minimum:", fingerprint(minimum.theta))
+print("answers, steered:      ", fingerprint(steered))
 print(control.shift(steered, minimum.theta, towards="shape", away="colour"))
 
 # %% [markdown]
 # Is the shift above zero, with its whole interval? Then colour lost influence. Is it not, as here? Then the direction
-# breaks the network on colour-only inputs, and nothing shows that a circuit was removed. `name_circuit` puts both
+# breaks the network on colour-only inputs, and nothing shows that a circuit was removed. `attribute_circuit` puts both
 # findings into one answer, and calls nothing after a circuit that the answers do not confirm.
 
 # %%
 single = ("shape", "colour")
-verdict = lh.steering.name_circuit(
+verdict = lh.steering.attribute_circuit(
     control,
     steered,
     minimum.theta,
@@ -173,7 +173,7 @@ reading = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
 reading["0.weight"][:, 12:] = -weights["0.weight"][:, 12:]
 blind = minimum.theta + space.flatten(reading)
 
-print("answers, colour-blind: ", told(blind))
+print("answers, colour-blind: ", fingerprint(blind))
 print(control.shift(blind, minimum.theta, towards="shape", away="colour"))
 
 # %% [markdown]

@@ -128,12 +128,12 @@ class Pictures:
 
 def described(figure: Any) -> str:
     """A picture in words, for those who do not see it: what its axes say."""
-    told = []
+    fingerprint = []
     for ax in figure.axes:
         title, x, y = ax.get_title(), ax.get_xlabel(), ax.get_ylabel()
         shown = f"{y} against {x}" if x and y else x or y
-        told.append(f"{title}: {shown}" if title and shown else title or shown)
-    words = "; ".join(dict.fromkeys(" ".join(part.split()) for part in told if part))
+        fingerprint.append(f"{title}: {shown}" if title and shown else title or shown)
+    words = "; ".join(dict.fromkeys(" ".join(part.split()) for part in fingerprint if part))
     return re.sub(r"[\[\]|*_`$\\]", "", words) or "A picture"
 
 

@@ -22,7 +22,7 @@ from torch.utils.data.distributed import DistributedSampler
 import lowhanging as lh
 from lowhanging.objective import distributed as ranks
 from lowhanging.objective import hvp as products
-from lowhanging.objective.hvp import LOOP, GraphEngine, Way
+from lowhanging.objective.hvp import LOOP, Batching, GraphEngine
 
 NUM = 23  # odd: the two shards differ in length, and both end in a ragged micro-batch of 5
 EXAMPLE = Path(__file__).parents[1] / "examples" / "distributed.py"
@@ -202,14 +202,14 @@ def alone(rank: int) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def votes(rank: int) -> dict[str, Any]:
     """Rank 1 can only use the slowest engine, and multiplies blocks one by one: so do both."""
-    chosen, quicker = products.Products._choose, products.quicker_way
-    products.quicker_way = lambda *_: LOOP if rank == 1 else Way("vmap", 16)
+    chosen, quicker = products.Products._choose, products.choose_batching
+    products.choose_batching = lambda *_: LOOP if rank == 1 else Batching("vmap", 16)
     if rank == 1:
         products.Products._choose = lambda self, theta, wanted: GraphEngine(self._matrix, keeps=False)
     loss = lh.Objective(model(), data())
     H, v = lh.hessian(loss), direction(loss.num_params)
     found = {"columns by vote": H @ torch.stack([v, v.cos()], 1)}
-    products.Products._choose, products.quicker_way = chosen, quicker
+    products.Products._choose, products.choose_batching = chosen, quicker
     return found | {"engine": loss.engine, "block": H.block, "reason": str(loss.fallback_reason)}
 
 

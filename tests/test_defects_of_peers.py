@@ -31,7 +31,7 @@ def regression(num: int = 8) -> tuple[nn.Linear, Tensor, Tensor]:
     return model, inputs, torch.arange(num) % 3
 
 
-def on_paper(model: nn.Linear, inputs: Tensor) -> Tensor:
+def closed_form(model: nn.Linear, inputs: Tensor) -> Tensor:
     """Mean over examples of (diag(q) - q q^T) (x) x x^T, with the bias as a fifth input; in the order of theta."""
     with torch.no_grad():
         q = model(inputs).softmax(dim=1)
@@ -77,8 +77,8 @@ def quadratic(values: object, seed: int = 0) -> Tensor:
 def test_ragged_last_batch() -> None:
     """The defect: the mean of batch means weighs the examples of a smaller last batch more."""
     model, inputs, targets = regression()
-    exact = spectrum(on_paper(model, inputs))
-    defective = (on_paper(model, inputs[:5]) + on_paper(model, inputs[5:])) / 2
+    exact = spectrum(closed_form(model, inputs))
+    defective = (closed_form(model, inputs[:5]) + closed_form(model, inputs[5:])) / 2
     assert distance(spectrum(defective), exact) > 1e-2
     ragged = [(inputs[:5], targets[:5]), (inputs[5:], targets[5:])]
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=5)
@@ -93,13 +93,13 @@ def test_ragged_last_batch() -> None:
 def test_shuffled_loader() -> None:
     """The defect: each product reads the loader anew, so products of one search belong to different matrices."""
     model, inputs, targets = regression()
-    exact = on_paper(model, inputs)
+    exact = closed_form(model, inputs)
 
     def loader(drop_last: bool = False) -> DataLoader:
         return DataLoader(TensorDataset(inputs, targets), batch_size=5, shuffle=True, drop_last=drop_last)
 
     reread = loader(drop_last=True)  # what the defect sees: another five of the eight each time
-    seen = [spectrum(on_paper(model, x)) for _ in range(4) for x, _ in reread]
+    seen = [spectrum(closed_form(model, x)) for _ in range(4) for x, _ in reread]
     assert max(distance(one, seen[0]) for one in seen[1:]) > 1e-2
     state = torch.get_rng_state()
     assert distance(lh.top_hessian_eigs(model, loader(), k=15, tol=TOL).values, spectrum(exact)) < 1e-12
@@ -110,7 +110,7 @@ def test_shuffled_loader() -> None:
     products = [H @ v for _ in range(4)]
     subset = torch.cat([batch[0] for batch in H.loss.batches])
     assert len(subset) == 5
-    assert all(distance(product, on_paper(model, subset) @ v) < 1e-12 for product in products)
+    assert all(distance(product, closed_form(model, subset) @ v) < 1e-12 for product in products)
 
 
 def test_ignore_index() -> None:

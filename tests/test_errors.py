@@ -15,6 +15,7 @@ import torch
 from lowhanging.errors import (
     NotConvergedError,
     NotSmoothWarning,
+    argument_message,
     check_choice,
     check_count,
     check_device,
@@ -23,7 +24,6 @@ from lowhanging.errors import (
     check_real,
     check_vector,
     check_writable_folder,
-    explain,
 )
 
 
@@ -32,7 +32,7 @@ def says(error: pytest.ExceptionInfo[BaseException], text: str) -> None:
 
 
 def test_explain_has_four_parts_on_two_lines() -> None:
-    text = explain("k", "is 0", "an integer from 1 to 7", "Ask for one pair.")
+    text = argument_message("k", "is 0", "an integer from 1 to 7", "Ask for one pair.")
     assert text == "k is 0, expected an integer from 1 to 7.\nAsk for one pair."
 
 

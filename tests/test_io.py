@@ -21,11 +21,11 @@ from torch import Tensor
 
 import lowhanging as lh
 from lowhanging.errors import DamagedFileError
-from lowhanging.io import load_result, save_result, write_atomically
+from lowhanging.io import ResumeFile, Saved, write_atomically
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(Saved):
     values: Tensor  # (k,)
     counts: Tensor  # (k,), integers
     losses: dict[str, Tensor]
@@ -39,7 +39,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Other:
+class Other(Saved):
     values: Tensor
 
 
@@ -53,11 +53,11 @@ def pairs() -> Pairs:
 
 def test_round_trip(tmp_path: Path) -> None:
     before = pairs()
-    path = save_result(before, tmp_path / "pairs")
+    path = before.save(tmp_path / "pairs")
     assert path == tmp_path / "pairs.npz"
-    assert save_result(before, path) == path  # the suffix is not doubled, the file is replaced
+    assert before.save(path) == path  # the suffix is not doubled, the file is replaced
     assert [file.name for file in tmp_path.iterdir()] == ["pairs.npz"]
-    after = load_result(Pairs, tmp_path / "pairs")
+    after = Pairs.load(tmp_path / "pairs")
     for name, value in vars(before).items():
         other = getattr(after, name)
         if isinstance(value, Tensor):
@@ -73,28 +73,122 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_weights_on_a_graph_are_saved_without_it(tmp_path: Path) -> None:
     values = torch.ones(2, requires_grad=True) * 2
-    assert not load_result(Other, save_result(Other(values), tmp_path / "o")).values.requires_grad
+    assert not Other.load(Other(values).save(tmp_path / "o")).values.requires_grad
 
 
 def test_numpy_alone_can_read_it(tmp_path: Path) -> None:
-    with np.load(save_result(pairs(), tmp_path / "p"), allow_pickle=False) as stored:
+    with np.load(pairs().save(tmp_path / "p"), allow_pickle=False) as stored:
         assert stored["values"].tolist() == pairs().values.tolist()
         assert stored["losses/mixed"].shape == (2, 3)
-        assert json.loads(str(stored["__lowhanging__"]))["class"] == "Pairs"
+        assert json.loads(str(stored["__lowhanging__"]))["class"].endswith(".Pairs")
 
 
 def test_another_class_is_refused(tmp_path: Path) -> None:
-    path = save_result(pairs(), tmp_path / "p")
+    path = lh.Subspace.span(torch.eye(3)[:2]).save(tmp_path / "s")
     with pytest.raises(ValueError) as error:
-        load_result(Other, path)
+        lh.landscape.Plane.load(path)
     assert str(error.value) == (
-        f"path is {str(path)!r}, a saved Pairs, expected a file saved by Other.save.\n"
-        "Load the file with the class that saved it: Class.load(path)."
+        f"path is {str(path)!r}, a saved Subspace, expected a file saved by Plane.save.\n"
+        "Load it with Subspace.load(path), or with lh.load(path)."
     )
 
 
+def test_load_reads_any_result(tmp_path: Path) -> None:
+    space = lh.Subspace.span(torch.eye(3)[:2])
+    found = lh.load(space.save(tmp_path / "s"))
+    assert type(found) is lh.Subspace
+    assert torch.equal(found.basis, space.basis)
+
+
+@dataclass(frozen=True)
+class Nested(Saved):
+    parts: tuple[lh.Subspace, ...]
+    by_level: dict[float, Any]
+    call: Any = None
+
+    unsaved = ("call",)
+
+
+def test_results_within_results_come_back_and_what_they_share_is_stored_once(tmp_path: Path) -> None:
+    space = lh.Subspace.span(torch.eye(3)[:2])
+    path = Nested((space, space), {0.5: [1, (2, None)]}, print).save(tmp_path / "n")
+    with np.load(path) as stored:
+        assert sorted(stored.files) == ["__lowhanging__", "parts/0/basis"]
+    found = Nested.load(path)
+    assert found.by_level == {0.5: [1, (2, None)]}
+    assert found.call is None
+    assert [torch.equal(part.basis, space.basis) for part in found.parts] == [True, True]
+    assert found.parts[0].basis is found.parts[1].basis
+
+
+@pytest.mark.parametrize("name", ["os.system", "lowhanging.io.Path", "lowhanging.errors.argument_message", "shutil.Foo"])
+def test_a_file_makes_no_class_but_our_results(tmp_path: Path, name: str) -> None:
+    path = lh.Subspace.span(torch.eye(3)[:2]).save(tmp_path / "s")
+    with np.load(path) as stored:
+        arrays = {key: stored[key] for key in stored.files}
+    meta = json.loads(str(arrays["__lowhanging__"])) | {"class": name}
+    np.savez(path, **(arrays | {"__lowhanging__": np.array(json.dumps(meta))}))
+    with pytest.raises(DamagedFileError, match="not a result of lowhanging"):
+        lh.load(path)
+
+
+def test_what_can_not_be_saved_is_named_and_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"settings/f is a function, which can't be saved"):
+        dataclasses.replace(pairs(), settings={"f": lambda: 0}).save(tmp_path / "p")
+    assert list(tmp_path.iterdir()) == []
+
+
+def resume_file(path: Path, kind: str = "a training", **identity: str) -> ResumeFile:
+    return ResumeFile(path, {"data": "x"} | identity, kind=kind)
+
+
+def test_a_resume_file_returns_its_state_and_is_another_calls_or_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    file = resume_file(path)
+    assert file.read() is None
+    state = {"rows": torch.arange(3), "spot": np.ones(2), "space": lh.Subspace.span(torch.eye(2)), "n": {1: (2.5, None)}}
+    file.write(state)
+    found = resume_file(path).read()
+    assert found is not None
+    assert found["n"] == state["n"]
+    assert torch.equal(found["rows"], torch.arange(3))
+    assert isinstance(found["spot"], np.ndarray)
+    assert torch.equal(found["space"].basis, torch.eye(2))
+    before = file.path.read_bytes()
+    with pytest.raises(ValueError, match=r"the file of a training with another data, expected a new file or that of"):
+        resume_file(path, data="y").read()
+    with pytest.raises(DamagedFileError, match="no resume file of a polish"):
+        resume_file(path, "a polish").read()
+    assert file.path.read_bytes() == before
+    file.path.write_bytes(before[: len(before) // 2])
+    with pytest.raises(DamagedFileError, match="no resume file of a training"):
+        resume_file(path).read()
+
+
+def test_writing_takes_a_tenth_of_the_time_at_most_and_the_rest_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, clock, written = resume_file(tmp_path / "run"), [0.0], []
+    monkeypatch.setattr("lowhanging.io.time.monotonic", lambda: clock[0])
+
+    def write(path: Path, content: dict[str, Any], **options: Any) -> None:
+        clock[0] += 1.0  # as long as a write takes
+        written.append(content["state"]["n"])
+
+    monkeypatch.setattr("lowhanging.io._write", write)
+    for n in range(40):
+        file.keep({"n": n})
+        clock[0] += 0.5
+    assert written == [0, 20]
+    file.flush()
+    file.flush()
+    assert written == [0, 20, 39]
+    file.keep({"n": 40}, now=True)
+    assert written[-1] == 40
+
+
 def broken_files(folder: Path) -> dict[str, Path]:
-    whole = save_result(pairs(), folder / "whole").read_bytes()
+    whole = pairs().save(folder / "whole").read_bytes()
     torn = bytearray(whole)
     torn[60:120] = bytes(60)
     contents = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello", "torn": bytes(torn)}
@@ -111,9 +205,9 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
     assert len(files) == 6
     for path in files.values():
         with pytest.raises(ValueError, match=r"not a result of lowhanging, expected a file saved by Pairs.save"):
-            load_result(Pairs, path)
+            Pairs.load(path)
     with pytest.raises(FileNotFoundError, match=r"does not exist, expected a file saved by Pairs.save.\nCheck"):
-        load_result(Pairs, tmp_path / "absent")
+        Pairs.load(tmp_path / "absent")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -142,14 +236,13 @@ def test_files_have_the_usual_permissions(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @dataclass(frozen=True)
-class Named:
+class Named(Saved):
     names: tuple[str, str]
     rows: list[int]
 
 
 def test_a_tuple_comes_back_as_one(tmp_path: Path) -> None:
-    """JSON knows lists only; which of them was a tuple is told by the annotation."""
-    found = load_result(Named, save_result(Named(("u", "v"), [1, 2]), tmp_path / "named"))
+    found = Named.load(Named(("u", "v"), [1, 2]).save(tmp_path / "named"))
     assert found == Named(("u", "v"), [1, 2])
     assert (type(found.names), type(found.rows)) == (tuple, list)
 
@@ -164,7 +257,7 @@ def test_numbers_of_every_dtype_come_back_with_it(tmp_path: Path, dtype: torch.d
     before = dataclasses.replace(
         pairs(), values=values.T, scalar=values[0, 0], losses={"a": values, "b": torch.ones(2), "c": values[:0]}
     )
-    after = load_result(Pairs, save_result(before, tmp_path / "a"))
+    after = Pairs.load(before.save(tmp_path / "a"))
     for mine, other in ((after.values, values.T), (after.scalar, values[0, 0]), (after.losses["a"], values)):
         assert mine.dtype == dtype
         assert mine.shape == other.shape
@@ -199,11 +292,11 @@ def test_results_in_half_precision_are_saved(tmp_path: Path, dtype: torch.dtype)
 
 
 def test_a_dtype_that_is_none_is_damage(tmp_path: Path) -> None:
-    path = save_result(dataclasses.replace(pairs(), values=torch.ones(2, dtype=torch.bfloat16)), tmp_path / "a")
+    path = dataclasses.replace(pairs(), values=torch.ones(2, dtype=torch.bfloat16)).save(tmp_path / "a")
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
     meta = str(arrays["__lowhanging__"])
     assert meta.count("bfloat16") == 1
     np.savez(path, **(arrays | {"__lowhanging__": np.array(meta.replace("bfloat16", "nonsense"))}))
     with pytest.raises(DamagedFileError, match="not a result of lowhanging"):
-        load_result(Pairs, path)
+        Pairs.load(path)

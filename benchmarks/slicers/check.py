@@ -21,7 +21,7 @@ from slicers.faults import SWAPPED, diagnosis
 from slicers.scene import Scene
 from torch import Tensor
 
-from lowhanging.errors import a_type, check_count, check_real, explain
+from lowhanging.errors import a_type, argument_message, check_count, check_real
 
 Slicer = Callable[..., Any]  # (model, loader, loss_fn, u, v, alphas, betas) -> (num_alphas, num_betas)
 
@@ -132,14 +132,14 @@ def check_slicer(
     """
     if not callable(slicer):
         remedy = "Pass a function (model, loader, loss_fn, u, v, alphas, betas) -> array."
-        raise TypeError(explain("slicer", f"is {a_type(slicer)}", "a function", remedy))
+        raise TypeError(argument_message("slicer", f"is {a_type(slicer)}", "a function", remedy))
     counts = num if isinstance(num, tuple) else (num, num)
     for count in counts:
         check_count("num", count, minimum=5, remedy="num=(7, 5) is the default.")
     if len(counts) != 2 or not all(count % 2 for count in counts):
-        raise ValueError(explain("num", f"is {num!r}", "one or two odd numbers", "Then the center is on the grid."))
+        raise ValueError(argument_message("num", f"is {num!r}", "one or two odd numbers", "Then the center is on the grid."))
     if dtype not in _TOL:
-        raise ValueError(explain("dtype", f"is {dtype}", "torch.float64 or torch.float32", "Leave it out."))
+        raise ValueError(argument_message("dtype", f"is {dtype}", "torch.float64 or torch.float32", "Leave it out."))
     check_real("extent", extent, minimum=0.0, exclusive=True, remedy="extent=1.0 is the default.")
     tol = _TOL[dtype] if tol is None else check_real("tol", tol, minimum=0.0, remedy="Leave it out.")
     name = getattr(slicer, "__name__", type(slicer).__name__)

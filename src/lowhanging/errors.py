@@ -40,7 +40,7 @@ class NotSmoothWarning(UserWarning):
     """The loss has kinks (ReLU, max-pool ...): its Hessian exists almost everywhere but misses the kinks."""
 
 
-def explain(argument: str, received: str, expected: str, remedy: str) -> str:
+def argument_message(argument: str, received: str, expected: str, remedy: str) -> str:
     """The four parts of a message: `argument` `received`, expected `expected`. `remedy`."""
     return f"{argument} {received}, expected {expected}.\n{remedy}"
 
@@ -49,10 +49,10 @@ def check_count(argument: str, value: Any, *, minimum: int = 1, maximum: int | N
     """`value` as an int between `minimum` and `maximum`, or an error."""
     expected = f"an integer of at least {minimum}" if maximum is None else f"an integer from {minimum} to {maximum}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(explain(argument, f"is {value!r}", expected, remedy))
+        raise TypeError(argument_message(argument, f"is {value!r}", expected, remedy))
     count = int(value)
     if count < minimum or (maximum is not None and count > maximum):
-        raise ValueError(explain(argument, f"is {count}", expected, remedy))
+        raise ValueError(argument_message(argument, f"is {count}", expected, remedy))
     return count
 
 
@@ -72,11 +72,11 @@ def check_real(
         f"a finite number in {brackets[0]}{minimum:g}, {maximum:g}{brackets[1]}" if is_bounded else "a finite number"
     )
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(explain(argument, f"is {value!r}", expected, remedy))
+        raise TypeError(argument_message(argument, f"is {value!r}", expected, remedy))
     number = float(value)
     inside = minimum < number < maximum if exclusive else minimum <= number <= maximum
     if not (math.isfinite(number) and inside):
-        raise ValueError(explain(argument, f"is {number:g}", expected, remedy))
+        raise ValueError(argument_message(argument, f"is {number:g}", expected, remedy))
     return number
 
 
@@ -89,7 +89,7 @@ def a_type(value: Any) -> str:
 def check_choice(argument: str, value: Any, choices: Sequence[str], *, remedy: str = "Name one of them.") -> str:
     """`value` as one of `choices`, or an error."""
     if value not in choices:
-        raise ValueError(explain(argument, f"is {value!r}", "one of " + ", ".join(map(repr, choices)), remedy))
+        raise ValueError(argument_message(argument, f"is {value!r}", "one of " + ", ".join(map(repr, choices)), remedy))
     return str(value)
 
 
@@ -99,7 +99,7 @@ def check_finite(argument: str, tensor: Tensor, *, remedy: str) -> None:
         tensor = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
     if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
         bad = (~torch.isfinite(tensor)).sum().item()
-        raise ValueError(explain(argument, f"holds {bad} NaN or infinite entries", "finite numbers", remedy))
+        raise ValueError(argument_message(argument, f"holds {bad} NaN or infinite entries", "finite numbers", remedy))
 
 
 def check_vector(
@@ -115,16 +115,16 @@ def check_vector(
     """`value` as a finite (size,) floating-point tensor, on the device and in the dtype of `like`, or an error."""
     expected = f"({size},) = (num_params,) of {owner}"
     if not isinstance(value, Tensor | np.ndarray):
-        raise TypeError(explain(argument, f"is {a_type(value)}", f"a tensor of shape {expected}", remedy))
+        raise TypeError(argument_message(argument, f"is {a_type(value)}", f"a tensor of shape {expected}", remedy))
     # NumPy's are copied: torch takes no read-only array.
     vector = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     if tuple(vector.shape) != (size,):
-        raise ValueError(explain(argument, f"has shape {tuple(vector.shape)}", expected, remedy))
+        raise ValueError(argument_message(argument, f"has shape {tuple(vector.shape)}", expected, remedy))
     if not vector.is_floating_point():
-        raise TypeError(explain(argument, f"has dtype {vector.dtype}", "a floating-point dtype", remedy))
+        raise TypeError(argument_message(argument, f"has dtype {vector.dtype}", "a floating-point dtype", remedy))
     check_finite(argument, vector, remedy=remedy)
     if not allow_zero and not bool(vector.any()):
-        raise ValueError(explain(argument, "is the zero vector", "a vector with a direction", remedy))
+        raise ValueError(argument_message(argument, "is the zero vector", "a vector with a direction", remedy))
     return vector if like is None else vector.to(device=like.device, dtype=like.dtype)
 
 
@@ -135,14 +135,14 @@ def check_device(device: Any) -> torch.device:
         wanted = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            explain("device", f"is {device!r}", "a torch device such as 'cpu' or 'cuda:0'", remedy)
+            argument_message("device", f"is {device!r}", "a torch device such as 'cpu' or 'cuda:0'", remedy)
         ) from error
     try:
         torch.empty(1, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         found = torch.cuda.device_count()
         expected = f"a device of this machine ({found} CUDA device{'' if found == 1 else 's'} found)"
-        raise ValueError(explain("device", f"is {str(wanted)!r}", expected, remedy)) from error
+        raise ValueError(argument_message("device", f"is {str(wanted)!r}", expected, remedy)) from error
     return wanted
 
 
@@ -151,7 +151,7 @@ def check_names(argument: str, names: Iterable[Any], *, remedy: str) -> list[str
     found = list(names)
     if not found or not all(isinstance(name, str) and name for name in found):
         raise ValueError(
-            explain(argument, f"has the names {found!r}", "at least one name, each a non-empty string", remedy)
+            argument_message(argument, f"has the names {found!r}", "at least one name, each a non-empty string", remedy)
         )
     return found
 
@@ -159,7 +159,7 @@ def check_names(argument: str, names: Iterable[Any], *, remedy: str) -> list[str
 def check_writable_folder(argument: str, folder: str | Path, *, remedy: str) -> Path:
     """`folder` as a Path that can hold new files (made if missing), or an error; no file is left behind."""
     if not str(folder):
-        raise ValueError(explain(argument, "is empty", "the name of a folder", remedy))
+        raise ValueError(argument_message(argument, "is empty", "the name of a folder", remedy))
     path = Path(folder)
     missing = [parent for parent in (path, *path.parents) if not parent.exists()]
     try:
@@ -172,6 +172,6 @@ def check_writable_folder(argument: str, folder: str | Path, *, remedy: str) -> 
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
         raise OSError(
-            explain(argument, f"is {str(path)!r} ({error.strerror})", "a folder that can be written to", remedy)
+            argument_message(argument, f"is {str(path)!r} ({error.strerror})", "a folder that can be written to", remedy)
         ) from error
     return path

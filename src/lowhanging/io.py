@@ -1,14 +1,12 @@
-"""How does a result get to disk and back?
+"""Saving, loading and resuming: results of any class as npz files, and the one file format of every long call.
 
-A result is a frozen dataclass of tensors, numbers, strings and mappings of them. It is stored as one npz: every tensor
-an array of that file, everything else in one JSON entry, so that NumPy alone can read it. Nothing is pickled. A tensor
-of a dtype that NumPy has not (bfloat16, the 8-bit floats) is stored as integers of its bits, and its dtype is told.
+A result is a frozen dataclass of tensors, numbers, strings, and mappings and sequences of them. Every tensor is an
+array of the npz, named by where it stands, everything else one JSON entry: NumPy alone can read it, and nothing is
+pickled. The file names the result's class, which is imported by that name from inside lowhanging only. A tensor of a dtype that
+NumPy has not (bfloat16, the 8-bit floats) is stored as integers of its bits beside the name of its dtype.
 
-How does a long call keep its state in a file, and whose file is it?
-
-One format for whatever can be interrupted: an npz of arrays, and beside them what kind of call wrote it, what
-determines that call's result (its identity, in words), and some numbers. The file appears whole or not at all. The file
-of another call is refused by the name of what differs, and left as it is; so is one that can't be read.
+`ResumeFile` keeps the state of a long call in the same form, beside what kind of call wrote it and what determines that
+call's result (its identity). The file of another call is refused by the name of what differs, and left as it is.
 """
 
 from __future__ import annotations
@@ -18,95 +16,213 @@ import dataclasses
 import errno
 import glob
 import hashlib
+import importlib
 import io
 import json
 import os
 import platform
+import re
 import tempfile
 import time
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from lowhanging.errors import DamagedFileError, explain
+from lowhanging.errors import DamagedFileError, argument_message
 
-_T = TypeVar("_T")
+FORMAT = 2  # of saved files; a newer one is refused by name, an older one is read or refused by its fields
+SHARE = 0.1  # of a long call's time that may go into writing its file
 _META = "__lowhanging__"
-FORMAT = 1  # of saved files; a newer one is refused by name, an older one is read or refused by its fields
 _MOST_PACKED = 2**28  # bytes: a small file that unpacks to more than this and a hundred times itself was not saved here
-_REMEDY = "Load the file with the class that saved it: Class.load(path)."
 
 
-def save_result(result: Any, path: str | Path) -> Path:
-    """Write a result dataclass to `path` as npz; the file appears whole or not at all. Returns the path written."""
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {}
-    for field in dataclasses.fields(result):
-        value = getattr(result, field.name)
-        if isinstance(value, Tensor):
-            tensors[field.name] = value
-        elif isinstance(value, dict) and value and all(isinstance(item, Tensor) for item in value.values()):
-            plain[field.name] = {"tensors": list(value)}
-            tensors |= {f"{field.name}/{name}": item for name, item in value.items()}
-        else:
-            plain[field.name] = {"value": value}
-    arrays = {name: as_array(tensor) for name, tensor in tensors.items()}
-    dtypes = {name: _dtype_name(tensor.dtype) for name, tensor in tensors.items() if _bits_of(tensor.dtype) is not None}
-    meta = json.dumps({"format": FORMAT, "class": type(result).__name__, "fields": plain, "dtypes": dtypes})
-    target = Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
-    entries: dict[str, Any] = {**arrays, _META: np.array(meta)}
-    is_large = sum(array.nbytes for array in arrays.values()) > _MOST_PACKED  # then packing costs more than it saves
-    pack = np.savez if is_large else np.savez_compressed
-    write_atomically(target, lambda stream: pack(stream, **entries))
-    return target
+class Saved:
+    """A result that can be written to a file and read back; `lh.load(path)` reads any of them."""
+
+    unsaved: ClassVar[tuple[str, ...]] = ()  # fields that are None in a result that was loaded
+
+    def save(self, path: str | Path) -> Path:
+        """Write to `path` as npz; the file appears whole or not at all. Returns the path written."""
+        target = _with_suffix(path)
+        _write(target, {"class": _name_of(type(self)), "fields": _fields(self)})
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedFileError: the file is cut short or changed, or was never a result.
+            ValueError: it is a result of another class, or of a version with other fields.
+            OSError: it can't be opened, or does not exist.
+        """
+        result: Self = _load(path, cls)
+        return result
 
 
-def load_result(cls: type[_T], path: str | Path) -> _T:
-    """Read what `save_result` wrote for the same class.
+def load(path: str | Path) -> Any:
+    """Any saved result, whatever its class.
+
+    Args:
+        path: where `result.save(path)` wrote it.
+
+    Returns:
+        an object of the class that was saved.
 
     Raises:
         DamagedFileError: the file is cut short or changed, or was never a result.
-        ValueError: it is a result of another class, or of a version with other fields.
+        ValueError: it is of a version with other fields.
         OSError: it can't be opened, or does not exist.
     """
-    source = Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
-    expected = f"a file saved by {cls.__name__}.save"
+    return _load(path, None)
+
+
+def _load(path: str | Path, wanted: type | None) -> Any:
+    source = _with_suffix(path)
+    expected = "a result saved by lowhanging" if wanted is None else f"a file saved by {wanted.__name__}.save"
     try:
-        arrays = read_arrays(source)
-        meta = json.loads(str(arrays.pop(_META)))
-        name_of_class, fields = meta["class"], dict(meta["fields"])
-        dtypes = {name: getattr(torch, dtype) for name, dtype in meta.get("dtypes", {}).items()}
-        tensors = {name: as_tensor(array, dtypes.get(name)) for name, array in arrays.items()}
+        arrays, meta = _read(source)
+        name, fields = meta["class"], meta["fields"]
+        check_format("path", source, meta, expected)
+        cls: Any = wanted if wanted is not None and name == _name_of(wanted) else _class_of(name)
     except FileNotFoundError as error:
         received = f"is {str(source)!r}, which does not exist"
-        raise FileNotFoundError(explain("path", received, expected, "Check the name and the folder.")) from error
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        received = f"is {str(source)!r}, not a result of lowhanging"
-        raise DamagedFileError(explain("path", received, expected, _REMEDY)) from error
-    check_format("path", source, meta, expected)
-    if name_of_class != cls.__name__:
-        raise ValueError(explain("path", f"is {str(source)!r}, a saved {name_of_class}", expected, _REMEDY))
+        remedy = "Check the name and the folder."
+        raise FileNotFoundError(argument_message("path", received, expected, remedy)) from error
+    except (_NewerFormatError, PermissionError, MemoryError):
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+        raise _no_result(source, expected) from error
+    if wanted is not None and cls is not wanted:
+        remedy = f"Load it with {cls.__name__}.load(path), or with lh.load(path)."
+        raise ValueError(argument_message("path", f"is {str(source)!r}, a saved {cls.__name__}", expected, remedy))
     try:
-        values: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if "/" not in name}
-        for name, entry in fields.items():
-            if "tensors" in entry:
-                values[name] = {key: tensors[f"{name}/{key}"] for key in entry["tensors"]}
-            else:
-                values[name] = entry["value"]
-        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-            if str(field.type).startswith("tuple[") and isinstance(values.get(field.name), list):
-                values[field.name] = tuple(values[field.name])  # JSON knows lists only
-        return cls(**values)
-    except (TypeError, KeyError) as error:
-        received = f"is {str(source)!r}, a saved {name_of_class} with other fields"
+        return _decoded({"class": name, "fields": fields}, arrays, {}, {name: cls})
+    except TypeError as error:
+        received = f"is {str(source)!r}, a saved {cls.__name__} with other fields"
         remedy = "Load it with the version of lowhanging that saved it."
-        raise ValueError(explain("path", received, expected, remedy)) from error
+        raise ValueError(argument_message("path", received, expected, remedy)) from error
+    except (KeyError, AttributeError, ValueError, RuntimeError) as error:
+        raise _no_result(source, expected) from error
+
+
+def _no_result(source: Path, expected: str) -> DamagedFileError:
+    received = f"is {str(source)!r}, not a result of lowhanging"
+    remedy = "Load a file that a result's .save(path) wrote."
+    return DamagedFileError(argument_message("path", received, expected, remedy))
+
+
+class ResumeFile:
+    """The file in which one long call keeps its state.
+
+    Args:
+        resume: its path; made at the first write.
+        identity: what determines the result, in words; the file of a call with another one is refused.
+        kind: what writes it, with its article, such as "a training".
+    """
+
+    def __init__(self, resume: str | Path, identity: Mapping[str, str], *, kind: str):
+        if not isinstance(resume, str | Path) or not str(resume):
+            remedy = 'Name a file: resume="plane.npz".'
+            raise TypeError(argument_message("resume", f"is {resume!r}", "the path of a file, or None", remedy))
+        self.path = _with_suffix(resume)
+        if not self.path.parent.is_dir():
+            expected = "a file in an existing folder"
+            raise ValueError(argument_message("resume", f"is {str(self.path)!r}", expected, "Make the folder."))
+        self.identity, self.kind = dict(identity), kind
+        self._next = 0.0  # when the next write may begin
+        self._waiting: Mapping[str, Any] | None = None  # the newest state, where the file has an older one
+
+    def read(self) -> dict[str, Any] | None:
+        """The state as it was written last; None without a file.
+
+        Raises:
+            DamagedFileError: it is no such file, or no longer a whole one.
+            ValueError: it belongs to another call.
+        """
+        try:
+            arrays, meta = _read(self.path)
+            kind, identity, state = meta["kind"], dict(meta["identity"]), meta["state"]
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError) as error:
+            raise self.damaged() from error
+        check_format("resume", self.path, meta, self._expected)
+        if kind != self.kind:
+            raise self.damaged()
+        different = [key for key in {**self.identity, **identity} if self.identity.get(key) != identity.get(key)]
+        if different:
+            self.refuse(different)
+        with self.decoding():
+            return dict(_decoded(state, arrays, {}, {}))
+
+    @property
+    def is_due(self) -> bool:
+        """Whether another write leaves nine tenths of the time to the work."""
+        return time.monotonic() >= self._next
+
+    def keep(self, state: Mapping[str, Any], *, now: bool = False) -> None:
+        """Write the state, unless that would take more than a tenth of the time; then it waits for `flush`.
+
+        Args:
+            state: a mapping of tensors, arrays, plain values, and mappings and sequences of them, none of which is
+                changed afterwards.
+            now: write it in any case.
+        """
+        self._waiting = state
+        if now or self.is_due:
+            self.write(state)
+
+    def flush(self) -> None:
+        """Write what waits, on the way out of a call that has failed: a full disk is not the error to report."""
+        if self._waiting is not None:
+            with contextlib.suppress(OSError):
+                self.write(self._waiting)
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Replace what is in the file."""
+        begun, self._waiting = time.monotonic(), None
+        _write(self.path, {"kind": self.kind, "identity": self.identity, "state": dict(state)}, packs=False)
+        now = time.monotonic()
+        self._next = now + (now - begun) / SHARE
+
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[None]:
+        """What goes wrong with a state that was read, turned into the error for a damaged file."""
+        try:
+            yield
+        except (_OtherCallError, DamagedFileError):
+            raise
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+            raise self.damaged() from error
+
+    def damaged(self) -> DamagedFileError:
+        """The error for a file that does not hold what such a call writes."""
+        received = f"is {str(self.path)!r}, no resume file of {self.kind}"
+        return DamagedFileError(argument_message("resume", received, self._expected, "Name another file."))
+
+    def refuse(self, different: Collection[str], remedy: str | None = None) -> NoReturn:
+        """Raise the error for the file of a call that was given something else."""
+        received = f"is {str(self.path)!r}, the file of {self.kind} with another {', '.join(sorted(different))}"
+        remedy = "Name another file, or repeat the call that made this one." if remedy is None else remedy
+        raise _OtherCallError(argument_message("resume", received, self._expected, remedy))
+
+    @property
+    def _expected(self) -> str:
+        return f"a new file or that of this {self.kind.split(' ', 1)[-1]}"
+
+
+class _OtherCallError(ValueError):
+    """Never damage: the file is whole."""
+
+
+class _NewerFormatError(ValueError):
+    """Never damage: the file is whole."""
 
 
 def check_format(argument: str, path: Path, meta: Mapping[str, Any], expected: str) -> None:
@@ -114,7 +230,111 @@ def check_format(argument: str, path: Path, meta: Mapping[str, Any], expected: s
     found = meta.get("format", FORMAT)
     if not isinstance(found, int) or found > FORMAT:
         received = f"is {str(path)!r}, of format {found}; this version reads {FORMAT}"
-        raise ValueError(explain(argument, received, expected, "Read it with the version of lowhanging that wrote it."))
+        remedy = "Read it with the version of lowhanging that wrote it."
+        raise _NewerFormatError(argument_message(argument, received, expected, remedy))
+
+
+def _fields(result: Any) -> dict[str, Any]:
+    unsaved = getattr(result, "unsaved", ())
+    return {
+        field.name: None if field.name in unsaved else getattr(result, field.name)
+        for field in dataclasses.fields(result)
+        if field.init
+    }
+
+
+def _name_of(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _class_of(name: str) -> type:
+    """A dataclass of lowhanging by its name."""
+    if not re.fullmatch(r"lowhanging(\.\w+)+", name):
+        raise ValueError(f"{name!r} is no class of lowhanging")
+    module, _, short = name.rpartition(".")
+    found = getattr(importlib.import_module(module), short)
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ValueError(f"{name!r} is no result class")
+    return found
+
+
+def _encoded(value: Any, place: str, arrays: dict[str, np.ndarray], names: dict[int, str]) -> Any:
+    """The value as JSON, its tensors and arrays put into `arrays` under the name of their place, each object once."""
+    if isinstance(value, Tensor | np.ndarray):
+        if id(value) not in names:
+            names[id(value)] = place if place not in arrays else f"{place} ({len(arrays)})"
+            arrays[names[id(value)]] = value if isinstance(value, np.ndarray) else as_array(value)
+        kind = "tensor" if isinstance(value, Tensor) else "array"
+        is_stored_by_bits = isinstance(value, Tensor) and _bits_of(value.dtype) is not None
+        dtype = {"dtype": str(value.dtype).removeprefix("torch.")} if is_stored_by_bits else {}
+        return {kind: names[id(value)], **dtype}
+
+    def each(key: Any, item: Any) -> Any:
+        return _encoded(item, f"{place}/{key}" if place else str(key), arrays, names)
+
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [[key, each(key, item)] for key, item in _fields(value).items()]
+        return {"class": _name_of(type(value)), "fields": fields}
+    if isinstance(value, Mapping):
+        return {"mapping": [[key, each(key, item)] for key, item in value.items()]}
+    if isinstance(value, tuple | list):
+        items = [each(i, item) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else {"tuple": items}
+    plain = value.item() if isinstance(value, np.generic) else value
+    if plain is None or isinstance(plain, bool | int | float | str):
+        return plain
+    raise TypeError(f"{place} is a {type(value).__name__}, which can't be saved")
+
+
+def _decoded(code: Any, arrays: Mapping[str, np.ndarray], made: dict[str, Tensor], classes: dict[str, type]) -> Any:
+    """What `_encoded` was given; `made` are the tensors that were made already, `classes` those known by name."""
+
+    def each(item: Any) -> Any:
+        return _decoded(item, arrays, made, classes)
+
+    if isinstance(code, list):
+        return [each(item) for item in code]
+    if not isinstance(code, dict):
+        return code
+    if "tensor" in code:
+        name = code["tensor"]
+        if name not in made:
+            made[name] = as_tensor(arrays[name], getattr(torch, code["dtype"]) if "dtype" in code else None)
+        return made[name]
+    if "array" in code:
+        return arrays[code["array"]]
+    if "tuple" in code:
+        return tuple(each(item) for item in code["tuple"])
+    if "mapping" in code:
+        return {key: each(item) for key, item in code["mapping"]}
+    cls = classes[code["class"]] if code["class"] in classes else _class_of(code["class"])
+    return cls(**{key: each(item) for key, item in code["fields"]})
+
+
+def _write(path: Path, content: Mapping[str, Any], *, packs: bool = True) -> None:
+    arrays: dict[str, np.ndarray] = {}
+    names: dict[int, str] = {}
+    # Of what a file is about, only the fields or the state hold tensors; their names then begin with the field's.
+    plain = {key: value for key, value in content.items() if key not in ("fields", "state")}
+    nested = {key: _encoded(content[key], "", arrays, names) for key in ("fields", "state") if key in content}
+    if "fields" in nested:
+        nested["fields"] = nested["fields"]["mapping"]
+    entries: dict[str, Any] = {**arrays, _META: np.array(json.dumps({"format": FORMAT, **plain, **nested}))}
+    is_large = sum(array.nbytes for array in arrays.values()) > _MOST_PACKED  # then packing costs more than it saves
+    pack = np.savez if is_large or not packs else np.savez_compressed
+    write_atomically(path, lambda stream: pack(stream, **entries))
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    arrays = read_arrays(path)
+    meta = json.loads(str(arrays.pop(_META)))
+    if not isinstance(meta, dict):
+        raise ValueError("no mapping")
+    return arrays, meta
+
+
+def _with_suffix(path: str | Path) -> Path:
+    return Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
@@ -137,10 +357,6 @@ def _bits_of(dtype: torch.dtype) -> torch.dtype | None:
     except TypeError:
         return {1: torch.uint8, 2: torch.int16}[dtype.itemsize]
     return None
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -176,7 +392,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _damaged(path: Path, how: str) -> str:
     received = f"is {str(path)!r}, cut short, changed or never an npz file ({how})"
-    return explain("path", received, "a whole npz file", "Delete it, and make it again.")
+    return argument_message("path", received, "a whole npz file", "Delete it, and make it again.")
 
 
 def digest(*tensors: Tensor) -> str:
@@ -187,17 +403,6 @@ def digest(*tensors: Tensor) -> str:
         found.update(f"{array.dtype} {array.shape}".encode())
         found.update(array.tobytes())
     return found.hexdigest()[:32]
-
-
-def resume_path(resume: str | Path) -> Path:
-    """Where an unfinished run is kept: an npz file in an existing folder, or an error."""
-    if not isinstance(resume, str | Path) or not str(resume):
-        remedy = 'Name a file: resume="plane.npz".'
-        raise TypeError(explain("resume", f"is {resume!r}", "the path of a file, or None", remedy))
-    path = Path(resume) if str(resume).endswith(".npz") else Path(f"{resume}.npz")
-    if not path.parent.is_dir():
-        raise ValueError(explain("resume", f"is {str(path)!r}", "a file in an existing folder", "Make the folder."))
-    return path
 
 
 def write_atomically(path: str | Path, write: Any) -> None:
@@ -224,7 +429,7 @@ def write_atomically(path: str | Path, write: Any) -> None:
         is_missing = not target.parent.is_dir()
         received = f"is {str(path)!r}, " + ("in a folder that does not exist" if is_missing else f"{error.strerror}")
         remedy = "Make the folder first." if is_missing else "Free space on the disk, or name another file."
-        message = explain("path", received, "a place that can be written to", remedy)
+        message = argument_message("path", received, "a place that can be written to", remedy)
         failure = type(error)(message)
         failure.errno = error.errno
         raise failure from error
@@ -256,79 +461,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-SHARE = 0.1  # of the time that may go into writing
-_RESUME_META = "__lowhanging_resume__"
-
-Arrays = dict[str, NDArray[Any]]
-
-
-class ResumeFile:
-    """The file of one call.
-
-    Args:
-        resume: its path; made at the first write.
-        identity: what determines the result, in words; the file of a call with another one is refused.
-        kind: what writes it, with its article, such as "a training".
-        run: what one such call is named in messages.
-    """
-
-    def __init__(self, resume: str | Path, identity: Mapping[str, str], *, kind: str, run: str = "run"):
-        self.path = resume_path(resume)
-        self.identity, self.kind, self.run = dict(identity), kind, run
-        self._next = 0.0  # when the next write may begin
-
-    def read(self) -> tuple[Arrays, dict[str, Any]] | None:
-        """Arrays and numbers as they were written last; None without a file.
-
-        Raises:
-            DamagedFileError: it is no such file, or no longer a whole one.
-            ValueError: it belongs to another call.
-        """
-        try:
-            arrays = read_arrays(self.path)
-            meta = json.loads(str(arrays.pop(_RESUME_META)))
-            kind, identity, numbers = meta["kind"], dict(meta["identity"]), dict(meta["numbers"])
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError, KeyError) as error:
-            raise self.damaged() from error
-        check_format("resume", self.path, meta, self._expected)
-        if kind != self.kind:
-            raise self.damaged()
-        different = [key for key in {**self.identity, **identity} if self.identity.get(key) != identity.get(key)]
-        if different:
-            self.refuse(different)
-        return arrays, numbers
-
-    @property
-    def is_due(self) -> bool:
-        """Whether another write leaves nine tenths of the time to the work."""
-        return time.monotonic() >= self._next
-
-    def write(self, arrays: Mapping[str, NDArray[Any]], numbers: Mapping[str, Any]) -> None:
-        """Replace what is in the file."""
-        begun = time.monotonic()
-        meta = json.dumps({"format": FORMAT, "kind": self.kind, "identity": self.identity, "numbers": dict(numbers)})
-        entries: dict[str, Any] = {**arrays, _RESUME_META: np.array(meta)}
-        write_atomically(self.path, lambda stream: np.savez(stream, **entries))
-        now = time.monotonic()
-        self._next = now + (now - begun) / SHARE
-
-    def damaged(self) -> DamagedFileError:
-        """The error for a file that does not hold what such a call writes."""
-        received = f"is {str(self.path)!r}, no resume file of {self.kind}"
-        return DamagedFileError(explain("resume", received, self._expected, "Name another file."))
-
-    def refuse(self, different: Collection[str], remedy: str | None = None) -> NoReturn:
-        """Raise the error for the file of a call that was given something else."""
-        received = f"is {str(self.path)!r}, the file of a {self.run} with another {', '.join(sorted(different))}"
-        remedy = "Name another file, or repeat the call that made this one." if remedy is None else remedy
-        raise ValueError(explain("resume", received, self._expected, remedy))
-
-    @property
-    def _expected(self) -> str:
-        return f"a new file or that of this {self.run}"
-def load(path: str | Path) -> Any:
-    """X."""
-    return path

@@ -286,7 +286,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
         assert (a.loss, a.shell_eigenvalue, a.num_gradients) == (b.loss, b.shell_eigenvalue, b.num_gradients)
     again = lh.trace_canyon(loss, point, to=(0.2, 1.5), step=0.03, resume=resume, progress=False)
     assert again.num_gradients == straight.num_gradients  # finished: nothing is computed but where it stands
-    with pytest.raises(ValueError, match="the file of a run with another arguments"):
+    with pytest.raises(ValueError, match="the file of a canyon's path with another arguments"):
         lh.trace_canyon(loss, point, to=(0.2, 1.4), step=0.03, resume=resume, progress=False)
     (tmp_path / "other.npz").write_text("no npz")
     with pytest.raises(ValueError, match="no resume file of a canyon"):
@@ -377,5 +377,5 @@ def test_the_resume_file_of_other_evaluated_objectives_is_refused(tmp_path):
 
     first = run(0.1)
     assert torch.equal(run(0.1).values("anchored"), first.values("anchored"))
-    with pytest.raises(ValueError, match="the file of a run with another evaluated objectives or conflict control"):
+    with pytest.raises(ValueError, match="the file of a canyon's path with another evaluated objectives or conflict control"):
         run(0.2)

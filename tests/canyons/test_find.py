@@ -57,7 +57,7 @@ def test_the_cartoon_has_four_canyons_with_the_certificates_of_paper(radius):
         assert point.sphere_eigenvalue == pytest.approx(2 * radius**2, rel=1e-10)
         assert point.slope == pytest.approx(0.2 * radius * math.exp(-(radius**2)), rel=1e-9)
         assert point.rise == pytest.approx(0.1 * -math.expm1(-(radius**2)), rel=1e-12)
-    assert [point.copy_of for point in found] == [None, 0, 0, 0]
+    assert [point.duplicate_of for point in found] == [None, 0, 0, 0]
     assert sum(point.num_starts for point in found) == 16
     assert found.num_lost == {f"{radius:g}": 0}
 
@@ -404,7 +404,7 @@ def test_aimed_starts_evaluated_losses_and_the_default_space():
     cues = {"first": lh.Objective(model, (first, targets)), "last": lh.Objective(model, (last, targets))}
     aim = lh.top_hessian_eigs(cues["first"], k=1, progress=False).vectors[0]
     found = lh.find_canyons(
-        minimum.objective, levels=0.1, starts=4, aimed={"first": aim}, evaluate=cues, rtol=1e-6, progress=False
+        minimum.objective, levels=0.1, starts=4, initial_directions={"first": aim}, evaluate=cues, rtol=1e-6, progress=False
     )
     assert found.space.dim == 30
     assert found.num_starts == 6
@@ -603,16 +603,16 @@ def test_slope_of_the_bowl_is_that_of_the_losses_quadratic():
         ({"metric": "sphere"}, ValueError, "metric is 'sphere', expected one of 'hessian', 'euclidean'"),
         ({"space": "all"}, TypeError, "space is 'all', expected a Subspace or \"full\""),
         ({"space": lh.Subspace(torch.eye(1, 2).double())}, ValueError, "expected a Subspace of at least 2 of 2"),
-        ({"starts": 0}, ValueError, "starts is 0, expected at least one, or aimed= vectors"),
-        ({"aimed": [torch.ones(2)]}, TypeError, "aimed is a list, expected a mapping name -> vector"),
-        ({"aimed": {"a": torch.ones(3)}}, ValueError, r"aimed\['a'\] has shape \(3,\)"),
+        ({"starts": 0}, ValueError, "starts is 0, expected at least one, or initial_directions= vectors"),
+        ({"initial_directions": [torch.ones(2)]}, TypeError, "initial_directions is a list, expected a mapping name -> vector"),
+        ({"initial_directions": {"a": torch.ones(3)}}, ValueError, r"initial_directions\['a'\] has shape \(3,\)"),
         ({"evaluate": {"a": 3}}, TypeError, r"evaluate\['a'\] is an int, expected an objective"),
         ({"conflict": 3}, TypeError, "conflict is an int, expected a ConflictControl"),
         ({"space": "full", "stationary": "all"}, ValueError, "stationary is 'all' in the full space"),
         ({"rtol": 0.0}, ValueError, r"rtol is 0, expected a finite number in \(0, 0.1\)"),
         ({"floor": -1.0, "metric": "hessian"}, ValueError, r"floor is -1, expected a finite number in \(0"),
         ({"floor": 1.0}, ValueError, "floor is 1.0 with metric='euclidean'"),
-        ({"aimed": {"a": torch.ones(2), "-a": torch.ones(2)}}, ValueError, "aimed has the names 'a' and '-a'"),
+        ({"initial_directions": {"a": torch.ones(2), "-a": torch.ones(2)}}, ValueError, "initial_directions has the names 'a' and '-a'"),
     ],
 )
 def test_bad_arguments_are_named(options, error, message):

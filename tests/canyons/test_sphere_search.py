@@ -12,23 +12,23 @@ import pytest
 import torch
 
 import lowhanging as lh
-from lowhanging.canyons.continuation import CanyonEvent, Tracer
-from lowhanging.canyons.find import Finder, _End
+from lowhanging.canyons.continuation import CanyonEvent, Continuation
+from lowhanging.canyons.find import BranchSearch, _End
 from lowhanging.canyons.shell import Shell
-from lowhanging.canyons.sphere_search import Place, SphereSearch
+from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch
 
 
 @pytest.fixture
-def finder() -> Finder:
+def finder() -> BranchSearch:
     loss = lh.toys.quadratic([3.0, 2.0, 1.0])
     shell = Shell(loss, lh.Subspace(torch.eye(3, dtype=torch.float64)), "euclidean")
-    return Finder(SphereSearch(shell, rtol=1e-6), SimpleNamespace(), "minima", 1, {}, 0, 100)
+    return BranchSearch(SphereSearch(shell, rtol=1e-6), SimpleNamespace(), "minima", 1, {}, 0, 100)
 
 
 def end(way, value: float, tangent_gradient, num_starts: int = 1, source: str = "", **tangent) -> _End:
     """On the unit sphere; the gradient has a slope of 1 along the way."""
     y = np.array(way) / np.linalg.norm(way)
-    place = Place(y, value, y + np.array(tangent_gradient))
+    place = SpherePoint(y, value, y + np.array(tangent_gradient))
     return _End(place, num_starts, source, 0, tangent=SimpleNamespace(**tangent) if tangent else None)
 
 
@@ -48,7 +48,7 @@ def test_the_end_closest_to_stationary_speaks_for_its_branch_and_all_starts_coun
 def test_ends_of_another_loss_are_another_branch(finder):
     ends = [end([1, 0, 0], 1.0, [0, 0, 0]), end([1, 1e-6, 0], 1.001, [0, 1e-9, 0])]
     assert len(finder._joined(ends, 1)) == 2
-    ends[1].place = Place(ends[1].place.y, 1.00001, ends[1].place.gradient)  # within 1e-4 of the rise
+    ends[1].place = SpherePoint(ends[1].place.y, 1.00001, ends[1].place.gradient)  # within 1e-4 of the rise
     assert len(finder._joined(ends, 1)) == 1
 
 
@@ -66,11 +66,11 @@ def test_a_copy_has_the_same_rise_the_same_slope_and_the_same_certificates(finde
 
 def test_an_event_that_touches_one_of_its_kind_is_part_of_it():
     tracer = SimpleNamespace(shell=SimpleNamespace(level_of=lambda radius: 2 * radius), events=[])
-    Tracer._event(tracer, "crossing", (2.0, 20.0), (1.0, 10.0))
-    Tracer._event(tracer, "plane", (2.0, 20.0), (3.0, 30.0))
-    Tracer._event(tracer, "crossing", (3.5, 35.0), (4.0, 40.0))
+    Continuation._event(tracer, "crossing", (2.0, 20.0), (1.0, 10.0))
+    Continuation._event(tracer, "plane", (2.0, 20.0), (3.0, 30.0))
+    Continuation._event(tracer, "crossing", (3.5, 35.0), (4.0, 40.0))
     assert [event.kind for event in tracer.events] == ["crossing", "plane", "crossing"]
-    Tracer._event(tracer, "crossing", (2.0, 20.0), (3.0, 30.0))  # shares an end with the first
+    Continuation._event(tracer, "crossing", (2.0, 20.0), (3.0, 30.0))  # shares an end with the first
     assert tracer.events[0] == CanyonEvent("crossing", 2.0, 6.0, 10.0, 30.0)
     assert tracer.events[2] == CanyonEvent("crossing", 7.0, 8.0, 35.0, 40.0)
     assert len(tracer.events) == 3

@@ -258,6 +258,6 @@ def test_where_nothing_can_be_measured_the_result_says_so(monkeypatch: pytest.Mo
 
 def test_a_minimum_in_float32_is_certified_with_its_rounding() -> None:
     loss = rounded_loss("cancels 1e3 at the end")
-    minimum = lh.polish(loss, anchor=0.05, gtol=1e-4, max_drift=10.0, progress=False)
+    minimum = lh.polish(loss, anchor=0.05, gtol=2e-3, max_drift=10.0, progress=False)
     exact = torch.linalg.eigvalsh(lh.testing.dense_hessian(minimum.objective))
     assert abs(minimum.smallest - float(exact[0])) <= minimum.smallest_residual

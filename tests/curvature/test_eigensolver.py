@@ -414,11 +414,11 @@ def test_another_searchs_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     top_eigs(diagonal(values), 5, resume=path)
     content = path.read_bytes()
     for change, word in (({"k": 6}, "k"), ({"tol": 1e-3}, "tol"), ({"which": "SA"}, "which"), ({"seed": 1}, "seed")):
-        with pytest.raises(ValueError, match=f"resume is .*a.npz', the file of a search with another {word}, expected"):
+        with pytest.raises(ValueError, match=f"resume is .*a.npz', the file of a search for eigenpairs with another {word}, expected"):
             top_eigs(diagonal(values), **({"k": 5, "resume": path} | change))
-    with pytest.raises(ValueError, match="the file of a search with another H, expected a new file"):
+    with pytest.raises(ValueError, match="the file of a search for eigenpairs with another H, expected a new file"):
         top_eigs(diagonal(1.001 * values), 5, resume=path)
-    with pytest.raises(ValueError, match="the file of a search with another p"):
+    with pytest.raises(ValueError, match="the file of a search for eigenpairs with another p"):
         top_eigs(diagonal(values[:-1]), 5, resume=path)
     assert path.read_bytes() == content
     path.write_bytes(content[: len(content) // 2])
@@ -430,11 +430,15 @@ def test_another_searchs_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     path.write_bytes(content)
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    for change in ({"rows": arrays["rows"][:3]}, {"generator": arrays["generator"][:5]}, {"counts": np.arange(3)}):
+    for change in (
+        {"space/rows": arrays["space/rows"][:3]},
+        {"space/generator": arrays["space/generator"][:5]},
+        {"space/counts": np.arange(3)},
+    ):
         np.savez(path, **(arrays | change))
         with pytest.raises(ValueError, match="no resume file of a search"):
             top_eigs(diagonal(values), 5, resume=path)
-    arrays.pop("coefficients")
+    arrays.pop("space/coefficients")
     np.savez(path, **arrays)
     with pytest.raises(ValueError, match="no resume file of a search"):
         top_eigs(diagonal(values), 5, resume=path)
@@ -472,7 +476,7 @@ def test_a_change_along_any_pair_that_was_found_is_another_map(
     options = {"tol": 1e-6, "resume": tmp_path / "a.npz", "on_failure": "warn"}
     with contextlib.nullcontext() if stop is None else pytest.warns(RuntimeWarning, match="max_products"):
         top_eigs(hidden(before), 5, max_products=stop, **options)
-    with pytest.raises(ValueError, match=r"a.npz', the file of a search with another H, expected .*\n.*Name another"):
+    with pytest.raises(ValueError, match=r"a.npz', the file of a search for eigenpairs with another H, expected .*\n.*Name another"):
         top_eigs(hidden(after), 5, **options)
 
 
@@ -494,7 +498,7 @@ def test_what_a_matrix_is_identified_by(tmp_path: Path) -> None:
         first = top_eigs(make(A), 2, tol=1e-5, resume=path)
         again = top_eigs(make(A.clone()), 2, tol=1e-5, resume=path)
         assert torch.equal(first.values, again.values)
-        with pytest.raises(ValueError, match="the file of a search with another H, expected"):
+        with pytest.raises(ValueError, match="the file of a search for eigenpairs with another H, expected"):
             top_eigs(make(B), 2, tol=1e-5, resume=path)
 
 
@@ -504,10 +508,10 @@ def test_the_matrix_and_the_parameters_belong_to_a_search(tmp_path: Path) -> Non
     model = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 3))
     loss = lh.Objective(model, data)
     top_eigs(lh.hessian(loss), 2, tol=1e-5, resume=tmp_path / "a.npz")
-    with pytest.raises(ValueError, match="the file of a search with another kind of matrix, expected"):
+    with pytest.raises(ValueError, match="the file of a search for eigenpairs with another kind of matrix, expected"):
         top_eigs(lh.gauss_newton(loss), 2, tol=1e-5, resume=tmp_path / "a.npz")
     top_eigs(lh.hessian(loss, parameters="0.bias"), 2, tol=1e-5, resume=tmp_path / "b.npz")
-    with pytest.raises(ValueError, match="the file of a search with another kind of matrix, expected"):
+    with pytest.raises(ValueError, match="the file of a search for eigenpairs with another kind of matrix, expected"):
         top_eigs(lh.hessian(loss, parameters="2.bias"), 2, tol=1e-5, resume=tmp_path / "b.npz")
 
 
@@ -516,14 +520,14 @@ def test_a_pair_beside_the_basis_is_seen_by_the_random_vector(tmp_path: Path) ->
     A = symmetric(OTHER).float()
     top_eigs(hidden(A), 5, tol=1e-5, resume=tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz") as stored:
-        rows = torch.from_numpy(stored["rows"]).double()
+        rows = torch.from_numpy(stored["space/rows"]).double()
     new = torch.randn(len(A), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     for _ in range(2):
         new -= rows.T @ (rows @ new)
         new /= new.norm()
     B = (A.double() + 20 * torch.outer(new, new)).float()
     assert float((B.double() @ rows.T - A.double() @ rows.T).norm(dim=0).max()) < 1e-4
-    with pytest.raises(ValueError, match="the file of a search with another H, expected"):
+    with pytest.raises(ValueError, match="the file of a search for eigenpairs with another H, expected"):
         top_eigs(hidden(B), 5, tol=1e-5, resume=tmp_path / "a.npz")
 
 
@@ -549,8 +553,9 @@ def test_a_pair_that_has_gone_stale_is_never_returned(tmp_path: Path, monkeypatc
     values = OTHER.copy()
     values[2] -= 0.1
     top_eigs(hidden(symmetric(OTHER).float()), 5, tol=1e-5, resume=tmp_path / "a.npz")
-    monkeypatch.setattr(search_file, "disagreement", lambda *_: 0.0)
-    with pytest.raises(ValueError, match="the file of a search with another H, expected"):
+    calls, real = [], search_file.disagreement
+    monkeypatch.setattr(search_file, "disagreement", lambda *given: calls.append(0) or (0.0 if len(calls) < 2 else real(*given)))
+    with pytest.raises(ValueError, match="the file of a search for eigenpairs with another H, expected"):
         top_eigs(hidden(symmetric(values).float()), 5, tol=1e-5, resume=tmp_path / "a.npz")
 
 
@@ -569,14 +574,14 @@ def test_a_shuffled_loader_is_the_same_map(tmp_path: Path) -> None:
     second = top_hessian_eigs(losses[1], k=6, tol=1e-5, resume=tmp_path / "a.npz")
     assert float((first.values - second.values).abs().max()) <= float(second.bounds.max())
     wrong = lh.Objective(model, (inputs, targets.roll(1)))
-    with pytest.raises(ValueError, match="the file of a search with another H, expected"):
+    with pytest.raises(ValueError, match="the file of a search for eigenpairs with another H, expected"):
         top_hessian_eigs(wrong, k=6, tol=1e-5, resume=tmp_path / "a.npz")
 
 
 def test_another_theta_is_another_search(tmp_path: Path) -> None:
     f = lh.FunctionObjective(lambda theta: (theta**4).sum(), torch.arange(1.0, 6.0))
     lh.top_hessian_eigs(f, k=2, resume=tmp_path / "a.npz")
-    with pytest.raises(ValueError, match="the file of a search with another theta, expected"):
+    with pytest.raises(ValueError, match="the file of a search for eigenpairs with another theta, expected"):
         lh.top_hessian_eigs(f.at(f.theta0 * (1 + 1e-6)), k=2, resume=tmp_path / "a.npz")
 
 

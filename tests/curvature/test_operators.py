@@ -20,7 +20,7 @@ import lowhanging as lh
 from lowhanging.curvature.eigenpairs import top_eigs, top_hessian_eigs
 from lowhanging.curvature.operators import Hessian, OperatorSum, gauss_newton, hessian
 from lowhanging.objective import hvp as blocks
-from lowhanging.objective.hvp import LOOP, Products, Way
+from lowhanging.objective.hvp import LOOP, Batching, Products
 from lowhanging.objective.objective import AnchoredObjective, FunctionObjective, Objective
 from lowhanging.testing import dense_hessian
 
@@ -322,7 +322,7 @@ def test_columns_at_once_and_one_by_one(engine: Any) -> None:
 def test_the_quicker_way_is_measured_once(net: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = []
 
-    def seconds(way: Way, *rest: Any) -> float:
+    def seconds(way: Batching, *rest: Any) -> float:
         measured.append(way.name)
         return took[way.name]
 
@@ -346,17 +346,17 @@ def test_the_quicker_way_is_measured_once(net: Objective, monkeypatch: pytest.Mo
 def test_vmap_that_is_wrong_or_fails_is_not_used(net: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `torch.func.hessian` of a layer norm is (torch 2.13): quick, and off, here on the second batch alone."""
     monkeypatch.setattr(blocks, "_seconds", lambda way, *rest: 1.0 if way.name == "loop" else 0.1)
-    right = Way.products
+    right = Batching.products
     calls: list[int] = []
 
-    def off(self: Way, engine: Any, prepared: Any, rows: Tensor, *, again: bool = True) -> Tensor:
+    def off(self: Batching, engine: Any, prepared: Any, rows: Tensor, *, again: bool = True) -> Tensor:
         found = right(LOOP, engine, prepared, rows)
         if self.name == "loop":
             return found
         calls.append(len(rows))
         return found * 1.01 if len(calls) == 2 else found
 
-    def fails(self: Way, *rest: Any, again: bool = True) -> Tensor:
+    def fails(self: Batching, *rest: Any, again: bool = True) -> Tensor:
         if self.name == "vmap":
             raise NotImplementedError("no batching rule\nmore")
         return right(self, *rest)
@@ -364,7 +364,7 @@ def test_vmap_that_is_wrong_or_fails_is_not_used(net: Objective, monkeypatch: py
     H, columns = hessian(net), draw(28, 4, seed=9)
     expected = matrix(H) @ columns
     for way, problem in ((off, "it is off by 1.0e-02 on batch 1"), (fails, "no batching rule")):
-        monkeypatch.setattr(Way, "products", way)
+        monkeypatch.setattr(Batching, "products", way)
         for block in ("auto", "vmap"):
             calls.clear()
             other = net.at(net.theta0)
@@ -399,7 +399,7 @@ def test_out_of_memory_takes_fewer_at_once(monkeypatch: pytest.MonkeyPatch) -> N
             return 2 * v
 
     rows = draw(9, 3)
-    assert torch.equal(Way("vmap", 16).products(Doubling(), None, rows), 2 * rows)  # type: ignore[arg-type]
+    assert torch.equal(Batching("vmap", 16).products(Doubling(), None, rows), 2 * rows)  # type: ignore[arg-type]
     assert sizes == [16, 8, 4]
 
 

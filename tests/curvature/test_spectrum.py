@@ -81,16 +81,16 @@ def test_wishart_with_spikes_is_marchenko_pastur_with_outliers() -> None:
 
     # The bulk of one matrix differs from the law by about 1 eigenvalue in p, far less than the probes do.
     for place in np.linspace(0.0, 3.5, 8):
-        on_paper = quad(lambda x, at=place: law(x) * scipy.stats.norm.pdf(x, at, found.width), low, high, limit=200)[0]
+        closed_form = quad(lambda x, at=place: law(x) * scipy.stats.norm.pdf(x, at, found.width), low, high, limit=200)[0]
         i = int((found.grid - place).abs().argmin())
         if abs(float(found.grid[i]) - place) > found.width / 4:
             continue
         density = np.interp(place, found.grid, found.density)
-        assert abs(density - on_paper) < 3 * float(found.standard_error[i]) + 0.02
+        assert abs(density - closed_form) < 3 * float(found.standard_error[i]) + 0.02
     for threshold in (0.3, 1.0, 2.0):
         count = found.count_above(threshold)
-        on_paper = 3 + (p - 3) * quad(law, threshold, high)[0]
-        assert abs(count.value - on_paper) < 3 * count.standard_error + count.numerical_error + 3
+        closed_form = 3 + (p - 3) * quad(law, threshold, high)[0]
+        assert abs(count.value - closed_form) < 3 * count.standard_error + count.numerical_error + 3
     assert float(torch.trapezoid(found.density, found.grid)) == pytest.approx(397 / 400, abs=1e-4)
 
 
@@ -174,8 +174,8 @@ def test_a_node_at_a_chosen_place_is_golubs() -> None:
         betas.append(np.linalg.norm(image))
         Q.append(image / betas[-1])
     nodes, vectors = scipy.linalg.eigh_tridiagonal(alphas, betas[:-1])
-    couplings = betas[-1] * vectors[-1] * np.sign(vectors[0])
-    rule = [torch.from_numpy(np.ascontiguousarray(row))[None] for row in (nodes, vectors[0] ** 2, couplings)]
+    coefficients = betas[-1] * vectors[-1] * np.sign(vectors[0])
+    rule = [torch.from_numpy(np.ascontiguousarray(row))[None] for row in (nodes, vectors[0] ** 2, coefficients)]
     for place in (-0.1, 0.0, 0.7, 9.0):
         T = np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1)
         last = place + betas[-1] ** 2 * np.linalg.solve(T - place * np.eye(m), np.eye(m)[-1])[-1]
@@ -192,7 +192,7 @@ def test_a_node_at_a_chosen_place_is_golubs() -> None:
 def test_at_a_node_that_is_there_nothing_is_moved() -> None:
     found = lh.spectral_density(diagonal(np.r_[np.ones(10), np.zeros(30)]), steps=5, probes=3)
     assert found.nodes.shape == (3, 2)
-    nodes, weights = with_node_at(0.0, found.nodes, found.weights, found.couplings)
+    nodes, weights = with_node_at(0.0, found.nodes, found.weights, found.coefficients)
     assert nodes.shape == (3, 3)
     assert float(weights.sum(1).sub(1).abs().max()) < 1e-12
     at_threshold, error = found.count_above(0.0), 3 * found.count_above(0.5).standard_error
@@ -205,7 +205,7 @@ def test_a_count_is_open_towards_either_side() -> None:
     found, p = lh.spectral_density(symmetric(POSITIVE), steps=4, probes=len(POSITIVE)), len(POSITIVE)
     larger = set()
     for threshold in np.linspace(0.05, 4.0, 25):
-        above, least, greatest = mass_above(float(threshold), found.nodes, found.weights, found.couplings)
+        above, least, greatest = mass_above(float(threshold), found.nodes, found.weights, found.coefficients)
         fewer, more = p * float((above - least).mean()), p * float((greatest - above).mean())
         assert found.count_above(float(threshold)).numerical_error == pytest.approx(max(fewer, more), rel=1e-12)
         larger.add(fewer > more)

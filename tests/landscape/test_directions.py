@@ -22,7 +22,7 @@ def network(dtype=torch.float64) -> lh.Objective:
 
 def test_every_filter_has_the_norm_of_the_weights_filter():
     loss = network()
-    direction = lh.random_direction(loss, normalisation="filter", seed=3)
+    direction = lh.random_direction(loss, normalization="filter", seed=3)
     weights, parts = (loss.space.unflatten(vector) for vector in (loss.theta0, direction))
     num_filters = 0
     for name, weight in weights.items():
@@ -39,7 +39,7 @@ def test_every_filter_has_the_norm_of_the_weights_filter():
 
 def test_every_layer_has_the_norm_of_the_weights_layer():
     loss = network()
-    direction = lh.random_direction(loss, normalisation="layer", biases="layer")
+    direction = lh.random_direction(loss, normalization="layer", biases="layer")
     for name, part in loss.space.unflatten(direction).items():
         weight = loss.space.unflatten(loss.theta0)[name]
         assert float(part.norm()) == pytest.approx(float(weight.norm()), rel=1e-12), name
@@ -54,7 +54,7 @@ def test_every_layer_has_the_norm_of_the_weights_layer():
 
 def test_biases_can_be_copied():
     loss = network()
-    parts = loss.space.unflatten(lh.random_direction(loss, normalisation="filter", biases="copy"))
+    parts = loss.space.unflatten(lh.random_direction(loss, normalization="filter", biases="copy"))
     for name, weight in loss.space.unflatten(loss.theta0).items():
         if weight.ndim == 1:
             assert torch.equal(parts[name], weight)
@@ -65,7 +65,7 @@ def test_a_slice_along_a_filter_normalised_direction_does_not_see_a_rescaling_of
     torch.manual_seed(0)
     data = (torch.randn(30, 4, dtype=torch.float64), torch.randint(0, 3, (30,)))
 
-    def curve(scale: float, normalisation: str) -> torch.Tensor:
+    def curve(scale: float, normalization: str) -> torch.Tensor:
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False)).double()
         with torch.no_grad():
@@ -73,7 +73,7 @@ def test_a_slice_along_a_filter_normalised_direction_does_not_see_a_rescaling_of
             model[2].weight /= scale
         with pytest.warns(lh.NotSmoothWarning):
             loss = lh.Objective(model, data)
-        direction = lh.random_direction(loss, normalisation=normalisation, seed=2)
+        direction = lh.random_direction(loss, normalization=normalization, seed=2)
         return lh.line_slice({"loss": loss}, direction, (-2, 2), 9).losses["loss"]
 
     assert torch.allclose(curve(1.0, "filter"), curve(50.0, "filter"), rtol=1e-10)
@@ -102,7 +102,7 @@ def test_filters_lie_where_the_layer_keeps_its_outputs():
     with torch.no_grad():
         model[0].weight[:, 1] *= 1e3
     loss = lh.Objective(model, (torch.randn(5, 2, 6, 6).double(), torch.randint(0, 4, (5,))))
-    parts = loss.space.unflatten(lh.random_direction(loss, normalisation="filter"))
+    parts = loss.space.unflatten(lh.random_direction(loss, normalization="filter"))
     weights = loss.space.unflatten(loss.theta0)
     for j in range(3):
         mine, theirs = parts["0.weight"][:, j].norm(), weights["0.weight"][:, j].norm()
@@ -112,14 +112,14 @@ def test_filters_lie_where_the_layer_keeps_its_outputs():
 def test_an_anchored_loss_has_the_layers_of_the_loss_in_it():
     loss = network()
     anchored = lh.objective.AnchoredObjective(loss, loss.theta0, 0.1)
-    expected = lh.random_direction(loss, normalisation="filter")
-    assert torch.equal(lh.random_direction(anchored, normalisation="filter"), expected)
+    expected = lh.random_direction(loss, normalization="filter")
+    assert torch.equal(lh.random_direction(anchored, normalization="filter"), expected)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"normalisation": "row"}, "normalisation is 'row', expected one of 'gaussian', 'layer', 'filter'"),
+        ({"normalization": "row"}, "normalization is 'row', expected one of 'gaussian', 'layer', 'filter'"),
         ({"biases": "ignore"}, "biases is 'ignore', expected one of 'zero', 'layer', 'copy'"),
         ({"seed": -1}, "seed is -1, expected an integer of at least 0"),
     ],
@@ -131,14 +131,14 @@ def test_bad_arguments_of_random_directions(arguments, message):
 
 def test_losses_without_layers_or_filters():
     f = lh.FunctionObjective(lambda t: t.sum(), torch.zeros(5))
-    with pytest.raises(ValueError, match="normalisation is 'filter' for a loss without named tensors"):
-        lh.random_direction(f, normalisation="filter")
+    with pytest.raises(ValueError, match="normalization is 'filter' for a loss without named tensors"):
+        lh.random_direction(f, normalization="filter")
     model = nn.PReLU(4)
     with pytest.warns(lh.NotSmoothWarning):
         only_vectors = lh.Objective(model, (torch.randn(6, 4), torch.randint(0, 4, (6,))))
     with pytest.raises(ValueError, match="biases is 'zero', and the model has no other tensor"):
-        lh.random_direction(only_vectors, normalisation="layer")
-    assert bool(lh.random_direction(only_vectors, normalisation="layer", biases="layer").any())
+        lh.random_direction(only_vectors, normalization="layer")
+    assert bool(lh.random_direction(only_vectors, normalization="layer", biases="layer").any())
 
 
 def test_the_difference_of_two_checkpoints():

@@ -117,7 +117,7 @@ def test_losses_that_agree_where_nothing_is_finite_or_at_the_center_are_told_apa
     ):
         run(losses[0.1], tmp_path / f"{number}.npz")
         run(losses[0.1], tmp_path / f"{number}.npz")
-        with pytest.raises(ValueError, match="the file of a run with another loss 'f', expected"):
+        with pytest.raises(ValueError, match="the file of a slice with another loss 'f', expected"):
             run(losses[0.2], tmp_path / f"{number}.npz")
 
 
@@ -126,7 +126,7 @@ def test_names_of_losses_with_commas_are_not_other_names(tmp_path):
         return lh.line_slice(dict.fromkeys(names, made(branching)), E1, (-1, 1), 5, resume=tmp_path / "a.npz")
 
     run("a, b", "c")
-    with pytest.raises(ValueError, match="the file of a run with another names of the losses, expected"):
+    with pytest.raises(ValueError, match="the file of a slice with another names of the losses, expected"):
         run("a", "b, c")
 
 
@@ -163,7 +163,7 @@ def test_a_file_of_another_call_is_refused_and_kept(what, tmp_path):
     path = tmp_path / "plane.npz"
     plane(Interrupted(), resume=path)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=f"resume is '.*plane.npz', the file of a run with another .*{what}"):
+    with pytest.raises(ValueError, match=f"resume is '.*plane.npz', the file of a slice with another .*{what}"):
         plane(Interrupted(), resume=path, **OTHERS[what])
     assert path.read_bytes() == before
 
@@ -171,7 +171,7 @@ def test_a_file_of_another_call_is_refused_and_kept(what, tmp_path):
 def test_a_file_of_other_losses_or_directions_is_refused(tmp_path):
     path = tmp_path / "plane.npz"
     plane(Interrupted(), resume=path)
-    with pytest.raises(ValueError, match="a run with another loss 'f', expected a new file or that of this run"):
+    with pytest.raises(ValueError, match="a slice with another loss 'f', expected a new file or that of this slice"):
         plane(Interrupted(scale=1 + 1e-15), resume=path)
     with pytest.raises(ValueError, match="with another names of the losses"):
         lh.plane_slice({"g": made(Interrupted())}, (E1, E2), (-1, 2), (6, 5), resume=path)

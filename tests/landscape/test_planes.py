@@ -329,7 +329,7 @@ def test_save_and_load(tmp_path):
         ((U, torch.ones(3)), {}, r"directions\[1\] has shape \(3,\), expected \(7,\)"),
         ((U, 0 * U), {}, r"directions\[1\] is the zero vector"),
         ("sphere", {}, "directions is 'sphere', expected one of 'gaussian', 'layer', 'filter'"),
-        ("filter", {}, "normalisation is 'filter' for a loss without named tensors"),
+        ("filter", {}, "normalization is 'filter' for a loss without named tensors"),
         ((U, V), {"extent": ((0, 1), (0, 1), (0, 1))}, "extent is .*, expected two pairs"),
         ((U, V), {"extent": (1.0, 1.0)}, r"extent is \(1, 1\), expected first < last"),
         ((U, V), {"num": (3, 4, 5)}, r"num is \(3, 4, 5\), expected a count, or one for each direction"),

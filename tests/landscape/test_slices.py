@@ -161,7 +161,7 @@ def test_a_line_knows_its_name_and_its_seed(tmp_path):
     model, inputs, targets = network()
     loss = {"loss": lh.Objective(model, (inputs, targets))}
     scan = lh.line_slice(loss, "filter", num=3, seed=7)
-    assert torch.equal(scan.direction, lh.random_direction(loss["loss"], normalisation="filter", seed=7))
+    assert torch.equal(scan.direction, lh.random_direction(loss["loss"], normalization="filter", seed=7))
     assert (scan.seed, scan.name) == (7, "random direction (filter)")
     assert repr(scan).startswith("LineSlice(loss; 3 steps from -1 to 1 along random direction (filter), |direction| = ")
     given = lh.line_slice(loss, loss["loss"].space.unflatten(scan.direction), num=3, name="steering direction")

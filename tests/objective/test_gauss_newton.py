@@ -163,7 +163,7 @@ def test_what_is_known_on_paper_is_not_differentiated(monkeypatch: pytest.Monkey
 
 def test_an_error_on_paper_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reverse route differentiates the loss whatever is known, and the recording is compared with it."""
-    monkeypatch.setattr(OutputLoss, "on_paper", lambda self, outputs, batch, u: u * outputs.softmax(1))
+    monkeypatch.setattr(OutputLoss, "closed_form", lambda self, outputs, batch, u: u * outputs.softmax(1))
     G = gauss_newton(Objective(mlp(), (X, CLASSES)))
     G @ G.theta
     assert G.engine == "kept graph"

@@ -75,7 +75,7 @@ def test_weight_norm_has_the_derivatives_of_its_formula(norm: Any, engine: Any, 
     model = seeded(lambda: nn.Sequential(norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3)))
     names = [(name, weight.shape, weight.numel()) for name, weight in model.named_parameters()]
 
-    def on_paper(theta: Tensor) -> Tensor:
+    def closed_form(theta: Tensor) -> Tensor:
         parts = theta.split([size for *_, size in names])
         w = {name: part.view(shape) for (name, shape, _), part in zip(names, parts, strict=True)}
         g = next(part for name, part in w.items() if name.endswith(("weight_g", "original0")))
@@ -84,7 +84,7 @@ def test_weight_norm_has_the_derivatives_of_its_formula(norm: Any, engine: Any, 
         return F.cross_entropy(hidden.tanh() @ w["2.weight"].T + w["2.bias"], CLASSES)
 
     theta = torch.cat([weight.detach().reshape(-1) for weight in model.parameters()])
-    exact = torch.autograd.functional.hessian(on_paper, theta)
+    exact = torch.autograd.functional.hessian(closed_form, theta)
     loss, v = Objective(model.to(dtype), (X.to(dtype), CLASSES), engine=engine, micro_batch=8), draw(len(theta))
     rtol = 1e-11 if dtype == D else 1e-4
     for _ in range(2):

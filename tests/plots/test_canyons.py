@@ -255,7 +255,7 @@ SHARES = {"first": lambda r: 0.5 + r / 10, "second": lambda r: 0.5 - r / 10, "ne
 
 
 def test_losses_along_a_branch_start_at_the_minimum(cartoon, ax):
-    path = made(cartoon, [False, True, True], [event("birth", 0.8, 1.0)], losses=LOSSES, followed=SHARES)
+    path = made(cartoon, [False, True, True], [event("birth", 0.8, 1.0)], losses=LOSSES, cue_shares=SHARES)
     assert lh.plots.canyon_losses(path, ax) is ax
     colors = colors_in_legend(ax)
     assert to_hex(colors["mixed"]) == "#000000"
@@ -271,7 +271,7 @@ def test_losses_along_a_branch_start_at_the_minimum(cartoon, ax):
     (stripe,) = ax.patches
     assert (stripe.get_x(), stripe.get_x() + stripe.get_width()) == pytest.approx((0.8, 1.0))
     ax.clear()
-    lh.plots.canyon_losses(path, ax, quantity="followed")
+    lh.plots.canyon_losses(path, ax, quantity="cue_shares")
     shares = colors_in_legend(ax)
     assert (shares["first"], shares["second"]) == (colors["first"], colors["second"])
     (line,) = [line for line in lines_of(ax, shares["second"]) if line.get_linestyle() == "-"]
@@ -466,7 +466,7 @@ def test_the_plane_through_two_branches_names_them(cartoon, ax):
         ),
         (lambda paths: lh.plots.canyon_losses(paths), TypeError, "path is a dict, expected a CanyonPath"),
         (
-            lambda paths: lh.plots.canyon_losses(paths["axis 0"], quantity="followed"),
+            lambda paths: lh.plots.canyon_losses(paths["axis 0"], quantity="cue_shares"),
             ValueError,
             r"quantity is 'followed' for a path that holds none, expected one of \['loss'\].\nPass conflict=",
         ),

@@ -79,18 +79,18 @@ class Commands:
     """Runs of the command, one after the other, each in a process of its own."""
 
     def __init__(self, folder: Path):
-        self.told = folder / "told"
+        self.fingerprint = folder / "fingerprint"
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([sys.executable, "-c", FORKING], **options)
 
     def start(self, out: Path, kind: str = "nothing", place: int = 1) -> None:
-        self.told.unlink(missing_ok=True)
-        print(json.dumps([kind, place, [*COMMAND, str(out)], str(self.told)]), file=self.process.stdin, flush=True)
+        self.fingerprint.unlink(missing_ok=True)
+        print(json.dumps([kind, place, [*COMMAND, str(out)], str(self.fingerprint)]), file=self.process.stdin, flush=True)
 
     def end(self) -> tuple[int, str]:
         """Exit status (minus the signal), and what was told."""
         status = int(self.process.stdout.readline())
-        return status, self.told.read_text()
+        return status, self.fingerprint.read_text()
 
 
 def held_by(path: Path) -> int:
@@ -104,15 +104,15 @@ def held_by(path: Path) -> int:
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    found = Commands(tmp_path_factory.mktemp("told"))
+    found = Commands(tmp_path_factory.mktemp("fingerprint"))
     yield found
     found.process.stdin.close()
     found.process.stdout.close()
     assert found.process.wait(60) == 0
 
 
-def begun(told: str) -> Counter[str]:
-    return Counter(re.findall(r"begins: (\w+)", told))  # also where a bar stands before it
+def begun(fingerprint: str) -> Counter[str]:
+    return Counter(re.findall(r"begins: (\w+)", fingerprint))  # also where a bar stands before it
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +124,8 @@ def whole(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert commands.process.poll() is None
         time.sleep(0.02)
     assert cli.main([*COMMAND, str(out)]) == 0
-    status, told = commands.end()
-    assert status == 0, told
+    status, fingerprint = commands.end()
+    assert status == 0, fingerprint
     return out
 
 
@@ -145,17 +145,17 @@ def test_a_run_killed_three_times_repeats_nothing_and_ends_with_the_same_bytes(
         ("displaced", 4, {"training.npz", "minimum.npz", "unit-learning.json"}),
     ):
         commands.start(out, kind, place)
-        status, told = commands.end()
-        assert status == -signal.SIGKILL, told
-        counts.append(begun(told))
+        status, fingerprint = commands.end()
+        assert status == -signal.SIGKILL, fingerprint
+        counts.append(begun(fingerprint))
         assert {path.name for path in out.glob("work/*/seed-0/[!.]*")} == kept
         assert not (out / "results.json").exists()
         held += [held_by(path) for path in out.glob("work/*/seed-0/*-resume.npz")]
     commands.start(out)
-    status, told = commands.end()
-    assert status == 0, told
-    assert "train and polish: finished earlier" in told
-    counts.append(begun(told))
+    status, fingerprint = commands.end()
+    assert status == 0, fingerprint
+    assert "train and polish: finished earlier" in fingerprint
+    counts.append(begun(fingerprint))
     assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
     assert (out / "claims.md").read_bytes() == (whole / "claims.md").read_bytes()
     (row,) = json.loads((out / "results.json").read_text())["rows"]["learning"]

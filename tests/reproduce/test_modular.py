@@ -12,8 +12,8 @@ from scipy.stats import fisher_exact
 from lowhanging import circuits
 from lowhanging.circuits import Births
 from lowhanging.circuits import survival as survivors
-from lowhanging.circuits.birth_gaps import succession
-from lowhanging.circuits.survival import detectable, fewer_survive
+from lowhanging.circuits.birth_gaps import birth_gaps
+from lowhanging.circuits.survival import clustered_survival_test, detectable
 from lowhanging.reproduce.themes import modular
 from lowhanging.reproduce.themes import modular as modular_claims
 
@@ -41,7 +41,7 @@ def seen(found):
 def test_gaps_are_held_against_the_first_circles_own_rise():
     step = [[300, 100, INF], [100, 150, 400], [100, 200, INF], [500, INF, INF], [200, 280, INF]]
     rise = [[20, 90, math.nan], [60, 20, 9], [100, 40, math.nan], [9, math.nan, math.nan], [70, 90, math.nan]]
-    found = succession(born(step, rise), seen(born(step, rise)))
+    found = birth_gaps(born(step, rise), seen(born(step, rise)))
     # Gaps 200, 50, 100, 80 against the first one's rise 90, 60, 100, 70; against the second one's 20, 20, 40, 90.
     assert found["seeds_with_two"] == 4
     assert (found["apart"]["count"], found["apart"]["num"]) == (2, 4)
@@ -52,7 +52,7 @@ def test_gaps_are_held_against_the_first_circles_own_rise():
 def test_a_rise_that_began_before_the_first_log_is_not_known():
     step, rise = [[100, 150], [100, 300]], [[100, 20], [60, 150]]
     low = np.array([[False, True], [True, True]])
-    found = succession(born(step, rise), low)
+    found = birth_gaps(born(step, rise), low)
     assert (found["apart"]["count"], found["apart"]["num"]) == (1, 1)
     assert (found["strictly"]["count"], found["strictly"]["num"]) == (2, 2)
 
@@ -67,7 +67,7 @@ def test_the_null_is_that_of_all_permutations():
             first, second = sorted(pair, key=lambda i: times[i])
             count += times[second] - times[first] > rises[first]
         shares.append(count / 2)
-    found = succession(born(step, rise), seen(born(step, rise)), num_draws=20_000)["apart"]
+    found = birth_gaps(born(step, rise), seen(born(step, rise)), num_draws=20_000)["apart"]
     observed = found["count"] / 2
     assert found["null_mean"] == pytest.approx(np.mean(shares), abs=0.01)
     assert found["p_more"] == pytest.approx(np.mean(np.array(shares) >= observed), abs=0.01)
@@ -79,19 +79,19 @@ def test_births_that_wait_are_found_and_independent_ones_are_not():
     first = rng.uniform(100, 500, (60, 1))
     waiting = np.concatenate([first, first + 150], axis=1)
     rise = np.full((60, 2), 80.0)
-    found = succession(born(waiting, rise), seen(born(waiting, rise)))["apart"]
+    found = birth_gaps(born(waiting, rise), seen(born(waiting, rise)))["apart"]
     assert found["count"] == 60
     assert found["p_more"] < 0.001
     apart = rng.uniform(100, 500, (60, 2))
     p_values = [
-        succession(born(each, rise), seen(born(each, rise)), num_draws=200)["apart"]["p_more"]
+        birth_gaps(born(each, rise), seen(born(each, rise)), num_draws=200)["apart"]["p_more"]
         for each in rng.permuted(np.tile(apart.ravel(), (100, 1)), axis=1).reshape(100, 60, 2)
     ]
     assert np.mean(np.array(p_values) <= 0.1) <= 0.2  # 0.1 expected; beyond 0.2 by chance in 0.1 % of all cases
 
 
 def test_one_circle_per_seed_is_no_succession():
-    found = succession(born([[100.0], [200.0]], [[50.0], [60.0]]), np.ones((2, 1), dtype=bool))
+    found = birth_gaps(born([[100.0], [200.0]], [[50.0], [60.0]]), np.ones((2, 1), dtype=bool))
     assert (found["seeds_with_two"], found["apart"]["num"], found["gap"]) == (0, 0, None)
 
 
@@ -112,7 +112,7 @@ def test_the_test_rejects_as_often_as_it_says(clustered):
     for _ in range(300):
         kinds = networks(rng, 64, 3.0, 0.9, clustered), networks(rng, 100, 0.8, 0.9, clustered)
         formed, survived = (np.concatenate(each) for each in zip(*kinds, strict=True))
-        found = fewer_survive(formed, survived, np.arange(164) >= 64, num_draws=199)
+        found = clustered_survival_test(formed, survived, np.arange(164) >= 64, num_draws=199)
         hits += found["p_value"] <= 0.05
     assert hits / 300 <= 0.09  # 0.05 expected; more than 0.09 by chance in 0.1 % of all cases
 
@@ -120,7 +120,7 @@ def test_the_test_rejects_as_often_as_it_says(clustered):
 def test_one_circuit_per_network_is_fishers_table():
     is_second = np.arange(120) >= 60
     survived = np.array([1] * 57 + [0] * 3 + [1] * 48 + [0] * 12)
-    found = fewer_survive(np.ones(120, dtype=int), survived, is_second, num_draws=20_000)
+    found = clustered_survival_test(np.ones(120, dtype=int), survived, is_second, num_draws=20_000)
     exact = fisher_exact([[48, 12], [57, 3]], alternative="less").pvalue
     assert found["difference"] == pytest.approx(57 / 60 - 48 / 60)
     assert found["p_value"] == pytest.approx(exact, abs=0.004)
@@ -150,7 +150,7 @@ def test_the_detectable_difference_is_found_in_four_of_five_and_shrinks_with_net
     hits = 0
     for _ in range(200):
         survived = rng.binomial(formed, np.where(is_second, 0.97 - least, 0.97))
-        hits += fewer_survive(formed, survived, is_second, num_draws=199)["p_value"] <= 0.05
+        hits += clustered_survival_test(formed, survived, is_second, num_draws=199)["p_value"] <= 0.05
     assert 0.7 <= hits / 200 <= 0.9
     few = np.append(is_second[:64], is_second[64:84])
     assert detectable(formed[:84], few, 0.97) > least
@@ -159,7 +159,7 @@ def test_the_detectable_difference_is_found_in_four_of_five_and_shrinks_with_net
 
 def test_too_few_networks_are_no_comparison():
     formed = np.array([3, 2, 0, 1])
-    found = fewer_survive(formed, formed, np.array([False, False, True, True]))
+    found = clustered_survival_test(formed, formed, np.array([False, False, True, True]))
     assert found == {"difference": None, "interval": [None, None], "p_value": None}
     assert detectable(formed, np.array([False, False, True, True]), 0.9) is None
 
@@ -173,11 +173,11 @@ def test_fates_are_counted_seed_by_seed():
     frequency = torch.full((2, 40, 2), 3)
     frequency[1, 20:, 0] = 5  # another circle in the same plane, without a gap
     found = circuits.births(scores, range(40), frequency=frequency)
-    told = modular._fates(found, circuits.CircleScores(*[scores.double()] * 3, frequency, frequency.sign(), scores))
-    assert told["formed"] == [2, 1]
-    assert told["survived"] == [1, 1]
-    assert told["overwritten"] == 1
-    assert told["lost_scores"] == pytest.approx([0.6])
+    fingerprint = modular._fates(found, circuits.CircleScores(*[scores.double()] * 3, frequency, frequency.sign(), scores))
+    assert fingerprint["formed"] == [2, 1]
+    assert fingerprint["survived"] == [1, 1]
+    assert fingerprint["overwritten"] == 1
+    assert fingerprint["lost_scores"] == pytest.approx([0.6])
     curves = modular.survivals(circuits.survival(found), found)
     assert list(curves) == ["many parameters", "2 planes of 4 units"]
     late = circuits.births(torch.full((1, 9, 1), 0.2), range(9))
@@ -195,7 +195,7 @@ ROW = {
     "frequency_relations": {"duplicates": {"interval": [None, None], "ratio": 1.0, "pairs": 0, "null_mean": 1.0}},
     "birth_steps": [[100.0, 200.0], [100.0, 110.0]], "share_alive_at_last_age": 1.0,
     "pairing": {null: copy.deepcopy(PAIRS) for null in ("shuffle", "clock", "poisson")},
-    "succession": {
+    "birth_gaps": {
         "seeds_with_two": 10, "gap": 90.0, "rise": 60.0, "apart": {"count": 6, "num": 10} | SHARE,
         "strictly": {"count": 1, "num": 9} | SHARE,
     },
@@ -222,7 +222,7 @@ def changed(path, value):
     ("path", "value", "sixteen", "seventeen"),
     [
         ("p", 37, "holds", "holds"),
-        ("succession/apart/count", 5, "holds in part", "holds"),  # half is not most
+        ("birth_gaps/apart/count", 5, "holds in part", "holds"),  # half is not most
         ("pairing/shuffle/p_more", [0.01, 0.06, 0.01], "holds in part", "holds"),  # that of 20 steps counts
         ("pairing/clock/p_more", [0.01, 0.06, 0.01], "holds in part", "holds"),
         ("pairing/poisson/p_more", [0.9] * 3, "holds", "holds"),

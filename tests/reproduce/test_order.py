@@ -11,9 +11,9 @@ from scipy.optimize import minimize_scalar
 
 import lowhanging as lh
 from lowhanging.datasets import MNIST, DigitImages
-from lowhanging.reproduce.store import Shelf
+from lowhanging.reproduce.store import ResultStore
 from lowhanging.reproduce.themes import order
-from lowhanging.reproduce.themes import order as beyond
+from lowhanging.reproduce.themes import order as excess_drop
 
 EPOCHS = 4
 
@@ -72,7 +72,7 @@ def test_a_plateau_is_found_and_noise_widens_the_interval():
     assert low < 0 < high  # a flat floor
 
 
-def planted(first="number", half=(10.0, 12.0, 30.0), other=0.3, low=0.1, slowest=0.05, beyond=0.01):
+def planted(first="number", half=(10.0, 12.0, 30.0), other=0.3, low=0.1, slowest=0.05, excess_drop=0.01):
     times = dict(zip(("number", "mixed", "pattern"), half, strict=True))
     between = {
         "begin": 8, "end": 20, "fall": 0.2, "own_fall": 0.0, "rate": [0.02, low, 0.03], "slowest_third": slowest,
@@ -80,8 +80,8 @@ def planted(first="number", half=(10.0, 12.0, 30.0), other=0.3, low=0.1, slowest
     return {
         "half": times, "steps_per_epoch": 10, "first": first, "other_progress_at_most": other,
         "between": between if low is not None else None,
-        "beyond": None if beyond is None or low is None else {
-            "epochs": [10, 25], "fall": 0.2, "first": 0.1, "second": 0.15, "beyond": 0.1, "interval": [beyond, 0.2],
+        "excess_drop": None if excess_drop is None or low is None else {
+            "epochs": [10, 25], "fall": 0.2, "first": 0.1, "second": 0.15, "excess_drop": 0.1, "interval": [excess_drop, 0.2],
         },
     }  # fmt: skip
 
@@ -96,9 +96,9 @@ def planted(first="number", half=(10.0, 12.0, 30.0), other=0.3, low=0.1, slowest
         ([planted(), planted(), planted(other=0.7)], "holds"),
         ([planted(low=-0.1)], "holds in part"),
         ([planted(slowest=-0.01)], "holds in part"),
-        ([planted(beyond=-0.01)], "holds in part"),  # the first circuit alone explains the fall
-        ([planted(beyond=None)], "holds in part"),
-        ([planted(), planted(), planted(beyond=-0.01)], "holds"),
+        ([planted(excess_drop=-0.01)], "holds in part"),  # the first circuit alone explains the fall
+        ([planted(excess_drop=None)], "holds in part"),
+        ([planted(), planted(), planted(excess_drop=-0.01)], "holds"),
         ([planted(first=None, half=(None, None, None), other=None, low=None)], "does not hold"),
     ],
 )
@@ -129,10 +129,10 @@ def circuits():
 def test_what_the_first_circuit_does_alone_is_explained_whole(circuits):
     targets, first, second = circuits
     mixed = [0.6 * z + second[0] for z in first]  # the second one stays
-    found = beyond.explained(mixed, first, [second[0], second[0]], targets)
+    found = excess_drop.explained(mixed, first, [second[0], second[0]], targets)
     assert found["fall"] > 0.05
     assert found["first"] >= found["fall"] - 1e-12  # 0.6 is among the weights; another one may do better still
-    assert found["beyond"] <= 1e-12
+    assert found["excess_drop"] <= 1e-12
     assert found["interval"][0] <= 1e-12
     assert found["second"] == 0.0
 
@@ -140,9 +140,9 @@ def test_what_the_first_circuit_does_alone_is_explained_whole(circuits):
 def test_what_a_second_circuit_adds_is_beyond_the_first(circuits):
     targets, first, second = circuits
     mixed = [0.6 * a + 0.8 * b for a, b in zip(first, second, strict=True)]
-    found = beyond.explained(mixed, first, second, targets)
+    found = excess_drop.explained(mixed, first, second, targets)
     assert found["interval"][0] > 0
-    assert found["fall"] == pytest.approx(found["first"] + found["beyond"])
+    assert found["fall"] == pytest.approx(found["first"] + found["excess_drop"])
     # By another route: the best weight by SciPy, between the nodes.
     losses = torch.nn.functional.cross_entropy
 
@@ -152,7 +152,7 @@ def test_what_a_second_circuit_adds_is_beyond_the_first(circuits):
     best = minimize_scalar(at, bounds=(0, 3), method="bounded")
     assert found["weight"] == pytest.approx(best.x, abs=0.05)
     assert at(0.0) - found["first"] == pytest.approx(best.fun, abs=1e-3)
-    same = beyond.explained(mixed, first, second, targets)
+    same = excess_drop.explained(mixed, first, second, targets)
     assert same == found
     spread = (found["interval"][1] - found["interval"][0]) / (2 * 1.96)
     shifted = losses(mixed[0] + found["weight"] * (first[1] - first[0]), targets, reduction="none")
@@ -164,19 +164,19 @@ def test_the_checkpoints_are_the_nearest_and_need_the_first_cue(network):
     run = lh.train(lh.SigmoidCNN(seed=0), network.views.mixed.train, epochs=3, checkpoints=[0, 1, 3], progress=False)
     held = SimpleNamespace(views=network.views, model=network.model, run=run)
     there = torch.ones(4)
-    found = beyond.beyond(held, "number", there, 1, 4)
+    found = excess_drop.excess_drop(held, "number", there, 1, 4)
     assert found["epochs"] == [1, 3]
     model = lh.SigmoidCNN(seed=0)
     losses = [lh.Objective(model, network.views.mixed.test)(run.checkpoints[row]) for row in (1, 2)]
     assert found["fall"] == pytest.approx(float(losses[0] - losses[1]), abs=1e-6)
-    assert beyond.beyond(held, "number", there, 1, 2) is None  # one checkpoint is nearest to both
-    assert beyond.beyond(held, "number", torch.tensor([0.0, 0.4, 1.0, 1.0]), 1, 4) is None  # not yet there
-    assert beyond.beyond(held, "number", torch.full((4,), math.nan), 1, 4) is None
+    assert excess_drop.excess_drop(held, "number", there, 1, 2) is None  # one checkpoint is nearest to both
+    assert excess_drop.excess_drop(held, "number", torch.tensor([0.0, 0.4, 1.0, 1.0]), 1, 4) is None  # not yet there
+    assert excess_drop.excess_drop(held, "number", torch.full((4,), math.nan), 1, 4) is None
 
 
 def test_the_first_epochs_are_kept(network, tmp_path, monkeypatch):
-    shelf = Shelf(tmp_path)
-    once = order.measure(network, quick=True, log_every=3, shelf=shelf, keeps_stacks=True)
+    shelf = ResultStore(tmp_path)
+    once = order.measure(network, quick=True, log_every=3, shelf=shelf)
     assert [path.name for path in tmp_path.iterdir()] == ["early.npz"]
     monkeypatch.setattr(order, "train_stack", lambda *_, **__: pytest.fail("trained twice"))
-    assert order.measure(network, quick=True, log_every=3, shelf=shelf, keeps_stacks=True) == once
+    assert order.measure(network, quick=True, log_every=3, shelf=shelf) == once

@@ -24,7 +24,7 @@ from lowhanging.reproduce import settings as settings_room
 from lowhanging.reproduce.claims import judged
 from lowhanging.reproduce.figures import CAPTIONS
 from lowhanging.reproduce.settings import SIZES, Settings
-from lowhanging.reproduce.store import Shelf
+from lowhanging.reproduce.store import ResultStore
 from lowhanging.reproduce.themes.registry import NAMES, THEMES
 
 VERDICTS = {"holds", "holds in part", "does not hold"}
@@ -223,13 +223,13 @@ def test_verdict_of_the_planes(rows, verdict):
         way = [math.log(radii[i - 1]), math.log(radii[i])]
         return math.exp(float(np.interp(math.log(level), np.log(values[i - 1 : i + 1]), way)))
 
-    told = first(moves, 1.0)
-    assert verdict[9, "planes"] == judged(*(first(error, 0.1) < told for error in errors), told <= 2.0)
+    fingerprint = first(moves, 1.0)
+    assert verdict[9, "planes"] == judged(*(first(error, 0.1) < fingerprint for error in errors), fingerprint <= 2.0)
 
 
 def test_verdicts_of_the_canyons(rows, verdict):
     found = rows["canyons"]
-    own = [p for p in found["sphere"] if p["is_certified"] and not p["is_trivial"] and p["copy_of"] is None]
+    own = [p for p in found["sphere"] if p["is_certified"] and not p["is_trivial"] and p["duplicate_of"] is None]
     full = found["full"]
     whole = full is not None and full["full_residual"] <= 0.1 * abs(full["slope"])
     whole = whole and full["full_plane_eigenvalue"] > full["full_error"]
@@ -257,7 +257,7 @@ def test_verdicts_of_the_canyons(rows, verdict):
             assert abs(end - start) > 1
             assert p["answer_shift"][0] >= 0.1
             assert p["answer_shift"][1] > 0
-        assert math.isclose(sum(p["followed"].values()), 1.0)
+        assert math.isclose(sum(p["cue_shares"].values()), 1.0)
     assert max(map(abs, found["flat_slopes"])) < 1e-12
 
 
@@ -293,8 +293,8 @@ def test_verdicts_of_modular_addition(rows, verdict):
     assert counts == found["births_per_seed"]
     several = [sum(count >= 2 for count in row) >= 0.9 * len(row) for row in (counts, keys)]
     assert verdict[15, "modular"] == judged(*several)
-    apart, several = found["succession"]["apart"], [len(steps) > 1 for steps in found["dated_steps"]]
-    assert found["succession"]["seeds_with_two"] == sum(several) >= apart["num"]
+    apart, several = found["birth_gaps"]["apart"], [len(steps) > 1 for steps in found["dated_steps"]]
+    assert found["birth_gaps"]["seeds_with_two"] == sum(several) >= apart["num"]
     p = max(found["pairing"][null]["p_more"][1] for null in ("shuffle", "clock"))
     assert verdict[16, "modular"] == judged(apart["count"] > apart["num"] / 2, p <= 0.05)
     formed, survived = (sum(found["fates"][name]) for name in ("formed", "survived"))
@@ -340,10 +340,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(report, tmp_path):
     part.write_bytes(b"half")  # what a kill while writing leaves; a young one could be another run's
     os.utime(part, (time.time() - 7200,) * 2)
     process = started(out, *only)
-    told = process.communicate()[1]
-    assert process.returncode == 0, told
-    assert "train and polish: finished earlier" in told
-    assert "eigenpairs of the three losses: finished earlier" in told
+    fingerprint = process.communicate()[1]
+    assert process.returncode == 0, fingerprint
+    assert "train and polish: finished earlier" in fingerprint
+    assert "eigenpairs of the three losses: finished earlier" in fingerprint
     assert not list(out.glob("work/*/*/*-resume.npz"))
     assert not part.exists()
     whole = tmp_path / "whole"
@@ -358,9 +358,9 @@ def test_more_seeds_go_on_from_the_first_and_give_intervals(report, tmp_path, ca
     shutil.copytree(report / "work", out / "work")
     arguments = ["reproduce", "--tiny", "--out", str(out), "--seeds", "2", "--only", "learning,rates"]
     assert cli.main(arguments) == 0
-    told = capsys.readouterr()
-    assert "network 0, train and polish: finished earlier" in told.err
-    assert re.search(r"network 1, train and polish: \d+\.\d s", told.err)
+    fingerprint = capsys.readouterr()
+    assert "network 0, train and polish: finished earlier" in fingerprint.err
+    assert re.search(r"network 1, train and polish: \d+\.\d s", fingerprint.err)
     found = json.loads((out / "results.json").read_text())
     first, second = found["rows"]["learning"]
     assert first == json.loads((report / "results.json").read_text())["rows"]["learning"][0]
@@ -465,9 +465,9 @@ def test_each_size_plans_the_same_themes(capsys):
 
 def test_damaged_plain_work_is_made_again(tmp_path, capsys):
     (tmp_path / "radii.json").write_text('{"half": ')
-    assert Shelf(tmp_path).plain("radii", lambda: {"whole": 1}) == {"whole": 1}
+    assert ResultStore(tmp_path).plain("radii", lambda: {"whole": 1}) == {"whole": 1}
     assert "radii.json is no JSON: it is made again" in capsys.readouterr().err
-    assert Shelf(tmp_path).plain("radii", lambda: {"other": 2}) == {"whole": 1}
+    assert ResultStore(tmp_path).plain("radii", lambda: {"other": 2}) == {"whole": 1}
 
 
 def test_a_folder_with_a_space_is_one_word_of_the_command():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lowhanging as lh
-from lowhanging.reproduce.store import Shelf
+from lowhanging.reproduce.store import ResultStore
 from lowhanging.reproduce.themes import sizes
 from lowhanging.reproduce.themes import sizes as size_runs
 from lowhanging.reproduce.themes.sizes import TINY, CosineNetwork, TanhNetwork, exact_network
@@ -155,8 +155,8 @@ def test_the_verdict_follows_from_the_times(slow, before, verdict):
 
 
 def test_what_was_trained_is_kept_and_nothing_is_left_of_the_way(row, tmp_path, monkeypatch):
-    shelf = Shelf(tmp_path)
-    assert sizes.measure(seeds=3, design=TINY, shelf=shelf, keeps_stacks=True) == row
+    shelf = ResultStore(tmp_path)
+    assert sizes.measure(seeds=3, design=TINY, shelf=shelf) == row
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {
         "sizes-6-atomic.json",
@@ -175,7 +175,7 @@ def test_what_was_trained_is_kept_and_nothing_is_left_of_the_way(row, tmp_path, 
 
     monkeypatch.setattr(size_runs, "times_to_learn", counted)
     monkeypatch.setattr(size_runs, "shares_over_training", lambda *_: pytest.fail("trained twice"))
-    assert sizes.measure(seeds=3, design=TINY, shelf=shelf, keeps_stacks=True) == row
+    assert sizes.measure(seeds=3, design=TINY, shelf=shelf) == row
     assert trained == [("atomic", "sizes-8-atomic-resume.npz")]
 
 

@@ -14,7 +14,7 @@ import lowhanging as lh
 from lowhanging import io as resume_file
 from lowhanging.curvature import eigensolver as search_file
 from lowhanging.reproduce.settings import Sizes
-from lowhanging.reproduce.store import NO_SHELF, Shelf, as_json
+from lowhanging.reproduce.store import NO_SHELF, ResultStore, as_json
 from lowhanging.reproduce.themes import curvature, planes, steering
 from lowhanging.reproduce.themes import steering as steering_claims
 from lowhanging.reproduce.themes import steering as steering_nulls
@@ -82,7 +82,7 @@ def test_curvature_goes_on_within_an_eigenproblem(network, measured, tmp_path, m
         return H
 
     monkeypatch.setattr(curvature, "hessian", dying)
-    shelf = Shelf(tmp_path)
+    shelf = ResultStore(tmp_path)
     for _ in range(5):
         left[0] = 16
         with pytest.raises(KilledError):
@@ -224,32 +224,32 @@ def test_random_vectors_of_a_plane_overlap_as_paper_says():
 
 def direction(preserve, ablate, up, **changes):
     """One that raises the ablated loss from 0.4 to 0.4 + `up` at step 2; a random one as far out as `out` says."""
-    told = {
-        "kept": 0.0, "null": 0.0, "risen": 0.0, "followed": 0.1, "factor": 8.0, "start": 2.0, "overlap": 0.1,
+    fingerprint = {
+        "kept": 0.0, "null": 0.0, "risen": 0.0, "cue_shares": 0.1, "factor": 8.0, "start": 2.0, "overlap": 0.1,
         "quantile": 0.2, "left_out": 0, "null_mixed": 0.2,
     } | changes  # fmt: skip
     alphas = [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0]
     steps = [max(0.0, alpha / 2) for alpha in alphas]
-    losses = {ablate: [0.4 + up * s for s in steps], preserve: [0.4 + told["kept"] * s for s in steps]}
+    losses = {ablate: [0.4 + up * s for s in steps], preserve: [0.4 + fingerprint["kept"] * s for s in steps]}
     losses["mixed"] = [
-        loss / (told["factor"] if s else told["start"]) for loss, s in zip(losses[ablate], steps, strict=True)
+        loss / (fingerprint["factor"] if s else fingerprint["start"]) for loss, s in zip(losses[ablate], steps, strict=True)
     ]
     points = {
-        name: [{"step": 10.0, "losses": {ablate: 0.4 * math.exp(moved), preserve: 0.4, "mixed": told["null_mixed"]}}]
-        for name, moved in (("null", told["null"]), ("risen", told["risen"]))
+        name: [{"step": 10.0, "losses": {ablate: 0.4 * math.exp(moved), preserve: 0.4, "mixed": fingerprint["null_mixed"]}}]
+        for name, moved in (("null", fingerprint["null"]), ("risen", fingerprint["risen"]))
     }
     return {
         "preserve": preserve, "ablate": ablate, "alphas": alphas, "losses": losses,
         "accuracies": {name: [0.9] * 6 for name in losses}, "null": points["null"],
         "null_rise": {
-            "points": [] if told["left_out"] else points["risen"], "num_left_out": told["left_out"], "longest": 60.0,
+            "points": [] if fingerprint["left_out"] else points["risen"], "num_left_out": fingerprint["left_out"], "longest": 60.0,
         },
-        "conflict": {ablate: told["followed"], preserve: 0.5, "neither": 0.5 - told["followed"]},
+        "conflict": {ablate: fingerprint["cue_shares"], preserve: 0.5, "neither": 0.5 - fingerprint["cue_shares"]},
         "conflict_shift": {"shift": 0.2, "interval": [0.1, 0.3]}, "curvature_ratio": 14.0, "ranks": {"mixed": "> 50"},
         "rayleigh_quotients": {"mixed": 0.04}, "tenth_eigenvalue_of_mixed": 0.05, "participation_ratio": 5.0,
-        "largest_squared_overlap": {"mixed": told["overlap"], "number": 0.2, "pattern": 0.3},
+        "largest_squared_overlap": {"mixed": fingerprint["overlap"], "number": 0.2, "pattern": 0.3},
         "null_overlap": {
-            "dim": 51, "num": 1000, "largest": [0.05, 0.1, told["quantile"]], "participation": [6.0, 9.0, 12.0],
+            "dim": 51, "num": 1000, "largest": [0.05, 0.1, fingerprint["quantile"]], "participation": [6.0, 9.0, 12.0],
             "within": [0.2, 0.3, 0.4], "own_within": 0.25, "num_as_large": 28, "num_as_concentrated": 3,
         },
     }  # fmt: skip
@@ -268,7 +268,7 @@ def steering_row(**changes):
     [
         ({}, ["holds", "holds", "holds"]),
         ({"kept": 0.21}, ["holds in part", "holds", "holds"]),
-        ({"followed": 0.16}, ["holds in part", "holds", "holds"]),
+        ({"cue_shares": 0.16}, ["holds in part", "holds", "holds"]),
         # log(1.4 / 0.4) = 1.25 is what a random direction must not reach, at either length.
         ({"null": 1.2, "risen": 1.2, "null_mixed": 0.4}, ["holds", "holds", "holds"]),
         ({"null": 1.3, "null_mixed": 0.4}, ["holds in part", "holds", "holds"]),
@@ -299,7 +299,7 @@ def test_a_claim_without_any_part_does_not_hold():
 
 
 def test_verdicts_over_seeds_are_those_of_most():
-    good, bad = steering_row(), steering_row(followed=0.16)
+    good, bad = steering_row(), steering_row(cue_shares=0.16)
     verdicts = [steering_claims.claims(rows)[0].verdict for rows in ([good, good, bad], [good, bad, bad], [good, bad])]
     assert verdicts == ["holds", "holds in part", "holds in part"]
     claim = steering_claims.claims([good, good, bad])[0]
@@ -362,7 +362,7 @@ def test_asymmetries_of_losses_and_of_their_expansions():
     assert planes.asymmetry_changes(number, pattern, "expansion") == [math.inf]  # no loss is negative
 
 
-def planes_row(told=1.0, **ends):
+def planes_row(fingerprint=1.0, **ends):
     """Fit errors 0.1 (r / end)² and asymmetry (r / told)²: straight in log-log, so that the crossings are exact."""
     reach = {"mixed": 0.15, "number": 0.5, "pattern": 0.15} | ends
     radii = planes.RADII
@@ -370,7 +370,7 @@ def planes_row(told=1.0, **ends):
         name: {"fit_error": [0.1 * (r / end) ** 2 for r in radii], "rounding": [1e-5] * len(radii)}
         for name, end in reach.items()
     }
-    moved = [(r / told) ** 2 for r in radii]
+    moved = [(r / fingerprint) ** 2 for r in radii]
     return {
         "radii": list(radii), "angle": 90.0, "norm": 60.0, "circles": circles, "asymmetry_change": moved,
         "asymmetry_change_of_quadratics": [None if r >= 2 else value for r, value in zip(radii, moved, strict=True)],
@@ -383,8 +383,8 @@ def planes_row(told=1.0, **ends):
         ({}, "holds"),
         ({"number": 1.01}, "holds in part"),  # told apart where the number loss is quadratic still
         ({"number": 2.0, "mixed": 2.0, "pattern": 2.0}, "holds in part"),
-        ({"told": 2.01, "number": 1.9}, "holds in part"),  # only beyond the step
-        ({"told": 9.0, "number": 20.0, "mixed": 20.0, "pattern": 20.0}, "does not hold"),
+        ({"fingerprint": 2.01, "number": 1.9}, "holds in part"),  # only beyond the step
+        ({"fingerprint": 9.0, "number": 20.0, "mixed": 20.0, "pattern": 20.0}, "does not hold"),
         ({"mixed": 0.02}, "holds"),  # quadratic nowhere: nothing is told apart within it
     ],
 )
@@ -403,6 +403,6 @@ def test_radii_are_reported_at_three_levels_and_over_seeds():
     (claim,) = planes.claims(rows)
     assert claim.verdict == "holds in part"
     assert "at 10 %: mixed 3 of 3, number 1 of 3, pattern 3 of 3" in claim.measured
-    (claim,) = planes.claims([planes_row(told=9.0), planes_row(mixed=0.02)])
+    (claim,) = planes.claims([planes_row(fingerprint=9.0), planes_row(mixed=0.02)])
     assert "1, beyond 4 in 1 of 2" in claim.measured
     assert "0.15, below 0.05 in 1 of 2" in claim.measured

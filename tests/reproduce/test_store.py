@@ -18,7 +18,7 @@ import lowhanging as lh
 from lowhanging.errors import DamagedFileError
 from lowhanging.io import read_arrays
 from lowhanging.reproduce import pipeline as run_room
-from lowhanging.reproduce.store import Shelf
+from lowhanging.reproduce.store import ResultStore
 
 ROWS = torch.arange(12, dtype=torch.float64).reshape(2, 6)
 KEPT = lh.Subspace(torch.linalg.qr(ROWS.T)[0].T.contiguous())
@@ -54,7 +54,7 @@ def test_a_shape_that_has_shrunk_is_noticed(tmp_path: Path) -> None:
 
 
 def test_work_that_was_cut_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shelf, made = Shelf(tmp_path), []
+    shelf, made = ResultStore(tmp_path), []
 
     def make() -> lh.Subspace:
         made.append(1)
@@ -82,7 +82,7 @@ def test_work_that_was_cut_is_made_again(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
 def test_what_cant_be_opened_is_not_made_again(error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shelf = Shelf(tmp_path)
+    shelf = ResultStore(tmp_path)
     shelf.result("kept", lh.Subspace.load, lambda: KEPT)
 
     def refused(*_: Any, **__: Any) -> None:
@@ -101,7 +101,7 @@ def test_what_cant_be_opened_is_not_made_again(error: OSError, tmp_path: Path, m
 
 
 def test_a_damaged_resume_file_is_begun_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shelf, H = Shelf(tmp_path), torch.diag(torch.arange(1.0, 40.0, dtype=torch.float64))
+    shelf, H = ResultStore(tmp_path), torch.diag(torch.arange(1.0, 40.0, dtype=torch.float64))
     path = shelf.resume("pairs")
     assert path == tmp_path / "pairs-resume.npz"
     first = lh.top_eigs(H, k=2, resume=path)
@@ -119,5 +119,5 @@ def test_only_what_a_dead_run_left_is_removed(tmp_path: Path) -> None:
     for part in (old, new):
         part.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)
-    run_room._prepare(Shelf(tmp_path))
+    run_room._prepare(ResultStore(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [new.name]

@@ -22,7 +22,7 @@ from lowhanging.reproduce import claims
 from lowhanging.reproduce import page as items
 from lowhanging.reproduce import page as report
 from lowhanging.reproduce.settings import SIZES, Settings, Sizes
-from lowhanging.reproduce.store import NO_SHELF, Shelf, as_json
+from lowhanging.reproduce.store import NO_SHELF, ResultStore, as_json
 from lowhanging.reproduce.themes import canyons as canyon_claims
 from lowhanging.reproduce.themes import cartoons, learning, modular, rates
 from lowhanging.reproduce.themes import cartoons as cartoon_claims
@@ -226,7 +226,7 @@ def test_a_shelf_makes_a_result_once_and_reads_it_back(tmp_path, capsys):
         made.append(1)
         return lh.Subspace(torch.eye(3)[:2])
 
-    shelf = Shelf(tmp_path)
+    shelf = ResultStore(tmp_path)
     shelf.resume("axes").write_bytes(b"unfinished")
     for _ in range(2):
         assert torch.equal(shelf.result("axes", lh.Subspace.load, make).basis, torch.eye(3)[:2])
@@ -242,7 +242,7 @@ def test_a_shelf_makes_a_result_once_and_reads_it_back(tmp_path, capsys):
 
 
 def test_a_unit_is_measured_once_and_a_failed_one_leaves_nothing(tmp_path):
-    shelf = Shelf(tmp_path)
+    shelf = ResultStore(tmp_path)
 
     def failing():
         raise ArithmeticError
@@ -301,8 +301,8 @@ def lost(number, pattern):
 def test_stability_is_counted_over_networks_not_over_their_displacements():
     numbers, patterns = lost([0.1, 0.1, 0.3], [0.2, 0.2, 0.2]), lost([0.3, 0.3, 0.2], [0.2, 0.2, 0.2])
     even = lost([0.1, 0.3], [0.2, 0.2])
-    told = [rates.claims([rates_row(1.0, 1.0, row)])[0].measured for row in (numbers, patterns, even)]
-    for text, words in zip(told, ("numbers are", "patterns are", "neither cue is"), strict=True):
+    fingerprint = [rates.claims([rates_row(1.0, 1.0, row)])[0].measured for row in (numbers, patterns, even)]
+    for text, words in zip(fingerprint, ("numbers are", "patterns are", "neither cue is"), strict=True):
         assert f"{words} the more stable in the one network" in text
     measured = rates.claims([rates_row(1.0, 1.0, row) for row in (numbers, numbers, patterns)])[0].measured
     counts = "of each network's 3 displacements 2, 2, 0 cost numbers less, 1, 1, 2 patterns"
@@ -323,7 +323,7 @@ def test_the_ratio_of_rates_has_its_interval_on_the_logarithm():
 def canyon_point(**changes):
     return {
         "rise": 0.2, "energy": 0.5, "depth": 0.4, "slope": 0.1, "slope_without_anchor": 0.08, "plane_eigenvalue": 0.2,
-        "sphere_eigenvalue": 0.1, "euclidean_error": 1e-6, "is_certified": True, "is_trivial": False, "copy_of": None,
+        "sphere_eigenvalue": 0.1, "euclidean_error": 1e-6, "is_certified": True, "is_trivial": False, "duplicate_of": None,
         "radius": 3.0, "losses": {"number": 0.6, "pattern": 0.5}, "circuit": None, "answer_shift": [0.01, -0.1, 0.1],
         "full_residual": None, "full_plane_eigenvalue": None, "full_error": None, "bowl_slope_without_anchor": 0.32,
     } | changes  # fmt: skip
@@ -537,7 +537,7 @@ def test_every_line_of_the_full_size_runs_on_little():
 
 def test_learning_takes_the_first_images_and_any_number_of_epochs(tmp_path):
     sizes = Sizes("tiny", images=40, epochs=1, anchor=0.5, early_epochs=(0,))
-    shelf = Shelf(tmp_path)
+    shelf = ResultStore(tmp_path)
     made = learning.learn(source="bundled", seed=1, sizes=sizes, shelf=shelf)
     assert len(made.views.mixed.train) == len(made.views.mixed.test) == 40
     assert made.run.checkpoint_epochs.tolist() == [0, 1]

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lowhanging as lh
-from lowhanging.canyons.point import Around
+from lowhanging.canyons.point import Evaluations
 from lowhanging.steering import cues as naming
 
 # Inputs (number's strength on its class, pattern's strength on its class), and what a linear model of equal weights
@@ -198,10 +198,10 @@ def moved(model: nn.Module, change) -> torch.Tensor:
     return lh.objective.ParameterSpace(model).flatten(changed)
 
 
-def named(planted, theta: torch.Tensor) -> lh.steering.CircuitName:
+def named(planted, theta: torch.Tensor) -> lh.steering.CircuitAttribution:
     _, losses, control = planted
     at, basin = ({cue: losses[cue](point) for cue in control.cues} for point in (theta, losses["mixed"].theta0))
-    return lh.steering.name_circuit(control, theta, losses["mixed"].theta0, losses=at, basin_losses=basin)
+    return lh.steering.attribute_circuit(control, theta, losses["mixed"].theta0, losses=at, basin_losses=basin)
 
 
 def test_a_planted_false_positive_is_exposed(planted):
@@ -251,7 +251,7 @@ def test_a_circuit_that_is_gone_is_named_after_the_other(planted, kept, gone, tm
     assert found.reason.startswith(f"the {other} loss grew by ")
     assert found.reason.endswith(f"nats against {kept}, and the answers followed")
     assert repr(found).startswith(f"CircuitName('{kept}': log(L_number / L_pattern) ")
-    loaded = lh.steering.CircuitName.load(found.save(tmp_path / "name.npz"))
+    loaded = lh.steering.CircuitAttribution.load(found.save(tmp_path / "name.npz"))
     assert loaded == found
     assert lh.steering.AnswerShift.load(found.shift.save(tmp_path / "shift.npz")) == found.shift
 
@@ -262,7 +262,7 @@ def test_each_condition_is_needed():
 
     def name(theta, number, pattern, control=control):
         losses, basin = {"number": number, "pattern": pattern}, {"number": 1.0, "pattern": 1.0}
-        return lh.steering.name_circuit(control, theta, theta0, losses=losses, basin_losses=basin)
+        return lh.steering.attribute_circuit(control, theta, theta0, losses=losses, basin_losses=basin)
 
     assert naming.MIN_ASYMMETRY_CHANGE == 1.0
     assert naming.MIN_ANSWER_SHIFT == 0.1
@@ -288,7 +288,7 @@ def test_each_condition_is_needed():
         found = name(to_number, 1.0, 5.0, control=some)
         assert (found.name, found.shift.shift) == (given, pytest.approx(2 * num / 400))
         assert found.shift.low > 0
-    swapped = lh.steering.name_circuit(
+    swapped = lh.steering.attribute_circuit(
         control, to_number, theta0, losses=losses, basin_losses=basin, cues=("pattern", "number")
     )  # fmt: skip
     assert (swapped.name, swapped.asymmetry) == ("number", pytest.approx(np.log(5)))
@@ -298,23 +298,23 @@ def test_a_steering_report_has_the_control(tmp_path):
     control, loss = linear(repeats=3)
     u = weighted(1.0, -1.0)
     plain = lh.steering_report(u, {"mixed": loss}, k=3)
-    assert (plain.step, plain.followed) == (None, {})
+    assert (plain.step, plain.cue_shares) == (None, {})
     assert "answers" not in repr(plain) + str(plain)
     report = lh.steering_report(u, {"mixed": loss}, k=3, conflict=control)
     unit = u / u.norm()
     assert report.step == 2.0
-    assert report.followed == {"before": control(loss.theta0), "after": control(loss.theta0 + 2.0 * unit)}
-    assert report.followed["before"] != report.followed["after"]
+    assert report.cue_shares == {"before": control(loss.theta0), "after": control(loss.theta0 + 2.0 * unit)}
+    assert report.cue_shares["before"] != report.cue_shares["after"]
     assert "; answers on conflict inputs from theta0 to step 2: number 40.0 % -> 80.0 %, pattern" in repr(report)
     lines = [line.split() for line in str(report).splitlines()[-3:]]
     assert lines[0] == ["answers", "number", "pattern", "neither"]
     assert lines[1] == ["theta0", "40.0", "%", "40.0", "%", "20.0", "%"]
     assert lines[2][:4] == ["step", "2", "80.0", "%"]
     other = lh.steering_report(u, {"mixed": loss}, k=3, conflict=control, step=-2)
-    assert other.followed["after"] == control(loss.theta0 - 2.0 * unit)
+    assert other.cue_shares["after"] == control(loss.theta0 - 2.0 * unit)
     loaded = lh.steering.SteeringReport.load(report.save(tmp_path / "report.npz"))
-    assert (loaded.step, loaded.followed, str(loaded)) == (report.step, report.followed, str(report))
-    assert lh.steering.SteeringReport.load(plain.save(tmp_path / "plain.npz")).followed == {}
+    assert (loaded.step, loaded.cue_shares, str(loaded)) == (report.step, report.cue_shares, str(report))
+    assert lh.steering.SteeringReport.load(plain.save(tmp_path / "plain.npz")).cue_shares == {}
     with pytest.raises(ValueError, match=r"step is 1\.0 and conflict is None, expected a step with conflict= only"):
         lh.steering_report(u, {"mixed": loss}, k=3, step=1.0)
     with pytest.raises(TypeError, match=r"conflict is a dict, expected a ConflictControl.\nPass lh.ConflictControl"):
@@ -369,7 +369,7 @@ def test_bad_input_to_naming():
 
     def raises(kind, message, control=control, losses=good, cues=None):
         with pytest.raises(kind, match=message):
-            lh.steering.name_circuit(control, loss.theta0, loss.theta0, losses=losses, basin_losses=good, cues=cues)
+            lh.steering.attribute_circuit(control, loss.theta0, loss.theta0, losses=losses, basin_losses=good, cues=cues)
 
     raises(TypeError, "control is an Objective, expected a ConflictControl", control=loss)
     raises(TypeError, "losses is a float, expected a mapping cue -> loss", losses=1.0)
@@ -379,7 +379,7 @@ def test_bad_input_to_naming():
     raises(ValueError, r"cues is \('number', 'colour'\), expected two different ones", cues=("number", "colour"))
     raises(ValueError, r"cues is \('number', 'number'\)", cues=("number", "number"))
     with pytest.raises(ValueError, match=r"basin_losses\['number'\] is -1"):
-        lh.steering.name_circuit(control, loss.theta0, loss.theta0, losses=good, basin_losses=good | {"number": -1.0})
+        lh.steering.attribute_circuit(control, loss.theta0, loss.theta0, losses=good, basin_losses=good | {"number": -1.0})
 
 
 def test_three_cues_need_the_two_that_are_compared():
@@ -390,9 +390,9 @@ def test_three_cues_need_the_two_that_are_compared():
     assert control(loss.theta0) == {"number": 0.4, "pattern": 0.4, "none": 0.2, "neither": 0.0}
     losses = dict.fromkeys(three, 1.0)
     with pytest.raises(ValueError, match=r"Pass cues=\('number', 'pattern'\)"):
-        lh.steering.name_circuit(control, loss.theta0, loss.theta0, losses=losses, basin_losses=losses)
+        lh.steering.attribute_circuit(control, loss.theta0, loss.theta0, losses=losses, basin_losses=losses)
     with pytest.raises(ValueError, match=r"cues is \('number', 'pattern', 'none'\), expected two different ones"):
-        lh.steering.name_circuit(control, loss.theta0, loss.theta0, losses=losses, basin_losses=losses)
+        lh.steering.attribute_circuit(control, loss.theta0, loss.theta0, losses=losses, basin_losses=losses)
 
 
 def test_the_control_answers_as_the_loss_counts_also_under_autocast():
@@ -417,7 +417,7 @@ def test_the_control_answers_as_the_loss_counts_also_under_autocast():
 
 def test_a_loss_on_something_else_does_not_forbid_a_name():
     control, loss = linear(200)
-    around = Around.of(loss.theta0, {}, control)
+    around = Evaluations.of(loss.theta0, {}, control)
     for other in (-3.0, 0.0, math.nan):
         known = {"number": 1.0, "pattern": 1.0, "other": other}
         named = dataclasses.replace(around, losses=known)

@@ -214,7 +214,7 @@ def test_a_damaged_file_is_refused_and_left_alone(content: str, tmp_path: Path) 
         lh.top_eigs(torch.eye(5, dtype=torch.float64), k=1, resume=path)
     else:
         with np.load(path) as stored:
-            np.savez(path, **({name: stored[name] for name in stored.files} | {"state": np.zeros(9, np.uint8)}))
+            np.savez(path, **({name: stored[name] for name in stored.files} | {"weights/0": np.zeros(9, np.float32)}))
     before, held = weights(model), path.read_bytes()
     with pytest.raises(DamagedFileError, match=r"resume is .*run.npz', no resume file of a training, expected a new"):
         quiet(model, POINTS, epochs=2, resume=path)
@@ -273,7 +273,7 @@ def test_an_optimizer_whose_state_would_run_code_is_refused(tmp_path: Path) -> N
 
     path = tmp_path / "run.npz"
     make = functools.partial(Odd, lr=0.1)
-    with pytest.raises(TypeError, match=r"optimizer has a state that can't be written and read back safely"):
+    with pytest.raises(TypeError, match=r"optimizer has a state that can't be written"):
         quiet(network(), POINTS, epochs=2, optimizer=make, resume=path)
     assert not path.exists()
     with pytest.raises(ValueError, match="expected a file in an existing folder"):

@@ -182,7 +182,7 @@ def test_a_file_of_another_run_is_refused(tmp_path):
         "evaluate": {"evaluate": {"test": DATA.test}},
     }
     for name, other in others.items():
-        with pytest.raises(ValueError, match=rf"resume is .*, the file of a run with another .*{name}"):
+        with pytest.raises(ValueError, match=rf"resume is .*, the file of a training of a stack with another .*{name}"):
             stack(resume=path, **other)
     evaluated = tmp_path / "evaluated.npz"
     stack(resume=evaluated, evaluate={"test": DATA.test})
@@ -224,7 +224,7 @@ def test_the_runs_own_seeds_are_taken():
 def test_what_is_no_file_of_a_stack_is_refused(tmp_path):
     path = tmp_path / "stack.npz"
     path.write_text("not yours")
-    with pytest.raises(ValueError, match="no resume file of a stack"):
+    with pytest.raises(ValueError, match="no resume file of a training of a stack"):
         stack(resume=path)
 
 

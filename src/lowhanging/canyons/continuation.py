@@ -31,13 +31,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lowhanging.canyons.find import check_around, check_rtol
-from lowhanging.canyons.point import NUMBERS, Around, CanyonPoint, canyon_point, plane_certificate, restored, stored
+from lowhanging.canyons.point import (
+    NUMBERS,
+    CanyonPoint,
+    Evaluations,
+    canyon_point,
+    plane_certificate,
+)
 from lowhanging.canyons.shell import Array, Shell
-from lowhanging.canyons.sphere_search import Place, SphereSearch, TangentHessian
+from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch, TangentHessian
 from lowhanging.curvature.operators import plain_arithmetic
-from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import NotConvergedError, a_type, check_choice, check_count, check_real, explain
-from lowhanging.io import digest, load_result, resume_path, save_result
+from lowhanging.errors import NotConvergedError, a_type, argument_message, check_choice, check_count, check_real
+from lowhanging.io import ResumeFile, Saved, digest
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.protocol import Loss, check_loss
 from lowhanging.steering.cues import ConflictControl
@@ -49,7 +54,7 @@ _SMALLEST = 64  # the step is halved down to this part of it
 _FLOOR = 1e-2  # of |K| rho: see SphereSearch.floor
 _MOST_CUTS = 12  # evaluations to bracket a change of sign
 
-Spot = tuple[Place, TangentHessian]
+Spot = tuple[SpherePoint, TangentHessian]
 
 
 @dataclass(frozen=True)
@@ -72,25 +77,7 @@ class CanyonEvent:
         return f"CanyonEvent({self.kind} between {self.low:.4g} and {self.high:.4g})"
 
 
-@dataclass(frozen=True, eq=False)
-class TraceState:
-    """Everything that a path needs to be continued: the content of a resume file."""
-
-    deltas: Tensor  # (m, p) of the points so far
-    thetas: Tensor  # (m, p)
-    records: list[dict[str, Any]]
-    events: list[dict[str, Any]]
-    start: Tensor  # (dim,) coordinates of the first point
-    here: Tensor  # (dim,) coordinates of the newest one
-    newest: int  # number of the point that it belongs to
-    leg: int  # which goal is being followed to
-    length: float  # of the next step
-    num_gradients: int
-    num_products: int
-    identity: dict[str, str]
-
-
-class Tracer:
+class Continuation:
     """Follows one branch to one goal after the other, step by step.
 
     Attributes:
@@ -99,7 +86,7 @@ class Tracer:
     """
 
     def __init__(
-        self, search: SphereSearch, around: Around, point: CanyonPoint, goals: tuple[float, ...], longest: float
+        self, search: SphereSearch, around: Evaluations, point: CanyonPoint, goals: tuple[float, ...], longest: float
     ):
         self.search, self.shell, self.around, self.point = search, search.shell, around, point
         self.goals = [self.shell.radius_of(goal) for goal in goals]
@@ -119,7 +106,7 @@ class Tracer:
         """Of the newest point, rho."""
         return self.place.radius
 
-    def start(self, state: TraceState | None) -> None:
+    def start(self, state: Mapping[str, Any] | None) -> None:
         """From the given point, or from where an interrupted run was."""
         if state is not None:
             self._restore(state)
@@ -132,7 +119,7 @@ class Tracer:
             sizes = f"|P g| {place.residual:.2g}, allowed {self.search.tolerance(place):.2g}"
             received = f"is not stationary for this loss ({sizes})"
             remedy = "Pass a point that find_canyons found for this loss, around the same theta0, with the same rtol."
-            raise ValueError(explain("point", received, "a point on a branch of stationary ones", remedy))
+            raise ValueError(argument_message("point", received, "a point on a branch of stationary ones", remedy))
         self.first = self.place.y
         self._add(self.point.level)
 
@@ -170,33 +157,31 @@ class Tracer:
         if is_last:
             self._next_leg()
 
-    def state(self, identity: dict[str, str]) -> TraceState:
-        """What a resume file holds."""
-        return TraceState(
-            events=[vars(event) for event in self.events],
-            start=torch.from_numpy(self.first.copy()),
-            here=torch.from_numpy(self.place.y.copy()),
-            newest=self.newest,
-            leg=self.leg,
-            length=self.length,
-            num_gradients=self.shell.num_gradients,
-            num_products=self.shell.num_products,
-            identity=dict(identity),
-            **stored(tuple(self.points)),
-        )
+    def state(self) -> dict[str, Any]:
+        """Everything that the path needs to be continued."""
+        return {
+            "points": list(self.points),
+            "events": list(self.events),
+            "start": self.first.copy(),
+            "here": self.place.y.copy(),
+            "newest": self.newest,
+            "leg": self.leg,
+            "length": self.length,
+            "num_gradients": self.shell.num_gradients,
+            "num_products": self.shell.num_products,
+        }
 
-    def _restore(self, state: TraceState) -> None:
-        self.points = list(restored(state.deltas, state.thetas, state.records, self.point.space))
-        self.events = [CanyonEvent(**event) for event in state.events]
-        self.first, self.leg, self.length = state.start.numpy(), state.leg, state.length
-        self.newest = state.newest
-        self._stand(state.here.numpy())
-        self.shell.num_gradients, self.shell.num_products = state.num_gradients, state.num_products
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.points, self.events = list(state["points"]), list(state["events"])
+        self.first, self.leg, self.length = state["start"], state["leg"], state["length"]
+        self.newest = state["newest"]
+        self._stand(state["here"])
+        self.shell.num_gradients, self.shell.num_products = state["num_gradients"], state["num_products"]
 
     def _stand(self, y: Array) -> None:
         """Take one's place at y, a point that was found before."""
         value, gradient = self.shell.value_and_gradient(y)  # not search.place: rescaling would change the last bit
-        self.place = Place(y, value, gradient)
+        self.place = SpherePoint(y, value, gradient)
         self.tangent = TangentHessian(self.shell, self.place)
 
     def _next_leg(self) -> None:
@@ -265,8 +250,8 @@ class Tracer:
             self.around,
             level=self.shell.level_of(self.place.radius) if level is None else level,
             num_starts=0,
-            source="followed",
-            copy_of=None,
+            source="cue_shares",
+            duplicate_of=None,
             num_gradients=self.shell.num_gradients,
             num_products=self.shell.num_products,
         )
@@ -274,7 +259,7 @@ class Tracer:
         self.points.append(point)
         return point
 
-    def _where(self, place: Place, radius: float | None = None) -> tuple[float, float]:
+    def _where(self, place: SpherePoint, radius: float | None = None) -> tuple[float, float]:
         """Rho and |delta| of a place; of a sphere near it, where the branch is not known, by proportion."""
         length = float(np.linalg.norm(self.shell.flat(place.y)))
         return (place.radius, length) if radius is None else (radius, length * radius / place.radius)
@@ -318,7 +303,7 @@ _STEPS = 20  # between the ends, by default
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CanyonPath(Sequence[CanyonPoint]):
+class CanyonPath(Saved, Sequence[CanyonPoint]):
     """A branch followed over levels, ascending."""
 
     points: tuple[CanyonPoint, ...]
@@ -326,7 +311,7 @@ class CanyonPath(Sequence[CanyonPoint]):
     metric: str
     losses: dict[str, float]  # of every evaluated objective, at theta0
     accuracies: dict[str, float]
-    followed: dict[str, float]
+    cue_shares: dict[str, float]
     start: float  # level of the point that was followed
     to: tuple[float, ...]
     step: float  # largest step of rho: r, or sqrt(2 E)
@@ -362,10 +347,10 @@ class CanyonPath(Sequence[CanyonPoint]):
         if is_loss and is_field:
             received = f"is {name!r}, a field of CanyonPoint and an evaluated objective"
             remedy = f'Pass values({name!r}, of="loss") for the objective, of="point" for the field.'
-            raise ValueError(explain("name", received, "one of the two", remedy))
+            raise ValueError(argument_message("name", received, "one of the two", remedy))
         if not is_loss and not is_field:
             expected = "a numeric field of CanyonPoint or an evaluated objective"
-            raise ValueError(explain("name", f"is {name!r}", expected, 'Name one, such as "loss" or "slope".'))
+            raise ValueError(argument_message("name", f"is {name!r}", expected, 'Name one, such as "loss" or "slope".'))
         found = [point.losses[name] if is_loss else getattr(point, name) for point in self.points]
         return torch.tensor([math.nan if value is None else float(value) for value in found], dtype=torch.float64)
 
@@ -398,43 +383,6 @@ class CanyonPath(Sequence[CanyonPoint]):
             f"rise {first.rise:.3g} to {last.rise:.3g}; {', '.join(texts) or 'no events'}{state}; "
             f"{self.num_gradients} gradients, {self.num_products} products)"
         )
-
-    def save(self, path: str | Path) -> Path:
-        """Write to npz, without the objectives."""
-        space = self.points[0].space
-        basis = torch.zeros((0, 0)) if space is None else space.basis
-        plain = {name: getattr(self, name) for name in _PLAIN}
-        events = [vars(event) for event in self.events]
-        return save_result(_Stored(basis=basis, plain=plain, events=events, **stored(self.points)), path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> CanyonPath:
-        """Read what `save` wrote."""
-        found = load_result(_Stored, path)
-        space = Subspace(found.basis) if found.basis.numel() else None
-        return cls(
-            points=restored(found.deltas, found.thetas, found.records, space),
-            events=tuple(CanyonEvent(**event) for event in found.events),
-            **{**found.plain, "to": tuple(found.plain["to"])},
-        )
-
-
-_PLAIN = (
-    "metric", "losses", "accuracies", "followed", "start", "to", "step", "rtol", "is_complete", "num_gradients",
-    "num_products", "seconds",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class _Stored:
-    """A CanyonPath as tensors and plain values."""
-
-    deltas: Tensor
-    thetas: Tensor
-    records: list[dict[str, Any]]
-    basis: Tensor
-    events: list[dict[str, Any]]
-    plain: dict[str, Any]
 
 
 @torch.inference_mode(False)
@@ -485,7 +433,7 @@ def trace_canyon(
     begun = time.perf_counter()
     check_loss("loss", loss)
     if not isinstance(point, CanyonPoint):
-        raise TypeError(explain("point", f"is {a_type(point)}", "a CanyonPoint", "Pass canyons[0]."))
+        raise TypeError(argument_message("point", f"is {a_type(point)}", "a CanyonPoint", "Pass canyons[0]."))
     tol = check_rtol(rtol, loss)
     budget = 10**18 if max_gradients is None else check_count("max_gradients", max_gradients, remedy="Leave it out.")
     around = check_around(loss, evaluate, conflict)
@@ -494,7 +442,7 @@ def trace_canyon(
     remedy = "It is the largest change of rho in one step; leave it out for a twentieth of the way."
     longest = max(abs(shell.radius_of(goal) - shell.radius_of(point.level)) for goal in goals) / _STEPS
     longest = longest if step is None else check_real("step", step, minimum=0.0, exclusive=True, remedy=remedy)
-    tracer = Tracer(SphereSearch(shell, rtol=tol), around, point, goals, longest)
+    tracer = Continuation(SphereSearch(shell, rtol=tol), around, point, goals, longest)
     identity = {
         "point or theta0": digest(point.delta, loss.theta0.cpu()),
         "arguments": repr((goals, longest, tol, point.metric, point.floor)),
@@ -504,8 +452,8 @@ def trace_canyon(
         "loss": repr((shell.center_value, float(loss(point.theta.to(loss.theta0))))),
         "space": "full" if point.space is None else digest(point.space.basis),
     }
-    file = None if resume is None else resume_path(resume)
-    tracer.start(None if file is None else _read(file, identity))
+    file = None if resume is None else ResumeFile(resume, identity, kind="a canyon's path")
+    tracer.start(None if file is None else file.read())
     delay = 2.0 if progress is None else 0.0
     with tqdm(desc="canyon", unit="point", disable=is_silent(progress), delay=delay, initial=len(tracer.points)) as bar:
         while not tracer.is_done and shell.num_gradients < budget:
@@ -513,14 +461,14 @@ def trace_canyon(
             bar.update(len(tracer.points) - bar.n)
             bar.set_postfix_str(f"level {shell.level_of(tracer.radius):.3g}", refresh=False)
             if file is not None:
-                save_result(tracer.state(identity), file)
+                file.keep(tracer.state(), now=tracer.is_done)
     result = CanyonPath(
         points=tuple(sorted(tracer.points, key=lambda found: found.level)),
         events=tuple(sorted(tracer.events, key=lambda event: event.low)),
         metric=point.metric,
         losses=around.losses,
         accuracies=around.accuracies,
-        followed=around.followed,
+        cue_shares=around.cue_shares,
         start=point.level,
         to=goals,
         step=longest,
@@ -544,22 +492,5 @@ def _goals(to: Any, level: float) -> tuple[float, ...]:
     goals = tuple(check_real("to", goal, minimum=0.0, exclusive=True, remedy=remedy) for goal in given)
     is_one = len(goals) == 1 and goals[0] != level
     if not (is_one or (len(goals) == 2 and goals[0] < level < goals[1])):
-        raise ValueError(explain("to", f"is {to!r}", "a level, or one below and one above that of the point", remedy))
+        raise ValueError(argument_message("to", f"is {to!r}", "a level, or one below and one above that of the point", remedy))
     return goals
-
-
-def _read(path: Path, identity: Mapping[str, str]) -> TraceState | None:
-    """What an interrupted run left, None where there is no file, an error where it belongs to another run."""
-    if not path.exists():
-        return None
-    expected = "a new file or that of this call"
-    try:
-        state = load_result(TraceState, path)
-    except (ValueError, TypeError, OSError) as error:
-        received = f"is {str(path)!r}, no resume file of a canyon"
-        raise ValueError(explain("resume", received, expected, "Name another file.")) from error
-    different = [key for key in identity if identity[key] != state.identity.get(key)]
-    if different:
-        received = f"is {str(path)!r}, the file of a run with another {', '.join(different)}"
-        raise ValueError(explain("resume", received, expected, "Name another file, or repeat the call that made it."))
-    return state

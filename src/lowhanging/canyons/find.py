@@ -10,7 +10,7 @@ each branch is made stationary, and then joined once more. Signed cosines: a can
 Which channels of low loss leave a basin, and which of them are real?
 
 A canyon is where the loss, on a shell of displacements of one size around the minimum, has a local minimum of its own.
-Many random starts and a few aimed ones run down on the shell; those that end together are one branch; each branch is
+Many random starts and a few initial_directions ones run down on the shell; those that end together are one branch; each branch is
 made stationary by Newton steps and certified by the eigenvalues of the Hessian across it. On energy shells, the
 default, a quadratic bowl is constant: whatever is isolated there is there because the loss is not quadratic.
 """
@@ -21,7 +21,6 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -30,21 +29,27 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lowhanging.canyons.point import (
-    Around,
     CanyonPoint,
+    Evaluations,
     canyon_point,
-    restored,
     same_certificates,
-    stored,
     with_full_certificates,
 )
 from lowhanging.canyons.shell import METRICS, Array, Metric, Shell
-from lowhanging.canyons.sphere_search import Place, SphereSearch, TangentHessian
+from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch, TangentHessian
 from lowhanging.curvature.eigenpairs import top_eigs
 from lowhanging.curvature.operators import hessian, plain_arithmetic
 from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import NotConvergedError, a_type, check_choice, check_count, check_real, check_vector, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import (
+    NotConvergedError,
+    a_type,
+    argument_message,
+    check_choice,
+    check_count,
+    check_real,
+    check_vector,
+)
+from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.protocol import Loss, around, check_loss, check_same_buffers
 from lowhanging.steering.cues import ConflictControl
@@ -54,45 +59,45 @@ _MOST_DIMENSIONS = 40  # of the default space
 _PER_LOSS = 10  # eigenvectors that each loss gives to it
 
 
-def aims(shell: Shell, aimed: Mapping[str, Tensor] | None) -> dict[str, Array]:
+def aims(shell: Shell, initial_directions: Mapping[str, Tensor] | None) -> dict[str, Array]:
     """Name -> start, for both directions of every given vector."""
     remedy = 'Pass a mapping name -> vector (p,), such as {"keep number": direction}.'
-    if aimed is not None and not isinstance(aimed, Mapping):
-        raise TypeError(explain("aimed", f"is {a_type(aimed)}", "a mapping name -> vector", remedy))
+    if initial_directions is not None and not isinstance(initial_directions, Mapping):
+        raise TypeError(argument_message("initial_directions", f"is {a_type(initial_directions)}", "a mapping name -> vector", remedy))
     starts: dict[str, Array] = {}
-    for name, vector in (aimed or {}).items():
-        argument, p = f"aimed[{name!r}]", shell.loss.num_params
+    for name, vector in (initial_directions or {}).items():
+        argument, p = f"initial_directions[{name!r}]", shell.loss.num_params
         v = check_vector(argument, vector, p, owner=str(shell.loss), remedy=remedy, allow_zero=False)
         share = float(shell.inside(v).norm() / v.double().norm())
         if share < 1e-3:
             received = f"has {share:.1e} of its length inside the space"
-            raise ValueError(explain(argument, received, "a vector with a part inside", "Add it: space.union(...)."))
-        if f"-{name}" in (aimed or {}):
+            raise ValueError(argument_message(argument, received, "a vector with a part inside", "Add it: space.union(...)."))
+        if f"-{name}" in (initial_directions or {}):
             received = f"has the names {name!r} and '-{name}'"
-            raise ValueError(explain("aimed", received, "one of them: both directions are tried", "Rename one."))
+            raise ValueError(argument_message("initial_directions", received, "one of them: both directions are tried", "Rename one."))
         starts[name], starts[f"-{name}"] = shell.coordinates(v), shell.coordinates(-v)
     return starts
 
 
-def check_around(loss: Loss, evaluate: Mapping[str, Loss] | None, conflict: Any) -> Around:
+def check_around(loss: Loss, evaluate: Mapping[str, Loss] | None, conflict: Any) -> Evaluations:
     """What is to be evaluated at every point, with its values at theta0."""
     remedy = 'Pass a mapping such as {"number": objective}.'
     if evaluate is not None and not isinstance(evaluate, Mapping):
-        raise TypeError(explain("evaluate", f"is {a_type(evaluate)}", "a mapping name -> objective", remedy))
+        raise TypeError(argument_message("evaluate", f"is {a_type(evaluate)}", "a mapping name -> objective", remedy))
     named = dict(evaluate or {})
     for name, objective in named.items():
         check_loss(f"evaluate[{name!r}]", objective)
         if objective.num_params != loss.num_params:
             received = f"has {objective.num_params} parameters"
             expected = f"{loss.num_params}, as the loss"
-            raise ValueError(explain(f"evaluate[{name!r}]", received, expected, "Build both from the same model."))
+            raise ValueError(argument_message(f"evaluate[{name!r}]", received, expected, "Build both from the same model."))
     if conflict is not None and not isinstance(conflict, ConflictControl):
         received = f"is {a_type(conflict)}"
         remedy = "Make one: lh.ConflictControl(objective, inputs, targets)."
-        raise TypeError(explain("conflict", received, "a ConflictControl", remedy))
+        raise TypeError(argument_message("conflict", received, "a ConflictControl", remedy))
     control = {} if conflict is None else {"the conflict control": conflict.objective}
     check_same_buffers({"the loss": loss, **named, **control})
-    return Around.of(loss.theta0, named, conflict)
+    return Evaluations.of(loss.theta0, named, conflict)
 
 
 def check_space(space: Any, loss: Loss) -> Subspace | Literal["full"]:
@@ -102,10 +107,10 @@ def check_space(space: Any, loss: Loss) -> Subspace | Literal["full"]:
         return "full"
     if not isinstance(space, Subspace):
         received = f"is {space!r}" if isinstance(space, str) else f"is {a_type(space)}"
-        raise TypeError(explain("space", received, 'a Subspace or "full"', remedy))
+        raise TypeError(argument_message("space", received, 'a Subspace or "full"', remedy))
     if space.num_params != loss.num_params or space.dim < 2:
         expected = f"a Subspace of at least 2 of {loss.num_params} dimensions"
-        raise ValueError(explain("space", f"is {space!r}", expected, remedy))
+        raise ValueError(argument_message("space", f"is {space!r}", expected, remedy))
     return space
 
 
@@ -127,7 +132,7 @@ def check_levels(levels: Any) -> tuple[float, ...]:
     found = levels if isinstance(levels, Sequence) and not isinstance(levels, str) else (levels,)
     wanted = tuple(check_real("levels", level, minimum=0.0, exclusive=True, remedy=remedy) for level in found)
     if not wanted or len(set(wanted)) < len(wanted):
-        raise ValueError(explain("levels", f"are {wanted}", "one or several different numbers", remedy))
+        raise ValueError(argument_message("levels", f"are {wanted}", "one or several different numbers", remedy))
     return wanted
 
 
@@ -139,7 +144,7 @@ def check_rtol(rtol: float | None, loss: Loss) -> float:
     return check_real("rtol", rtol, minimum=0.0, maximum=0.1, exclusive=True, remedy=remedy)
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CanyonSet(Sequence[CanyonPoint]):
+class CanyonSet(Saved, Sequence[CanyonPoint]):
     """The branches found on every shell around one minimum, level by level, the lowest loss first."""
 
     points: tuple[CanyonPoint, ...]
@@ -153,7 +158,7 @@ class CanyonSet(Sequence[CanyonPoint]):
     gradient_norm: float  # there, within the space
     losses: dict[str, float]  # of every evaluated objective, at theta0
     accuracies: dict[str, float]
-    followed: dict[str, float]
+    cue_shares: dict[str, float]
     stationary: str  # "minima" or "all"
     num_starts: int  # per level
     num_lost: dict[str, int]  # level -> starts that ended nowhere
@@ -176,7 +181,7 @@ class CanyonSet(Sequence[CanyonPoint]):
     def at_level(self, level: float) -> tuple[CanyonPoint, ...]:
         """The branches of one shell."""
         if level not in self.levels:
-            raise ValueError(explain("level", f"is {level!r}", f"one of {list(self.levels)}", "Name one of them."))
+            raise ValueError(argument_message("level", f"is {level!r}", f"one of {list(self.levels)}", "Name one of them."))
         return tuple(point for point in self.points if point.level == level)
 
     @property
@@ -202,46 +207,6 @@ class CanyonSet(Sequence[CanyonPoint]):
             return f"no isolated canyon among {len(self)} points"
         return f"no isolated canyon among {len(self)} points, depth {min(depths):.6g} to {max(depths):.6g}"
 
-    def save(self, path: str | Path) -> Path:
-        """Write to npz, without the objectives."""
-        basis = torch.zeros((0, 0)) if self.space is None else self.space.basis
-        plain = {name: getattr(self, name) for name in _PLAIN}
-        columns = stored(self.points)
-        return save_result(
-            _Stored(basis=basis, theta0=self.theta0, curvatures=self.curvatures, plain=plain, **columns), path
-        )
-
-    @classmethod
-    def load(cls, path: str | Path) -> CanyonSet:
-        """Read what `save` wrote."""
-        found = load_result(_Stored, path)
-        space = Subspace(found.basis) if found.basis.numel() else None
-        return cls(
-            points=restored(found.deltas, found.thetas, found.records, space),
-            space=space,
-            theta0=found.theta0,
-            curvatures=found.curvatures,
-            **{**found.plain, "levels": tuple(found.plain["levels"])},
-        )
-
-
-_PLAIN = (
-    "levels", "metric", "floor", "loss", "gradient_norm", "losses", "accuracies", "followed", "stationary",
-    "num_starts", "num_lost", "rtol", "seed", "num_gradients", "num_products", "seconds", "is_complete",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class _Stored:
-    """A CanyonSet as tensors and plain values."""
-
-    deltas: Tensor
-    thetas: Tensor
-    records: list[dict[str, Any]]
-    basis: Tensor
-    theta0: Tensor
-    curvatures: Tensor
-    plain: dict[str, Any]
 
 SAME_BRANCH = 0.95  # signed cosine between displacements
 _ONE_PLACE = 0.999  # above it nobody asks for a ridge in between
@@ -255,7 +220,7 @@ _FLOOR = 1e-2  # of the largest tangent gradient among them, see SphereSearch.fl
 class _End:
     """Where starts ended, before and after Newton."""
 
-    place: Place
+    place: SpherePoint
     num_starts: int
     source: str
     num_gradients: int
@@ -263,13 +228,13 @@ class _End:
     tangent: TangentHessian | None = None
 
 
-class Finder:
+class BranchSearch:
     """One level after the other."""
 
     def __init__(
         self,
         search: SphereSearch,
-        around: Around,
+        around: Evaluations,
         stationary: str,
         starts: int,
         aims: dict[str, Array],
@@ -347,7 +312,7 @@ class Finder:
                 level=level,
                 num_starts=end.num_starts,
                 source=end.source,
-                copy_of=self._copied(found, i),
+                duplicate_of=self._copied(found, i),
                 num_gradients=end.num_gradients,
                 num_products=end.num_products,
             )
@@ -391,7 +356,7 @@ class Finder:
                 ways.append(way)
         return groups
 
-    def _is_ridge(self, a: Place, b: Place) -> bool:
+    def _is_ridge(self, a: SpherePoint, b: SpherePoint) -> bool:
         """Whether the loss halfway between two ends on the shell lies above both: then they run down to two minima."""
         between = self.search.place(a.y + b.y, a.radius)
         higher = max(a.value, b.value)
@@ -425,7 +390,7 @@ def find_canyons(
     metric: Metric = "hessian",
     levels: float | Sequence[float],
     starts: int = 32,
-    aimed: Mapping[str, Tensor] | None = None,
+    initial_directions: Mapping[str, Tensor] | None = None,
     evaluate: Mapping[str, Loss] | None = None,
     conflict: ConflictControl | None = None,
     stationary: Literal["minima", "all"] = "minima",
@@ -444,7 +409,7 @@ def find_canyons(
     From each start L-BFGS runs on w with y = rho w / |w| until |P g| is small; ends whose displacements have a signed
     cosine above 0.95 and whose losses agree are one branch; Newton steps with the explicit Hessian in the space make it
     stationary, |P g| <= rtol max(|g|, |H0 delta|, floor of the level), and its tangent eigenvalues certify it. A
-    saddle is left along its lowest eigenvector. Mirror images and other copies stay, and are marked (`copy_of`).
+    saddle is left along its lowest eigenvector. Mirror images and other copies stay, and are marked (`duplicate_of`).
 
     Args:
         loss: the objective around its minimum: `polish(...).objective`.
@@ -455,11 +420,11 @@ def find_canyons(
             not swallowed by the softest axis; claims about "all orthogonal directions" are about spheres.
         levels: r, or E in units of loss; one or several.
         starts: random starts per level, uniform on the shell.
-        aimed: name -> vector (p,) to start from as well, in both directions: steering directions, differences of
+        initial_directions: name -> vector (p,) to start from as well, in both directions: steering directions, differences of
             weights. Only the part inside the space counts.
         evaluate: name -> objective to evaluate at every point.
         conflict: a control on which a point may be called after a circuit, where its cues are evaluated (see
-            `name_circuit`).
+            `attribute_circuit`).
         stationary: "minima", or "all": stationary points of any kind, by Levenberg and Marquardt's steps (not in the
             full space).
         floor: smallest curvature of the energy metric; in the full space a hundredth of the largest eigenvalue by
@@ -505,12 +470,12 @@ def find_canyons(
     region = check_space(default_space(loss, around.evaluate) if space is None else space, loss)
     if isinstance(region, str) and stationary == "all":
         received = "is 'all' in the full space"
-        raise ValueError(explain("stationary", received, "a Subspace for it", "Pass space=Subspace.span(rows)."))
+        raise ValueError(argument_message("stationary", received, "a Subspace for it", "Pass space=Subspace.span(rows)."))
     shell = Shell(loss, region, metric, floor)
     search = SphereSearch(shell, rtol=tol)
-    finder = Finder(search, around, stationary, starts, aims(shell, aimed), seed, budget)
+    finder = BranchSearch(search, around, stationary, starts, aims(shell, initial_directions), seed, budget)
     if not finder.num_starts:
-        raise ValueError(explain("starts", "is 0", "at least one, or aimed= vectors", "Leave it out: 32."))
+        raise ValueError(argument_message("starts", "is 0", "at least one, or initial_directions= vectors", "Leave it out: 32."))
     _warn_of_slope(shell, wanted)
     for level in wanted:
         farthest = shell.radius_of(level) / float(np.min(shell.scales, initial=np.sqrt(shell.floor or np.inf)))
@@ -518,7 +483,7 @@ def find_canyons(
         if farthest < finest:
             received = f"has {level:g}, displacements of at most {farthest:.1g}"
             expected = f"more than the {finest:.1g} that {loss.theta0.dtype} resolves at these weights"
-            raise ValueError(explain("levels", received, expected, "Look further out, or use model.double()."))
+            raise ValueError(argument_message("levels", received, expected, "Look further out, or use model.double()."))
     failure, is_complete = None, True
     with tqdm(
         total=finder.num_starts * len(wanted),
@@ -560,7 +525,7 @@ def find_canyons(
         gradient_norm=float(shell.inside(loss.gradient(loss.theta0)).norm()),
         losses=around.losses,
         accuracies=around.accuracies,
-        followed=around.followed,
+        cue_shares=around.cue_shares,
         stationary=stationary,
         num_starts=finder.num_starts,
         num_lost={f"{level:g}": num for level, num in finder.num_lost.items()},

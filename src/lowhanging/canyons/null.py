@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -25,15 +24,15 @@ from lowhanging.canyons.shell import Metric, Shell
 from lowhanging.curvature.eigenpairs import top_eigs
 from lowhanging.curvature.operators import hessian, plain_arithmetic
 from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import NotConvergedError, a_type, check_count, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import NotConvergedError, a_type, argument_message, check_count
+from lowhanging.io import Saved
 from lowhanging.objective.protocol import Loss, check_loss
 
 _DIMENSIONS = 50  # of the default larger space
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DepthNull:
+class DepthNull(Saved):
     """The lowest depth of each level, and that of the same search in random subspaces of equal curvature."""
 
     levels: tuple[float, ...]
@@ -55,15 +54,6 @@ class DepthNull:
         ]
         where = f"{len(self.null)} random {self.dim}-dimensional subspaces of {self.within}"
         return f"DepthNull(lowest depth at E = {'; '.join(parts)}; {where})"
-
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> DepthNull:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 @torch.inference_mode(False)
@@ -144,7 +134,7 @@ def lowest_depths(canyons: CanyonSet) -> Sequence[float]:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CountNull:
+class CountNull(Saved):
     """How many canyons lie on each sphere, and how many the same search finds in random subspaces."""
 
     levels: tuple[float, ...]  # radii of the canyons' own spheres
@@ -169,15 +159,6 @@ class CountNull:
         ]
         where = f"{len(self.null)} random {self.dim}-dimensional subspaces of {self.within}"
         return f"CountNull(canyons at r = {'; '.join(parts)}; {where})"
-
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> CountNull:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 @torch.inference_mode(False)
@@ -236,7 +217,7 @@ def count_null(
         if not 0 < ratio < math.inf:
             received = f"is one around which random directions curve by {float(shell.curvatures.mean()):.2g}"
             remedy = "Start from a minimum: lh.polish(objective).objective."
-            raise ValueError(explain("loss", received, "a bowl", remedy))
+            raise ValueError(argument_message("loss", received, "a bowl", remedy))
         levels = [level * math.sqrt(ratio) for level in canyons.levels]
         found = _same_search(loss, canyons, space, levels, seed + i, progress)
         counts.append([num_canyons(found, level) for level in levels])
@@ -270,7 +251,7 @@ def _checked(loss: Loss, canyons: CanyonSet, metric: Metric, num: int, seed: int
         received = f"are {canyons!r}" if isinstance(canyons, CanyonSet) else f"is {a_type(canyons)}"
         shells = "energy shells" if metric == "hessian" else "spheres"
         remedy = f'Pass find_canyons(..., metric="{metric}", space=subspace).'
-        raise ValueError(explain("canyons", received, f"a CanyonSet on {shells} of a subspace", remedy))
+        raise ValueError(argument_message("canyons", received, f"a CanyonSet on {shells} of a subspace", remedy))
     check_count("num", num, remedy="19 allow p = 0.05.")
     check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
     return canyons.space.dim
@@ -279,7 +260,7 @@ def _checked(loss: Loss, canyons: CanyonSet, metric: Metric, num: int, seed: int
 def _check_larger(size: int, dim: int) -> None:
     if size <= dim:
         remedy = "Pass more eigenvectors: pairs.subspace() of top_eigs(hessian(loss), k=50)."
-        raise ValueError(explain("within", f"has {size} dimensions", f"more than the canyons' {dim}", remedy))
+        raise ValueError(argument_message("within", f"has {size} dimensions", f"more than the canyons' {dim}", remedy))
 
 
 def num_canyons(canyons: CanyonSet, level: float) -> float:
@@ -291,7 +272,7 @@ def num_canyons(canyons: CanyonSet, level: float) -> float:
 
 
 def _originals(canyons: CanyonSet, level: float) -> list[CanyonPoint]:
-    return [point for point in canyons.at_level(level) if point.copy_of is None]
+    return [point for point in canyons.at_level(level) if point.duplicate_of is None]
 
 
 def _same_search(

@@ -21,17 +21,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lowhanging.canyons.shell import Shell
-from lowhanging.canyons.sphere_search import Place, SphereSearch, TangentHessian, complement, lowest_across
+from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch, TangentHessian, complement, lowest_across
 from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import explain
+from lowhanging.errors import argument_message
 from lowhanging.objective.protocol import Loss
-from lowhanging.steering.cues import ConflictControl, name_circuit
+from lowhanging.steering.cues import ConflictControl, attribute_circuit
 
-_APART = ("delta", "theta", "space")  # fields that are no record
 TRIVIAL = 0.95  # overlap with the softest axis, or depth, above which a point says nothing beyond the quadratic
 
 
@@ -62,7 +60,7 @@ class CanyonPoint:
     softest_overlap: float  # squared cosine of delta with the space's softest axis
     losses: dict[str, float]  # of every evaluated objective
     accuracies: dict[str, float]
-    followed: dict[str, float]  # shares of conflict images answered after each cue, and after neither
+    cue_shares: dict[str, float]  # shares of conflict images answered after each cue, and after neither
     circuit: str | None  # which circuit runs here, if asymmetry and conflict control agree
     circuit_reason: str
     answer_shift: tuple[float, float, float] | None  # towards the better-kept cue, with its 95 % interval
@@ -70,7 +68,7 @@ class CanyonPoint:
     source: str  # where one of them came from
     space: Subspace | None  # that was searched; None: all of weight space
     floor: float  # of the metric
-    copy_of: int | None  # number, in its level, of an earlier point with the same loss, slope and certificates
+    duplicate_of: int | None  # number, in its level, of an earlier point with the same loss, slope and certificates
     num_gradients: int  # spent on the start that led here and on its Newton steps; on a path: so far
     num_products: int
     full_residual: float | None = None  # |P g| in all of weight space
@@ -108,10 +106,10 @@ class CanyonPoint:
         for name in (a, b):
             if name not in self.losses:
                 remedy = "Pass it in evaluate= of find_canyons."
-                raise ValueError(explain("name", f"is {name!r}", f"one of {list(self.losses)}", remedy))
+                raise ValueError(argument_message("name", f"is {name!r}", f"one of {list(self.losses)}", remedy))
             if not _has_logarithm(self.losses[name]):
                 received, remedy = f"is {self.losses[name]:g}", "Compare the losses themselves: point.losses."
-                raise ValueError(explain(f"losses[{name!r}]", received, "a positive, finite loss", remedy))
+                raise ValueError(argument_message(f"losses[{name!r}]", received, "a positive, finite loss", remedy))
         return math.log(self.losses[a]) - math.log(self.losses[b])
 
     def __repr__(self) -> str:
@@ -126,7 +124,7 @@ class CanyonPoint:
             text
             for text, applies in (
                 (", trivial", self.is_trivial),
-                (f", copy of {self.copy_of}", self.copy_of is not None),
+                (f", copy of {self.duplicate_of}", self.duplicate_of is not None),
                 (f", {self.circuit} circuit", self.circuit is not None),
             )
             if applies
@@ -149,7 +147,7 @@ def _has_logarithm(loss: float) -> bool:
 
 
 @dataclass(frozen=True)
-class Around:
+class Evaluations:
     """What is evaluated at every point: named objectives and a conflict control, and their values at theta0."""
 
     evaluate: Mapping[str, Loss]
@@ -157,10 +155,10 @@ class Around:
     theta0: Tensor
     losses: dict[str, float]
     accuracies: dict[str, float]
-    followed: dict[str, float]
+    cue_shares: dict[str, float]
 
     @classmethod
-    def of(cls, theta0: Tensor, evaluate: Mapping[str, Loss], conflict: ConflictControl | None) -> Around:
+    def of(cls, theta0: Tensor, evaluate: Mapping[str, Loss], conflict: ConflictControl | None) -> Evaluations:
         """With the values at theta0."""
         losses, accuracies = _evaluated(evaluate, theta0)
         return cls(evaluate, conflict, theta0, losses, accuracies, {} if conflict is None else conflict(theta0))
@@ -180,7 +178,7 @@ class Around:
             return {**unnamed, "circuit_reason": f"no loss on {', '.join(missing) or 'two cues'} is evaluated"}
         if not all(_has_logarithm(known[cue]) for known in (losses, self.losses) for cue in control.cues):
             return {**unnamed, "circuit_reason": "a loss is not positive and finite: their ratio has no logarithm"}
-        found = name_circuit(control, theta, self.theta0, losses=losses, basin_losses=self.losses)
+        found = attribute_circuit(control, theta, self.theta0, losses=losses, basin_losses=self.losses)
         shift = found.shift
         return {
             "circuit": found.name,
@@ -190,7 +188,7 @@ class Around:
 
 
 def canyon_point(
-    search: SphereSearch, place: Place, tangent: TangentHessian, around: Around, **found: Any
+    search: SphereSearch, place: SpherePoint, tangent: TangentHessian, around: Evaluations, **found: Any
 ) -> CanyonPoint:
     """Everything about a place, with its own tangent Hessian; the evaluations of `around` are made here."""
     shell = search.shell
@@ -230,7 +228,7 @@ def canyon_point(
         softest_overlap=shell.softest_overlap(place.y),
         losses=losses,
         accuracies=accuracies,
-        followed={} if around.conflict is None else around.conflict(theta),
+        cue_shares={} if around.conflict is None else around.conflict(theta),
         **around.named(theta, losses),
         **found,
     )
@@ -261,7 +259,7 @@ def same_certificates(a: TangentHessian, b: TangentHessian, rtol: float) -> bool
     return gap <= rtol * float(np.abs(a.values).max()) + a.error + b.error
 
 
-def plane_certificate(shell: Shell, place: Place, tangent: TangentHessian) -> tuple[float, float]:
+def plane_certificate(shell: Shell, place: SpherePoint, tangent: TangentHessian) -> tuple[float, float]:
     """Smallest eigenvalue of P H P within the space, and its error."""
     if shell.metric == "euclidean":
         return tangent.lowest + place.multiplier, tangent.error
@@ -299,30 +297,3 @@ def _evaluated(evaluate: Mapping[str, Loss], theta: Tensor) -> tuple[dict[str, f
         if accuracy is not None:
             accuracies[name] = accuracy
     return losses, accuracies
-
-
-def stored(points: tuple[CanyonPoint, ...]) -> dict[str, Any]:
-    """Columns for `save_result`: two tensors (m, p) and one record per point, without the common space."""
-    records = []
-    for point in points:
-        values = {field.name: getattr(point, field.name) for field in dataclasses.fields(point)}
-        records.append({name: value for name, value in values.items() if name not in _APART})
-    if not points:
-        return {"deltas": torch.zeros((0, 0)), "thetas": torch.zeros((0, 0)), "records": records}
-    return {
-        "deltas": torch.stack([point.delta for point in points]),
-        "thetas": torch.stack([point.theta for point in points]),
-        "records": records,
-    }
-
-
-def restored(
-    deltas: Tensor, thetas: Tensor, records: list[dict[str, Any]], space: Subspace | None
-) -> tuple[CanyonPoint, ...]:
-    """What `stored` packed."""
-    points = []
-    for delta, theta, record in zip(deltas, thetas, records, strict=True):
-        shift = record["answer_shift"]
-        shift = None if shift is None else tuple(shift)  # JSON knows lists only
-        points.append(CanyonPoint(delta=delta, theta=theta, space=space, **{**record, "answer_shift": shift}))
-    return tuple(points)

@@ -23,7 +23,7 @@ from torch import Tensor
 from lowhanging.curvature.eigenpairs import top_eigs
 from lowhanging.curvature.operators import hessian
 from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import check_real, explain
+from lowhanging.errors import argument_message, check_real
 from lowhanging.objective.objective import AnchoredObjective
 from lowhanging.objective.protocol import Loss
 
@@ -57,7 +57,7 @@ class Shell:
         remedy = "It is the smallest curvature of the metric, such as a hundredth of the largest eigenvalue."
         if floor is not None and metric == "euclidean":
             expected = "nothing: spheres have no curvature"
-            raise ValueError(explain("floor", f"is {floor!r} with metric='euclidean'", expected, "Leave it out."))
+            raise ValueError(argument_message("floor", f"is {floor!r} with metric='euclidean'", expected, "Leave it out."))
         given = None if floor is None else check_real("floor", floor, minimum=0.0, exclusive=True, remedy=remedy)
         if isinstance(space, str):
             self._open_full(given)
@@ -95,7 +95,7 @@ class Shell:
             if values[0] <= 0 and floor is None:
                 received = f"is 'full' around a point whose largest curvature is {float(values[0]):.3g}"
                 remedy = 'Start from a minimum, lh.polish(objective).objective, or pass floor= or metric="euclidean".'
-                raise ValueError(explain("space", received, "a bowl, for energy shells", remedy))
+                raise ValueError(argument_message("space", received, "a bowl, for energy shells", remedy))
             self.floor = DEFAULT_FLOOR * float(values[0]) if floor is None else floor
             if values[-1] < self.floor or num == p:
                 break
@@ -115,7 +115,7 @@ class Shell:
             f"Pass floor={max(DEFAULT_FLOOR * largest, 1e-12):.1g} (the metric's smallest curvature), "
             'metric="euclidean", or a Subspace of eigenvectors with positive eigenvalues.'
         )
-        raise ValueError(explain("space", received, "positive ones, for energy shells", remedy))
+        raise ValueError(argument_message("space", received, "positive ones, for energy shells", remedy))
 
     # --- coordinates
 

@@ -29,7 +29,7 @@ from lowhanging.errors import NotConvergedError
 
 
 @dataclass(frozen=True)
-class Place:
+class SpherePoint:
     """A point of the sphere with value and gradient."""
 
     y: Array  # (dim,)
@@ -74,7 +74,7 @@ class TangentHessian:
     Dense for subspaces (dim products, once); by products in the full space, where Lanczos finds the lowest one.
     """
 
-    def __init__(self, shell: Shell, place: Place):
+    def __init__(self, shell: Shell, place: SpherePoint):
         self.shell, self.place = shell, place
         self.matrix: Array | None = None
         self.error = 0.0  # of an eigenvalue: antisymmetric part and rounding of the products
@@ -209,38 +209,38 @@ class SphereSearch:
         self.shell, self.rtol = shell, rtol
         self.floor, self.typical = 0.0, np.inf
 
-    def place(self, y: Array, radius: float) -> Place:
+    def place(self, y: Array, radius: float) -> SpherePoint:
         """The point of the sphere in the direction of y, evaluated: one gradient."""
         y = y * (radius / np.linalg.norm(y))
         value, gradient = self.shell.value_and_gradient(y)
         if not (np.isfinite(value) and np.isfinite(gradient).all()):
             value = np.inf
             gradient = np.zeros_like(y)
-        return Place(y, value, gradient)
+        return SpherePoint(y, value, gradient)
 
-    def scale(self, place: Place) -> float:
+    def scale(self, place: SpherePoint) -> float:
         """What the residual is measured against."""
         shell = self.shell
         bent = 0.0 if shell.is_full else float(np.linalg.norm(shell.curvatures * place.y))
         bent = place.radius if shell.metric == "hessian" else bent
         return max(float(np.linalg.norm(place.gradient)), bent, self.floor)
 
-    def tolerance(self, place: Place) -> float:
+    def tolerance(self, place: SpherePoint) -> float:
         """The residual allowed there."""
         return self.rtol * self.scale(place)
 
-    def _is_near(self, place: Place) -> bool:
+    def _is_near(self, place: SpherePoint) -> bool:
         """Whether Newton steps may take over."""
         scale = self.scale(place)
         return place.residual <= max(_LOOSE * min(scale, self.typical), self.rtol * scale)
 
-    def is_stationary(self, place: Place) -> bool:
+    def is_stationary(self, place: SpherePoint) -> bool:
         """Whether the residual is within tolerance."""
         return place.value < np.inf and place.residual <= self.tolerance(place)
 
-    def descend(self, y: Array, radius: float) -> Place:
+    def descend(self, y: Array, radius: float) -> SpherePoint:
         """L-BFGS from y towards a minimum, until the residual is small or no longer falls."""
-        best: list[Place] = []
+        best: list[SpherePoint] = []
 
         def function(w: Array) -> tuple[float, Array]:
             place = self.place(w, radius)
@@ -263,7 +263,7 @@ class SphereSearch:
             )
         return best[0] if best else self.place(y, radius)
 
-    def minimum(self, place: Place) -> tuple[Place, TangentHessian]:
+    def minimum(self, place: SpherePoint) -> tuple[SpherePoint, TangentHessian]:
         """Newton from where L-BFGS ended; a saddle is left along its lowest eigenvector. See `is_stationary`."""
         radius = place.radius
         for _ in range(_MAX_ESCAPES):
@@ -274,12 +274,12 @@ class SphereSearch:
             place = self.descend(min(turned, key=lambda found: found.value).y, radius)
         return place, tangent
 
-    def newton(self, place: Place) -> tuple[Place, TangentHessian]:
+    def newton(self, place: SpherePoint) -> tuple[SpherePoint, TangentHessian]:
         """`approach`, and the tangent Hessian of the point reached, for its certificate."""
         place, tangent = self.approach(place, TangentHessian(self.shell, place))
         return place, tangent if tangent.place is place else TangentHessian(self.shell, place)
 
-    def approach(self, place: Place, tangent: TangentHessian) -> tuple[Place, TangentHessian]:
+    def approach(self, place: SpherePoint, tangent: TangentHessian) -> tuple[SpherePoint, TangentHessian]:
         """Newton steps towards the stationary point nearby, of any kind, each shortened until the residual falls.
 
         The Hessian of one step serves the next as long as steps with it divide the residual by ten; so does `tangent`
@@ -309,7 +309,7 @@ class SphereSearch:
                 tangent = TangentHessian(self.shell, place)
         return place, tangent
 
-    def any_kind(self, y: Array, radius: float, num_steps: int = 60) -> tuple[Place, TangentHessian]:
+    def any_kind(self, y: Array, radius: float, num_steps: int = 60) -> tuple[SpherePoint, TangentHessian]:
         """A stationary point of any kind: Levenberg and Marquardt's steps on |P g|^2, then Newton."""
         place, damping = self.place(y, radius), 0.1
         for _ in range(num_steps):

@@ -12,7 +12,6 @@ import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +22,8 @@ from tqdm.auto import tqdm
 
 from lowhanging.circuits.fourier import circle_score, key_frequencies
 from lowhanging.circuits.mechanism import CHUNK, checked_logits, frequency_projector, read_pairs
-from lowhanging.errors import a_type, check_count, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import a_type, argument_message, check_count
+from lowhanging.io import Saved
 from lowhanging.models import ModularMLP, ModularTransformer
 from lowhanging.objective.kernels import differentiable_kernels
 from lowhanging.objective.objective import Objective
@@ -36,7 +35,7 @@ _MOST = 12  # circuits, of which all 2^k subsets are run
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CircuitAblation:
+class CircuitAblation(Saved):
     """Loss and accuracy with every subset of the circuits kept and the other circuits ablated.
 
     Row i keeps circuit j where bit j of i is set: row 0 keeps none of them, the last row is the whole network. What is
@@ -88,15 +87,6 @@ class CircuitAblation:
         size = self.kept.sum(1)
         return torch.stack([self.losses[size == n].mean() for n in range(len(self.circuits) + 1)])
 
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> CircuitAblation:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
-
 
 def ablate_circuits(
     model: nn.Module,
@@ -142,7 +132,7 @@ def ablate_circuits(
     k = len(labels)
     if k > _MOST:
         remedy = "Name those of interest; the others are kept."
-        raise ValueError(explain("circuits", f"are {k}, with {2**k:,} subsets", f"at most {_MOST}", remedy))
+        raise ValueError(argument_message("circuits", f"are {k}, with {2**k:,} subsets", f"at most {_MOST}", remedy))
     kept = (torch.arange(2**k)[:, None] >> torch.arange(k)) % 2 == 1  # (2^k, k)
     losses, accuracies, overlaps = torch.zeros(3, 2**k, dtype=torch.float64)
     deviation = torch.zeros(0)
@@ -194,7 +184,7 @@ def circuit_losses(
     private, labels, ablate, *pairs = _prepared(model, data, circuits, ablation)
     if not labels:
         remedy = "Train longer, or name blocks or frequencies: circuits=[0, 1]."
-        raise ValueError(explain("circuits", "are none", "at least one circuit", remedy))
+        raise ValueError(argument_message("circuits", "are none", "at least one circuit", remedy))
     others = {label: tuple(other for other in labels if other != label) for label in labels}
     return {
         str(label): Objective(AblatedModel(private, ablate, others[label]), tuple(pairs), distributed=False)
@@ -227,7 +217,7 @@ def ablate_blocks(model: nn.Module, inputs: Tensor, blocks: tuple[int, ...]) -> 
     """
     if not isinstance(model, ModularMLP) or not model.is_blocked:
         received = f"is {a_type(model)} without blocks"
-        raise TypeError(explain("model", received, "a ModularMLP in blocks", "Pass ablation=ablate_frequencies."))
+        raise TypeError(argument_message("model", received, "a ModularMLP in blocks", "Pass ablation=ablate_frequencies."))
     table = model.embedding
     outputs = model.block_outputs(table[inputs[:, 0]] + table[inputs[:, 1]])  # (n, blocks, 2)
     for j in blocks:
@@ -264,13 +254,13 @@ def ablate_frequencies(
     except AttributeError as error:
         expected = f"a module with a modulus .p and a parameter .{embedding}"
         remedy = "Pass ablation=, a function (model, inputs, ablated) -> logits."
-        raise TypeError(explain("model", f"is {a_type(model)}", expected, remedy)) from error
+        raise TypeError(argument_message("model", f"is {a_type(model)}", expected, remedy)) from error
     is_table = isinstance(table, Tensor) and table.ndim == 2 and table.is_floating_point() and p >= 3
     if not is_table or len(table) < p:
         names = [name for name, weight in model.named_parameters() if weight.ndim == 2 and len(weight) >= max(p, 3)]
         received = f"is {a_type(model)} with p = {p} and .{embedding} a {type(table).__name__}"
         remedy = f"Name one with functools.partial(ablate_frequencies, embedding=...): {names}."
-        raise TypeError(explain("model", received, "a modulus p and an embedding (>= p, d)", remedy))
+        raise TypeError(argument_message("model", received, "a modulus p and an embedding (>= p, d)", remedy))
     numbers, rest = table[:p], table[p:]
     numbers = numbers - frequency_projector(p, frequencies).to(table) @ numbers
     logits: Tensor = functional_call(model, {embedding: torch.cat([numbers, rest])}, (inputs,))
@@ -284,7 +274,7 @@ def _prepared(
     private = private_copy(model, "eval", None)
     if ablation is not None and not callable(ablation):
         expected = "a function (model, inputs, ablated) -> logits"
-        raise TypeError(explain("ablation", f"is {ablation!r}", expected, "Such as lh.circuits.ablate_blocks."))
+        raise TypeError(argument_message("ablation", f"is {ablation!r}", expected, "Such as lh.circuits.ablate_blocks."))
     is_blocked = isinstance(private, ModularMLP) and private.is_blocked
     ablate = ablation or (ablate_blocks if is_blocked else ablate_frequencies)
     given: Any = circuits
@@ -296,14 +286,14 @@ def _prepared(
             given = key_frequencies(numbers)
     if given is None:
         received = f"are not given, for a {type(model).__name__} with ablation={_name(ablate)}"
-        raise ValueError(explain("circuits", received, "their labels", "Name them: circuits=[3, 7]."))
+        raise ValueError(argument_message("circuits", received, "their labels", "Name them: circuits=[3, 7]."))
     remedy = "Pass blocks (0 to width / 2 - 1) or frequencies (1 to p // 2), such as [3, 7]."
     if isinstance(given, str) or not isinstance(given, Iterable):
-        raise TypeError(explain("circuits", f"is {circuits!r}", "several integers", remedy))
+        raise TypeError(argument_message("circuits", f"is {circuits!r}", "several integers", remedy))
     items = given.tolist() if isinstance(given, Tensor) else given
     labels = [check_count("an entry of circuits", label, minimum=0, remedy=remedy) for label in items]
     if len(set(labels)) != len(labels):
-        raise ValueError(explain("circuits", f"are {labels}", "different integers", remedy))
+        raise ValueError(argument_message("circuits", f"are {labels}", "different integers", remedy))
     p = getattr(private, "p", None)
     inputs, targets = read_pairs(data, p if isinstance(p, int) else None, next(private.parameters()).device)
     # A label that isn't there, or an ablation of one's own that fails, is told now.

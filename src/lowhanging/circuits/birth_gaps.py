@@ -19,7 +19,7 @@ from lowhanging.circuits.births import Births
 NUM_DRAWS = 4000
 
 
-def succession(found: Births, started_low: np.ndarray, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> dict[str, Any]:
+def birth_gaps(found: Births, started_low: np.ndarray, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> dict[str, Any]:
     """How the first two births of each seed lie to each other, beside births dealt out across seeds.
 
     A seed is *apart* if its second birth is later than its first by more than the first circle's own rise time; it is

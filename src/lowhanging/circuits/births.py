@@ -11,19 +11,18 @@ frequencies related) and `lifetimes.py` (do circuits last).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.errors import a_type, check_count, check_finite, check_real, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import a_type, argument_message, check_count, check_finite, check_real
+from lowhanging.io import Saved
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Births:
+class Births(Saved):
     """The first sustained crossing of each block of each seed: when, how fast, of which frequency, and for how long."""
 
     step: Tensor  # (seeds, blocks) float64, step of the log of birth; inf where no circuit formed
@@ -76,15 +75,6 @@ class Births:
             parts.append(f"{int(self.is_left_censored.sum())} formed before the first log")
         return f"Births({size}; {'; '.join(parts)})"
 
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Births:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
-
 
 def births(
     scores: Any, steps: Any, threshold: float = 0.75, sustain: int = 5, *, frequency: Any | None = None
@@ -126,12 +116,12 @@ def births(
     if len(times) != num_logs:
         received = f"has shape {times.shape}"
         expected = f"({num_logs},), the logs of scores {values.shape}"
-        raise ValueError(explain("steps", received, expected, "Pass scores as (seeds, logs, blocks)."))
+        raise ValueError(argument_message("steps", received, expected, "Pass scores as (seeds, logs, blocks)."))
     if bool((np.diff(times) <= 0).any()):
         at = int((np.diff(times) <= 0).argmax()) + 1
         received = f"has {times[at]:g} after {times[at - 1]:g} at index {at}"
         raise ValueError(
-            explain("steps", received, "strictly ascending steps", "Sort the logs and drop repeated ones.")
+            argument_message("steps", received, "strictly ascending steps", "Sort the logs and drop repeated ones.")
         )
     threshold = check_real("threshold", threshold, minimum=0.0, exclusive=True, remedy="Circle scores use .75.")
     sustain = check_count("sustain", sustain, maximum=num_logs, remedy="It is counted in logs, not in steps.")
@@ -164,7 +154,7 @@ def check_births(found: Any) -> Births:
     """`found` as Births, or an error."""
     if not isinstance(found, Births):
         remedy = "Make them with births(scores, steps)."
-        raise TypeError(explain("births", f"is {a_type(found)}", "a Births", remedy))
+        raise TypeError(argument_message("births", f"is {a_type(found)}", "a Births", remedy))
     return found
 
 
@@ -184,9 +174,9 @@ def _frequency_at(frequency: Any, birth: np.ndarray, shape: tuple[int, ...]) -> 
     remedy = "Pass the integer frequency of each block at each log, as circle_score gives it."
     values = _numbers("frequency", frequency, 3, "(seeds, logs, blocks)", remedy=remedy)
     if values.shape != shape:
-        raise ValueError(explain("frequency", f"has shape {values.shape}", f"that of scores, {shape}", remedy))
+        raise ValueError(argument_message("frequency", f"has shape {values.shape}", f"that of scores, {shape}", remedy))
     if bool((values != np.round(values)).any()):
-        raise ValueError(explain("frequency", "holds fractions", "integers", remedy))
+        raise ValueError(argument_message("frequency", "holds fractions", "integers", remedy))
     is_formed = birth < shape[1]
     at_birth = np.take_along_axis(values, np.where(is_formed, birth, 0)[:, None], axis=1)[:, 0]
     return torch.from_numpy(np.where(is_formed, at_birth, -1).astype(np.int64))
@@ -200,14 +190,14 @@ def _numbers(argument: str, value: Any, ndim: int, shape: str, *, remedy: str) -
         tensor = torch.as_tensor(stacked if isinstance(stacked, Tensor) else np.array(stacked)).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         received = f"is {a_type(value)} that is no array"
-        raise TypeError(explain(argument, received, f"numbers of shape {shape}", remedy)) from error
+        raise TypeError(argument_message(argument, received, f"numbers of shape {shape}", remedy)) from error
     if tensor.is_complex():
-        raise TypeError(explain(argument, f"has dtype {tensor.dtype}", "real numbers", remedy))
+        raise TypeError(argument_message(argument, f"has dtype {tensor.dtype}", "real numbers", remedy))
     if tensor.ndim != ndim or tensor.numel() == 0:
         way_out = {
             ndim - 1: f"Of one run, pass {argument}[None].",
             ndim + 1: "Of embeddings, pass lh.circuits.circle_score(embeddings).score.",
         }.get(tensor.ndim, "See the shape of circle_score(embeddings).score.")
-        raise ValueError(explain(argument, f"has shape {tuple(tensor.shape)}", shape, way_out))
+        raise ValueError(argument_message(argument, f"has shape {tuple(tensor.shape)}", shape, way_out))
     check_finite(argument, tensor, remedy=remedy)
     return np.array(tensor.to(torch.float64).numpy())

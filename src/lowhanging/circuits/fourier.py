@@ -8,17 +8,16 @@ without planes, power is summed over all coordinates and a circuit is a frequenc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lowhanging.errors import check_count, check_finite, check_real, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import argument_message, check_count, check_finite, check_real
+from lowhanging.io import Saved
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CircleScores:
+class CircleScores(Saved):
     """How circular each plane of an embedding is; every field is (..., blocks)."""
 
     score: Tensor  # (..., blocks) share of the power in the strongest signed frequency: 1 circle, 1/2 line
@@ -31,15 +30,6 @@ class CircleScores:
     def __repr__(self) -> str:
         circles = int((self.score >= 0.75).sum())
         return f"CircleScores({tuple(self.score.shape)} blocks, {circles} with a score of at least 0.75)"
-
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> CircleScores:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 def circle_score(embedding: Tensor, block: int = 2) -> CircleScores:
@@ -81,7 +71,7 @@ def circle_score(embedding: Tensor, block: int = 2) -> CircleScores:
     p, width = rows.shape[-2:]
     if width % 2:
         remedy = "Cut off a column, or use key_frequencies, which needs no blocks."
-        raise ValueError(explain("embedding", f"has {width} columns", "an even number, two per block", remedy))
+        raise ValueError(argument_message("embedding", f"has {width} columns", "an even number, two per block", remedy))
     planes = rows.reshape(*rows.shape[:-1], width // 2, 2)
     z = torch.complex(planes[..., 0], planes[..., 1])  # (..., p, blocks)
     z = z - z.mean(-2, keepdim=True)
@@ -155,7 +145,7 @@ def key_frequencies(embedding: Tensor, threshold: float = 0.1) -> Tensor | list[
     if shares.ndim > 2:
         received = f"has shape {tuple(embedding.shape)}"
         remedy = "Flatten the first dimensions, or use fourier_modes, which takes any."
-        raise ValueError(explain("embedding", received, "(p, d) or (s, p, d)", remedy))
+        raise ValueError(argument_message("embedding", received, "(p, d) or (s, p, d)", remedy))
     found = []
     for row in shares.reshape(-1, shares.shape[-1]):
         order = row.argsort(descending=True, stable=True)
@@ -168,9 +158,9 @@ def _embedding(embedding: Tensor) -> Tensor:
     remedy = "Pass a row per number, such as model.embedding[:p]."
     if not isinstance(embedding, Tensor) or not embedding.is_floating_point():
         kind = embedding.dtype if isinstance(embedding, Tensor) else type(embedding).__name__
-        raise TypeError(explain("embedding", f"is {kind}", "a floating-point tensor (..., p, d)", remedy))
+        raise TypeError(argument_message("embedding", f"is {kind}", "a floating-point tensor (..., p, d)", remedy))
     if embedding.ndim < 2 or embedding.shape[-2] < 3 or not embedding.numel():
         received = f"has shape {tuple(embedding.shape)}"
-        raise ValueError(explain("embedding", received, "(..., p, d) with p of at least 3", remedy))
+        raise ValueError(argument_message("embedding", received, "(..., p, d) with p of at least 3", remedy))
     check_finite("embedding", embedding.detach(), remedy="Train with a smaller step.")
     return embedding.detach().double()

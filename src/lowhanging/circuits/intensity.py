@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,12 @@ from torch import Tensor
 from lowhanging.circuits.births import Births, check_births
 from lowhanging.circuits.pairing import check_lengths, dated_births, warn_if_blurred
 from lowhanging.circuits.permutation import against_shuffling, slots, strata_of
-from lowhanging.errors import check_count, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import argument_message, check_count
+from lowhanging.io import Saved
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BirthIntensity:
+class BirthIntensity(Saved):
     """The rate of births at given lags after another birth of the same seed, against shuffled births."""
 
     lags: Tensor  # (k, 2) float64, steps: more than the first, at most the second (a first bin from 0 has 0 too)
@@ -47,15 +46,6 @@ class BirthIntensity:
         ]
         counts = f"{self.num_births} births in {self.num_seeds} seeds"
         return f"BirthIntensity({counts}, rate after another birth over that of shuffled births; {'; '.join(rows)})"
-
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> BirthIntensity:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 def birth_intensity(
@@ -104,7 +94,7 @@ def birth_intensity(
     if not len(places.left) or places.num_seeds < 2:
         received = f"has {len(places.left)} pairs of births in {places.num_seeds} seed{'s' * (places.num_seeds != 1)}"
         expected = "two seeds with births, one of them with two"
-        raise ValueError(explain("births", received, expected, "Train more seeds, longer, or lower the threshold."))
+        raise ValueError(argument_message("births", received, expected, "Train more seeds, longer, or lower the threshold."))
     unique, codes = np.unique(times[order], return_inverse=True)
     gaps, rounding = np.abs(unique[:, None] - unique), 1e-9 * np.abs(unique).max()
     lower = np.where(edges[:-1] == 0, -1.0, edges[:-1])  # the first bin takes lag 0 in
@@ -124,5 +114,5 @@ def _check_edges(lags: Any) -> np.ndarray:
     edges = check_lengths("lags", lags, may_be_zero=True)
     if len(edges) < 2 or bool((np.diff(edges) <= 0).any()):
         remedy = "Pass the edges of the bins, such as (0, 10, 50, 100)."
-        raise ValueError(explain("lags", f"is {lags!r}", "at least two ascending numbers of steps", remedy))
+        raise ValueError(argument_message("lags", f"is {lags!r}", "at least two ascending numbers of steps", remedy))
     return edges

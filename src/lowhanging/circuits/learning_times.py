@@ -11,14 +11,13 @@ the growth is a lower bound. Times are the steps of the logs themselves, as thos
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.errors import check_choice, check_count, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import argument_message, check_choice, check_count
+from lowhanging.io import Saved
 
 _LEVEL = 0.05  # of every interval
 
@@ -45,7 +44,7 @@ class TimesRatio:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LearningTimes:
+class LearningTimes(Saved):
     """Steps until each seed had learned each rule, as something grows.
 
     Attributes:
@@ -124,22 +123,13 @@ class LearningTimes:
             is_growth_bound=bool(torch.isinf(self.median(slow)[-1])),
         )
 
-    def save(self, path: str | Path) -> Path:
-        """Write to `path` as npz; returns the path written."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> LearningTimes:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
-
     def _rows(self, name: str) -> Tensor:
         check_choice("name", name, tuple(self.times))
         return self.times[name]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Competences:
+class Competences(Saved):
     """How far several abilities of the same networks have come, over training.
 
     Attributes:
@@ -161,15 +151,6 @@ class Competences:
         check_choice("name", name, tuple(self.progress))
         return first_crossing(self.times, self.progress[name], share, is_rising=True)
 
-    def save(self, path: str | Path) -> Path:
-        """Write to `path` as npz; returns the path written."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Competences:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
-
 
 def first_crossing(steps: Tensor, rows: Tensor, threshold: float, *, is_rising: bool = False) -> Tensor:
     """The step of the first log at which each row is at or beyond a threshold; inf where none is.
@@ -188,7 +169,7 @@ def first_crossing(steps: Tensor, rows: Tensor, threshold: float, *, is_rising: 
     """
     if rows.ndim != 2 or tuple(steps.shape) != (rows.shape[1],):
         received = f"has shape {tuple(rows.shape)} for steps of shape {tuple(steps.shape)}"
-        raise ValueError(explain("rows", received, "(seeds, logs) for (logs,)", "Pass run.losses[name], run.steps."))
+        raise ValueError(argument_message("rows", received, "(seeds, logs) for (logs,)", "Pass run.losses[name], run.steps."))
     is_beyond = rows >= threshold if is_rising else rows <= threshold  # (seeds, logs)
     times = torch.where(is_beyond, steps.double(), torch.inf)
     return times.min(dim=1).values

@@ -27,7 +27,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -35,8 +34,8 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from lowhanging.errors import NotConvergedError, a_type, check_count, check_finite, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import NotConvergedError, a_type, argument_message, check_count, check_finite
+from lowhanging.io import Saved
 
 _TOLERANCE = 1e-5  # largest derivative of the mean KL divergence, in nats per unit of a parameter
 _LEASH = 1e-6  # times half the squared distance from the plain one: a fit that is best at infinity has an end, too
@@ -139,7 +138,7 @@ RESERVED = {"both", "logits", "probabilities"}  # keys of results, which no cue 
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LogitSum:
+class LogitSum(Saved):
     """Shares of the mixed logits' variance that the logits on single cues explain, on examples that were held out.
 
     A share is 1 - (squared error of the fit) / (squared error of its intercepts alone): 0 if the cues tell nothing
@@ -190,15 +189,6 @@ class LogitSum:
     def __repr__(self) -> str:
         alone = ", ".join(f"{name} {100 * share:.1f} %" for name, share in self.shares.items())
         return f"LogitSum({alone}; within labels {100 * self.within['both']:.1f} %; {len(self.labels)} held out)"
-
-    def save(self, path: str | Path) -> Path:
-        """Write to `path` as npz; returns the path written."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> LogitSum:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 def logit_sum(
@@ -327,7 +317,7 @@ def _halves(labels: Tensor, num_classes: int, generator: torch.Generator) -> tup
         if len(rows) < 4 or not 0 <= label < num_classes:
             received = f"has {len(rows)} examples of class {label}"
             expected = f"at least four of each class that occurs, all from 0 to {num_classes - 1}"
-            raise ValueError(explain("labels", received, expected, "Pass more examples, or leave the class out."))
+            raise ValueError(argument_message("labels", received, expected, "Pass more examples, or leave the class out."))
         rows = rows[torch.randperm(len(rows), generator=generator)]
         fitted_on.append(rows[: len(rows) // 2])
         judged_on.append(rows[len(rows) // 2 :])
@@ -350,18 +340,18 @@ def _checked(mixed: Tensor, cues: Mapping[str, Tensor], labels: Tensor) -> tuple
     if not isinstance(cues, Mapping) or len(cues) != 2 or RESERVED & set(cues):
         received = f"has the names {list(cues)}" if isinstance(cues, Mapping) else f"is {a_type(cues)}"
         expected = "two names of cues, none of them 'both', 'logits' or 'probabilities'"
-        raise ValueError(explain("cues", received, expected, remedy))
+        raise ValueError(argument_message("cues", received, expected, remedy))
     first, second = map(str, cues)
     found = []
     for name, logits in (("mixed", mixed), *cues.items()):
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape != mixed.shape:
             received = f"has shape {tuple(getattr(logits, 'shape', ()))}"
             expected = f"(n, classes) as the mixed logits, {tuple(getattr(mixed, 'shape', ()))}"
-            raise ValueError(explain(name, received, expected, remedy))
+            raise ValueError(argument_message(name, received, expected, remedy))
         check_finite(name, logits, remedy="Logits of the same trained network on each view.")
         rows = logits.detach().cpu().double()
         found.append(rows - rows.mean(1, keepdim=True))
     if not isinstance(labels, Tensor) or tuple(labels.shape) != (len(mixed),) or labels.is_floating_point():
         received = f"has shape {tuple(getattr(labels, 'shape', ()))}"
-        raise ValueError(explain("labels", received, f"({len(mixed)},) integer classes", "Pass view.test.targets."))
+        raise ValueError(argument_message("labels", received, f"({len(mixed)},) integer classes", "Pass view.test.targets."))
     return (first, second), found

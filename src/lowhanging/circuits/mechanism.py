@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lowhanging.errors import a_type, check_count, check_finite, explain
+from lowhanging.errors import a_type, argument_message, check_count, check_finite
 from lowhanging.objective.batches import Batches
 from lowhanging.objective.kernels import differentiable_kernels
 from lowhanging.objective.private_copy import private_copy
@@ -124,7 +124,7 @@ def distance_irrelevance(model: Logits, p: int) -> float:
     total = float(correct.std(correction=0))
     if total <= 1e-12 * float(table.abs().max()):
         received = f"gives the correct answer the same logit, {float(correct[0, 0]):.6g}, for all pairs"
-        raise ValueError(explain("model", received, "correct logits that vary", "Nothing depends on a - b here."))
+        raise ValueError(argument_message("model", received, "correct logits that vary", "Nothing depends on a - b here."))
     return float(correct.std(0, correction=0).mean()) / total
 
 
@@ -167,7 +167,7 @@ def gradient_symmetricity(
         matrices = [name for name, weight in named.items() if weight.ndim == 2 and len(weight) >= p]
         expected = f"the name of a parameter with a row per number, among {matrices}"
         raise ValueError(
-            explain("embedding", f"is {embedding!r}", expected, "Name the one that tokens are looked up in.")
+            argument_message("embedding", f"is {embedding!r}", expected, "Name the one that tokens are looked up in.")
         )
     rows = named[embedding].detach()
     if num is None:
@@ -181,7 +181,7 @@ def gradient_symmetricity(
     known = cosines[~cosines.isnan()]
     if not len(known):
         remedy = f"Is {embedding!r} what tokens are looked up in, and do the logits depend on it?"
-        raise ValueError(explain("model", "has only zero gradients", "logits that depend on both embeddings", remedy))
+        raise ValueError(argument_message("model", "has only zero gradients", "logits that depend on both embeddings", remedy))
     return float(known.mean())
 
 
@@ -206,7 +206,7 @@ def _logit_table(model: Logits, p: int) -> Tensor:
     check_count("p", p, minimum=3, remedy="Pass the modulus of the task.")
     if not callable(model):
         remedy = "Pass a module, or lambda inputs: table[inputs[:, 0], inputs[:, 1]]."
-        raise TypeError(explain("model", f"is {a_type(model)}", "token pairs (n, 2) -> logits", remedy))
+        raise TypeError(argument_message("model", f"is {a_type(model)}", "token pairs (n, 2) -> logits", remedy))
     device = torch.device("cpu")
     if isinstance(model, nn.Module):
         model = private_copy(model, "eval", None)
@@ -223,10 +223,10 @@ def _waves(table: Tensor, frequencies: Iterable[int]) -> tuple[Tensor, Tensor]:
     remedy = "Such as key_frequencies(model.embedding[:p])."
     given = frequencies.tolist() if isinstance(frequencies, Tensor) else frequencies
     if isinstance(given, str) or not isinstance(given, Iterable):
-        raise TypeError(explain("frequencies", f"is {frequencies!r}", "several integers", remedy))
+        raise TypeError(argument_message("frequencies", f"is {frequencies!r}", "several integers", remedy))
     wanted = list(given)
     if not wanted or len(set(wanted)) != len(wanted):
-        raise ValueError(explain("frequencies", f"are {wanted}", "at least one, all different", remedy))
+        raise ValueError(argument_message("frequencies", f"are {wanted}", "at least one, all different", remedy))
     a = torch.arange(p)[:, None]
     by_sum = table[a, (torch.arange(p) - a) % p].mean(0)  # (s, classes): the projection on functions of a + b
     return frequency_projector(p, wanted) @ by_sum, by_sum.mean(0)
@@ -268,16 +268,16 @@ def read_pairs(data: Any, p: int | None, device: torch.device) -> tuple[Tensor, 
         is_pair = len(shapes) == 2 and len(shapes[0]) == 2 and shapes[0][1] in (2, 3) and len(shapes[1]) == 1
         if not is_pair or len(batch) != 2:
             expected = "tokens (n, 2) or (n, 3) and classes (n,)"
-            raise ValueError(explain("data", f"has a batch of shapes {shapes}", expected, remedy))
+            raise ValueError(argument_message("data", f"has a batch of shapes {shapes}", expected, remedy))
         if any(x.is_floating_point() or x.is_complex() or x.dtype == torch.bool for x in tensors):
             kinds = f"is of {tensors[0].dtype} and {tensors[1].dtype}"
-            raise TypeError(explain("data", kinds, "integer tokens and classes", remedy))
+            raise TypeError(argument_message("data", kinds, "integer tokens and classes", remedy))
         parts.append(tensors)
     inputs, targets = torch.cat([x for x, _ in parts]).long(), torch.cat([y for _, y in parts]).long()
     lowest, highest = int(inputs.min()), int(inputs[:, :2].max())
     if lowest < 0 or (p is not None and highest >= p):
         expected = "numbers from 0 to p - 1" + (f" = {p - 1}" if p is not None else "")
-        raise ValueError(explain("data", f"has tokens from {lowest} to {highest}", expected, remedy))
+        raise ValueError(argument_message("data", f"has tokens from {lowest} to {highest}", expected, remedy))
     return inputs, targets
 
 
@@ -289,7 +289,7 @@ def checked_logits(logits: Any, targets: Tensor) -> Tensor:
     if not is_table or lowest < 0 or highest >= logits.shape[1]:
         received = f"has shape {shape} for {len(targets)} targets from {lowest} to {highest}"
         expected = "a row per target and a column per class"
-        raise ValueError(explain("the model's output", received, expected, "Is it made for the modulus of the data?"))
+        raise ValueError(argument_message("the model's output", received, expected, "Is it made for the modulus of the data?"))
     check_finite("the model's output", logits, remedy="Train with a smaller step.")
     table: Tensor = logits.double()
     return table

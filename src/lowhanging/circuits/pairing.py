@@ -19,7 +19,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -42,8 +41,8 @@ from lowhanging.circuits.permutation import (
     strata_of,
     weighted_pairs,
 )
-from lowhanging.errors import check_choice, check_count, check_real, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import argument_message, check_choice, check_count, check_real
+from lowhanging.io import Saved
 
 Null = Literal["shuffle", "clock", "poisson"]
 LABELS = {
@@ -55,7 +54,7 @@ CLOCK_GROUP = 8  # seeds with neighbouring first births, between which the clock
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PairingTest:
+class PairingTest(Saved):
     """Pairs of births within one seed at most a window apart, against a null, for every declared window."""
 
     windows: Tensor  # (k,) float64, steps
@@ -86,15 +85,6 @@ class PairingTest:
         ]  # fmt: skip
         name = "Contrast" if self.null == "poisson" else "PairingTest"
         return f"{name}({self.label}; {self.num_births} births in {self.num_seeds} seeds; {'; '.join(rows)})"
-
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> PairingTest:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 def pairing_test(
@@ -162,7 +152,7 @@ def pairing_test(
     check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
     if null == "poisson" and strata is not None:
         received = "is given with null='poisson', which permutes nothing"
-        raise ValueError(explain("strata", received, "None", "Leave it out, or use null='shuffle'."))
+        raise ValueError(argument_message("strata", received, "None", "Leave it out, or use null='shuffle'."))
     labels = strata_of(strata, len(births.step))
     times, owners = dated_births(births)
     rise_time = warn_if_blurred("windows", lengths, births)
@@ -191,7 +181,7 @@ def dated_births(births: Births) -> tuple[np.ndarray, np.ndarray]:
         received = f"holds {len(owners)} birth{'s' * (len(owners) != 1)} with a time" + (
             f" ({left_out} formed before the first log)" if left_out else ""
         )
-        raise ValueError(explain("births", received, "at least 2", "Train more seeds, longer, or lower the threshold."))
+        raise ValueError(argument_message("births", received, "at least 2", "Train more seeds, longer, or lower the threshold."))
     return births.step.numpy()[owners, blocks], owners
 
 
@@ -201,7 +191,7 @@ def check_lengths(argument: str, values: Any, *, may_be_zero: bool = False) -> n
     is_row = isinstance(values, Sequence | np.ndarray | Tensor) and getattr(values, "ndim", 1) == 1
     lengths = list(values) if is_row else []
     if not lengths or isinstance(values, str):
-        raise ValueError(explain(argument, f"is {values!r}", "a sequence of at least one number", remedy))
+        raise ValueError(argument_message(argument, f"is {values!r}", "a sequence of at least one number", remedy))
     numbers = [value.item() if isinstance(value, Tensor | np.generic) else value for value in lengths]
     for i, number in enumerate(numbers):
         check_real(f"{argument}[{i}]", number, minimum=0.0, exclusive=not may_be_zero, remedy=remedy)
@@ -217,7 +207,7 @@ def warn_if_blurred(argument: str, lengths: np.ndarray, births: Births) -> float
         if short:
             received = f"holds {', '.join(short)}, shorter than {what} ({amount:g} steps)"
             remedy = "Births can't be told apart to within so short a time: read only the longer ones."
-            message = explain(argument, received, f"at least {amount:g} steps", remedy)
+            message = argument_message(argument, received, f"at least {amount:g} steps", remedy)
             warnings.warn(message, UserWarning, stacklevel=3)
     return rise_time
 
@@ -253,10 +243,10 @@ def _check_pairs(places: Slots, null: str) -> None:
     remedy = "Train more seeds, longer, or lower the threshold."
     if not len(places.left):
         which = "three births (null='clock' leaves the first out)" if null == "clock" else "two births"
-        raise ValueError(explain("births", f"has no seed with {which}", "at least one", remedy))
+        raise ValueError(argument_message("births", f"has no seed with {which}", "at least one", remedy))
     if null != "poisson" and places.num_seeds < 2:
         received = "has all its births in one seed"
-        raise ValueError(explain("births", received, f"at least two seeds, for null={null!r} moves births", remedy))
+        raise ValueError(argument_message("births", received, f"at least two seeds, for null={null!r} moves births", remedy))
 
 
 def _against_poisson(
@@ -281,7 +271,7 @@ def _against_poisson(
     return excess(count(places, codes, tables), close * len(places.left), counted, pairs_again, null_again)
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PairingPower:
+class PairingPower(Saved):
     """How often the shuffle test rejects when a share of births is planted beside another of the same seed."""
 
     power: float  # share of repeats with p_more <= level
@@ -301,15 +291,6 @@ class PairingPower:
             f" {self.level:g}, for {100 * self.coupling:g} % of {self.num_births} births in {self.num_seeds} seeds"
             f" moved to within {self.window:g} steps of another; mean ratio {self.ratio:.2f})"
         )
-
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> PairingPower:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 def pairing_power(
@@ -365,7 +346,7 @@ def pairing_power(
     if num_moved > num_movable or num_movable == 0 or places.num_seeds < 2:
         received = f"is {coupling:g} of {len(times)} births in {places.num_seeds} seed{'s' * (places.num_seeds != 1)}"
         expected = f"at least two seeds, and at most {num_movable} births to move beside another of their seed"
-        raise ValueError(explain("coupling", received, expected, "Move fewer, or train more seeds."))
+        raise ValueError(argument_message("coupling", received, expected, "Move fewer, or train more seeds."))
 
     logs = births.dated_steps.numpy()
     codes, tables = np.searchsorted(logs, times[order]), close_tables(logs, width)

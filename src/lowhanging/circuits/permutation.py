@@ -17,7 +17,7 @@ import torch
 from scipy.special import gammaincinv
 from torch import Tensor
 
-from lowhanging.errors import explain
+from lowhanging.errors import argument_message
 
 CHUNK = 2_000_000  # numbers held at a time while counting pairs in shuffled values
 
@@ -77,7 +77,7 @@ def strata_of(strata: Any, num_seeds: int) -> np.ndarray:
     if labels.shape != (num_seeds,):
         received = f"has shape {labels.shape}"
         raise ValueError(
-            explain("strata", received, f"({num_seeds},), one label per seed", "Pass strata=None for one.")
+            argument_message("strata", received, f"({num_seeds},), one label per seed", "Pass strata=None for one.")
         )
     return np.asarray(np.unique(labels, return_inverse=True)[1])
 

@@ -9,7 +9,6 @@ from equally likely to begin with.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,14 +16,14 @@ from torch import Tensor
 
 from lowhanging.circuits.births import Births, check_births
 from lowhanging.circuits.permutation import against_shuffling, slots
-from lowhanging.errors import check_count, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import argument_message, check_count
+from lowhanging.io import Saved
 
 RELATIONS = ("duplicates", "doubles", "triples")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FrequencyRelations:
+class FrequencyRelations(Saved):
     """Pairs of circuits in one seed whose frequencies are related, against frequencies shuffled across seeds."""
 
     relations: list[str]  # "duplicates", "doubles", "triples"
@@ -48,15 +47,6 @@ class FrequencyRelations:
             )
         ]  # fmt: skip
         return f"FrequencyRelations({self.num_pairs} pairs in {self.num_seeds} seeds, p = {self.p}; {'; '.join(rows)})"
-
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> FrequencyRelations:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 def frequency_relations(births: Births, p: int, *, num_resamples: int = 2000, seed: int = 0) -> FrequencyRelations:
@@ -89,18 +79,18 @@ def frequency_relations(births: Births, p: int, *, num_resamples: int = 2000, se
     check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
     if births.frequency is None:
         remedy = "Make them with births(scores, steps, frequency=...)."
-        raise ValueError(explain("births", "has no frequencies", "the frequency of every circuit", remedy))
+        raise ValueError(argument_message("births", "has no frequencies", "the frequency of every circuit", remedy))
     owners, blocks = np.nonzero(births.is_formed.numpy())
     frequency = births.frequency.numpy()[owners, blocks]
     if bool(((frequency < 1) | (frequency >= p)).any()):
         wrong = int(frequency[(frequency < 1) | (frequency >= p)][0])
         received = f"has a circuit of frequency {wrong}"
-        raise ValueError(explain("births", received, f"frequencies from 1 to p - 1 = {p - 1}", "Is p the task's?"))
+        raise ValueError(argument_message("births", received, f"frequencies from 1 to p - 1 = {p - 1}", "Is p the task's?"))
     places, order = slots(owners, np.zeros(len(births.step), dtype=np.int64))
     if not len(places.left) or places.num_seeds < 2:
         received = f"has {len(places.left)} pairs of circuits in {places.num_seeds} seed{'s' * (places.num_seeds != 1)}"
         expected = "two seeds with circuits, one of them with two"
-        raise ValueError(explain("births", received, expected, "Train more seeds, longer, or lower the threshold."))
+        raise ValueError(argument_message("births", received, expected, "Train more seeds, longer, or lower the threshold."))
     tables = _related(p)
     codes = _folded(frequency, p)[order] - 1  # frequencies 1 ... p // 2 as rows of the tables
     found = against_shuffling(places, codes, tables, num_resamples, np.random.default_rng(seed))

@@ -23,7 +23,6 @@ networks again, takes away survivors at a rate, and asks the same test.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,12 +31,12 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from lowhanging.circuits.births import Births, check_births
-from lowhanging.errors import explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import argument_message
+from lowhanging.io import Saved
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Survival:
+class Survival(Saved):
     """The share of circuits still there, as a function of the steps since they formed: a step function, from 1."""
 
     age: Tensor  # (k,) float64, steps since birth: 0, and every age at which a circuit died or was last watched
@@ -56,15 +55,6 @@ class Survival:
             f"Survival({self.num_circuits} circuits, {deaths} death{'s' * (deaths != 1)};"
             f" {share:.1f} % ({low:.1f}–{high:.1f}) alive {float(self.age[last]):g} steps after birth)"
         )
-
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Survival:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 def survival(births: Births) -> Survival:
@@ -102,7 +92,7 @@ def survival(births: Births) -> Survival:
     num_left_out = int(births.is_formed.sum()) - int(is_watched.sum())
     if not is_watched.any():
         received = f"holds no circuit whose fate was seen ({num_left_out} formed before the first log or too late)"
-        raise ValueError(explain("births", received, "at least one", "Log earlier, or train longer."))
+        raise ValueError(argument_message("births", received, "at least one", "Log earlier, or train longer."))
     born, death = born[is_watched], death[is_watched]
     is_dead = np.isfinite(death)
     watched = np.where(is_dead, death, end) - born
@@ -137,7 +127,7 @@ POWER = 0.8
 NUM_DRAWS = 2000
 
 
-def fewer_survive(
+def clustered_survival_test(
     formed: np.ndarray, survived: np.ndarray, is_second: np.ndarray, *, num_draws: int = NUM_DRAWS, seed: int = 0
 ) -> dict[str, Any]:
     """Is the second kind's share of survivors smaller than the first one's?
@@ -180,7 +170,7 @@ def detectable(
     num_repeats: int = 400,
     seed: int = 0,
 ) -> float | None:
-    """Smallest difference of shares that `fewer_survive` finds, at the 5 % level, in 80 % of repeats; None: none is.
+    """Smallest difference of shares that `clustered_survival_test` finds, at the 5 % level, in 80 % of repeats; None: none is.
 
     Args:
         formed: (networks,) circuits formed in each; drawn again, within each kind.

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +22,12 @@ from lowhanging.curvature.eigenpairs import Eigenpairs
 from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.curvature.spectrum import KnownValues, SpectralDensity
 from lowhanging.curvature.trace import Estimate
-from lowhanging.errors import a_type, check_finite, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import a_type, argument_message, check_finite
+from lowhanging.io import Saved
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EffectiveDimension:
+class EffectiveDimension(Saved):
     """Three counts of the directions that matter.
 
     Each number has a standard error (of chance, over probes) and a numerical error (residuals of the pairs; what
@@ -74,15 +73,6 @@ class EffectiveDimension:
         few = "at least " if self.count_is_bound[i] else ""
         number = _rounded(float(self.counts[i]), float(self.count_standard_errors[i]))
         return f"{few}{number} above {float(self.thresholds[i]):g}"
-
-    def save(self, path: str | Path) -> Path:
-        """Write to `path` (npz)."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> EffectiveDimension:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 @plain_arithmetic()
@@ -164,10 +154,10 @@ def _read(source: Any) -> tuple[KnownValues | SpectralDensity, int, float]:
     remedy = "Pass what top_eigs or spectral_density returned, or all eigenvalues as a tensor (p,)."
     if not isinstance(source, Tensor | np.ndarray):
         expected = "Eigenpairs, a SpectralDensity or a tensor of eigenvalues"
-        raise TypeError(explain("source", f"is {a_type(source)}", expected, remedy))
+        raise TypeError(argument_message("source", f"is {a_type(source)}", expected, remedy))
     values = torch.as_tensor(np.array(source) if isinstance(source, np.ndarray) else source.detach().cpu())
     if values.ndim != 1 or len(values) < 1 or values.is_complex():
-        raise ValueError(explain("source", f"has shape {tuple(values.shape)}", "(p,) eigenvalues", remedy))
+        raise ValueError(argument_message("source", f"has shape {tuple(values.shape)}", "(p,) eigenvalues", remedy))
     check_finite("source", values, remedy=remedy)
     values = values.double()
     return KnownValues(values, torch.zeros_like(values)), len(values), -math.inf
@@ -189,7 +179,7 @@ def _numbers(argument: str, given: Any, remedy: str, *, positive: bool = False) 
     expected = "finite positive numbers" if positive else "finite numbers"
     if not len(found) or not bool(torch.isfinite(found).all()) or (positive and not bool((found > 0).all())):
         received = f"is {given!r}" if not isinstance(given, Tensor) else f"is {given.tolist()}"
-        raise ValueError(explain(argument, received, expected, remedy))
+        raise ValueError(argument_message(argument, received, expected, remedy))
     return found
 
 

@@ -38,8 +38,16 @@ from lowhanging.curvature.krylov import ASYMMETRY, SymmetricMap, by_end, not_sym
 from lowhanging.curvature.linear_map import CountedMap
 from lowhanging.curvature.operators import SymmetricOperator, hessian, plain_arithmetic
 from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import NotConvergedError, a_type, check_choice, check_count, check_finite, check_real, explain
-from lowhanging.io import digest, load_result, save_result
+from lowhanging.errors import (
+    NotConvergedError,
+    a_type,
+    argument_message,
+    check_choice,
+    check_count,
+    check_finite,
+    check_real,
+)
+from lowhanging.io import Saved, digest
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.objective import Objective
 from lowhanging.objective.parameters import Parameters
@@ -65,7 +73,7 @@ def check_memory(operator: CountedMap, k: int, memory: float, num_known: int) ->
     needed = min(least_rows(k, num_known), operator.size) * operator.size * operator.dtype.itemsize
     if memory < needed:
         expected = f"at least {needed:,} bytes for {k} pairs of {operator.size:,} entries"
-        raise ValueError(explain("memory", f"is {memory:,.0f} bytes", expected, remedy))
+        raise ValueError(argument_message("memory", f"is {memory:,.0f} bytes", expected, remedy))
 
 
 def known_rows(warm_start: Any, operator: CountedMap) -> Tensor:
@@ -74,9 +82,9 @@ def known_rows(warm_start: Any, operator: CountedMap) -> Tensor:
     expected = f"Eigenpairs, a Subspace or rows of shape (j, {operator.size})"
     remedy = "Pass the pairs of the last checkpoint of the same parameters."
     if not isinstance(rows, Tensor) or not rows.is_floating_point():
-        raise TypeError(explain("warm_start", f"is {a_type(warm_start)}", expected, remedy))
+        raise TypeError(argument_message("warm_start", f"is {a_type(warm_start)}", expected, remedy))
     if rows.ndim != 2 or rows.shape[1] != operator.size or not 1 <= len(rows) <= operator.size:
-        raise ValueError(explain("warm_start", f"has vectors of shape {tuple(rows.shape)}", expected, remedy))
+        raise ValueError(argument_message("warm_start", f"has vectors of shape {tuple(rows.shape)}", expected, remedy))
     check_finite("warm_start", rows.detach(), remedy=remedy)
     return rows.detach().to(device=operator.device, dtype=operator.dtype)
 
@@ -98,7 +106,7 @@ def search_dense(
     p = operator.size
     if p > DENSE_LIMIT:
         received = f'is "dense" for p = {p}'
-        raise ValueError(explain("method", received, f"p of at most {DENSE_LIMIT}", 'Use method="lanczos".'))
+        raise ValueError(argument_message("method", received, f"p of at most {DENSE_LIMIT}", 'Use method="lanczos".'))
     if max_products is not None:
         check_count("max_products", max_products, minimum=p, remedy='method="dense" takes p products.')
     columns = np.empty((p, p))
@@ -110,7 +118,7 @@ def search_dense(
             columns[start : start + num] = operator.products_of(units).double().cpu().numpy()  # row i holds H e_i
             bar.update(num)
     if not np.isfinite(columns).all():
-        raise FloatingPointError(explain("H @ v", "has NaN or infinite entries", "finite numbers", "Check the map."))
+        raise FloatingPointError(argument_message("H @ v", "has NaN or infinite entries", "finite numbers", "Check the map."))
     asymmetric = (columns - columns.T) / 2
     share = 2 * float(np.linalg.norm(asymmetric)) / (float(np.linalg.norm(columns)) or 1.0)
     if share > ASYMMETRY[operator.dtype]:
@@ -159,7 +167,7 @@ DEFAULT_MEMORY = 4 * 2**30
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Eigenpairs:
+class Eigenpairs(Saved):
     """Eigenpairs at one end, or both, of the spectrum of a symmetric (p, p) map H, from there inwards.
 
     Tensors are on the CPU; numbers in float64, vectors in the map's dtype. The first entry of a vector that comes
@@ -226,15 +234,6 @@ class Eigenpairs:
         remedy = "Ask top_eigs for more pairs."
         num = len(self) if k is None else check_count("k", k, maximum=len(self), remedy=remedy)
         return Subspace(self.vectors[:num])
-
-    def save(self, path: str | Path) -> Path:
-        """Write to `path` (npz)."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Eigenpairs:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 class SearchOptions(TypedDict, total=False):
@@ -337,7 +336,7 @@ def top_eigs(
         for name, value in (("warm_start", warm_start), ("resume", resume)):
             if value is not None:
                 remedy = 'Leave it out, or use method="lanczos".'
-                raise ValueError(explain(name, 'is given with method="dense"', "nothing: every column is new", remedy))
+                raise ValueError(argument_message(name, 'is given with method="dense"', "nothing: every column is new", remedy))
         outcome = search_dense(counted, k, which, tol, max_products, progress)
     else:
         check_memory(counted, k, memory, num_known)
@@ -443,13 +442,13 @@ def top_hessian_eigs(
         return top_eigs(hessian(objective, parameters=parameters), k, **options)
     if not hasattr(model, "hvp") or not hasattr(model, "theta0"):
         remedy = "For a matrix or another symmetric map use top_eigs(H)."
-        raise TypeError(explain("model", f"is {a_type(model)}", "an nn.Module or an objective", remedy))
+        raise TypeError(argument_message("model", f"is {a_type(model)}", "an nn.Module or an objective", remedy))
     given = {"data": data, "loss_fn": loss_fn, "batch_loss": batch_loss, "device": device}
     given |= {"micro_batch": micro_batch, "distributed": distributed}
     given |= {"mode": None if mode == "eval" else mode, "cache": None if cache else cache}
     for name in [name for name, value in given.items() if value is not None]:
         remedy = "The objective has its own: leave it out, or pass the model."
-        raise ValueError(explain(name, "is given with a ready objective", "nothing", remedy))
+        raise ValueError(argument_message(name, "is given with a ready objective", "nothing", remedy))
     return top_eigs(hessian(model, parameters=parameters), k, **options)
 
 

@@ -57,7 +57,7 @@ from lowhanging.curvature.krylov import (
     ritz_vectors,
 )
 from lowhanging.curvature.operators import LossMatrix, OperatorSum
-from lowhanging.errors import explain
+from lowhanging.errors import argument_message
 from lowhanging.io import ResumeFile, digest
 from lowhanging.objective.distributed import is_silent
 
@@ -105,7 +105,7 @@ def explain_floor(tol: float, floor: float, dtype: torch.dtype) -> str:
     remedy = "More steps do not help: pass such a tol"
     if dtype == torch.float32:
         remedy += ", or use float64 (objective.double(), or model.double() before the objective is made)"
-    return explain("tol", received, f"at least {_rounded_up(1.5 * floor):.0e}", remedy + ".")
+    return argument_message("tol", received, f"at least {_rounded_up(1.5 * floor):.0e}", remedy + ".")
 
 
 def _rounded_up(value: float) -> float:
@@ -114,7 +114,6 @@ def _rounded_up(value: float) -> float:
     return math.ceil(value / unit) * unit
 
 STRIDE = 4  # products between two writes, at least
-_ARRAYS = ("rows", "coefficients", "generator", "counts", "is_tridiagonal", "largest_image", "random_image")
 
 
 class SearchFile:
@@ -126,7 +125,7 @@ class SearchFile:
     """
 
     def __init__(self, resume: str | Path, identity: Mapping[str, str]):
-        self._file = ResumeFile(resume, identity, kind="a search for eigenpairs", run="search")
+        self._file = ResumeFile(resume, identity, kind="a search for eigenpairs")
         self._products = 0  # at the last write
         self._random_image: Tensor | None = None  # (p,) the map times `_random_row`
 
@@ -139,18 +138,12 @@ class SearchFile:
         if stored is None:
             self._random_image = space.operator.product(_random_row(space))
             return None
-        arrays, numbers = stored
-        try:
-            missing = {*_ARRAYS} - set(arrays)
-            if missing:
-                raise KeyError(*missing)
-            _restore(space, arrays)
-            self._random_image = torch.from_numpy(arrays["random_image"]).to(_random_row(space))
+        with self._file.decoding():
+            _restore(space, stored["space"])
+            self._random_image = stored["random_image"].to(_random_row(space))
             if self._random_image.shape != (space.operator.size,):
                 raise ValueError(f"random_image {tuple(self._random_image.shape)}")
-        except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
-            raise self._file.damaged() from error
-        numbers |= {name: arrays[name] for name in ("probed",) if name in arrays}
+            numbers: dict[str, Any] = stored["numbers"]
         rows, images = _random_row(space).double()[None], self._random_image.double()[None]
         if space.size:
             mixed = kept_images(space, mixtures(space.ritz(which), k))
@@ -169,10 +162,8 @@ class SearchFile:
         if not now and (products < self._products + STRIDE or not self._file.is_due):
             return
         assert self._random_image is not None  # `read` comes first
-        arrays = _state(space) | {"random_image": self._random_image.cpu().numpy()}
-        arrays |= {name: value for name, value in numbers.items() if isinstance(value, np.ndarray)}
-        plain = {name: value for name, value in numbers.items() if not isinstance(value, np.ndarray)}
-        self._file.write(arrays, plain)
+        state = {"space": _state(space), "random_image": self._random_image.cpu(), "numbers": numbers}
+        self._file.write(state)
         self._products = products
 
 
@@ -330,7 +321,7 @@ class _Search:
             self.num_resuming += taken
             self.operator.num_products += saved["num_products"]
         elif known is not None:
-            self.space.open_rows(known)
+            self.space.residual_block(known)
             self.num_known = self.space.num_open
 
     def save(self, *, now: bool = False) -> None:
@@ -358,7 +349,7 @@ class _Search:
             is_open = estimates[:k] > goal - self.noise
             self.show(is_open, estimates[:k].max() / (ritz.scale or 1.0))
             if is_open.any():
-                failure = self.grow(stride, _shared(ritz.couplings[:, :k][:, is_open]))
+                failure = self.grow(stride, _shared(ritz.coefficients[:, :k][:, is_open]))
                 continue
             places = outward(ritz.values, self.which)[:k]
             if not space.is_full and (self.probed is None or (places - self.probed).max() > goal):
@@ -369,13 +360,13 @@ class _Search:
             # eigenvalues one bar missed a copy in up to a third of the runs, 1.5 in some, 2 in none of a thousand.
             reaches = reaching(ritz, k, self.which, goal)[: self.num_kept - k]
             if reaches.any():
-                failure = self.grow(stride, ritz.couplings[:, k + np.argmax(reaches)], is_probe=True)
+                failure = self.grow(stride, ritz.coefficients[:, k + np.argmax(reaches)], is_probe=True)
                 continue
             residuals = residuals_of(space, ritz, range(k))
             worst = int(np.argmax(residuals))
             if residuals[worst] > goal - self.noise:
                 is_rounding = estimates[worst] < residuals[worst] / 2  # then more steps do not help
-                failure = "floor" if is_rounding else self.grow(1, ritz.couplings[:, worst])
+                failure = "floor" if is_rounding else self.grow(1, ritz.coefficients[:, worst])
                 continue
             if self.left < self.num_checks:
                 failure = "max_products"
@@ -383,7 +374,7 @@ class _Search:
                 break
             else:
                 is_rounding = self.noise > goal / 2 or space.is_full
-                failure = "floor" if is_rounding else self.grow(1, ritz.couplings[:, worst])
+                failure = "floor" if is_rounding else self.grow(1, ritz.coefficients[:, worst])
         return failure
 
     def grow_first(self, tol: float) -> str | None:
@@ -567,16 +558,16 @@ class _Search:
             found = f"all {self.k} pairs within tol = {tol:g} but the search for missed ones unfinished"
         if kind == "max_products":
             remedy = "Raise max_products (as a rule 2 k + 60 for a network), loosen tol or ask for fewer pairs."
-            return explain(kind, f"is {self.max_products}, spent with {found}", "room to finish", remedy)
+            return argument_message(kind, f"is {self.max_products}, spent with {found}", "room to finish", remedy)
         if kind == "memory":
             row = self.operator.size * self.operator.dtype.itemsize
             received = f"is {self.space.memory:,.0f} bytes, full after {self.space.size} steps with {found}"
             expected = f"{row:,} bytes more for each further step"
-            return explain(kind, received, expected, "Raise memory (bytes), loosen tol or ask for fewer pairs.")
+            return argument_message(kind, received, expected, "Raise memory (bytes), loosen tol or ask for fewer pairs.")
         floor = float(relative.max()) + self.noise / (self.space.ritz(self.which).scale or 1.0)
         return explain_floor(tol, floor, self.operator.dtype)
 
 
-def _shared(couplings: Array) -> Array:
+def _shared(coefficients: Array) -> Array:
     """The open direction (b,) that most of these pairs' residuals (b, n) have in common."""
-    return np.asarray(np.linalg.svd(couplings, full_matrices=False)[0][:, 0])
+    return np.asarray(np.linalg.svd(coefficients, full_matrices=False)[0][:, 0])

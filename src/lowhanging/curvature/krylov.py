@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from lowhanging.errors import explain
+from lowhanging.errors import argument_message
 
 Array = NDArray[np.float64]
 
@@ -64,7 +64,7 @@ class SymmetricMap(Protocol):
 def not_symmetric(received: str) -> ValueError:
     """The error for a map that is no Hessian."""
     remedy = "Is it the derivative of one gradient (no dropout, no data drawn anew)? Elsewhere pass (H + H.T) / 2."
-    return ValueError(explain("H", received, "a symmetric map", remedy))
+    return ValueError(argument_message("H", received, "a symmetric map", remedy))
 
 
 def outward(values: Array, which: str) -> Array:
@@ -91,13 +91,13 @@ class Ritz:
 
     values: Array  # (m,)
     weights: Array  # (m, m), column j gives Ritz vector j = Q^T weights[:, j]
-    couplings: Array  # (b, m) = C weights; column norms are the residuals in exact arithmetic
+    coefficients: Array  # (b, m) = C weights; column norms are the residuals in exact arithmetic
     scale: float  # largest |Ritz value|
 
     @property
     def estimates(self) -> Array:
         """(m,) residual norms by the relation: what costs nothing, but knows no rounding."""
-        return column_norms(self.couplings)
+        return column_norms(self.coefficients)
 
 
 class KrylovSpace:
@@ -153,7 +153,7 @@ class KrylovSpace:
         self.coefficients = np.pad(self.coefficients, ((0, spare), (0, spare)))
         return True
 
-    def open_rows(self, rows: Tensor) -> None:
+    def residual_block(self, rows: Tensor) -> None:
         """Open the span of these rows (j, p) in an empty space, their sum first; nothing where there is no room."""
         exact = torch.linalg.qr(rows.double().T)[0].T  # of dependent rows, the later ones become random directions
         if not self._make_room(min(2 * len(exact) + 2, self.operator.size)):
@@ -216,7 +216,7 @@ class KrylovSpace:
         if not np.isfinite(column).all():  # the step's one wait for the device was the line above
             received = f"has NaN or infinite entries at product {self.operator.num_products}"
             remedy = "Look for overflow in the loss and its derivatives here; float64 reaches further than float32."
-            raise FloatingPointError(explain("H @ v", received, "finite numbers", remedy))
+            raise FloatingPointError(argument_message("H @ v", received, "finite numbers", remedy))
         self.coefficients[: len(rows), new] = column[:-1]
         self.largest_image = max(self.largest_image, float(np.linalg.norm(column)))
         # Below this the remainder is rounding, and a random row in its place (at the next step) knows as much.
@@ -256,7 +256,7 @@ class KrylovSpace:
                 self.products[:r, columns] = mixed.to(self.products.dtype)
         K = np.zeros_like(self.coefficients)
         K[:r, :r] = np.diag(ritz.values[list(kept)])
-        K[r : r + b, :r] = ritz.couplings[:, list(kept)]
+        K[r : r + b, :r] = ritz.coefficients[:, list(kept)]
         self.coefficients, self.size, self.is_tridiagonal = K, r, False
         self.num_restarts += 1
 
@@ -274,8 +274,8 @@ class KrylovSpace:
         else:
             values, weights = np.linalg.eigh(S)
         order = wanted_first(values, which)
-        couplings = self.coefficients[self.size : self.size + self.num_open, : self.size]
-        return Ritz(values[order], weights[:, order], couplings @ weights[:, order], float(np.abs(values).max()))
+        coefficients = self.coefficients[self.size : self.size + self.num_open, : self.size]
+        return Ritz(values[order], weights[:, order], coefficients @ weights[:, order], float(np.abs(values).max()))
 
     def slabs(self) -> Iterator[slice]:
         """Column ranges whose float64 copy of all rows stays near 64 MB."""

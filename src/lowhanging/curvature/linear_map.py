@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowhanging.curvature.krylov import ASYMMETRY, not_symmetric
 from lowhanging.curvature.operators import SymmetricOperator, exact_products
-from lowhanging.errors import a_type, explain
+from lowhanging.errors import a_type, argument_message
 
 _NO_DOUBLE = (RuntimeError, TypeError, ValueError)  # of a model that insists on float32, or of a device without float64
 WORTH_A_BLOCK = 16  # rows: for fewer, finding out how a block is multiplied costs more than the block
@@ -29,13 +29,13 @@ class CountedMap:
         if not hasattr(operator, "__matmul__") or len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
             received = f"is {a_type(operator)}" + (f" of shape {shape}" if shape else "")
             remedy = "Pass lh.hessian(objective), a matrix or a SciPy LinearOperator; for a model use top_hessian_eigs."
-            raise ValueError(explain("H", received, "a symmetric map with H @ v and the shape (p, p)", remedy))
+            raise ValueError(argument_message("H", received, "a symmetric map with H @ v and the shape (p, p)", remedy))
         kind: Any = getattr(operator, "dtype", torch.float64)
         self.takes_numpy = not isinstance(kind, torch.dtype)
         if self.takes_numpy and np.dtype(kind).kind != "c":
             kind = torch.float32 if np.dtype(kind) == np.float32 else torch.float64
         if kind not in ASYMMETRY:
-            raise ValueError(explain("H", f"has dtype {kind}", "float32 or float64", "Convert it, as in H.double()."))
+            raise ValueError(argument_message("H", f"has dtype {kind}", "float32 or float64", "Convert it, as in H.double()."))
         self.operator = operator
         self.size: int = int(shape[0])
         self.dtype: torch.dtype = kind
@@ -57,7 +57,7 @@ class CountedMap:
                 image = torch.as_tensor(self.operator @ vector.clone(), device=self.device).detach()
         if tuple(image.shape) != (self.size,):
             expected = f"({self.size},) = (p,)"
-            raise ValueError(explain("H @ v", f"has shape {tuple(image.shape)}", expected, "Return one flat vector."))
+            raise ValueError(argument_message("H @ v", f"has shape {tuple(image.shape)}", expected, "Return one flat vector."))
         return image.to(device=self.device, dtype=self.dtype, copy=not self.takes_numpy)  # of its next product's buffer
 
     @torch.no_grad()
@@ -110,7 +110,7 @@ class CountedMap:
 def _check_symmetric(matrix: Tensor, limit: float) -> None:
     """Refuse a dense matrix with non-finite entries or with an antisymmetric part."""
     if not bool(torch.isfinite(matrix).all()):
-        raise ValueError(explain("H", "holds NaN or infinite entries", "finite numbers", "Find where they come from."))
+        raise ValueError(argument_message("H", "holds NaN or infinite entries", "finite numbers", "Find where they come from."))
     gap, largest = (float(entries.abs().max()) for entries in (matrix - matrix.mT, matrix))
     if gap > limit * largest:
         raise not_symmetric(f"differs from its transpose by {gap / largest:.1e} of its largest entry")

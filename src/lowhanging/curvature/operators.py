@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lowhanging.errors import a_type, check_choice, check_finite, check_real, explain
+from lowhanging.errors import a_type, argument_message, check_choice, check_finite, check_real
 from lowhanging.objective.checkpoints import Point
 from lowhanging.objective.hvp import BLOCKS, Block, Kind
 from lowhanging.objective.objective import Objective
@@ -92,9 +92,9 @@ class SymmetricOperator(ABC):
         if not isinstance(v, Tensor) or v.ndim not in (1, 2) or v.shape[0] != self.shape[1]:
             received = f"has shape {tuple(v.shape)}" if isinstance(v, Tensor) else f"is {a_type(v)}"
             expected = f"({self.shape[1]},) or ({self.shape[1]}, b)"
-            raise ValueError(explain("v", received, expected, "Vectors are columns here: H @ subspace.basis.T"))
+            raise ValueError(argument_message("v", received, expected, "Vectors are columns here: H @ subspace.basis.T"))
         if not v.is_floating_point():
-            raise TypeError(explain("v", f"has dtype {v.dtype}", "a floating-point dtype", "Convert it: v.double()."))
+            raise TypeError(argument_message("v", f"has dtype {v.dtype}", "a floating-point dtype", "Convert it: v.double()."))
         check_finite("v", v, remedy="Pass finite vectors.")
         with torch.inference_mode(False):
             own = v.detach().clone().to(device=self.device, dtype=self.dtype)
@@ -124,7 +124,7 @@ class SymmetricOperator(ABC):
     def __truediv__(self, divisor: float) -> OperatorSum:
         number = _number(divisor)
         if number == 0:
-            raise ZeroDivisionError(explain("divisor", "is 0", "another number", "Divide by what is not zero."))
+            raise ZeroDivisionError(argument_message("divisor", "is 0", "another number", "Divide by what is not zero."))
         return OperatorSum([(1 / number, self)])
 
     def to_scipy(self) -> Any:
@@ -167,10 +167,10 @@ class OperatorSum(SymmetricOperator):
         for _, part in self.terms:
             if tuple(part.shape) != self.shape:
                 received = f"have shapes {self.shape} and {tuple(part.shape)}"
-                raise ValueError(explain("operators", received, "one shape", "Add matrices of the same weights."))
+                raise ValueError(argument_message("operators", received, "one shape", "Add matrices of the same weights."))
             if torch.device(part.device) != self.device:
                 received = f"are on {self.device} and {part.device}"
-                raise ValueError(explain("operators", received, "one device", "Pass device= when you make them."))
+                raise ValueError(argument_message("operators", received, "one device", "Pass device= when you make them."))
             self.dtype = torch.promote_types(self.dtype, part.dtype)
 
     def __repr__(self) -> str:
@@ -225,7 +225,7 @@ def _number(factor: Any) -> float:
     remedy = "Operators are multiplied by numbers, and with vectors by @."
     if not isinstance(factor, numbers.Real):
         received = f"is {a_type(factor)}"
-        raise TypeError(explain("factor", received, "a finite number", remedy))
+        raise TypeError(argument_message("factor", received, "a finite number", remedy))
     return check_real("factor", float(factor), remedy=remedy)
 
 
@@ -240,13 +240,13 @@ def _map(item: Any) -> Any:
         kind = f"a {type(item).__name__}" + (f" of shape {shape}, {dtype}" if shape else "")
         expected = "an operator of ours, or a symmetric floating-point tensor or map of shape (p, p)"
         remedy = "torch.from_numpy(matrix) for an array; c I is c * torch.eye(p)."
-        raise TypeError(explain("operator", f"is {kind}", expected, remedy))
+        raise TypeError(argument_message("operator", f"is {kind}", expected, remedy))
     if isinstance(item, Tensor) and item.layout == torch.strided:
         check_finite("operator", item.detach(), remedy="Find where they come from.")
         gap, largest = float((item - item.mT).detach().abs().max()), float(item.detach().abs().max())
         if gap > _ASYMMETRY * torch.finfo(dtype).eps * largest:
             received = f"differs from its transpose by {gap / largest:.1e} of its largest entry"
-            raise ValueError(explain("operator", received, "a symmetric matrix", "Symmetrise it: (A + A.T) / 2."))
+            raise ValueError(argument_message("operator", received, "a symmetric matrix", "Symmetrise it: (A + A.T) / 2."))
     return item
 
 _STEP = 1e-6  # of central differences in float64: off by 2e-13 of the fourth derivatives, and about 1e-10 by rounding
@@ -316,7 +316,7 @@ class LossMatrix(SymmetricOperator):
         if not isinstance(v, Tensor) or v.ndim not in (1, 2) or v.shape[-1] != size:
             received = f"has shape {tuple(v.shape)}" if isinstance(v, Tensor) else f"is {a_type(v)}"
             remedy = "Vectors are rows here: H.embed(pairs.vectors)"
-            raise ValueError(explain("v", received, f"({size},) or (k, {size})", remedy))
+            raise ValueError(argument_message("v", received, f"({size},) or (k, {size})", remedy))
         if self._positions is None:
             return v.clone()
         embedded = v.new_zeros(*v.shape[:-1], self.theta.numel())
@@ -437,7 +437,7 @@ def _matrix(
     check_choice("block", block, BLOCKS)
     if kind is GaussNewton and not hasattr(loss, "curvature"):
         remedy = "Use hessian(), or an Objective of a model, its data and a loss_fn."
-        raise TypeError(explain("loss", f"is {a_type(loss)}", "the loss of a model's outputs", remedy))
+        raise TypeError(argument_message("loss", f"is {a_type(loss)}", "the loss of a model's outputs", remedy))
     located = loss if theta is None else loss.at(theta)
     point = located.theta0
     loss = loss if isinstance(theta, Tensor | np.ndarray) else located  # any other point brings its buffers
@@ -445,5 +445,5 @@ def _matrix(
         return kind(loss, point, block=block)
     if not hasattr(loss, "space") or not hasattr(loss, "restricted"):
         received = f"are given with a {type(loss).__name__}, which has no named parameters"
-        raise TypeError(explain("parameters", received, "an objective of a model", "Leave them out."))
+        raise TypeError(argument_message("parameters", received, "an objective of a model", "Leave them out."))
     return kind(loss, point, parameters=loss.space.named(parameters), block=block)

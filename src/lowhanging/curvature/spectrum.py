@@ -31,7 +31,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,8 +44,8 @@ from lowhanging.curvature.krylov import ASYMMETRY, Array, SymmetricMap, dots, no
 from lowhanging.curvature.linear_map import CountedMap
 from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.curvature.trace import Estimate, in_words, orthonormal_probes, standard_error
-from lowhanging.errors import check_count, check_finite, check_real, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import argument_message, check_count, check_finite, check_real
+from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
 
 SAME_NODE = 1e-8  # of the largest |node|: closer than this, a node and a chosen place are one
@@ -82,7 +81,7 @@ def lanczos_quadrature(
         if not np.isfinite(column).all():
             received = f"has NaN or infinite entries at product {operator.num_products}"
             remedy = "Look for overflow in the loss and its derivatives here; float64 reaches further than float32."
-            raise FloatingPointError(explain("H @ v", received, "finite numbers", remedy))
+            raise FloatingPointError(argument_message("H @ v", received, "finite numbers", remedy))
         scale = max(scale, float(np.linalg.norm(column)))
         T[: size + 1, size], remaining = column[num_fixed:-1], float(column[-1])
         size += 1
@@ -113,7 +112,7 @@ def padded(rules: list[tuple[Array, Array, Array]]) -> tuple[Tensor, Tensor, Ten
     return columns[0], columns[1], columns[2]
 
 
-def with_node_at(place: float, nodes: Tensor, weights: Tensor, couplings: Tensor) -> tuple[Tensor, Tensor]:
+def with_node_at(place: float, nodes: Tensor, weights: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes and weights (n, m + 1), nodes ascending, of the quadratures that also have a node at `place`.
 
     A probe that has a node there already (to `SAME_NODE`) keeps its own, and gets a node of weight 0 beside it.
@@ -127,10 +126,10 @@ def with_node_at(place: float, nodes: Tensor, weights: Tensor, couplings: Tensor
     taken = (gaps.abs() <= SAME_NODE * scale) & (weights > 0)
     is_taken = taken.any(1)
     # Where a node is taken, couplings are left out: the eigenvalues of what is left are the nodes as they are.
-    couplings = torch.where(is_taken[:, None], 0.0, couplings)
-    pull = torch.where(couplings == 0, 0.0, couplings**2 / torch.where(gaps == 0, 1.0, gaps))
+    coefficients = torch.where(is_taken[:, None], 0.0, coefficients)
+    pull = torch.where(coefficients == 0, 0.0, coefficients**2 / torch.where(gaps == 0, 1.0, gaps))
     arrow = torch.diag_embed(torch.cat([nodes, place + pull.sum(1, keepdim=True)], dim=1))
-    arrow[:, -1, :-1] = arrow[:, :-1, -1] = couplings
+    arrow[:, -1, :-1] = arrow[:, :-1, -1] = coefficients
     found, vectors = np.linalg.eigh(arrow.numpy())
     start = torch.nn.functional.pad(weights.sqrt(), (0, 1)).numpy()
     squares = (start[:, None, :] @ vectors)[:, 0, :] ** 2
@@ -143,9 +142,9 @@ def with_node_at(place: float, nodes: Tensor, weights: Tensor, couplings: Tensor
     )
 
 
-def mass_above(place: float, nodes: Tensor, weights: Tensor, couplings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def mass_above(place: float, nodes: Tensor, weights: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(n,) weight above `place`, and the least and the greatest that any measure with these m steps has there."""
-    more_nodes, more_weights = with_node_at(place, nodes, weights, couplings)
+    more_nodes, more_weights = with_node_at(place, nodes, weights, coefficients)
     scale = max(float(nodes.abs().max()), abs(place))
     at_place = (more_nodes - place).abs() <= SAME_NODE * scale
     nearest = (more_nodes - place).abs().argmin(1, keepdim=True)
@@ -214,7 +213,7 @@ class KnownValues:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SpectralDensity:
+class SpectralDensity(Saved):
     """The spectrum of a symmetric (p, p) map H: r known eigenvalues (spikes) and a measure for the p - r others.
 
     `density` is that of the others, smoothed by a Gaussian; its integral is (p - r) / p, each spike adds 1 / p. All
@@ -229,7 +228,7 @@ class SpectralDensity:
     spike_residuals: Tensor  # (r,) |H v - value v|
     nodes: Tensor  # (n, m) places of each probe's quadrature, ascending
     weights: Tensor  # (n, m) their weights, each row sums to 1
-    couplings: Tensor  # (n, m) signed residuals of the Ritz pairs; all 0 where nothing is left open
+    coefficients: Tensor  # (n, m) signed residuals of the Ritz pairs; all 0 where nothing is left open
     num_params: int  # p
     num_products: int  # everything, that of the eigenpairs included where they were computed here
     seconds: float
@@ -278,8 +277,8 @@ class SpectralDensity:
         if not self.num_bulk:
             return known
         bulk = (self.weights * function(self.nodes)).sum(1)  # (n,)
-        low = min(0.0, float((self.nodes - self.couplings.abs()).min()))  # an eigenvalue lies within each coupling
-        nodes, weights = with_node_at(low, self.nodes, self.weights, self.couplings)
+        low = min(0.0, float((self.nodes - self.coefficients.abs()).min()))  # an eigenvalue lies within each coupling
+        nodes, weights = with_node_at(low, self.nodes, self.weights, self.coefficients)
         other = (weights * function(nodes)).sum(1)
         return self._with_bulk(known, bulk, float((other - bulk).mean().abs()))
 
@@ -298,7 +297,7 @@ class SpectralDensity:
         known = self.known.count_above(threshold)
         if not self.num_bulk:
             return known
-        above, least, greatest = mass_above(threshold, self.nodes, self.weights, self.couplings)
+        above, least, greatest = mass_above(threshold, self.nodes, self.weights, self.coefficients)
         slack = max(float((above - least).mean()), float((greatest - above).mean()))
         return self._with_bulk(known, above, slack)
 
@@ -365,15 +364,6 @@ class SpectralDensity:
             density, error = rows.mean(0), standard_error(rows, self.num_bulk)
         return dataclasses.replace(self, grid=grid, density=density, standard_error=error, width=width)
 
-    def save(self, path: str | Path) -> Path:
-        """Write to `path` (npz)."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> SpectralDensity:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
-
 
 def check_axis(grid: Any, num: int | None, width: float | None) -> tuple[Tensor | None, int | None, float | None]:
     """What `SpectralDensity.smoothed` was asked for: (g,) ascending, finite and float64; or an error."""
@@ -386,13 +376,13 @@ def check_axis(grid: Any, num: int | None, width: float | None) -> tuple[Tensor 
     if grid is None:
         return None, num, width
     if num is not None:
-        raise ValueError(explain("num", f"is {num} with a grid", "nothing", "Pass a grid or its length."))
+        raise ValueError(argument_message("num", f"is {num} with a grid", "nothing", "Pass a grid or its length."))
     found = torch.as_tensor(grid).detach().cpu()
     if found.ndim != 1 or len(found) < 1 or found.is_complex():
-        raise ValueError(explain("grid", f"has shape {tuple(found.shape)}", "(g,) eigenvalues", remedy))
+        raise ValueError(argument_message("grid", f"has shape {tuple(found.shape)}", "(g,) eigenvalues", remedy))
     check_finite("grid", found, remedy=remedy)
     if bool((found.diff() <= 0).any()):
-        raise ValueError(explain("grid", "does not ascend", "ascending eigenvalues", remedy))
+        raise ValueError(argument_message("grid", "does not ascend", "ascending eigenvalues", remedy))
     return found.double(), None, width
 
 DEFAULT_MEMORY = 4 * 2**30
@@ -478,7 +468,7 @@ def spectral_density(
         for start in starts:
             rows[known : known + 1] = start
             rules.append(lanczos_quadrature(counted, rows, known, scale, bar.update))
-    nodes, weights, couplings = padded(rules)
+    nodes, weights, coefficients = padded(rules)
     values = pairs.values[kept] if pairs is not None else torch.zeros(0, dtype=torch.float64)
     residuals = pairs.residuals[kept] if pairs is not None else values
     order = values.argsort(descending=True)
@@ -493,7 +483,7 @@ def spectral_density(
         spike_residuals=residuals[order],
         nodes=nodes,
         weights=weights,
-        couplings=couplings,
+        coefficients=coefficients,
         num_params=p,
         num_products=counted.num_products + spent,
         seconds=time.perf_counter() - started,
@@ -520,7 +510,7 @@ def _known_pairs(
     remedy = "Pass what top_eigs returned for this very map: the same loss, data and theta."
     if deflate.vectors.shape[1] != p:
         received = f"has vectors of {deflate.vectors.shape[1]} entries"
-        raise ValueError(explain("deflate", received, f"({p},) = (p,) of H", remedy))
+        raise ValueError(argument_message("deflate", received, f"({p},) = (p,) of H", remedy))
     kept = deflate.is_converged
     if not bool(kept.any()):
         return None, 0
@@ -535,7 +525,7 @@ def _known_pairs(
     allowed += 100 * torch.finfo(operator.dtype).eps * deflate.scale
     if not miss <= allowed:
         received = f"holds pairs that H does not have: H v differs from lambda v by {miss:.1e}"
-        raise ValueError(explain("deflate", received, f"at most {allowed:.1e} by their residuals", remedy))
+        raise ValueError(argument_message("deflate", received, f"at most {allowed:.1e} by their residuals", remedy))
     return deflate, 0
 
 
@@ -546,4 +536,4 @@ def _check_memory(operator: CountedMap, known: int, steps: int, probes: int, mem
     needed = (2 * known + steps + probes) * operator.size * operator.dtype.itemsize
     if memory < needed:
         expected = f"at least {needed:,} bytes for {steps} steps, {probes} probes and {known} known pairs"
-        raise ValueError(explain("memory", f"is {memory:,.0f} bytes", expected, remedy))
+        raise ValueError(argument_message("memory", f"is {memory:,.0f} bytes", expected, remedy))

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import scipy.linalg
 import torch
 from torch import Tensor
 
-from lowhanging.errors import a_type, check_finite, check_real, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import a_type, argument_message, check_finite, check_real
+from lowhanging.io import Saved
 
 _SPAN = "Make a subspace of any rows with Subspace.span(rows)."
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Subspace:
+class Subspace(Saved):
     """The span of k orthonormal directions in weight space.
 
     Attributes:
@@ -40,13 +39,13 @@ class Subspace:
         basis = self.basis
         if not isinstance(basis, Tensor) or basis.ndim != 2 or not 1 <= basis.shape[0] <= basis.shape[1]:
             expected = "a tensor of shape (k, p), 1 <= k <= p"
-            raise ValueError(explain("basis", f"is {_describe(basis)}", expected, _SPAN))
+            raise ValueError(argument_message("basis", f"is {_describe(basis)}", expected, _SPAN))
         if basis.dtype not in (torch.float32, torch.float64):
-            raise ValueError(explain("basis", f"has dtype {basis.dtype}", "float32 or float64", "Convert it first."))
+            raise ValueError(argument_message("basis", f"has dtype {basis.dtype}", "float32 or float64", "Convert it first."))
         check_finite("basis", basis, remedy=_SPAN)
         gap = float((basis @ basis.T - torch.eye(len(basis)).to(basis)).abs().max())
         if gap > (1e-5 if basis.dtype == torch.float64 else 1e-3):
-            raise ValueError(explain("basis", f"has products of rows {gap:.1e} off", "orthonormal rows", _SPAN))
+            raise ValueError(argument_message("basis", f"has products of rows {gap:.1e} off", "orthonormal rows", _SPAN))
 
     @classmethod
     def span(cls, rows: Tensor | Sequence[Tensor], *, tol: float | None = None) -> Subspace:
@@ -79,7 +78,7 @@ class Subspace:
         lengths = exact.norm(dim=1)  # after a division that keeps their squares from under- or overflowing
         if bool((lengths == 0).any()):
             where = [int(i) for i in (lengths == 0).nonzero()[:, 0]]
-            raise ValueError(explain("rows", f"{where} are zero", "rows with a direction", remedy))
+            raise ValueError(argument_message("rows", f"{where} are zero", "rows with a direction", remedy))
         basis = torch.empty((min(exact.shape), exact.shape[1]), dtype=torch.float64, device=exact.device)
         dim = 0
         for row in exact / lengths[:, None]:
@@ -144,7 +143,7 @@ class Subspace:
         length = float(v.double().norm())
         if v.ndim != 1 or length == 0.0:
             received = "is the zero vector" if length == 0.0 else f"is {_describe(v)}"
-            raise ValueError(explain("v", received, f"a direction of shape ({self.num_params},)", "Pass one vector."))
+            raise ValueError(argument_message("v", received, f"a direction of shape ({self.num_params},)", "Pass one vector."))
         inside = float((self.basis.double() @ (v.to(self.basis.device).double() / length)).square().sum())
         return min(1.0, inside)
 
@@ -170,15 +169,6 @@ class Subspace:
         """The same subspace on another device or in another dtype."""
         return Subspace(self.basis.to(device=device, dtype=dtype), self.num_dropped)
 
-    def save(self, path: str | Path) -> Path:
-        """Write to `path` (npz)."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Subspace:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
-
     def _checked(self, v: Tensor) -> Tensor:
         return _as_real("v", v, self.num_params, "Vectors are rows of the weight space of this subspace.")
 
@@ -186,7 +176,7 @@ class Subspace:
         if not isinstance(other, Subspace) or other.num_params != self.num_params:
             received = f"is {other!r}" if isinstance(other, Subspace) else f"is {_describe(other)}"
             expected = f"a Subspace of {self.num_params} dimensions"
-            raise ValueError(explain("other", received, expected, "Both must belong to the same model."))
+            raise ValueError(argument_message("other", received, expected, "Both must belong to the same model."))
 
 
 def _as_real(name: str, value: Tensor, size: int, remedy: str) -> Tensor:
@@ -194,7 +184,7 @@ def _as_real(name: str, value: Tensor, size: int, remedy: str) -> Tensor:
     has_shape = isinstance(value, Tensor) and value.ndim in (1, 2) and value.shape[-1] == size
     if not has_shape or not value.is_floating_point():
         expected = f"a floating-point tensor of shape ({size},) or (b, {size})"
-        raise ValueError(explain(name, f"is {_describe(value)}", expected, remedy))
+        raise ValueError(argument_message(name, f"is {_describe(value)}", expected, remedy))
     return value
 
 
@@ -204,10 +194,10 @@ def _as_rows(rows: Tensor | Sequence[Tensor]) -> Tensor:
     try:
         stacked = rows if isinstance(rows, Tensor) else torch.stack([torch.as_tensor(row) for row in rows])
     except (TypeError, RuntimeError) as error:
-        raise ValueError(explain("rows", f"are {_describe(rows)}", "vectors of one length", remedy)) from error
+        raise ValueError(argument_message("rows", f"are {_describe(rows)}", "vectors of one length", remedy)) from error
     stacked = stacked.detach()[None] if stacked.ndim == 1 else stacked.detach()
     if stacked.ndim != 2 or not stacked.numel() or stacked.dtype not in (torch.float32, torch.float64):
-        raise ValueError(explain("rows", f"are {_describe(stacked)}", "float32 or float64 of shape (n, p)", remedy))
+        raise ValueError(argument_message("rows", f"are {_describe(stacked)}", "float32 or float64 of shape (n, p)", remedy))
     return stacked
 
 

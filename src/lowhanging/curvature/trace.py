@@ -20,7 +20,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,8 +29,8 @@ from tqdm.auto import tqdm
 from lowhanging.curvature.krylov import dots
 from lowhanging.curvature.linear_map import CountedMap
 from lowhanging.curvature.operators import plain_arithmetic
-from lowhanging.errors import check_count, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import argument_message, check_count
+from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
 
 
@@ -84,7 +83,7 @@ def in_words(H: object, operator: CountedMap) -> tuple[str, str]:
     return repr(H) if engine else f"{type(H).__name__} ({operator.size}, {operator.size})", engine
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trace:
+class Trace(Saved):
     """The trace of a symmetric (p, p) map, tr H = tr Q H Q^T + the trace of the rest, estimated from probes."""
 
     value: float
@@ -114,15 +113,6 @@ class Trace:
     def is_exact(self) -> bool:
         """Whether nothing was left to chance."""
         return self.num_captured == self.num_params
-
-    def save(self, path: str | Path) -> Path:
-        """Write to `path` (npz)."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Trace:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 @plain_arithmetic()
@@ -234,5 +224,5 @@ def _products(operator: CountedMap, rows: Tensor) -> Tensor:
     images = operator.products_of(rows)
     if not bool(torch.isfinite(images).all()):
         received = f"has NaN or infinite entries at product {operator.num_products}"
-        raise FloatingPointError(explain("H @ v", received, "finite numbers", "Look for overflow in the loss."))
+        raise FloatingPointError(argument_message("H @ v", received, "finite numbers", "Look for overflow in the loss."))
     return images

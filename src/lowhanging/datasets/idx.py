@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lowhanging.errors import explain
+from lowhanging.errors import argument_message
 
 # (images, labels) of each split, as first published; each may carry ".gz".
 SPLITS = {
@@ -34,12 +34,12 @@ def read_idx(path: Path, num_axes: int) -> np.ndarray:
     header = 4 + 4 * num_axes
     if len(content) < header:
         expected = f"a header of {header} bytes"
-        raise ValueError(explain(argument, f"is truncated: it holds {len(content)} bytes", expected, _REMEDY))
+        raise ValueError(argument_message(argument, f"is truncated: it holds {len(content)} bytes", expected, _REMEDY))
     magic, *shape = np.frombuffer(content, dtype=">u4", count=1 + num_axes).tolist()
     wanted, meaning = _MAGIC[num_axes]
     if magic != wanted:
         expected = f"0x{wanted:08x} ({meaning})"
-        raise ValueError(explain(argument, f"starts with the magic number 0x{magic:08x}", expected, _REMEDY))
+        raise ValueError(argument_message(argument, f"starts with the magic number 0x{magic:08x}", expected, _REMEDY))
     size = 1
     for axis in shape:
         size *= axis  # Python integers: a damaged header can't overflow
@@ -47,7 +47,7 @@ def read_idx(path: Path, num_axes: int) -> np.ndarray:
     if found != size:
         received = f"{'is truncated' if found < size else 'is too long'}: {found} bytes follow its header"
         expected = f"{size} for the shape {tuple(shape)} that the header states"
-        raise ValueError(explain(argument, received, expected, _REMEDY))
+        raise ValueError(argument_message(argument, received, expected, _REMEDY))
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
 
@@ -56,13 +56,13 @@ def read_split(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.nda
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
     if images.shape[1:] != (28, 28) or len(images) == 0:
         argument, expected = f"source file {str(images_path)!r}", "(n, 28, 28) with n at least 1"
-        raise ValueError(explain(argument, f"has images of shape {images.shape}", expected, _REMEDY))
+        raise ValueError(argument_message(argument, f"has images of shape {images.shape}", expected, _REMEDY))
     argument = f"source file {str(labels_path)!r}"
     if len(labels) != len(images):
         expected = f"{len(images)}, one per image of {images_path.name}"
-        raise ValueError(explain(argument, f"holds {len(labels)} labels", expected, _REMEDY))
+        raise ValueError(argument_message(argument, f"holds {len(labels)} labels", expected, _REMEDY))
     if labels.max() > 9:
-        raise ValueError(explain(argument, f"holds the label {labels.max()}", "labels from 0 to 9", _REMEDY))
+        raise ValueError(argument_message(argument, f"holds the label {labels.max()}", "labels from 0 to 9", _REMEDY))
     return images, labels
 
 
@@ -75,7 +75,7 @@ def find_splits(folder: Path) -> dict[str, tuple[Path, Path]]:
     names = ", ".join(SPLITS["test"])
     expected = f"the files {names} (and train-..., gzipped or not) there, in raw/ or in MNIST/raw/"
     remedy = 'Name the folder that holds them, lh.mnist("path/to/MNIST/raw"), or use source="bundled" or "full".'
-    raise FileNotFoundError(explain("source", f"is {str(folder)!r}, which has no MNIST files", expected, remedy))
+    raise FileNotFoundError(argument_message("source", f"is {str(folder)!r}, which has no MNIST files", expected, remedy))
 
 
 def _existing(folder: Path, name: str) -> Path | None:
@@ -89,7 +89,7 @@ def _both(split: str, paths: list[Path | None], folder: Path) -> tuple[Path, Pat
         received = f"is {str(folder)!r}, which has {there} but not {missing}"
         expected = f"both files of the {split} split, gzipped or not"
         remedy = f"Put {missing} there as well, or take both away."
-        raise FileNotFoundError(explain("source", received, expected, remedy))
+        raise FileNotFoundError(argument_message("source", received, expected, remedy))
     return images, labels
 
 
@@ -103,8 +103,8 @@ def _unzipped(content: bytes, argument: str, num_axes: int) -> bytes:
             claimed = math.prod(np.frombuffer(header[4 : 4 + 4 * num_axes], dtype=">u4").tolist())
             if claimed > _MOST:
                 expected = f"at most {_MOST:,}"
-                raise ValueError(explain(argument, f"claims to hold {claimed:,} bytes", expected, _REMEDY))
+                raise ValueError(argument_message(argument, f"claims to hold {claimed:,} bytes", expected, _REMEDY))
             return header + stream.read(claimed + 1)
     except (EOFError, OSError, zlib.error) as error:
         received = f"is damaged or truncated ({error})"
-        raise ValueError(explain(argument, received, "a whole gzip file", _REMEDY)) from error
+        raise ValueError(argument_message(argument, received, "a whole gzip file", _REMEDY)) from error

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lowhanging.datasets.idx import SPLITS, find_splits, read_split
-from lowhanging.errors import a_type, check_finite, check_names, check_writable_folder, explain
+from lowhanging.errors import a_type, argument_message, check_finite, check_names, check_writable_folder
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
 SHA256 = {
@@ -58,13 +58,13 @@ class DigitImages(Dataset[tuple[Tensor, Tensor]]):
             value = getattr(self, name)
             received = f"has dtype {value.dtype}" if isinstance(value, Tensor) else f"is {a_type(value)}"
             if received != f"has dtype {dtype}":
-                raise TypeError(explain(name, received, f"a tensor of {dtype}", remedy))
+                raise TypeError(argument_message(name, received, f"a tensor of {dtype}", remedy))
         if self.inputs.ndim != 4 or self.inputs.shape[1:] != (1, 28, 28) or len(self.inputs) == 0:
             expected = "(n, 1, 28, 28) with n at least 1"
-            raise ValueError(explain("inputs", f"has shape {tuple(self.inputs.shape)}", expected, remedy))
+            raise ValueError(argument_message("inputs", f"has shape {tuple(self.inputs.shape)}", expected, remedy))
         if self.targets.shape != (len(self.inputs),):
             expected = f"({len(self.inputs)},), one label per image"
-            raise ValueError(explain("targets", f"has shape {tuple(self.targets.shape)}", expected, remedy))
+            raise ValueError(argument_message("targets", f"has shape {tuple(self.targets.shape)}", expected, remedy))
         check_finite("inputs", self.inputs, remedy=remedy)
         _check_range("inputs", self.inputs, 0, 1, remedy)
         _check_range("targets", self.targets, 0, 9, remedy)
@@ -97,9 +97,9 @@ class MNIST:
         for name, split in (("train", train), ("test", test)):
             if split is not None and not isinstance(split, DigitImages):
                 remedy = "Wrap the tensors: DigitImages(inputs=..., targets=...)."
-                raise TypeError(explain(name, f"is {a_type(split)}", "a DigitImages or None", remedy))
+                raise TypeError(argument_message(name, f"is {a_type(split)}", "a DigitImages or None", remedy))
         if train is None and test is None:
-            raise ValueError(explain("train", "and test are both None", "at least one split", "Pass a DigitImages."))
+            raise ValueError(argument_message("train", "and test are both None", "at least one split", "Pass a DigitImages."))
         self._train, self._test, self._source = train, test, source
 
     @property
@@ -119,7 +119,7 @@ class MNIST:
             other = "test" if name == "train" else "train"
             expected = f"{SPLITS[name][0]} and {SPLITS[name][1]} (or .gz) beside the other split"
             remedy = f"Add the files, or take that split from elsewhere: MNIST({name}=lh.mnist().{name}, {other}=...)."
-            raise ValueError(explain(f"{name} split", f"is absent from source {self._source!r}", expected, remedy))
+            raise ValueError(argument_message(f"{name} split", f"is absent from source {self._source!r}", expected, remedy))
         return split
 
     def __repr__(self) -> str:
@@ -165,7 +165,7 @@ def mnist(
     """
     if not isinstance(source, str | os.PathLike):
         expected = '"bundled", "full" or a folder'
-        raise TypeError(explain("source", f"is {a_type(source)}", expected, 'Write lh.mnist() for "bundled".'))
+        raise TypeError(argument_message("source", f"is {a_type(source)}", expected, 'Write lh.mnist() for "bundled".'))
     if source == "bundled":
         return _bundled()
     if source == "full":
@@ -176,7 +176,7 @@ def mnist(
     if not folder.is_dir():
         received = f"is {str(source)!r}, which is no folder"
         remedy = 'Name the folder that holds the IDX files, lh.mnist("path/to/MNIST/raw"), or use source="bundled".'
-        raise FileNotFoundError(explain("source", received, '"bundled", "full" or an existing folder', remedy))
+        raise FileNotFoundError(argument_message("source", received, '"bundled", "full" or an existing folder', remedy))
     return _from_files(find_splits(folder), str(folder))
 
 
@@ -185,7 +185,7 @@ def _bundled() -> MNIST:
     digest = hashlib.sha256(content).hexdigest()
     if digest != BUNDLED_SHA256:
         received, remedy = f"has SHA-256 {digest}", "Reinstall lowhanging: the installed file is damaged."
-        raise ValueError(explain("bundled mnist_5k.npz", received, BUNDLED_SHA256, remedy))
+        raise ValueError(argument_message("bundled mnist_5k.npz", received, BUNDLED_SHA256, remedy))
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:
         images, labels, train, test = (stored[name] for name in ("images", "labels", "train", "test"))
     return MNIST(_digits(images[train], labels[train]), _digits(images[test], labels[test]), source="bundled")
@@ -210,7 +210,7 @@ def _download(
     remedy = 'Pass addresses of folders, mirrors=["https://.../mnist/"], or leave it out.'
     addresses = check_names("mirrors", [mirrors] if isinstance(mirrors, str) else mirrors, remedy=remedy)
     if set(sha256) != set(SHA256):
-        raise ValueError(explain("sha256", f"has the files {sorted(sha256)}", f"{sorted(SHA256)}", "Leave it out."))
+        raise ValueError(argument_message("sha256", f"has the files {sorted(sha256)}", f"{sorted(SHA256)}", "Leave it out."))
     folder = Path(pooch.os_cache("lowhanging") if cache is None else cache).expanduser()
     paths = {name: folder / name for name in sha256}
     for name, path in paths.items():
@@ -246,7 +246,7 @@ def _fetch(path: Path, digest: str, addresses: Sequence[str], progress: bool) ->
     finally:
         logger.setLevel(level)
     received = f"is 'full', but {path.name} could not be downloaded ({'; '.join(reasons)})"
-    raise OSError(explain("source", received, "a mirror that delivers the published file", _OFFLINE))
+    raise OSError(argument_message("source", received, "a mirror that delivers the published file", _OFFLINE))
 
 
 def _reason(error: Exception) -> str:
@@ -271,4 +271,4 @@ def _check_range(argument: str, tensor: Tensor, low: int, high: int, remedy: str
     smallest, largest = tensor.min().item(), tensor.max().item()
     if smallest < low or largest > high:
         received = f"runs from {smallest:g} to {largest:g}"
-        raise ValueError(explain(argument, received, f"entries in [{low}, {high}]", remedy))
+        raise ValueError(argument_message(argument, received, f"entries in [{low}, {high}]", remedy))

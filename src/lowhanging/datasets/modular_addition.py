@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lowhanging.errors import check_choice, check_count, check_real, explain
+from lowhanging.errors import argument_message, check_choice, check_count, check_real
 
 Operation = Literal["add", "random"]
 _MAX_MODULUS = 4096  # the split of its p^2 pairs takes about 2 GB
@@ -124,7 +124,7 @@ def modular_addition(
     num_train = math.floor(train_fraction * len(units) + 0.5)
     if num_train == 0:
         received = f"is {train_fraction:g}, which leaves none of the {len(units)} pairs"
-        raise ValueError(explain("train_fraction", received, "at least one pair to train on", remedy))
+        raise ValueError(argument_message("train_fraction", received, "at least one pair to train on", remedy))
     is_trained = torch.isin(unit, order[:num_train])
     table = (torch.arange(p)[:, None] + torch.arange(p)) % p
     if operation == "random":

@@ -29,7 +29,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lowhanging.errors import check_choice, check_count, check_real, explain
+from lowhanging.errors import argument_message, check_choice, check_count, check_real
 
 VIEWS = ("atomic", "decomposable", "both")
 
@@ -166,7 +166,7 @@ def parity_rules(
     r = check_real("reliability", reliability, minimum=0.5, maximum=1, exclusive=True, remedy=remedy)
     if 1 - r < 1e-6 or r - 0.5 < 1e-6:
         received = f"is {r!r}, too near the end for a loss that differs from its limit"
-        raise ValueError(explain("reliability", received, "a number in [0.500001, 0.999999]", remedy))
+        raise ValueError(argument_message("reliability", received, "a number in [0.500001, 0.999999]", remedy))
     num_train = check_count("num_train", num_train, remedy="Pass the number of training rows, such as 32768.")
     num_test = check_count("num_test", num_test, remedy="Pass the number of test rows, such as 4096.")
     seed = check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
@@ -233,11 +233,11 @@ def _views(
     signs = torch.randint(2, (num, num_bits), generator=generator).float() * 2 - 1
     label = targets.float() * 2 - 1
     views = [signs.clone(), signs.clone(), signs]
-    for bits, right, told in zip(cues, (q, r, r), ((0, 2), (1, 2), (1, 2)), strict=True):
+    for bits, right, fingerprint in zip(cues, (q, r, r), ((0, 2), (1, 2), (1, 2)), strict=True):
         is_right = torch.rand(num, generator=generator, dtype=torch.float64) < right
         said = torch.where(is_right, label, -label)
         turned = signs[:, bits[0]] * said * signs[:, bits].prod(1)  # the first bit, so that the product is what is said
-        for view in told:
+        for view in fingerprint:
             views[view][:, bits[0]] = turned
     atomic, decomposable, both = (ParityBits(inputs, targets) for inputs in views)
     return atomic, decomposable, both

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lowhanging.curvature.operators import plain_arithmetic
-from lowhanging.errors import a_type, check_choice, check_count, check_vector, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import a_type, argument_message, check_choice, check_count, check_vector
+from lowhanging.io import Saved
 from lowhanging.objective.checkpoints import Point, listed_points, thetas_of
 from lowhanging.objective.parameters import ParameterSpace
 from lowhanging.objective.protocol import Loss, check_loss
@@ -30,7 +29,7 @@ Biases = Literal["zero", "layer", "copy"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OrthogonalDirections:
+class OrthogonalDirections(Saved):
     """Directions after Gram-Schmidt, with the lengths they had, and what was changed."""
 
     directions: Tensor  # (k, p) orthogonal rows, each as long as the row it came from
@@ -43,18 +42,9 @@ class OrthogonalDirections:
             f"OrthogonalDirections({len(self.directions)} of length {self.directions.shape[1]:,}, turned by {turned})"
         )
 
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> OrthogonalDirections:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PrincipalDirections:
+class PrincipalDirections(Saved):
     """The directions in which checkpoints spread most, around a center."""
 
     directions: Tensor  # (k, p) orthonormal rows, the widest spread first
@@ -66,19 +56,10 @@ class PrincipalDirections:
         shares = ", ".join(f"{100 * float(share):.1f} %" for share in self.explained)
         return f"PrincipalDirections({len(self.directions)} around the {self.around} checkpoint, explaining {shares})"
 
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> PrincipalDirections:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
-
 
 @torch.inference_mode(False)
 def random_direction(
-    loss: Loss, *, normalisation: Normalisation = "gaussian", biases: Biases = "zero", seed: int = 0
+    loss: Loss, *, normalization: Normalisation = "gaussian", biases: Biases = "zero", seed: int = 0
 ) -> Tensor:
     r"""A Gaussian direction: of unit norm, or scaled to the weights so that networks can be compared.
 
@@ -94,7 +75,7 @@ def random_direction(
 
     Args:
         loss: an objective; where it comes from a model, its named tensors at its theta0 set the scales.
-        normalisation: "gaussian", "layer" or "filter".
+        normalization: "gaussian", "layer" or "filter".
         biases: for "layer" and "filter" only: what tensors with one dimension or none get, biases and the scales and
             shifts of norms. "zero": they stay as they are (the usual choice); "layer": a random part as long as the
             tensor; "copy": the tensor itself, so that they are scaled by 1 + alpha.
@@ -111,39 +92,39 @@ def random_direction(
         Li, Xu, Taylor, Studer & Goldstein (2018), "Visualizing the loss landscape of neural nets".
     """
     check_loss("loss", loss)
-    check_choice("normalisation", normalisation, NORMALISATIONS)
+    check_choice("normalization", normalization, NORMALISATIONS)
     check_choice("biases", biases, ("zero", "layer", "copy"))
     seed = check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
     generator = torch.Generator().manual_seed(seed)
     theta = loss.theta0
     drawn = torch.randn(theta.numel(), generator=generator, dtype=torch.float64).to(theta.device)
-    if normalisation == "gaussian":
+    if normalization == "gaussian":
         unit: Tensor = drawn / drawn.norm()
         return unit.to(theta.dtype)
     space: ParameterSpace | None = getattr(loss, "space", None)
     if space is None:
-        received = f"is {normalisation!r} for a loss without named tensors ({type(loss).__name__})"
+        received = f"is {normalization!r} for a loss without named tensors ({type(loss).__name__})"
         expected = "an Objective, whose model has layers and filters"
-        raise ValueError(explain("normalisation", received, expected, 'Use normalisation="gaussian".'))
+        raise ValueError(argument_message("normalization", received, expected, 'Use normalization="gaussian".'))
     weights, parts = space.unflatten(theta.double()), space.unflatten(drawn)
     scaled = {
-        name: _scaled(parts[name], weights[name], normalisation, biases, space.filter_dims.get(name, 0))
+        name: _scaled(parts[name], weights[name], normalization, biases, space.filter_dims.get(name, 0))
         for name in space.names
     }
     direction = torch.cat([scaled[name].reshape(-1) for name in space.names]).to(theta.dtype)
     if not bool(direction.any()):
         received = f"is {biases!r}, and the model has no other tensor whose weights are not zero"
-        raise ValueError(explain("biases", received, "a direction that moves something", 'Use biases="layer".'))
+        raise ValueError(argument_message("biases", received, "a direction that moves something", 'Use biases="layer".'))
     return direction
 
 
-def _scaled(part: Tensor, weight: Tensor, normalisation: str, biases: str, filter_dim: int) -> Tensor:
+def _scaled(part: Tensor, weight: Tensor, normalization: str, biases: str, filter_dim: int) -> Tensor:
     """A random part with the norms of the weights, tensor by tensor or filter by filter."""
     if weight.ndim < 2:
         if biases == "copy":
             return weight.clone()
         return torch.zeros_like(part) if biases == "zero" else part * (weight.norm() / part.norm())
-    dims = tuple(dim for dim in range(weight.ndim) if normalisation == "layer" or dim != filter_dim)
+    dims = tuple(dim for dim in range(weight.ndim) if normalization == "layer" or dim != filter_dim)
     lengths, drawn = (torch.linalg.vector_norm(tensor, dim=dims, keepdim=True) for tensor in (weight, part))
     scaled: Tensor = part * (lengths / drawn)
     return scaled
@@ -169,7 +150,7 @@ def difference_direction(start: Point, end: Point, *, model: Any = None) -> Tens
     difference = check_vector("end", last, len(begin), owner="start", remedy=remedy).to(begin.device).double()
     difference = difference - begin.double()
     if not bool(difference.any()):
-        raise ValueError(explain("end", "equals start", "another checkpoint", remedy))
+        raise ValueError(argument_message("end", "equals start", "another checkpoint", remedy))
     unit: Tensor = difference / difference.norm()
     return unit.to(_at_least_single(begin))
 
@@ -223,7 +204,7 @@ def principal_directions(
     dim = int((singular > max(rounding, 1e-12 * float(singular[0]))).sum())
     if dim < k:
         received = f"is {k}, but the checkpoints span {dim} direction{'' if dim == 1 else 's'}"
-        raise ValueError(explain("k", received, f"at most {dim}", "Pass more, or other, checkpoints."))
+        raise ValueError(argument_message("k", received, f"at most {dim}", "Pass more, or other, checkpoints."))
     directions = right[:k]
     signs = torch.where(directions @ differences[0] < 0, -1.0, 1.0)
     return PrincipalDirections(
@@ -257,7 +238,7 @@ def gram_schmidt(directions: Tensor | Sequence[Tensor]) -> OrthogonalDirections:
     lengths = exact.norm(dim=1)
     if bool((lengths == 0).any()):
         received = f"{[int(i) for i in (lengths == 0).nonzero()[:, 0]]} are zero"
-        raise ValueError(explain("directions", received, "rows with a direction", "Leave them out."))
+        raise ValueError(argument_message("directions", received, "rows with a direction", "Leave them out."))
     units = exact / lengths[:, None]
     found: list[Tensor] = []
     for i, unit in enumerate(units):
@@ -267,7 +248,7 @@ def gram_schmidt(directions: Tensor | Sequence[Tensor]) -> OrthogonalDirections:
                 rest = rest - (earlier @ rest) * earlier
         if float(rest.norm()) < 1e-6:
             received = f"{i} lies in the span of those before it"
-            raise ValueError(explain("directions", received, "independent directions", "Leave it out."))
+            raise ValueError(argument_message("directions", received, "independent directions", "Leave it out."))
         found.append(rest / rest.norm())
     new = torch.stack(found)
     cosines = (new * units).sum(1).clamp(-1.0, 1.0)
@@ -290,13 +271,13 @@ def vectors(argument: str, rows: Any, *, remedy: str, expected: str = "at least 
     is_list = isinstance(rows, Iterable) and not isinstance(rows, str | Mapping | Tensor | np.ndarray)
     found = list(rows) if is_matrix or is_list else []
     if any(isinstance(row, str) for row in found):
-        remedy = "Pass one name for both, or make each: lh.random_direction(loss, normalisation='filter')."
-        raise TypeError(explain(argument, f"holds {found!r}", "vectors", remedy))
+        remedy = "Pass one name for both, or make each: lh.random_direction(loss, normalization='filter')."
+        raise TypeError(argument_message(argument, f"holds {found!r}", "vectors", remedy))
     if not found or not all(isinstance(row, Tensor | np.ndarray | Mapping) for row in found):
         has_shape = isinstance(rows, Tensor | np.ndarray)
         kind = f"a tensor of shape {tuple(rows.shape)}" if has_shape else a_type(rows)
         received = f"is {kind}" + " of length 0" * (is_list and not found)
-        raise TypeError(explain(argument, received, expected, remedy))
+        raise TypeError(argument_message(argument, received, expected, remedy))
     return found
 
 

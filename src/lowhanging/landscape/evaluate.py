@@ -20,15 +20,15 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lowhanging.errors import check_choice, check_vector, explain
-from lowhanging.io import digest, load_result, resume_path, save_result
+from lowhanging.errors import argument_message, check_choice, check_vector
+from lowhanging.io import ResumeFile, digest
 from lowhanging.objective.checkpoints import (
     CalibrationData,
     Checkpoint,
@@ -87,11 +87,11 @@ def path_buffers(
         received = f"is missing, and networks with other buffers ({names[0]!r}) lie at the ends of a segment"
         expected = "'interpolate', 'recalibrate' or 'fixed', for the points between them"
         remedy = "buffers='recalibrate' is the practice of the mode-connectivity papers; pass recalibrate_on=loader."
-        raise ValueError(explain("buffers", received, expected, remedy))
+        raise ValueError(argument_message("buffers", received, expected, remedy))
     if word == "interpolate" and plain:
         received = f"is 'interpolate', and points[{plain[0]}] is weights alone"
         remedy = "Pass modules, state_dicts or checkpoints (run, not run.checkpoints), or buffers='recalibrate'."
-        raise ValueError(explain("buffers", received, "points that bring their buffers", remedy))
+        raise ValueError(argument_message("buffers", received, "points that bring their buffers", remedy))
     if word == "recalibrate":
         _check_recalibrated(losses, knots)
     identity = _identity(word or "own", losses, knots, calibration)
@@ -261,7 +261,7 @@ def _calibration(
         return None
     if "recalibrate" not in (word, also):
         received = f"is given, and buffers is {word!r}"
-        raise ValueError(explain("recalibrate_on", received, "buffers='recalibrate'", "Leave one of them out."))
+        raise ValueError(argument_message("recalibrate_on", received, "buffers='recalibrate'", "Leave one of them out."))
     like = next(iter(losses.values())).theta0
     return CalibrationData.of(data, device=like.device, dtype=like.dtype)
 
@@ -273,7 +273,7 @@ def _check_recalibrated(losses: Mapping[str, Loss], points: Sequence[Checkpoint]
     if fixed:
         received = f"is 'recalibrate', and the points differ from the loss in {fixed[:3]}, which training does not move"
         remedy = "Pass buffers='interpolate' or 'fixed', or make the loss of a model with these buffers."
-        raise ValueError(explain("buffers", received, "points that differ in statistics alone", remedy))
+        raise ValueError(argument_message("buffers", received, "points that differ in statistics alone", remedy))
 
 
 def _identity(
@@ -290,7 +290,10 @@ SLICE_ENGINES = ("auto", "point by point", "vmap")
 
 _WORTH_MEASURING = 1.0  # seconds: a run shorter than this is over before the other engine is warm
 _MARGIN = 1.2  # so much quicker must vmap be: a tie is decided the same way every time
-_PAUSE = 0.2  # seconds between two writes where a row is one point
+_REMEDY = (
+    "Name another file, or repeat the call that made this one, on the same device and with as many threads "
+    "(they decide the last digits of a loss)."
+)
 _TIES = 0.02  # of accuracies: rounding decides between two equal outputs
 _RTOL = {torch.float64: 1e-9, torch.float32: 1e-3}
 _FAILURES = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError)
@@ -298,14 +301,13 @@ _FAILURES = (RuntimeError, ValueError, TypeError, NotImplementedError, Attribute
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PointValues:
-    """Losses and accuracies at n numbered points; in a resume file, at the first `num_done` of them."""
+    """Losses and accuracies at n numbered points, of which the first `num_done` are known."""
 
     losses: dict[str, Tensor]  # name -> (n,) float64
     accuracies: dict[str, Tensor]  # name -> (n,) float64, only of objectives that have one
     engine: str
     at_once: int  # points per evaluation
     num_done: int
-    identity: dict[str, str]  # what the values belong to
 
 
 def evaluate_points(
@@ -317,7 +319,6 @@ def evaluate_points(
     engine: str = "auto",
     resume: str | Path | None = None,
     identity: Mapping[str, str] | None = None,
-    row: int = 1,
     title: str,
     progress: bool | None = None,
     loss_at: LossAt | None = None,
@@ -330,9 +331,8 @@ def evaluate_points(
         num: how many points.
         center: (p,) where each loss is evaluated by itself, so that the value there is the objective's bit for bit.
         engine: "auto" measures; "point by point" or "vmap" names one.
-        resume: npz file that is written after every row, and continued from if it exists.
+        resume: npz file that is written now and then, and continued from if it exists.
         identity: names and digests of what determines the points; the file of a run with another one is refused.
-        row: points between two writes of that file; with 1, it is written a few times per second.
         title: of the bar.
         progress: a bar; None shows one after two seconds.
         loss_at: (loss, number, theta) -> the loss with the buffers of that point, where they move with it; then point
@@ -344,19 +344,23 @@ def evaluate_points(
     check_choice("engine", engine, SLICE_ENGINES)
     if loss_at is not None and engine == "vmap":
         received = "is 'vmap', and the buffers differ from point to point"
-        raise ValueError(explain("engine", received, "'point by point' or 'auto'", "Leave it out."))
+        raise ValueError(argument_message("engine", received, "'point by point' or 'auto'", "Leave it out."))
     engine = "point by point" if loss_at is not None else engine
-    path = None if resume is None else resume_path(resume)
     identity = {**(identity or {}), "names of the losses": repr(list(losses))}
+    file = None if resume is None else ResumeFile(resume, identity, kind="a slice")
     with torch.inference_mode(False):
-        values = None if path is None else _read_values(path, identity, engine)
-        if values is None:
+        stored = None if file is None else file.read()
+        if file is None or stored is None:
             chosen, at_once = _choose(losses, point, num, engine)
             empty = torch.full((num,), torch.nan, dtype=torch.float64)
-            values = PointValues({name: empty.clone() for name in losses}, {}, chosen, at_once, 0, identity)
-        elif path is not None:
-            _check_values(path, values, losses, point, center, loss_at)
-        return _continue(values, losses, point, center, path, row, title, progress, loss_at)
+            values = PointValues({name: empty.clone() for name in losses}, {}, chosen, at_once, 0)
+        else:
+            with file.decoding():
+                values = PointValues(**stored)
+            if engine not in ("auto", values.engine):
+                file.refuse([f"engine ({values.engine!r})"], _REMEDY)
+            _check_values(file, values, losses, point, center, loss_at)
+        return _continue(values, losses, point, center, file, title, progress, loss_at)
 
 
 def _continue(
@@ -364,18 +368,17 @@ def _continue(
     losses: Mapping[str, Loss],
     point: Callable[[int], Tensor],
     center: Tensor,
-    path: Path | None,
-    row: int,
+    file: ResumeFile | None,
     title: str,
     progress: bool | None,
     loss_at: LossAt | None,
 ) -> PointValues:
     """The rest of the points; whatever stops it, what is finished is in the file."""
-    num, written, wrote_at = len(next(iter(values.losses.values()))), values.num_done, time.monotonic()
+    num, known = len(next(iter(values.losses.values()))), values.num_done
     delay = 2.0 if progress is None else 0.0
-    bar = tqdm(total=num, initial=written, desc=title, unit="point", disable=is_silent(progress), delay=delay)
+    bar = tqdm(total=num, initial=known, desc=title, unit="point", disable=is_silent(progress), delay=delay)
     try:
-        for start in range(written, num, values.at_once):
+        for start in range(known, num, values.at_once):
             stop = min(num, start + values.at_once)
             thetas = [point(i) for i in range(start, stop)]
             for name, loss in losses.items():
@@ -386,20 +389,18 @@ def _continue(
                     values.accuracies.setdefault(name, empty)[start:stop] = right
             values = replace(values, num_done=stop)
             bar.update(stop - start)
-            is_row = stop == num or (stop // row > start // row if row > 1 else time.monotonic() > wrote_at + _PAUSE)
-            if path is not None and is_row:
-                save_result(values, path)
-                written, wrote_at = stop, time.monotonic()
+            if file is not None:
+                file.keep(vars(values), now=stop == num)
     finally:
         bar.close()
-        if path is not None and values.num_done > written:
-            save_result(values, path)
+        if file is not None:
+            file.flush()
     in_order = {name: values.accuracies[name] for name in losses if name in values.accuracies}
     return replace(values, accuracies=in_order)
 
 
 def _check_values(
-    path: Path,
+    file: ResumeFile,
     values: PointValues,
     losses: Mapping[str, Loss],
     point: Callable[[int], Tensor],
@@ -428,7 +429,7 @@ def _check_values(
             stored = values.accuracies.get(name)
             is_same = _same_bits(found, values.losses[name][where]) and (right is None) == (stored is None)
             if not is_same or (right is not None and stored is not None and not _same_bits(right, stored[where])):
-                _refuse(path, [f"loss {name!r}"])
+                file.refuse([f"loss {name!r}"], _REMEDY)
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
@@ -495,7 +496,7 @@ def _choose(losses: Mapping[str, Loss], point: Callable[[int], Tensor], num: int
             problem = (str(error).splitlines() or [type(error).__name__])[0]
         if problem and wanted == "vmap":
             received = f"is 'vmap', which fails on these losses ({problem})"
-            raise ValueError(explain("engine", received, "an engine that can follow them", 'Use engine="auto".'))
+            raise ValueError(argument_message("engine", received, "an engine that can follow them", 'Use engine="auto".'))
         return alone if problem else ("vmap", at_once)
 
 
@@ -524,29 +525,3 @@ def _difference(losses: Mapping[str, Loss], thetas: list[Tensor]) -> str:
         if accuracies is not None and right is not None and not torch.allclose(accuracies, right, atol=_TIES):
             return f"the accuracy of {name!r} is off by {float((accuracies - right).abs().max()):.2g}"
     return ""
-
-
-def _read_values(path: Path, identity: Mapping[str, str], engine: str) -> PointValues | None:
-    """What an interrupted run left, None where there is no file, an error where it belongs to another run."""
-    if not path.exists():
-        return None
-    try:
-        values = load_result(PointValues, path)
-    except (ValueError, TypeError, OSError) as error:
-        received = f"is {str(path)!r}, no resume file of a slice"
-        raise ValueError(explain("resume", received, "a new file or that of this run", "Name another file.")) from error
-    different = [key for key in {**identity, **values.identity} if identity.get(key) != values.identity.get(key)]
-    if engine not in ("auto", values.engine):
-        different.append(f"engine ({values.engine!r})")
-    if different:
-        _refuse(path, different)
-    return values
-
-
-def _refuse(path: Path, different: list[str]) -> NoReturn:
-    received = f"is {str(path)!r}, the file of a run with another {', '.join(sorted(different))}"
-    remedy = (
-        "Name another file, or repeat the call that made this one, on the same device and with as many threads "
-        "(they decide the last digits of a loss)."
-    )
-    raise ValueError(explain("resume", received, "a new file or that of this run", remedy))

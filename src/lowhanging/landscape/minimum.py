@@ -39,8 +39,8 @@ from tqdm.auto import tqdm
 
 from lowhanging.curvature.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.curvature.operators import Hessian, hessian, plain_arithmetic
-from lowhanging.errors import NotConvergedError, check_count, check_real, explain
-from lowhanging.io import ResumeFile, digest, load_result, save_result
+from lowhanging.errors import NotConvergedError, argument_message, check_count, check_real
+from lowhanging.io import ResumeFile, Saved, digest
 from lowhanging.objective.checkpoints import Checkpoint
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.objective import AnchoredObjective
@@ -49,7 +49,7 @@ from lowhanging.objective.protocol import Loss, around, check_loss, moving_value
 _Answer = tuple[float, Tensor]  # value (NaN for a product), gradient or product (p,)
 
 
-class Answers:
+class RecordedLoss:
     """A loss whose gradients and products are kept in a file, as far as a descent asks for them.
 
     Args:
@@ -61,10 +61,10 @@ class Answers:
     def __init__(self, loss: Loss, resume: str | Path, anchor: float):
         if getattr(loss, "ranks", None) is not None:
             received = "is given with a loss whose examples several processes share"
-            raise ValueError(explain("resume", received, "a loss of one process", "Leave resume= out."))
+            raise ValueError(argument_message("resume", received, "a loss of one process", "Leave resume= out."))
         self._loss, self._like = loss, loss.theta0
         identity = {"theta0": digest(loss.theta0), "anchor": repr(anchor)}
-        self._file = ResumeFile(resume, identity, kind="a polish", run="polish")
+        self._file = ResumeFile(resume, identity, kind="a polish")
         self._questions: list[str] = []  # digests
         self._answers: list[_Answer] = []
         self._next = 0  # number of the next question
@@ -152,28 +152,23 @@ class Answers:
         stored = self._file.read()
         if stored is None:
             return
-        try:
-            arrays = stored[0]
-            rows, values = torch.from_numpy(arrays["rows"]), arrays["values"].tolist()
-            questions = [str(question) for question in arrays["questions"]]
+        with self._file.decoding():
+            rows, values, questions = stored["rows"], stored["values"], stored["questions"]
             if rows.shape != (len(questions), len(self._like)) or len(values) != len(questions):
                 raise ValueError(f"{len(questions)} questions, {len(values)} values, rows {tuple(rows.shape)}")
-        except (ValueError, TypeError, KeyError) as error:
-            raise self._file.damaged() from error
-        self._questions, self._answers = questions, list(zip(values, rows, strict=True))
+            self._questions, self._answers = questions, list(zip(values, rows, strict=True))
 
     def _write(self) -> None:
         if not self._is_written:
             values, rows = zip(*self._answers, strict=True)
-            arrays: dict[str, Any] = {"rows": torch.stack(rows).numpy(), "values": np.array(values)}
-            self._file.write(arrays | {"questions": np.array(self._questions)}, {})
+            self._file.write({"rows": torch.stack(rows), "values": list(values), "questions": self._questions})
             self._is_written = True
 
 
 class _Answered:
-    """A symmetric map (p, p) that asks through `Answers`."""
+    """A symmetric map (p, p) that asks through `RecordedLoss`."""
 
-    def __init__(self, answers: Answers, H: Hessian):
+    def __init__(self, answers: RecordedLoss, H: Hessian):
         self._answers, self._H = answers, H
         self.shape, self.dtype, self.device = H.shape, H.dtype, H.device
 
@@ -195,10 +190,10 @@ class Descent:
     """The state of one descent: a point in float64, its gradient, and what was spent."""
 
     def __init__(
-        self, loss: Loss | Answers, gtol: float, max_gradients: int, max_products: int, max_drift: float, bar: tqdm
+        self, loss: Loss | RecordedLoss, gtol: float, max_gradients: int, max_products: int, max_drift: float, bar: tqdm
     ):
         self.loss, self.gtol, self.bar = loss, gtol, bar
-        self.num_known = loss.num_gradients if isinstance(loss, Answers) else 0  # which the bar begins with
+        self.num_known = loss.num_gradients if isinstance(loss, RecordedLoss) else 0  # which the bar begins with
         self.max_gradients, self.max_products, self.max_drift = max_gradients, max_products, max_drift
         self.start = loss.theta0
         self.num_gradients = self.num_products = 0
@@ -346,8 +341,10 @@ class _StopDescentError(Exception):
     """SciPy's minimizers stop in mid-search only by an exception."""
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Minimum:
+class Minimum(Saved):
     """A minimum of a fixed loss near trained weights, with its proof: gradient norm and both ends of the spectrum."""
+
+    unsaved = "objective", "unanchored"
 
     theta: Tensor  # (p,) the minimum
     start: Tensor  # (p,) the trained weights, where the anchor is
@@ -392,16 +389,14 @@ class Minimum:
             f"{self.num_gradients} gradients, {self.num_products} products)"
         )
 
-    def save(self, path: str | Path) -> Path:
-        """Write to npz, without the objectives."""
-        return save_result(dataclasses.replace(self, objective=None, unanchored=None), path)  # type: ignore[arg-type]
-
     @classmethod
-    def load(cls, path: str | Path, objective: Loss) -> Minimum:
-        """Read what `save` wrote; `objective` is the loss that was polished, without its anchor."""
-        stored = load_result(cls, path)
+    def load(cls, path: str | Path, loss: Loss | None = None) -> Minimum:
+        """Read what `save` wrote; `loss` is the one that was polished, without its anchor; without it there is none."""
+        if loss is None:
+            return super().load(path)
+        stored = super().load(path)
         place = stored.checkpoint if stored.moving_buffers else stored.theta
-        loss = around(objective, place, buffers=None if stored.moving_buffers else "fixed")
+        loss = around(loss, place, buffers=None if stored.moving_buffers else "fixed")
         anchored = AnchoredObjective(loss, stored.start, stored.anchor) if stored.anchor else loss
         return dataclasses.replace(stored, objective=anchored, unanchored=loss)
 
@@ -465,7 +460,7 @@ def polish(
     check_count("max_gradients", max_gradients, remedy="Leave it out: 500.")
     check_count("max_products", max_products, remedy="Leave it out: 2000.")
     loss = AnchoredObjective(objective, objective.theta0, anchor) if anchor else objective
-    answers = None if resume is None else Answers(loss, resume, anchor)
+    answers = None if resume is None else RecordedLoss(loss, resume, anchor)
     num_known = 0 if answers is None else answers.num_gradients
     begun, delay = time.perf_counter(), 2.0 if progress is None else 0.0
     try:
@@ -499,7 +494,7 @@ def _certified(descent: Descent, objective: Loss, anchor: float, begun: float) -
     """The point reached with both ends of its spectrum, and the eigenvector (p,) of the smallest eigenvalue."""
     loss, unanchored = around(cast(Loss, descent.loss), descent.theta), around(objective, descent.theta)
     H: Any = hessian(loss)
-    H = descent.loss.matrix(H) if isinstance(descent.loss, Answers) else H
+    H = descent.loss.matrix(H) if isinstance(descent.loss, RecordedLoss) else H
     descent.bar.set_postfix_str("smallest eigenvalue")
     ends = _smallest(H, 1e-3)
     num_products = ends.num_products

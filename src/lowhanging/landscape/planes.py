@@ -19,11 +19,11 @@ from torch import Tensor
 
 from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import check_names, check_real, check_vector, explain
-from lowhanging.io import digest, load_result, save_result
+from lowhanging.errors import argument_message, check_names, check_real, check_vector
+from lowhanging.io import Saved, digest
 from lowhanging.landscape.directions import OrthogonalDirections, PrincipalDirections, size_of, vectors
 from lowhanging.landscape.evaluate import SliceEngine, centered, evaluate_points, read_points, said, trajectory_buffers
-from lowhanging.landscape.slices import Rays, as_direction, steps
+from lowhanging.landscape.slices import AffineGrid, as_direction, steps
 from lowhanging.objective.checkpoints import Point, listed_points, thetas_of
 from lowhanging.objective.protocol import Loss, common_center, own_vector
 
@@ -32,7 +32,7 @@ _PARALLEL = 1e-6  # sine of the angle below which two directions span no plane
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Plane:
+class Plane(Saved):
     """A plane through given points of weight space: center + alpha * directions[0] + beta * directions[1]."""
 
     center: Tensor  # (p,) the first point
@@ -52,18 +52,9 @@ class Plane:
         (a, b), (c, d) = (low - room).tolist(), (high + room).tolist()
         return (a, c), (b, d)
 
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Plane:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PlaneSlice:
+class PlaneSlice(Saved):
     """Losses and accuracies on a plane; entry [i, j] at center + alphas[i] * u + betas[j] * v."""
 
     alphas: Tensor  # (num_alphas,) float64, ascending, in units of u = directions[0]
@@ -98,22 +89,13 @@ class PlaneSlice:
     def lowest(self, name: str) -> tuple[float, float, float]:
         """(alpha, beta, loss) at the grid's lowest finite value of a loss."""
         if name not in self.losses:
-            raise ValueError(explain("name", f"is {name!r}", f"one of {list(self.losses)}", "Name a loss."))
+            raise ValueError(argument_message("name", f"is {name!r}", f"one of {list(self.losses)}", "Name a loss."))
         grid = torch.where(self.losses[name].isfinite(), self.losses[name], torch.inf)
         if not bool(grid.isfinite().any()):
             received = f"is {name!r}, which has no finite value on this plane"
-            raise ValueError(explain("name", received, "a loss with a lowest point", "Pass a smaller extent."))
+            raise ValueError(argument_message("name", received, "a loss with a lowest point", "Pass a smaller extent."))
         i, j = divmod(int(grid.argmin()), len(self.betas))
         return float(self.alphas[i]), float(self.betas[j]), float(self.losses[name][i, j])
-
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> PlaneSlice:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 @torch.inference_mode(False)
@@ -175,7 +157,7 @@ def plane_slice(
     plane = directions if isinstance(directions, Plane) else None
     if plane is not None and center is not None:
         received = "is given, and so is a Plane, which has its own"
-        raise ValueError(explain("center", received, "one of the two", "Pass plane.directions with your center."))
+        raise ValueError(argument_message("center", received, "one of the two", "Pass plane.directions with your center."))
     losses, middle, plan = centered(
         losses, center if plane is None else plane.center, buffers, recalibrate_on, is_through=plane is not None
     )
@@ -189,13 +171,13 @@ def plane_slice(
     sine = float((unit_v - cosine * unit_u).norm())
     if sine < _PARALLEL:
         received = f"are parallel (sine of their angle {sine:.1e})"
-        raise ValueError(explain("directions", received, "two that span a plane", "Use line_slice, or another v."))
+        raise ValueError(argument_message("directions", received, "two that span a plane", "Use line_slice, or another v."))
     spans = _spans(plane.extent() if extent is None and plane is not None else 1.0 if extent is None else extent)
     counts = (num, num) if not isinstance(num, Sequence) else tuple(num)
     if len(counts) != 2:
-        raise ValueError(explain("num", f"is {num!r}", "a count, or one for each direction", "Pass num=(41, 41)."))
+        raise ValueError(argument_message("num", f"is {num!r}", "a count, or one for each direction", "Pass num=(41, 41)."))
     alphas, betas = (steps("extent", span, count) for span, count in zip(spans, counts, strict=True))
-    grid = Rays(middle, torch.stack([u, v]))
+    grid = AffineGrid(middle, torch.stack([u, v]))
     grid.check_reach("extent", torch.cartesian_prod(alphas[[0, -1]], betas[[0, -1]]))
     width = len(betas)
     values = evaluate_points(
@@ -211,7 +193,6 @@ def plane_slice(
             "extent or num": digest(alphas, betas),
             **plan.identity,
         },
-        row=width,
         title="plane slice",
         progress=progress,
         loss_at=plan.loss_at,
@@ -265,7 +246,7 @@ def plane_through(
     remedy = "Pass three vectors theta of one model, such as lh.Objective(model, data).theta0 or run.checkpoints[i]."
     labels = check_names("names", names, remedy="Pass three names.")
     if len(labels) != 3 or len(set(labels)) != 3:
-        raise ValueError(explain("names", f"is {tuple(names)!r}", "three different names", "Leave it out."))
+        raise ValueError(argument_message("names", f"is {tuple(names)!r}", "three different names", "Leave it out."))
     first, *others = thetas_of("theta_a|theta_b|theta_c", (theta_a, theta_b, theta_c), model)
     a = own_vector(check_vector("theta_a", first, size_of(first), owner="theta_a", remedy=remedy))
     b, c = (
@@ -274,13 +255,13 @@ def plane_through(
     )
     to_b, to_c = b.double() - a.double(), c.double() - a.double()
     if not bool(to_b.any()):
-        raise ValueError(explain("theta_b", "equals theta_a", "three points that span a plane", remedy))
+        raise ValueError(argument_message("theta_b", "equals theta_a", "three points that span a plane", remedy))
     u = to_b / to_b.norm()
     rest = to_c - (u @ to_c) * u
     rest = rest - (u @ rest) * u  # twice: once leaves eps / sine of what was removed
     if float(rest.norm()) <= _PARALLEL * float(to_c.norm()):
         received = "lies on the line through theta_a and theta_b"
-        raise ValueError(explain("theta_c", received, "three points that span a plane", "Use path_slice."))
+        raise ValueError(argument_message("theta_c", received, "three points that span a plane", "Use path_slice."))
     v = rest / rest.norm()
     places = [torch.zeros(2), torch.stack([to_b.norm(), to_b @ v]), torch.stack([to_c @ u, to_c @ v])]
     return Plane(
@@ -301,7 +282,7 @@ def _two(directions: Any) -> list[tuple[str, Any]]:
     remedy = "Pass (u, v), a tensor (2, p) such as pairs.vectors[:2], a Plane, or the name of a random kind: 'filter'."
     found = vectors("directions", directions, remedy=remedy, expected="two directions, each (p,)")
     if len(found) != 2:
-        raise ValueError(explain("directions", f"are {len(found)}", "two directions, each (p,)", remedy))
+        raise ValueError(argument_message("directions", f"are {len(found)}", "two directions, each (p,)", remedy))
     return [(f"directions[{i}]", direction) for i, direction in enumerate(found)]
 
 
@@ -313,7 +294,7 @@ def _labels(names: Any, is_random: bool, directions: Any, plane: Plane | None) -
         return (f"random ({directions}) u", f"random ({directions}) v") if is_random else ("u", "v")
     labels = check_names("names", names if isinstance(names, Sequence) else [], remedy='Pass names=("u", "v").')
     if len(labels) != 2 or isinstance(names, str):
-        raise ValueError(explain("names", f"is {names!r}", "two names", 'Pass names=("u", "v").'))
+        raise ValueError(argument_message("names", f"is {names!r}", "two names", 'Pass names=("u", "v").'))
     return labels[0], labels[1]
 
 
@@ -324,12 +305,12 @@ def _spans(extent: Any) -> tuple[Any, Any]:
     if isinstance(extent, Sequence) and any(isinstance(part, Sequence) for part in extent):
         if len(extent) != 2:
             remedy = "Pass ((first, last), (first, last)), one pair, or one positive number."
-            raise ValueError(explain("extent", f"is {extent!r}", "two pairs", remedy))
+            raise ValueError(argument_message("extent", f"is {extent!r}", "two pairs", remedy))
         return extent[0], extent[1]
     return extent, extent
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PlaneTrajectory:
+class PlaneTrajectory(Saved):
     """Checkpoints seen on a plane, with what the picture can't show: how far off it they are, and their true losses."""
 
     coordinates: Tensor  # (t, 2) float64, (alpha, beta) of each checkpoint's orthogonal projection
@@ -343,15 +324,6 @@ class PlaneTrajectory:
         far = f"distances from the plane {float(self.distances.min()):.3g} to {float(self.distances.max()):.3g}"
         size = f"{len(self.coordinates)} checkpoints"
         return f"PlaneTrajectory({', '.join(self.losses)}; {size}; {far}{said(self.buffers)})"
-
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> PlaneTrajectory:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 @torch.inference_mode(False)
@@ -399,7 +371,7 @@ def plane_trajectory(
         losses, places, buffers, recalibrate_on, plane_word=plane.buffers, plane_buffers=plane.center_buffers
     )
     thetas = [place.theta for place in places]
-    rays = Rays(center, plane.directions)
+    rays = AffineGrid(center, plane.directions)
     basis = plane.directions.to(center.device).double()
     scaled = basis / basis.norm(dim=1, keepdim=True)  # so that lengths of 1e-8 and 1e8 don't spoil the equations
     offsets = torch.stack(thetas).double() - center.double()

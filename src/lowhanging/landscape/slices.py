@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.errors import check_choice, check_count, check_names, check_real, check_vector, explain
-from lowhanging.io import digest, load_result, save_result
+from lowhanging.errors import argument_message, check_choice, check_count, check_names, check_real, check_vector
+from lowhanging.io import Saved, digest
 from lowhanging.landscape.directions import NORMALISATIONS, Normalisation, random_direction
 from lowhanging.landscape.evaluate import SliceEngine, centered, evaluate_points, path_buffers, read_points, said
 from lowhanging.objective.checkpoints import BufferChoice, Point, listed_points
@@ -25,7 +25,7 @@ from lowhanging.objective.protocol import ANYWHERE, Loss, around, common_center,
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LineSlice:
+class LineSlice(Saved):
     """Losses and accuracies on a line, at center + alphas[i] * direction."""
 
     alphas: Tensor  # (num,) float64, ascending, in units of `direction`
@@ -44,18 +44,9 @@ class LineSlice:
         steps = f"{len(self.alphas)} steps from {first:g} to {last:g} along {self.name}"
         return f"LineSlice({', '.join(self.losses)}; {steps}, |direction| = {self.norm:.4g}{said(self.buffers)})"
 
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> LineSlice:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PathSlice:
+class PathSlice(Saved):
     """Losses and accuracies on straight segments through given points, by arc length."""
 
     positions: Tensor  # (num,) float64, arc length from the first point
@@ -69,15 +60,6 @@ class PathSlice:
     def __repr__(self) -> str:
         size = f"{len(self.positions)} points through {len(self.points)}, length {float(self.positions[-1]):.4g}"
         return f"PathSlice({', '.join(self.losses)}; {size}{said(self.buffers)})"
-
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> PathSlice:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 @torch.inference_mode(False)
@@ -133,7 +115,7 @@ def line_slice(
     alphas = steps("extent", extent, num)
     is_random = isinstance(direction, str)
     ray = as_direction("direction", direction, losses, middle, seed=seed)
-    line = Rays(middle, ray[None])
+    line = AffineGrid(middle, ray[None])
     line.check_reach("extent", alphas[[0, -1], None])
     if name is not None:
         (name,) = check_names("name", [name], remedy="It is what the axis is called; leave it out.")
@@ -215,13 +197,13 @@ def path_slice(
     common_center(losses, ANYWHERE)
     given = listed_points("points", points, remedy=remedy, expected="at least one vector (p,)")
     if len(given) < 2:
-        raise ValueError(explain("points", f"are {len(given)}", "at least two vectors", remedy))
+        raise ValueError(argument_message("points", f"are {len(given)}", "at least two vectors", remedy))
     places = read_points("points", given, losses, like=widest(losses), remedy=remedy)
     knots_at = [place.theta for place in places]
     lengths = np.array([float((b.double() - a.double()).norm()) for a, b in itertools.pairwise(knots_at)])
     if not lengths.all():
         i = int(np.argmin(lengths))
-        raise ValueError(explain("points", f"{i} and {i + 1} are equal", "segments with a length", "Leave one out."))
+        raise ValueError(argument_message("points", f"{i} and {i + 1} are equal", "segments with a length", "Leave one out."))
     check_count("num", num, minimum=len(knots_at), remedy="Each given point is one of those evaluated.")
     counts = _shares(lengths, num - 1)
     where = [(i, step / count) for i, count in enumerate(counts) for step in range(count)] + [(len(counts), 0.0)]
@@ -260,7 +242,7 @@ def path_slice(
     )
 
 
-class Rays:
+class AffineGrid:
     """Points center + coordinates @ directions, computed in float64 and rounded once to the center's dtype.
 
     The offset is summed before it is added to the center: addition commutes but does not associate, so only then do two
@@ -284,7 +266,7 @@ class Rays:
             if not bool(torch.isfinite(self.at(end)).all()):
                 reach = ", ".join(f"{float(step):g}" for step in end)
                 received = f"reaches {reach}, where the weights overflow {self._dtype}"
-                raise ValueError(explain(argument, received, "finite weights at the ends", "Pass a smaller extent."))
+                raise ValueError(argument_message(argument, received, "finite weights at the ends", "Pass a smaller extent."))
 
 
 def as_direction(argument: str, value: Any, losses: Mapping[str, Loss], center: Tensor, *, seed: int) -> Tensor:
@@ -298,12 +280,12 @@ def as_direction(argument: str, value: Any, losses: Mapping[str, Loss], center: 
         kind = cast(Normalisation, check_choice(argument, value, NORMALISATIONS, remedy=remedy))
         named = [loss for loss in losses.values() if getattr(loss, "space", None) is not None]
         there = around((named or list(losses.values()))[0], center)
-        return random_direction(there, normalisation=kind, seed=seed)
+        return random_direction(there, normalization=kind, seed=seed)
     if isinstance(value, Mapping):
         spaces = [space for loss in losses.values() if (space := getattr(loss, "space", None)) is not None]
         if not spaces:
             received = "is a mapping, and no loss has named parameters"
-            raise TypeError(explain(argument, received, f"a tensor of shape ({len(center)},)", remedy))
+            raise TypeError(argument_message(argument, received, f"a tensor of shape ({len(center)},)", remedy))
         try:
             value = spaces[0].flatten({name: torch.as_tensor(part) for name, part in value.items()})
         except (ValueError, TypeError) as error:
@@ -322,13 +304,13 @@ def steps(argument: str, extent: Any, num: int) -> Tensor:
         extent = extent.tolist()
     if isinstance(extent, Sequence):
         if len(extent) != 2:
-            raise ValueError(explain(argument, f"is {extent!r}", "(first, last)", remedy))
+            raise ValueError(argument_message(argument, f"is {extent!r}", "(first, last)", remedy))
         first, last = (check_real(argument, end, remedy=remedy) for end in extent)
     else:
         last = check_real(argument, extent, remedy=remedy)
         first = -last
     if not first < last:
-        raise ValueError(explain(argument, f"is ({first:g}, {last:g})", "first < last", remedy))
+        raise ValueError(argument_message(argument, f"is ({first:g}, {last:g})", "first < last", remedy))
     found = np.linspace(first, last, num)
     if first == -last:
         found = 0.5 * (found - found[::-1])

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from lowhanging.errors import check_choice, check_count, explain
+from lowhanging.errors import argument_message, check_choice, check_count
 from lowhanging.models.initial import generator_of
 
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
@@ -77,7 +77,7 @@ class SigmoidCNN(nn.Module):
         if inputs.ndim != 4 or tuple(inputs.shape[1:]) != self.image_shape:
             expected = f"(n, {', '.join(map(str, self.image_shape))})"
             remedy = "Add the channel axis with images[:, None], or build SigmoidCNN(image_size=..., in_channels=...)."
-            raise ValueError(explain("inputs", f"has shape {tuple(inputs.shape)}", expected, remedy))
+            raise ValueError(argument_message("inputs", f"has shape {tuple(inputs.shape)}", expected, remedy))
         hidden = self.pool1(self.activation1(self.conv1(inputs)))  # (n, channels, size / 2, size / 2)
         hidden = self.pool2(self.activation2(self.conv2(hidden)))  # (n, channels, size / 4, size / 4)
         logits: Tensor = self.linear(hidden.flatten(1))  # (n, num_classes)

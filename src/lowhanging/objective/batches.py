@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
-from lowhanging.errors import a_type, check_count, check_finite, explain
+from lowhanging.errors import a_type, argument_message, check_count, check_finite
 from lowhanging.io import digest
 from lowhanging.objective.random_state import (
     own_randomness,
@@ -113,7 +113,7 @@ class Batches:
         elif isinstance(self._source, Iterator):
             remedy = "Pass a DataLoader, or leave cache=True."
             raise ValueError(
-                explain("data", "is an iterator, readable once", "data to read on each pass (cache=False)", remedy)
+                argument_message("data", "is an iterator, readable once", "data to read on each pass (cache=False)", remedy)
             )
         for batch in self._came or self:
             self._check(batch)
@@ -128,10 +128,10 @@ class Batches:
         if self.num_batches == 0 and self.num_read and shard is not None:
             received = f"is too little for {shard[1]} processes: nothing is left for number {shard[0]}"
             remedy = "Start fewer processes, cut the data into more batches, or pass distributed=False."
-            raise ValueError(explain("data", received, "an example or a batch for each", remedy))
+            raise ValueError(argument_message("data", received, "an example or a batch for each", remedy))
         if self.num_batches == 0:
             raise ValueError(
-                explain("data", "holds no batch", "at least one example", "Check the loader's data set and drop_last.")
+                argument_message("data", "holds no batch", "at least one example", "Check the loader's data set and drop_last.")
             )
 
     def __iter__(self) -> Iterator[Any]:
@@ -147,7 +147,7 @@ class Batches:
         if self._fingerprint is None:
             self._fingerprint = tuple(seen)
         elif self._fingerprint != tuple(seen):
-            message = explain(
+            message = argument_message(
                 "data", "gave other batches on a second pass", "the same batches on every pass (cache=False)",
                 "Switch shuffling and random augmentation off, or use cache=True, which reads once.",
             )  # fmt: skip
@@ -177,7 +177,7 @@ class Batches:
             if is_bounded and number == self._max_batches:
                 received = f"has more than {number:,} batches and does not tell how many: it may never end"
                 remedy = "Pass list(itertools.islice(loader, num)), or max_batches= (None for no bound)."
-                raise ValueError(explain("data", received, "data that end", remedy))
+                raise ValueError(argument_message("data", received, "data that end", remedy))
             batch = self._move(batch)
             if num_examples(batch):
                 if self._shard is not None and self._num_passes == 1:
@@ -204,7 +204,7 @@ class Batches:
                 if leaf.is_nested or leaf.device.type == "meta":
                     received = f"has a {'nested tensor' if leaf.is_nested else 'tensor on the meta device'}"
                     remedy = "Pad it and mask the padding in batch_loss." if leaf.is_nested else "Load its numbers."
-                    raise ValueError(explain("data", received, "plain tensors with numbers", remedy))
+                    raise ValueError(argument_message("data", received, "plain tensors with numbers", remedy))
                 # A loader may fill the same memory for each batch, and a tensor of inference mode enters no gradient.
                 is_kept = self._is_one and not leaf.is_inference()
                 leaf = leaf.detach().to(self._device, copy=not is_kept)
@@ -225,7 +225,7 @@ class Batches:
         if not any(isinstance(leaf, Tensor) for leaf in leaves):
             kind = type(batch).__name__
             raise TypeError(
-                explain("data", f"has a batch of type {kind} without a tensor", _KINDS, "Yield (inputs, targets).")
+                argument_message("data", f"has a batch of type {kind} without a tensor", _KINDS, "Yield (inputs, targets).")
             )
         for leaf in leaves:
             if isinstance(leaf, Tensor):
@@ -375,7 +375,7 @@ def _as_batches(data: Any, size: int) -> Iterable[Any]:
         if len(lengths) != 1 or any(item.ndim == 0 for item in data):
             shapes = [tuple(item.shape) for item in data]
             raise ValueError(
-                explain("data", f"is a tuple of shapes {shapes}", "one common first dimension", "Align the tensors.")
+                argument_message("data", f"is a tuple of shapes {shapes}", "one common first dimension", "Align the tensors.")
             )
         return [] if lengths == {0} else [data]
     is_map_style = isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__")
@@ -389,7 +389,7 @@ def _as_batches(data: Any, size: int) -> Iterable[Any]:
             return [data[i] for i in range(len(data))]
     if isinstance(data, Tensor | np.ndarray | str | Mapping) or not isinstance(data, Iterable):
         remedy = "Wrap one batch in a list, a data set of tensors in a tuple: (inputs, targets)."
-        raise TypeError(explain("data", f"is {a_type(data)}", _KINDS, remedy))
+        raise TypeError(argument_message("data", f"is {a_type(data)}", _KINDS, remedy))
     return data
 
 
@@ -402,7 +402,7 @@ def stored_tensors(data: Any) -> tuple[Tensor, ...] | None:
     if type(data) is TensorDataset:
         return tuple(data.tensors)
     inputs, targets = getattr(data, "inputs", None), getattr(data, "targets", None)
-    is_ours = isinstance(data, Dataset) and type(data).__module__.startswith(f"{__package__}.")
+    is_ours = isinstance(data, Dataset) and type(data).__module__.startswith("lowhanging.")
     return (inputs, targets) if is_ours and isinstance(inputs, Tensor) and isinstance(targets, Tensor) else None
 
 
@@ -469,7 +469,7 @@ _PAIRS = (
 )
 
 
-def parted(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+def split_batch(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """A batch as (positional inputs, keyword inputs, targets)."""
     if isinstance(batch, Mapping):
         key = next((name for name in TARGET_KEYS if name in batch), None)
@@ -477,13 +477,13 @@ def parted(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
             return (), {name: value for name, value in batch.items() if name != key}, batch[key]
         received = f"has the keys {list(batch)}"
         raise ValueError(
-            explain("batch", received, f"one of {TARGET_KEYS} for the targets", "Rename it, or pass batch_loss=.")
+            argument_message("batch", received, f"one of {TARGET_KEYS} for the targets", "Rename it, or pass batch_loss=.")
         )
     if isinstance(batch, tuple | list) and len(batch) >= 2:
         return tuple(batch[:-1]), {}, batch[-1]
     received = f"is {a_type(batch)}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
     raise ValueError(
-        explain(
+        argument_message(
             "batch", received, "(inputs, targets)", _PAIRS
         )
     )
@@ -512,11 +512,11 @@ def attempt(call: Callable[[], Any], batch: Any) -> Any:
             received = "uses reentrant checkpointing, which takes no torch.autograd.grad"
             remedy = "Pass use_reentrant=False to torch.utils.checkpoint.checkpoint: the numbers are the same."
             expected = "checkpointing that can be differentiated twice"
-            raise ValueError(explain("model", received, expected, remedy)) from error
+            raise ValueError(argument_message("model", received, expected, remedy)) from error
         shapes = [tuple(leaf.shape) for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
         remedy = "Check one batch by hand: loss_fn(model(*inputs), targets)."
         if isinstance(batch, Mapping):
-            names = list(parted(batch)[1])
+            names = list(split_batch(batch)[1])
             remedy = f"Its entries {names} go to forward by name: rename or drop some, or pass batch_loss=."
         first_line = (str(error).splitlines() or [""])[0]
         if any(narrow in first_line for narrow in ("BFloat16", "Half")):
@@ -525,7 +525,7 @@ def attempt(call: Callable[[], Any], batch: Any) -> Any:
             remedy += " Data and weights of one precision: inputs.double() for a model in float64."
         failure = f"{type(error).__name__}: {first_line}"
         received = f"has batches of shapes {shapes}, on which the model or its loss failed ({failure})"
-        raise ValueError(explain("data", received, "batches that the model and its loss accept", remedy)) from error
+        raise ValueError(argument_message("data", received, "batches that the model and its loss accept", remedy)) from error
 
 
 class Tally:
@@ -569,10 +569,10 @@ class ShuffledBatches:
         expected = "a DataLoader, an iterable of batches, a map-style Dataset or a tuple (inputs, targets) of tensors"
         if isinstance(data, IterableDataset | Tensor | Mapping | str) or not isinstance(data, Iterable):
             remedy = "Wrap one batch in a list, a data set of tensors in a tuple, an IterableDataset in a DataLoader."
-            raise TypeError(explain("data", f"is {a_type(data)}", expected, remedy))
+            raise TypeError(argument_message("data", f"is {a_type(data)}", expected, remedy))
         if isinstance(data, Iterator):
             remedy = "It is used up after one epoch: pass list(...) of it, or a DataLoader."
-            raise TypeError(explain("data", f"is {a_type(data)}, readable once", expected, remedy))
+            raise TypeError(argument_message("data", f"is {a_type(data)}, readable once", expected, remedy))
 
     def epoch(self, generator: torch.Generator, device: torch.device, *, check: bool) -> Iterator[Any]:
         """One pass, on the device; `check` refuses NaN."""
@@ -581,7 +581,7 @@ class ShuffledBatches:
             if is_bounded and number == _MAX_BATCHES:
                 received = f"has more than {number:,} batches and does not tell how many: it may never end"
                 remedy = "Pass data that end after an epoch: list(itertools.islice(loader, num))."
-                raise ValueError(explain("data", received, "data that end", remedy))
+                raise ValueError(argument_message("data", received, "data that end", remedy))
             plain = dict(batch) if isinstance(batch, Mapping) else batch  # a HuggingFace BatchEncoding is no pytree
             for leaf in tree_leaves(plain) if check else ():
                 if isinstance(leaf, Tensor):
@@ -603,11 +603,11 @@ class ShuffledBatches:
         tensors = _tensors_of(store)
         if tensors is not None:
             return number + digest(*tensors)
-        told = f"{number}{self.length} of a {type(store).__name__}"
+        fingerprint = f"{number}{self.length} of a {type(store).__name__}"
         if not (hasattr(store, "__len__") and hasattr(store, "__getitem__")) or not len(store):
-            return told
+            return fingerprint
         first, second = _seen(store), _seen(store)
-        return f"{told} {first}" if first == second else told  # augmented from a state that is nobody's to know
+        return f"{fingerprint} {first}" if first == second else fingerprint  # augmented from a state that is nobody's to know
 
     @functools.cached_property
     def first(self) -> Any:
@@ -662,6 +662,6 @@ def _tensors_of(data: Any) -> tuple[Tensor, ...] | None:
     if isinstance(data, tuple) and data and all(isinstance(item, Tensor | np.ndarray) for item in data):
         if len({len(item) if item.ndim else -1 for item in data}) != 1:
             received = f"is a tuple of shapes {[tuple(item.shape) for item in data]}"
-            raise ValueError(explain("data", received, "one common first dimension", "Align the tensors."))
+            raise ValueError(argument_message("data", received, "one common first dimension", "Align the tensors."))
         return tuple(torch.as_tensor(item) for item in data)
     return stored_tensors(data)

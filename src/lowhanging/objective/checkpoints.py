@@ -2,7 +2,7 @@
 
 BatchNorm's running statistics belong to a network as much as its weights, but theta does not hold them. The rule is
 general: a buffer moves if a forward pass in training mode writes it. At a point that no network was trained to they can
-be recomputed from data (layers that know how to start anew, as torch's normalisation layers do) or interpolated.
+be recomputed from data (layers that know how to start anew, as torch's normalization layers do) or interpolated.
 
 A point of weight space with the buffers that belong to it, from whatever holds them.
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -24,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import Dataset, IterableDataset
 
-from lowhanging.errors import a_type, check_vector, explain
-from lowhanging.io import digest, load_result, save_result
+from lowhanging.errors import a_type, argument_message, check_vector
+from lowhanging.io import Saved, digest
 from lowhanging.objective.batches import Batches, num_examples
 from lowhanging.objective.parameters import ParameterSpace
 from lowhanging.objective.private_copy import copied
@@ -34,7 +33,7 @@ from lowhanging.objective.random_state import untouched_random_state
 BufferChoice = Literal["fixed", "recalibrate", "interpolate"]
 Run = Callable[[nn.Module, Any], Any]  # (model, batch): one forward pass
 
-_COUNTER = "num_batches_tracked"  # of torch's normalisation layers: decides nothing in eval mode
+_COUNTER = "num_batches_tracked"  # of torch's normalization layers: decides nothing in eval mode
 
 
 def tracking_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -101,7 +100,7 @@ def recalibrated(model: nn.Module, run: Run, batches: Iterable[Any]) -> dict[str
                 received = f"has a batch of {num_examples(batch)} on which the model fails in training mode"
                 remedy = "Pass recalibrate_on= a loader as in training (drop_last=True drops a single example)."
                 expected = "batches from which statistics can be computed"
-                raise ValueError(explain("recalibrate_on", f"{received} ({first_line})", expected, remedy)) from error
+                raise ValueError(argument_message("recalibrate_on", f"{received} ({first_line})", expected, remedy)) from error
     return {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
 
 
@@ -164,7 +163,7 @@ def interpolated(start: Mapping[str, Tensor], end: Mapping[str, Tensor], t: floa
         if not is_number and name.rpartition(".")[2] != _COUNTER:
             received = f"is 'interpolate', and the buffer {name!r} ({a.dtype}) differs between two points"
             remedy = "Pass buffers='fixed', or points that share it."
-            raise ValueError(explain("buffers", received, "buffers of real numbers", remedy))
+            raise ValueError(argument_message("buffers", received, "buffers of real numbers", remedy))
         wide = a.dtype if a.is_complex() else torch.float64
         mixed = (1.0 - t) * a.to(wide) + t * b.to(a.device, wide)
         found[name] = (mixed if is_number else mixed.round()).to(a.dtype)
@@ -186,7 +185,7 @@ def _own(batch: Any) -> Any:
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Checkpoint:
+class Checkpoint(Saved):
     """A point of weight space with the buffers (BatchNorm's statistics) that a network has there."""
 
     theta: Tensor  # (p,)
@@ -195,15 +194,6 @@ class Checkpoint:
     def __repr__(self) -> str:
         kept = f", {len(self.buffers)} buffers" if self.buffers else ""
         return f"Checkpoint({self.theta.numel():,} parameters{kept})"
-
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Checkpoint:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 Point = Tensor | nn.Module | Mapping[str, Tensor] | Checkpoint  # theta alone, or with its buffers
@@ -252,7 +242,7 @@ def thetas_of(argument: str, values: Iterable[Any], model: Any = None) -> list[A
     if hasattr(model, "as_checkpoint"):
         return [model.as_checkpoint(value, argument=_place(argument, i)).theta for i, value in enumerate(listed)]
     if model is not None and not isinstance(model, nn.Module):
-        raise TypeError(explain("model", f"is {a_type(model)}", "a module or an objective of one", "Leave it out."))
+        raise TypeError(argument_message("model", f"is {a_type(model)}", "a module or an objective of one", "Leave it out."))
     if model is not None or modules:
         module = modules[0] if model is None else model
         reference = module, ParameterSpace(module)
@@ -265,7 +255,7 @@ def thetas_of(argument: str, values: Iterable[Any], model: Any = None) -> list[A
             if reference is None:
                 received = "is a state_dict, in which weights and buffers look alike"
                 expected = "a vector, a module or a checkpoint, or the model of the names"
-                raise ValueError(explain(place, received, expected, "Pass model=, the module it was saved from."))
+                raise ValueError(argument_message(place, received, expected, "Pass model=, the module it was saved from."))
             found.append(_theta(place, _entries(place, value), *reference, constants=False))
         else:
             found.append(value)
@@ -278,7 +268,7 @@ def listed_points(argument: str, points: Any, *, remedy: str, expected: str = "a
         found = [points.checkpoint(i) for i in range(len(points.checkpoints))]
         if not found:
             received = "is a run without checkpoints"
-            raise ValueError(explain(argument, received, expected, "Train with checkpoints=1, or name other points."))
+            raise ValueError(argument_message(argument, received, expected, "Train with checkpoints=1, or name other points."))
         return found
     is_matrix = isinstance(points, Tensor | np.ndarray) and points.ndim == 2
     one: Any = str | Mapping | Tensor | np.ndarray | nn.Module
@@ -290,7 +280,7 @@ def listed_points(argument: str, points: Any, *, remedy: str, expected: str = "a
         strange = next((point for point in found if not _is_point(point)), None)
         received = f"is {kind}" + " of length 0" * (is_list and not found)
         received += "" if strange is None else f" with {a_type(strange)} in it"
-        raise TypeError(explain(argument, received, expected, remedy))
+        raise TypeError(argument_message(argument, received, expected, remedy))
     return found
 
 
@@ -313,7 +303,7 @@ def _entries(argument: str, value: nn.Module | Mapping[str, Any]) -> dict[str, T
             continue  # whatever a module of the user's keeps there is no tensor of the model
         if not isinstance(name, str) or not isinstance(tensor, Tensor | np.ndarray):
             received = f"holds {a_type(tensor)} under {name!r}"
-            raise TypeError(explain(argument, received, "a state_dict: name -> tensor", _REMEDY))
+            raise TypeError(argument_message(argument, received, "a state_dict: name -> tensor", _REMEDY))
         entries[name] = torch.as_tensor(tensor)
     return entries
 
@@ -329,7 +319,7 @@ def _theta(
     if missing or unknown:
         received = f"lacks {missing[:8]} and adds {unknown[:8]}"
         remedy = "Pass a module of the same class and sizes; drop a prefix such as 'module.' from the names."
-        raise ValueError(explain(argument, received, f"the parameters and buffers of {space.owner}", remedy))
+        raise ValueError(argument_message(argument, received, f"the parameters and buffers of {space.owner}", remedy))
     for name, entry in entries.items():
         if name in space.names or name not in weights:
             continue
@@ -338,7 +328,7 @@ def _theta(
             received = f"has different {same!r} and {name!r}"
             expected = f"one tensor under both names, as in {space.owner}"
             remedy = "Tie them, or make a loss of a model without the tie."
-            raise ValueError(explain(argument, received, expected, remedy))
+            raise ValueError(argument_message(argument, received, expected, remedy))
         if constants and same is None and not weights[name].requires_grad:
             _check_constant(argument, name, entry.detach(), weights[name].detach())
     try:
@@ -352,7 +342,7 @@ def _check_constant(argument: str, name: str, given: Tensor, own: Tensor) -> Non
     if not same_values(own, given):
         received = f"has another frozen parameter {name!r} than the loss"
         remedy = "Make an objective of that model, or unfreeze it in both: parameter.requires_grad_(True)."
-        raise ValueError(explain(argument, received, "the constants of the loss", remedy))
+        raise ValueError(argument_message(argument, received, "the constants of the loss", remedy))
 
 
 def _buffers(argument: str, entries: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -364,14 +354,14 @@ def _buffers(argument: str, entries: Mapping[str, Tensor], model: nn.Module) -> 
         if name not in every:
             if name not in weights:
                 received, remedy = f"has a buffer {name!r}", "Pass a point of a model of the same class and sizes."
-                raise ValueError(explain(argument, received, f"buffers among {sorted(own)[:8]}", remedy))
+                raise ValueError(argument_message(argument, received, f"buffers among {sorted(own)[:8]}", remedy))
             continue
         if name not in own:
             continue  # another name of a shared buffer
         if entry.shape != own[name].shape:
             received = f"has a buffer {name!r} of shape {tuple(entry.shape)}"
             remedy = "Pass a point of a model of the same class and sizes."
-            raise ValueError(explain(argument, received, f"{tuple(own[name].shape)} as in the loss", remedy))
+            raise ValueError(argument_message(argument, received, f"{tuple(own[name].shape)} as in the loss", remedy))
         found[name] = entry.detach().to(own[name].device, own[name].dtype).clone()
     return found
 
@@ -383,7 +373,7 @@ def refuse_plain(argument: str, names: Iterable[str], *, choices: str) -> NoRetu
     received = f"is weights alone, and training moves the model's buffers {shown}"
     expected = "a point with its buffers, or a word on which are meant"
     raise ValueError(
-        explain(
+        argument_message(
             argument, received, expected,
             f"Pass the module, its state_dict() or a checkpoint (run.checkpoint(i), minimum.checkpoint); or {choices}.",
         )

@@ -25,8 +25,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from lowhanging.errors import a_type, explain
-from lowhanging.objective.batches import num_examples, parted
+from lowhanging.errors import a_type, argument_message
+from lowhanging.objective.batches import num_examples, split_batch
 from lowhanging.objective.distributed import Ranks, Sums
 from lowhanging.objective.kernels import EMBEDDING, EMBEDDING_BAG, autocasting
 
@@ -107,7 +107,7 @@ class _WatchCalls(TorchFunctionMode):
             place = self._stack[-1][0] if self._stack else LOSS_FUNCTION
             received = f"rewrites its weights when run: the embedding in {place!r} has max_norm"
             remedy = "Renormalize its weights once, and set max_norm = None."
-            raise ValueError(explain("model", received, "a function of the weights", remedy))
+            raise ValueError(argument_message("model", received, "a function of the weights", remedy))
         return func(*args, **(kwargs or {}))
 
 
@@ -276,7 +276,7 @@ def _drop(stack: list[tuple[str, str]]) -> None:
 def check_classes(first: Any, batches: Iterable[Any], outputs_of: Callable[[Any], Any]) -> None:
     """Targets of the default cross-entropy: one integer per output in a first batch, in the range of the outputs."""
     batch = first
-    targets = parted(batch)[2]
+    targets = split_batch(batch)[2]
     check_class_targets(targets)
     outputs = outputs_of(batch)
     classes = num_classes(outputs)
@@ -284,9 +284,9 @@ def check_classes(first: Any, batches: Iterable[Any], outputs_of: Callable[[Any]
         received = f"have shape {tuple(targets.shape)}, the outputs {tuple(outputs.shape)}"
         expected = "targets (n, ...) for outputs (n, classes, ...)"
         remedy = "Reshape the targets; outputs (n, length, classes) need loss_fn= or batch_loss=."
-        raise ValueError(explain("targets", received, expected, remedy))
+        raise ValueError(argument_message("targets", received, expected, remedy))
     for batch in batches:
-        check_class_range(parted(batch)[2], classes)
+        check_class_range(split_batch(batch)[2], classes)
 
 
 def check_class_targets(targets: Any) -> None:
@@ -294,7 +294,7 @@ def check_class_targets(targets: Any) -> None:
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
         received = f"have dtype {getattr(targets, 'dtype', type(targets).__name__)}"
         remedy = "Pass loss_fn=F.mse_loss (or another); class targets must be integers: targets.long()."
-        raise ValueError(explain("targets", received, "integer classes, the loss_fn being cross-entropy", remedy))
+        raise ValueError(argument_message("targets", received, "integer classes, the loss_fn being cross-entropy", remedy))
 
 
 def num_classes(outputs: Any) -> int:
@@ -302,10 +302,10 @@ def num_classes(outputs: Any) -> int:
     if not isinstance(outputs, Tensor):
         remedy = "Pass loss_fn=lambda outputs, targets: F.cross_entropy(outputs[0], targets), or what fits them."
         expected = "a tensor or .logits, for the default loss"
-        raise ValueError(explain("model", f"returns {a_type(outputs)}", expected, remedy))
+        raise ValueError(argument_message("model", f"returns {a_type(outputs)}", expected, remedy))
     if outputs.ndim < 2:
         received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))}"
-        raise ValueError(explain("model", received, "(n, classes) for cross-entropy", "Pass loss_fn= or batch_loss=."))
+        raise ValueError(argument_message("model", received, "(n, classes) for cross-entropy", "Pass loss_fn= or batch_loss=."))
     return int(outputs.shape[1])
 
 
@@ -315,7 +315,7 @@ def check_class_range(targets: Tensor, classes: int) -> None:
     if low < 0 or high >= classes:
         remedy = "Check the labels; ignored ones (-100) need batch_loss=, which returns (sum, count)."
         expected = f"0 to {classes - 1}, the model's {classes} outputs"
-        raise ValueError(explain("targets", f"range from {low} to {high}", expected, remedy))
+        raise ValueError(argument_message("targets", f"range from {low} to {high}", expected, remedy))
 
 
 _HOOKS = (
@@ -339,7 +339,7 @@ def checked_sum(result: Any, point: Tensor, *, is_batch_loss: bool) -> Tensor:
         received = f"returned {kind if is_pair else 'no pair (sum, count)'}" + f", count {count!r}" * is_pair
         expected = "a scalar tensor" + (" and a positive count" if is_batch_loss else ", the mean")
         remedy = "Sum over the batch, and count the terms of that sum." if is_batch_loss else "Use reduction='mean'."
-        raise ValueError(explain(name, received, expected, remedy))
+        raise ValueError(argument_message(name, received, expected, remedy))
     gradient = torch.autograd.grad(total, point, allow_unused=True)[0] if total.requires_grad else None
     if gradient is None:
         received = "returned a value that does not depend on the weights"
@@ -347,13 +347,13 @@ def checked_sum(result: Any, point: Tensor, *, is_batch_loss: bool) -> Tensor:
         if not is_batch_loss:
             name, received = "model and loss_fn", "return" + received.removeprefix("returned")
             remedy = f"No torch.no_grad(), no detach(). {_HOOKS}"
-        raise ValueError(explain(name, received, "a differentiable function of the weights", remedy))
+        raise ValueError(argument_message(name, received, "a differentiable function of the weights", remedy))
     if reaches_weights(total, point):
         received = "uses trainable parameters that are not the given model's (their gradient would be lost)"
         remedy = "Use the model that batch_loss is given; freeze other parameters: requires_grad_(False)."
         if not is_batch_loss:
             name, remedy = "model", _HOOKS
-        raise ValueError(explain(name, received, "a function of this model's weights alone", remedy))
+        raise ValueError(argument_message(name, received, "a function of this model's weights alone", remedy))
     return cast(Tensor, total.detach())
 
 
@@ -577,7 +577,7 @@ def _no_mean(cut: int, n: int, error: float, outputs: Any, targets: Any) -> str:
         if shapes[0] != shapes[1]:
             received += f"; outputs have shape {shapes[0]}, targets {shapes[1]}, which may broadcast"
             remedy = "Give both one shape: targets.reshape(outputs.shape), or a loss_fn that does so."
-    return explain("loss_fn", received, "the mean loss over the targets", remedy)
+    return argument_message("loss_fn", received, "the mean loss over the targets", remedy)
 
 
 def check_derivative(argument: str, function: Callable[[Tensor], Tensor], theta: Tensor) -> None:
@@ -618,7 +618,7 @@ def check_derivative(argument: str, function: Callable[[Tensor], Tensor], theta:
         "Look for detach(), rounding with a straight-through gradient, backward methods of your own, and "
         "operations at points where they have no derivative (the determinant of a singular matrix)."
     )
-    raise ValueError(explain(argument, received, "a gradient that is its derivative", remedy))
+    raise ValueError(argument_message(argument, received, "a gradient that is its derivative", remedy))
 
 
 def agreed_error(errors: Sequence[float]) -> float:
@@ -640,22 +640,22 @@ def refuse_impure(found: list[Finding], mode: str) -> None:
         if finding.kind == "recomputed":
             received = f"recomputes activations in the backward pass, with weights ({finding})"
             remedy = "Switch activation checkpointing off (gradient_checkpointing_disable()): the numbers are the same."
-            raise ValueError(explain("model", received, "a forward pass that keeps them", remedy))
+            raise ValueError(argument_message("model", received, "a forward pass that keeps them", remedy))
         if finding.kind == "stored":
             received = f"keeps {finding.operation!r}, which was computed from its weights, and uses it in "
             received += repr(finding.layer or finding.class_name)
             remedy = "Compute it in forward (such as self.encoder.weight.t()): it does not move with the weights."
-            raise ValueError(explain("model", received, "weights that are used as they are", remedy))
+            raise ValueError(argument_message("model", received, "weights that are used as they are", remedy))
         if finding.kind == "random":
             remedy = f"{eval_instead}." if mode == "as_is" else "Draw its numbers once, outside the loss."
             raise ValueError(
-                explain("model", f"is random: {finding}", "a loss that is a function of the weights", remedy)
+                argument_message("model", f"is random: {finding}", "a loss that is a function of the weights", remedy)
             )
         if finding.kind == "batch":
             way_out = eval_instead if mode == "as_is" else "Give it running statistics"
             remedy = f"{way_out}: its statistics mix the examples of a batch."
             expected = "a loss that is a sum over examples"
-            raise ValueError(explain("model", f"depends on the batch: {finding}", expected, remedy))
+            raise ValueError(argument_message("model", f"depends on the batch: {finding}", expected, remedy))
 
 
 def is_real(leaf: Any) -> bool:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from lowhanging.errors import a_type, explain
+from lowhanging.errors import a_type, argument_message
 
 Sums = tuple[list[Any], list[Tensor]]  # numbers (floats, scalar tensors) and float64 tensors, each a sum over examples
 
@@ -89,7 +89,7 @@ class Ranks:
             for rank, theirs in enumerate(found):
                 if theirs[name] != found[0][name]:
                     received = f"is {found[0][name]} on rank 0 and {theirs[name]} on rank {rank}"
-                    raise ValueError(explain(name, received, "the same on every rank", remedy))
+                    raise ValueError(argument_message(name, received, "the same on every rank", remedy))
         return found
 
     def total(self, question: str, sums: Callable[[], Sums], *inputs: Tensor) -> Sums:
@@ -151,7 +151,7 @@ class Ranks:
         if len({row[1] for row in rows}) > 1:
             received = f"were asked for different things (this one for {question})"
             remedy = "Let every rank make the same calls in the same order, also where only one prints the result."
-            raise RuntimeError(explain("the ranks", received, "one question at a time", remedy))
+            raise RuntimeError(argument_message("the ranks", received, "one question at a time", remedy))
         for rank, row in enumerate(rows):
             if row[0]:
                 what = self._store.get(self._key(f"failure {abs(int(row[0]))}", rank)).decode()
@@ -162,7 +162,7 @@ class Ranks:
                 "come from equal computations, the processors or the numbers of threads differ."
             )
             received = f"differs between the ranks ({question})"
-            raise ValueError(explain("theta or v", received, "the same bits on every rank", remedy))
+            raise ValueError(argument_message("theta or v", received, "the same bits on every rank", remedy))
         return [row[3 : 3 + len(numbers)] for row in rows], (numbers, tensors)
 
     def _hash(self, inputs: tuple[Tensor, ...]) -> int:
@@ -185,7 +185,7 @@ class Ranks:
         if device.type not in backends:
             received = f"have a group for {', '.join(backends)} tensors only, and the weights are on {device}"
             remedy = 'Pass device=, or start the group with init_process_group("cpu:gloo,cuda:nccl").'
-            raise ValueError(explain("the ranks", received, f"a backend for {device.type} tensors", remedy))
+            raise ValueError(argument_message("the ranks", received, f"a backend for {device.type} tensors", remedy))
         return torch.device("cpu") if backends[device.type] == "gloo" else device
 
     def _key(self, name: str, rank: int) -> str:
@@ -206,7 +206,7 @@ class Ranks:
                 self._store.wait(keys, timedelta(seconds=patience))
             except RuntimeError as error:
                 received = f"is made on {self}, and not on rank {late} within {patience:g} s"
-                raise RuntimeError(explain("the loss", received, f"one on all {self.size} ranks", _ALONE)) from error
+                raise RuntimeError(argument_message("the loss", received, f"one on all {self.size} ranks", _ALONE)) from error
         return [self._store.get(key).decode() for key in keys]
 
 
@@ -217,14 +217,14 @@ def find_ranks(distributed: bool | dist.ProcessGroup | None) -> Ranks | None:
         return None
     if not is_running:
         remedy = "Start the script with torchrun and call torch.distributed.init_process_group(), or leave it out."
-        raise ValueError(explain("distributed", f"is {distributed}", "torch.distributed to be initialised", remedy))
+        raise ValueError(argument_message("distributed", f"is {distributed}", "torch.distributed to be initialised", remedy))
     group = dist.group.WORLD if distributed is None or distributed is True else distributed
     if isinstance(group, int) or not isinstance(group, dist.ProcessGroup) or dist.get_rank(group) < 0:
         received = f"is {a_type(group)}"
         if isinstance(group, int | dist.ProcessGroup):  # new_group gives processes that are not in it a number
             received = "is no group that this process is in"
         remedy = "Make the objective on the members of the group only."
-        raise ValueError(explain("distributed", received, "True, False, None or a process group", remedy))
+        raise ValueError(argument_message("distributed", received, "True, False, None or a process group", remedy))
     return Ranks(group) if dist.get_world_size(group) > 1 else None
 
 
@@ -240,7 +240,7 @@ def is_silent(progress: bool | None) -> bool:
 
 def _elsewhere(rank: int, failure: str, kind: type[RuntimeError] = RuntimeError) -> RuntimeError:
     received = f"failed on rank {rank} ({failure})"
-    return kind(explain("the loss", received, "every rank's part of it", "See the traceback of that rank."))
+    return kind(argument_message("the loss", received, "every rank's part of it", "See the traceback of that rank."))
 
 
 def _line(error: Exception) -> str:

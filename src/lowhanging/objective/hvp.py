@@ -56,7 +56,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lowhanging.errors import explain
+from lowhanging.errors import argument_message
 from lowhanging.objective.distributed import Ranks, Sums, over_ranks
 from lowhanging.objective.split_graph import CannotSplitError, SplitGraph, contained, shape_key
 from lowhanging.objective.verification import Fault, Verification, Widened
@@ -91,7 +91,7 @@ class LossOfOutputs(Protocol):
 
     def outputs(self, theta: Tensor, batch: Any) -> Any: ...
     def loss_at(self, outputs: Any, batch: Any) -> Tensor: ...
-    def on_paper(self, outputs: Any, batch: Any, u: Tensor) -> Tensor | None: ...
+    def closed_form(self, outputs: Any, batch: Any, u: Tensor) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -180,9 +180,9 @@ class GaussNewtonOfBatch:
         # J v is an auxiliary result of the function that is pulled back: one forward pass serves both.
         with_tangent: Any = vjp(lambda point: jvp(outputs, (point,), (v,)), theta, has_aux=True)
         z, pull_back, jv = with_tangent
-        on_paper = self.loss.on_paper(with_tensors(seen[0], z), batch, jv[0])
+        closed_form = self.loss.closed_form(with_tensors(seen[0], z), batch, jv[0])
         # B is symmetric, and more losses can be differentiated twice in reverse than forward over reverse.
-        bjv = vjp(grad(loss_at), z)[1](jv)[0] if on_paper is None else [on_paper]
+        bjv = vjp(grad(loss_at), z)[1](jv)[0] if closed_form is None else [closed_form]
         result: Tensor = pull_back(bjv)[0]
         return result
 
@@ -375,7 +375,7 @@ def _second_derivative() -> Iterator[None]:
             raise
         received = f"can't be differentiated twice ({(str(error).splitlines() or [''])[0]})"
         remedy = "Write that operation with others, such as exp, log and sums, and none in place."
-        raise ValueError(explain("the loss", received, "one with a second derivative", remedy)) from error
+        raise ValueError(argument_message("the loss", received, "one with a second derivative", remedy)) from error
 
 Block = Literal["auto", "loop", "vmap"]
 BLOCKS = ("auto", "loop", "vmap")
@@ -387,7 +387,7 @@ _FAILURES = (RuntimeError, ValueError, TypeError, NotImplementedError, Attribute
 
 
 @dataclass(frozen=True)
-class Way:
+class Batching:
     """How rows are multiplied: one after the other, or `at_once` of them by vmap."""
 
     name: Literal["loop", "vmap"]
@@ -412,10 +412,10 @@ class Way:
             return replace(self, at_once=self.at_once // 2).products(engine, prepared, rows)
 
 
-LOOP = Way("loop")
+LOOP = Batching("loop")
 
 
-def quicker_way(engine: ProductEngine, theta: Tensor, batches: Iterable[Any], rows: Tensor, wanted: str) -> Way:
+def choose_batching(engine: ProductEngine, theta: Tensor, batches: Iterable[Any], rows: Tensor, wanted: str) -> Batching:
     """The quicker way for blocks such as rows (b, p), or the one that is wanted; vmap only where it is right.
 
     Raises:
@@ -423,7 +423,7 @@ def quicker_way(engine: ProductEngine, theta: Tensor, batches: Iterable[Any], ro
     """
     if wanted == "loop":
         return LOOP
-    vmap = Way("vmap", _AT_ONCE if theta.device.type == "cpu" else 2 * _AT_ONCE)
+    vmap = Batching("vmap", _AT_ONCE if theta.device.type == "cpu" else 2 * _AT_ONCE)
     rows = rows[: vmap.at_once]
     try:
         if wanted == "auto" and not _is_quicker(vmap, engine, engine.prepare(theta, next(iter(batches)))[0], rows):
@@ -433,16 +433,16 @@ def quicker_way(engine: ProductEngine, theta: Tensor, batches: Iterable[Any], ro
         problem = (str(error).splitlines() or [type(error).__name__])[0]
     if problem and wanted == "vmap":
         received = f"is 'vmap', which fails on this loss ({problem})"
-        raise ValueError(explain("block", received, "a way that can follow it", 'Use block="auto".'))
+        raise ValueError(argument_message("block", received, "a way that can follow it", 'Use block="auto".'))
     return LOOP if problem else vmap
 
 
-def _is_quicker(vmap: Way, engine: ProductEngine, prepared: Any, rows: Tensor) -> bool:
+def _is_quicker(vmap: Batching, engine: ProductEngine, prepared: Any, rows: Tensor) -> bool:
     alone, together = (_seconds(way, engine, prepared, rows) for way in (LOOP, vmap))
     return _MARGIN * together < alone
 
 
-def _seconds(way: Way, engine: ProductEngine, prepared: Any, rows: Tensor) -> float:
+def _seconds(way: Batching, engine: ProductEngine, prepared: Any, rows: Tensor) -> float:
     """Of one block, the quicker of two: the first call loads what later ones find."""
     elapsed = []
     for _ in range(2):
@@ -452,7 +452,7 @@ def _seconds(way: Way, engine: ProductEngine, prepared: Any, rows: Tensor) -> fl
     return min(elapsed)
 
 
-def _difference(vmap: Way, engine: ProductEngine, theta: Tensor, batches: Iterable[Any], rows: Tensor) -> str:
+def _difference(vmap: Batching, engine: ProductEngine, theta: Tensor, batches: Iterable[Any], rows: Tensor) -> str:
     """How vmap differs from the loop on some batch; "" where it does not."""
     rtol = _RTOL.get(theta.dtype, 1e-3)
     for index, batch in enumerate(batches):
@@ -518,7 +518,7 @@ class Products:
         self._matrix = HessianOfBatch(loss_sum) if matrix is None else matrix
         self._ranks = ranks
         self._engine: ProductEngine | None = None
-        self._ways: dict[str, Way] = {}  # how blocks of vectors are multiplied, by what was asked for
+        self._ways: dict[str, Batching] = {}  # how blocks of vectors are multiplied, by what was asked for
         self._theta: Tensor | None = None  # where the last product was taken, and so what `_kept` belongs to
         self._kept: dict[int, tuple[Any, int]] = {}
         self._count: float | None = None  # of the data alone, so one pass finds it once
@@ -556,7 +556,7 @@ class Products:
                 if not part.requires_grad and not torch.equal(part, self._loss_sum(point * 1.01 + 1e-3, batch)[0]):
                     received = "gives a batch a value that moves with the weights and has no gradient"
                     remedy = "No torch.no_grad(), no detach(), no .item() in the loss of any batch."
-                    raise ValueError(explain("the loss", received, "a differentiable function of them", remedy))
+                    raise ValueError(argument_message("the loss", received, "a differentiable function of them", remedy))
                 total += part.detach()
                 gradient += vjp_of([part], [point], [torch.ones_like(part)])[0]
                 count += float(terms)
@@ -596,7 +596,7 @@ class Products:
         """Forget what is kept between products."""
         self._kept, self._theta = {}, None
 
-    def _mean(self, engine: ProductEngine, theta: Tensor, rows: Tensor, way: Way, *, keep: bool) -> Tensor:
+    def _mean(self, engine: ProductEngine, theta: Tensor, rows: Tensor, way: Batching, *, keep: bool) -> Tensor:
         """The products of rows (b, p), summed over the batches and divided by the count once."""
         if self._count is None:
             self.value(theta)
@@ -608,7 +608,7 @@ class Products:
         _, (total,) = over_ranks(self._ranks, question, sums, theta, rows)
         return (total / cast(float, self._count)).to(theta.dtype)
 
-    def _sum(self, engine: ProductEngine, theta: Tensor, rows: Tensor, way: Way, *, keep: bool) -> Tensor:
+    def _sum(self, engine: ProductEngine, theta: Tensor, rows: Tensor, way: Batching, *, keep: bool) -> Tensor:
         """The products of rows (b, p), summed over the batches that are here."""
         total = _zero(theta, *rows.shape)
         used = sum(size for _, size in self._kept.values())
@@ -643,14 +643,14 @@ class Products:
         self._ranks.highest("the same engine", lambda: choose(name), theta)
         return chosen[-1]
 
-    def _agreed_way(self, engine: ProductEngine, theta: Tensor, rows: Tensor, block: str) -> Way:
+    def _agreed_way(self, engine: ProductEngine, theta: Tensor, rows: Tensor, block: str) -> Batching:
         """How all ranks multiply blocks: at once only where that is quicker, and right, on every one."""
         if self._ranks is None:
-            return quicker_way(engine, theta, self._batches, rows, block)
-        chosen: list[Way] = []
+            return choose_batching(engine, theta, self._batches, rows, block)
+        chosen: list[Batching] = []
 
         def choose() -> int:
-            chosen.append(quicker_way(engine, theta, self._batches, rows, block))
+            chosen.append(choose_batching(engine, theta, self._batches, rows, block))
             return int(chosen[0].name == "loop")
 
         return LOOP if self._ranks.highest("a way to multiply blocks", choose, theta, rows) else chosen[0]
@@ -681,7 +681,7 @@ class Products:
             except CannotSplitError as error:
                 if wanted == "split graph":
                     received = f"is 'split graph', which fails on this loss ({error})"
-                    message = explain("engine", received, "an engine that can follow it", 'Use engine="auto".')
+                    message = argument_message("engine", received, "an engine that can follow it", 'Use engine="auto".')
                     raise ValueError(message) from error
                 self.fallback_reason = str(error)
                 continue

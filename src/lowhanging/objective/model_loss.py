@@ -38,8 +38,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lowhanging.errors import NotSmoothWarning, check_finite, explain
-from lowhanging.objective.batches import MAX_BATCHES, Batches, Tally, attempt, logits_of, num_examples, parted, some_of
+from lowhanging.errors import NotSmoothWarning, argument_message, check_finite
+from lowhanging.objective.batches import (
+    MAX_BATCHES,
+    Batches,
+    Tally,
+    attempt,
+    logits_of,
+    num_examples,
+    some_of,
+    split_batch,
+)
 from lowhanging.objective.checkpoints import CalibrationData, moving_buffers, recalibrated, same_values, tracked_buffers
 from lowhanging.objective.checks import (
     LOSS_FUNCTION,
@@ -104,7 +113,7 @@ class ModelLoss:
     ):
         if loss_fn is not None and batch_loss is not None:
             raise ValueError(
-                explain("loss_fn", "and batch_loss are both given", "one of the two", "Leave one of them out.")
+                argument_message("loss_fn", "and batch_loss are both given", "one of the two", "Leave one of them out.")
             )
         self.model = private_copy(model, mode, device)
         self._rewrites, self._is_gradient_checked = False, False
@@ -149,12 +158,12 @@ class ModelLoss:
             return cast(tuple[Tensor, Any], self._run(run))
         outputs = self.outputs(theta, batch)
         if tally is not None:
-            tally.add(outputs, parted(batch)[2])
+            tally.add(outputs, split_batch(batch)[2])
         return self.loss_at(outputs, batch)
 
     def outputs(self, theta: Tensor, batch: Any) -> Any:
         """What `loss_fn` is given first: the model's outputs for a batch, as they are; the default loss, its logits."""
-        args, kwargs, _ = parted(batch)
+        args, kwargs, _ = split_batch(batch)
         outputs = self._run(functools.partial(_called, self.model, self.space.weights_of(theta), args, kwargs))
         return logits_of(outputs) if self._is_default else outputs
 
@@ -165,7 +174,7 @@ class ModelLoss:
 
     def loss_at(self, outputs: Any, batch: Any) -> tuple[Tensor, int]:
         """The batch's sum and count as a function of the outputs; only with a `loss_fn`."""
-        targets = parted(batch)[2]
+        targets = split_batch(batch)[2]
         terms = targets.numel() if isinstance(targets, Tensor) else num_examples(batch)
         return self.loss_fn(outputs, targets) * terms, terms
 
@@ -317,11 +326,11 @@ class ModelLoss:
             received = f"is 'recalibrate', and {fixed[:3]} of {self.space.owner} have no way to start anew"
             expected = "statistics of layers with reset_running_stats() and momentum, as torch's norms have"
             remedy = "Pass buffers='fixed', or points with their buffers."
-            raise ValueError(explain("buffers", received, expected, remedy))
+            raise ValueError(argument_message("buffers", received, expected, remedy))
         if data is None and self.ranks is not None:
             received = f"is missing, and each process ({self.ranks}) has a part of the data"
             remedy = "Pass the same loader on every rank."
-            raise ValueError(explain("recalibrate_on", received, "data that every process has", remedy))
+            raise ValueError(argument_message("recalibrate_on", received, "data that every process has", remedy))
         if data is None:
             batches = self.batches
         else:
@@ -333,7 +342,7 @@ class ModelLoss:
         """What a batch makes a model do, the loss aside where it can be left out."""
         if self._batch_loss is not None:
             return self._batch_loss(model, self._as_yielded(batch))
-        args, kwargs, _ = parted(batch)
+        args, kwargs, _ = split_batch(batch)
         return model(*args, **kwargs)
 
     def restricted(self, names: Collection[str], theta: Tensor) -> ModelLoss:
@@ -386,12 +395,12 @@ class ModelLoss:
         if changed:
             remedy = 'Use mode="eval", or make the forward pass leave its buffers alone.'
             raise ValueError(
-                explain("model", f"changes its buffers {changed} when run", "a function of the weights", remedy)
+                argument_message("model", f"changes its buffers {changed} when run", "a function of the weights", remedy)
             )
         if not _same(point, self.theta0) or not all(map(_same, tree_leaves(batch), tree_leaves(before))):
             received = "writes into its weights or its inputs when run"
             remedy = "Make that operation out of place, or start with inputs.clone()."
-            raise ValueError(explain("model", received, "a function of the weights", remedy))
+            raise ValueError(argument_message("model", received, "a function of the weights", remedy))
         return _kinks([finding for finding in found if finding.kind == "kinked"])
 
     def _check_state(self, batch: Any, left: set[str]) -> None:
@@ -401,7 +410,7 @@ class ModelLoss:
         if isinstance(first, Tensor) and not torch.allclose(first, second, rtol=1e3 * torch.finfo(first.dtype).eps):
             received = f"depends on what its last forward pass left on it (attributes {sorted(left)})"
             remedy = "Pass that state as an input, or start each forward pass from the same one."
-            raise ValueError(explain("model", received, "a function of the weights", remedy))
+            raise ValueError(argument_message("model", received, "a function of the weights", remedy))
 
     @contextlib.contextmanager
     def _leaving(self) -> Iterator[set[str]]:
@@ -428,7 +437,7 @@ class ModelLoss:
             if not is_same and self._wanted is not None:
                 received = f"is {self._wanted}, which changes the loss: it is no sum over examples along dimension 0"
                 remedy = "Leave it out: the batches are then used as they come."
-                raise ValueError(explain("micro_batch", received, "a loss whose batches can be cut", remedy))
+                raise ValueError(argument_message("micro_batch", received, "a loss whose batches can be cut", remedy))
             if not is_same and ranks is None:
                 batches.use_as_they_came()
             elif not is_same and ranks is not None:
@@ -476,7 +485,7 @@ class ModelLoss:
         for batch in batches:
             with self.context(), torch.no_grad():
                 outputs = attempt(functools.partial(self.outputs, theta, batch), batch)
-            pair = outputs, parted(batch)[2]
+            pair = outputs, split_batch(batch)[2]
             if not check_terms(pair, self._sum_of_outputs) and not is_single(pair):
                 continue
             if first is None:
@@ -544,11 +553,11 @@ class OutputLoss:
             return self._terms.loss_at(outputs, batch)[0]
         return self._sum(self._terms.theta0, batch, lambda result: _returning(result, outputs))
 
-    def on_paper(self, outputs: Any, batch: Any, u: Tensor) -> Tensor | None:
+    def closed_form(self, outputs: Any, batch: Any, u: Tensor) -> Tensor | None:
         """B u for the B of the batch's sum, in the shape of the outputs; None where it is left to differentiation."""
         if self._terms.has_batch_loss or not isinstance(outputs, Tensor):
             return None
-        targets = parted(batch)[2]
+        targets = split_batch(batch)[2]
         if _is_cross_entropy(self._terms.loss_fn) and _are_classes(targets, outputs):
             q = outputs.softmax(1)
             return q * u - q * (q * u).sum(1, keepdim=True)
@@ -571,7 +580,7 @@ class OutputLoss:
                 received = f"returns {', '.join(bad) or type(outputs).__name__}"
                 expected = "real floating-point outputs: the Gauss-Newton matrix is made of their Jacobian"
                 remedy = "Wrap it in a module that returns those alone (torch.view_as_real for complex ones)."
-                raise ValueError(explain("model", received, expected, remedy))
+                raise ValueError(argument_message("model", received, expected, remedy))
             if terms.has_batch_loss:
                 self._check_cut(outputs, batch)
         self._is_checked = True
@@ -588,7 +597,7 @@ class OutputLoss:
                 "Let it call model(...) once and compute the loss from its outputs (not the model's own .loss), "
                 "or use hessian()."
             )
-            raise ValueError(explain("batch_loss", received, "a function of the model's outputs", remedy))
+            raise ValueError(argument_message("batch_loss", received, "a function of the model's outputs", remedy))
 
     def _sum(self, theta: Tensor, batch: Any, seen: Callable[[Any], Any]) -> Tensor:
         """The sum of `batch_loss`; `seen` gets what the model returns, and what it returns, if anything, goes on."""
@@ -611,7 +620,7 @@ def _returning(result: Any, outputs: Any) -> Any:
 def _refuse_calls(num_calls: int) -> NoReturn:
     received = f"calls the model {num_calls} times"
     remedy = "Let it call model(...) once, on all its inputs, and compute the loss from what that returns."
-    raise ValueError(explain("batch_loss", received, "one call, whose outputs the loss is a function of", remedy))
+    raise ValueError(argument_message("batch_loss", received, "one call, whose outputs the loss is a function of", remedy))
 
 
 def _is_cross_entropy(loss_fn: Any) -> bool:
@@ -634,7 +643,7 @@ class BatchMean:
     def __init__(self, loss_fn: LossFn | None, batch_loss: BatchLoss | None):
         if loss_fn is not None and batch_loss is not None:
             remedy = "Leave one of them out."
-            raise ValueError(explain("loss_fn", "and batch_loss are both given", "one of the two", remedy))
+            raise ValueError(argument_message("loss_fn", "and batch_loss are both given", "one of the two", remedy))
         self.loss_fn, self.batch_loss = loss_fn, batch_loss
 
     def __call__(self, model: nn.Module, batch: Any, tally: Tally | None, *, check: bool) -> tuple[Tensor, float]:
@@ -645,14 +654,14 @@ class BatchMean:
             kind = f"shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
             received = f"gave {kind} over {terms:g} terms"
             name, remedy = ("batch_loss", "Return (sum, count).") if self.batch_loss else ("loss_fn", "Take the mean.")
-            raise ValueError(explain(name, received, "one number over at least one term", remedy))
+            raise ValueError(argument_message(name, received, "one number over at least one term", remedy))
         return mean, terms
 
     def _evaluate(self, model: nn.Module, batch: Any, tally: Tally | None, *, check: bool) -> tuple[Tensor, float]:
         if self.batch_loss is not None:
             total, count = self.batch_loss(model, batch)
             return total / count, float(count)
-        args, kwargs, targets = parted(batch)
+        args, kwargs, targets = split_batch(batch)
         outputs = model(*args, **kwargs)
         outputs = logits_of(outputs) if self.loss_fn is None else outputs
         if check and self.loss_fn is None:

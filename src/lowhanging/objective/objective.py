@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from lowhanging.errors import a_type, check_choice, check_finite, check_real, check_vector, explain
+from lowhanging.errors import a_type, argument_message, check_choice, check_finite, check_real, check_vector
 from lowhanging.io import digest
 from lowhanging.objective.batches import MAX_BATCHES, Batches
 from lowhanging.objective.checkpoints import Checkpoint, Point, read_point, refuse_plain
@@ -78,7 +78,7 @@ def check_unwrapped(model: Any) -> None:
     """Refuse a model in DistributedDataParallel: its forward pass would synchronise behind our back."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         received = "is wrapped in DistributedDataParallel"
-        raise ValueError(explain("model", received, "the model itself", "Pass model.module."))
+        raise ValueError(argument_message("model", received, "the model itself", "Pass model.module."))
 
 
 def check_given(data: Any) -> None:
@@ -90,7 +90,7 @@ def check_given(data: Any) -> None:
     if extra:
         received = f"repeats {extra} example{'s' * (extra > 1)} (DistributedSampler makes all shards equally long)"
         remedy = 'Pass the whole with shards="split", or Subset(data, range(rank, len(data), num_ranks)) on each rank.'
-        raise ValueError(explain("data", received, "every example once", remedy))
+        raise ValueError(argument_message("data", received, "every example once", remedy))
 
 
 def agree(ranks: Ranks, terms: ModelLoss, shards: str) -> int:
@@ -110,7 +110,7 @@ def agree(ranks: Ranks, terms: ModelLoss, shards: str) -> int:
     if shards == "given" and len({theirs["data"] for theirs in found}) < ranks.size:
         received = "is the same on several ranks"
         remedy = 'Pass shards="split" where every rank has all of the data.'
-        raise ValueError(explain("data", received, "a part of its own on each rank", remedy))
+        raise ValueError(argument_message("data", received, "a part of its own on each rank", remedy))
     return sum(theirs["num_examples"] for theirs in found)
 
 
@@ -385,7 +385,7 @@ class Objective:
         lost = [name for name in lost if name.rpartition(".")[2] != "num_batches_tracked"]  # it decides nothing
         if lost:
             received, remedy = f"lacks the buffers {lost[:4]}", "Pass the module, or its whole state_dict()."
-            raise ValueError(explain(argument, received, "all buffers that training moves, or none", remedy))
+            raise ValueError(argument_message(argument, received, "all buffers that training moves, or none", remedy))
         return found
 
     def at(
@@ -419,7 +419,7 @@ class Objective:
                 check_choice("buffers", buffers, ("fixed", "recalibrate"))
             if recalibrate_on is not None and buffers != "recalibrate":
                 received = f"is given, and buffers is {buffers!r}"
-                raise ValueError(explain("recalibrate_on", received, "buffers='recalibrate'", "Leave one of them out."))
+                raise ValueError(argument_message("recalibrate_on", received, "buffers='recalibrate'", "Leave one of them out."))
             if buffers is None and point.buffers:
                 terms, whose = terms.with_buffers(point.buffers), "own"
             elif buffers == "recalibrate":
@@ -472,7 +472,7 @@ class Objective:
         """
         if self.ranks is not None:
             received = f"is shared ({self.ranks})"
-            raise ValueError(explain("the loss", received, "all data in one process", "Pass distributed=False."))
+            raise ValueError(argument_message("the loss", received, "all data in one process", "Pass distributed=False."))
         with torch.inference_mode(False):
             return self._terms.in_double().mean
 
@@ -504,7 +504,7 @@ class FunctionObjective:
         if not isinstance(theta0, Tensor) or theta0.ndim != 1 or not theta0.numel() or not theta0.is_floating_point():
             received = f"is {tuple(theta0.shape) if isinstance(theta0, Tensor) else type(theta0).__name__}"
             raise ValueError(
-                explain(
+                argument_message(
                     "theta0",
                     received,
                     "a floating-point tensor of shape (p,)",
@@ -527,7 +527,7 @@ class FunctionObjective:
         )
         if not callable(function):
             received = f"is {a_type(function)}"
-            raise TypeError(explain("function", received, "a function theta (p,) -> scalar", "Pass lambda theta: ..."))
+            raise TypeError(argument_message("function", received, "a function theta (p,) -> scalar", "Pass lambda theta: ..."))
         point = own_vector(theta0)
         with self._kernels(), torch.enable_grad(), untouched_random_state():
             draws = draws_so_far()
@@ -543,18 +543,18 @@ class FunctionObjective:
         if is_random:
             received = "gives another value at the same theta"
             raise ValueError(
-                explain("function", received, "a function of theta alone", "Draw what is random once, outside.")
+                argument_message("function", received, "a function of theta alone", "Draw what is random once, outside.")
             )
         if not torch.equal(point, self.theta0):
             remedy = "Start it with theta = theta.clone()."
-            raise ValueError(explain("function", "writes into theta", "a pure function of theta", remedy))
+            raise ValueError(argument_message("function", "writes into theta", "a pure function of theta", remedy))
         if not isinstance(value, Tensor) or value.ndim:
             received = f"returned {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
-            raise ValueError(explain("function", received, "a scalar tensor, shape ()", "Sum or average its terms."))
+            raise ValueError(argument_message("function", received, "a scalar tensor, shape ()", "Sum or average its terms."))
         if not value.requires_grad:
             received = "returned a value that does not depend on theta"
             remedy = "Use torch operations throughout: no float(...), no .detach(), no torch.tensor(...)."
-            raise ValueError(explain("function", received, "a differentiable function of theta", remedy))
+            raise ValueError(argument_message("function", received, "a differentiable function of theta", remedy))
         check_finite("function(theta0)", value.detach(), remedy="Check it for overflow or log(0).")
 
     @contextlib.contextmanager
@@ -626,7 +626,7 @@ class FunctionObjective:
         if kind == "gauss_newton":
             received = "is a FunctionObjective, which knows no outputs"
             remedy = "Use hessian(), or an Objective of a model, its data and a loss_fn."
-            raise TypeError(explain("loss", received, "the loss of a model's outputs", remedy))
+            raise TypeError(argument_message("loss", received, "the loss of a model's outputs", remedy))
         return Curvature(self._products)
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:

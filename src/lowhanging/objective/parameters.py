@@ -15,7 +15,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from lowhanging.errors import check_finite, explain
+from lowhanging.errors import argument_message, check_finite
 
 # Names of parameters as in `named_parameters()`: a glob such as "conv1.*", several, or a test of a name.
 Parameters = str | Collection[str] | Callable[[str], bool]
@@ -73,7 +73,7 @@ class ParameterSpace:
         if not trainable:
             received = f"({self.owner}) has no trainable parameter"
             remedy = "Unfreeze what you want to study: parameter.requires_grad_(True)."
-            raise ValueError(explain("model", received, "at least one parameter with requires_grad=True", remedy))
+            raise ValueError(argument_message("model", received, "at least one parameter with requires_grad=True", remedy))
         self.names = tuple(trainable)
         self.shapes = tuple(weight.shape for weight in trainable.values())
         self.sizes = [weight.numel() for weight in trainable.values()]
@@ -104,12 +104,12 @@ class ParameterSpace:
         if missing or unknown:
             received = f"lack {sorted(missing)} and add {sorted(unknown)}"
             expected = f"exactly the {len(self.names)} trainable parameters of {self.owner}"
-            raise ValueError(explain("tensors", received, expected, "See space.names; fill absent ones with zeros."))
+            raise ValueError(argument_message("tensors", received, expected, "See space.names; fill absent ones with zeros."))
         for name, shape in zip(self.names, self.shapes, strict=True):
             if named[name].shape != shape:
                 received = f"has shape {tuple(named[name].shape)}"
                 raise ValueError(
-                    explain(name, received, f"{tuple(shape)} as in {self.owner}", "Reshape or transpose it.")
+                    argument_message(name, received, f"{tuple(shape)} as in {self.owner}", "Reshape or transpose it.")
                 )
         # A fresh tensor, never a view of the user's weights, even for a single parameter.
         parts = [named[name].detach().to(self.device, self.dtype).reshape(-1) for name in self.names]
@@ -151,7 +151,7 @@ class ParameterSpace:
         if not globs or not all(isinstance(glob, str) for glob in globs):
             remedy = 'Pass "conv1.*", ["conv1.*", "fc.bias"] or lambda name: name.endswith("weight").'
             expected = "a glob on names, a list of globs, or a test of a name"
-            raise TypeError(explain("parameters", f"is {parameters!r}", expected, remedy))
+            raise TypeError(argument_message("parameters", f"is {parameters!r}", expected, remedy))
         for glob in globs:
             if not any(fnmatch.fnmatchcase(name, glob) for name in self.names):
                 self._refuse(f"has {glob!r}, which matches no name")
@@ -170,18 +170,18 @@ class ParameterSpace:
     def _refuse(self, received: str) -> NoReturn:
         listed = ", ".join(self.names[:40]) + (" ..." if len(self.names) > 40 else "")
         remedy = "Frozen parameters are constants, and a shared one stands under its first name only."
-        raise ValueError(explain("parameters", received, f"names among {listed} of {self.owner}", remedy))
+        raise ValueError(argument_message("parameters", received, f"names among {listed} of {self.owner}", remedy))
 
     def _check(self, trainable: Mapping[str, Tensor]) -> None:
         devices = {str(weight.device) for weight in trainable.values()}
         if len(devices) > 1:
             received = f"({self.owner}) has parameters on {sorted(devices)}"
-            raise ValueError(explain("model", received, "one device", "Move it with model.to(device)."))
+            raise ValueError(argument_message("model", received, "one device", "Move it with model.to(device)."))
         for name, weight in trainable.items():
             if not weight.is_floating_point():
                 received = f"has dtype {weight.dtype}"
                 remedy = "Store real and imaginary parts as two real parameters."
-                raise ValueError(explain(f"parameter {name!r}", received, "a real floating-point dtype", remedy))
+                raise ValueError(argument_message(f"parameter {name!r}", received, "a real floating-point dtype", remedy))
             check_finite(
                 f"parameter {name!r} of {self.owner}", weight.detach(), remedy="Train with a smaller step, or reload."
             )
@@ -214,7 +214,7 @@ def ties_of(model: nn.Module) -> dict[str, Tie]:
                     received = f"has {name!r} in the memory of {first!r}"
                     remedy = "Compute one from the other in forward, or give it memory of its own: .data.clone()."
                     expected = "weights that are trained with their own or with the same whole memory"
-                    raise ValueError(explain("model", received, expected, remedy))
+                    raise ValueError(argument_message("model", received, expected, remedy))
                 ties[name] = tied
                 break
     return ties

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lowhanging.errors import a_type, check_device, check_finite, explain
+from lowhanging.errors import a_type, argument_message, check_device, check_finite
 from lowhanging.objective.parameters import ParameterSpace, tie, ties_of
 
 
@@ -23,11 +23,11 @@ def private_copy(model: nn.Module, mode: str, device: torch.device | str | None)
     """A copy on `device`, in float32 at least, with the train/eval flags that `mode` asks for."""
     if not isinstance(model, nn.Module):
         remedy = "Wrap a function of theta in FunctionObjective(function, theta0)."
-        raise TypeError(explain("model", f"is {a_type(model)}", "a torch.nn.Module", remedy))
+        raise TypeError(argument_message("model", f"is {a_type(model)}", "a torch.nn.Module", remedy))
     for wrapper, inner in ((nn.DataParallel, "module"), (torch._dynamo.OptimizedModule, "_orig_mod")):
         if isinstance(model, wrapper):
             received = f"is wrapped by {'torch.compile' if inner == '_orig_mod' else wrapper.__name__}"
-            raise ValueError(explain("model", received, "the module itself", f"Pass model.{inner}."))
+            raise ValueError(argument_message("model", received, "the module itself", f"Pass model.{inner}."))
     _check_weights(model)
     wanted = None if device is None else check_device(device)
     ParameterSpace(model)  # nothing trainable, NaN weights ...: said before anything is copied
@@ -49,18 +49,18 @@ def _check_weights(model: nn.Module) -> None:
     """Refuse weights without numbers, or in a layout that theta can't hold."""
     if isinstance(model, torch.jit.ScriptModule):
         received = "is scripted (torch.jit), and takes no weights from outside"
-        raise ValueError(explain("model", received, "the module it was made of", "Pass the plain nn.Module."))
+        raise ValueError(argument_message("model", received, "the module it was made of", "Pass the plain nn.Module."))
     for name, weight in model.named_parameters():
         argument = f"parameter {name!r}"
         if isinstance(weight, nn.parameter.UninitializedParameter):
             remedy = "Run the model on one batch first: model(inputs) gives a lazy layer its shape."
-            raise ValueError(explain(argument, "has no shape yet", "a weight with numbers", remedy))
+            raise ValueError(argument_message(argument, "has no shape yet", "a weight with numbers", remedy))
         if weight.device.type == "meta":
             remedy = 'Load the weights: model.to_empty(device="cpu"), then load_state_dict.'
-            raise ValueError(explain(argument, "is on the meta device", "a weight with numbers", remedy))
+            raise ValueError(argument_message(argument, "is on the meta device", "a weight with numbers", remedy))
         if weight.layout != torch.strided and weight.requires_grad:
             remedy = "Keep a dense one, or only its values as a parameter."
-            raise ValueError(explain(argument, f"is sparse ({weight.layout})", "a dense weight", remedy))
+            raise ValueError(argument_message(argument, f"is sparse ({weight.layout})", "a dense weight", remedy))
 
 
 def computed_tensors(model: nn.Module, private: nn.Module) -> dict[int, tuple[str, Tensor]]:
@@ -128,7 +128,7 @@ def copied(model: nn.Module) -> nn.Module:
     except Exception as error:
         received = f"({type(model).__name__}) can't be copied ({type(error).__name__}: {error})"
         remedy = "Take off it what can't: open files, locks, stored activations."
-        raise ValueError(explain("model", received, "a model that copy.deepcopy can copy", remedy)) from error
+        raise ValueError(argument_message("model", received, "a model that copy.deepcopy can copy", remedy)) from error
 
 
 def widened(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -148,7 +148,7 @@ def own_function(name: str, function: Any, device: torch.device) -> Any:
     """A loss function that nobody else can change: a module is copied, to where the model is."""
     if isinstance(function, type) or not (function is None or callable(function)):
         received = f"is the class {function.__name__}" if isinstance(function, type) else f"is {function!r}"
-        raise TypeError(explain(name, received, "a function or an instance", "Pass F.mse_loss or nn.MSELoss()."))
+        raise TypeError(argument_message(name, received, "a function or an instance", "Pass F.mse_loss or nn.MSELoss()."))
     if not isinstance(function, nn.Module):
         return function
     return copy.deepcopy(function).to(device).requires_grad_(False)  # its weights are constants: theta is the model's

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from lowhanging.errors import a_type, check_names, check_vector, explain
+from lowhanging.errors import a_type, argument_message, check_names, check_vector
 from lowhanging.objective.checkpoints import with_buffers
 
 
@@ -45,7 +45,7 @@ def check_rows(argument: str, rows: Any, *, like: Tensor) -> Tensor:
             else (f"is {a_type(rows)}")
         )
         remedy = "Stack vectors as rows: torch.stack([theta, ...])."
-        raise ValueError(explain(argument, received, f"floating-point rows of shape (b, {len(like)})", remedy))
+        raise ValueError(argument_message(argument, received, f"floating-point rows of shape (b, {len(like)})", remedy))
     return own_vector(rows).to(like)
 
 
@@ -60,7 +60,7 @@ def batched_evaluation() -> Iterator[None]:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         received = f"can't be evaluated at several points at once ({first_line})"
         remedy = "Call evaluate(theta) for each of them; slices do so by themselves."
-        raise ValueError(explain("the loss", received, "operations that torch.vmap follows", remedy)) from error
+        raise ValueError(argument_message("the loss", received, "operations that torch.vmap follows", remedy)) from error
 
 
 def own_vector(vector: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def check_loss(argument: str, value: Any) -> Loss:
         )
         if hasattr(value, "objective"):
             remedy = "Pass its .objective."
-        raise TypeError(explain(argument, f"is {a_type(value)}", "an objective", remedy))
+        raise TypeError(argument_message(argument, f"is {a_type(value)}", "an objective", remedy))
     return cast(Loss, value)
 
 
@@ -112,7 +112,7 @@ def check_same_buffers(losses: Mapping[str, Any]) -> None:
             if buffer in first[1] and not torch.equal(value.double(), first[1][buffer].double()):
                 received = f"{first[0]!r} and {name!r} hold other values of the buffer {buffer!r}, which training moves"
                 remedy = "Make them of the model as it is now, or put them at one point: objective.at(model)."
-                raise ValueError(explain("losses", received, "one network's losses", remedy))
+                raise ValueError(argument_message("losses", received, "one network's losses", remedy))
 
 
 ANYWHERE: Literal["anywhere"] = "anywhere"
@@ -125,7 +125,7 @@ def common_center(losses: Mapping[str, Loss], center: Tensor | Literal["anywhere
     """
     remedy = 'Pass a mapping such as {"mixed": objective}.'
     if not isinstance(losses, Mapping):
-        raise TypeError(explain("losses", f"is {a_type(losses)}", "a mapping name -> objective", remedy))
+        raise TypeError(argument_message("losses", f"is {a_type(losses)}", "a mapping name -> objective", remedy))
     names = check_names("losses", losses, remedy=remedy)
     for name in names:
         check_loss(f"losses[{name!r}]", losses[name])
@@ -134,15 +134,15 @@ def common_center(losses: Mapping[str, Loss], center: Tensor | Literal["anywhere
     for name in names[1:]:
         if losses[name].num_params != first.num_params:
             received = f"have {first.num_params} ({names[0]}) and {losses[name].num_params} ({name}) parameters"
-            raise ValueError(explain("losses", received, "one model's losses", "Build them from the same model."))
+            raise ValueError(argument_message("losses", received, "one model's losses", "Build them from the same model."))
         other = losses[name].theta0
         if other.device != start.device:
             received = f"are on {start.device} ({names[0]}) and {other.device} ({name})"
-            raise ValueError(explain("losses", received, "one device", "Pass device= when you make them."))
+            raise ValueError(argument_message("losses", received, "one device", "Pass device= when you make them."))
         if center is None and not torch.equal(other.double(), start.double()):
             received = f"{names[0]!r} and {name!r} are around different points"
             remedy = "Put them around one point, objective.at(theta), or pass center=."
-            raise ValueError(explain("losses", received, "one common theta0", remedy))
+            raise ValueError(argument_message("losses", received, "one common theta0", remedy))
     if center is None:
         check_same_buffers(losses)
     if center is None or isinstance(center, str):

@@ -25,7 +25,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from lowhanging.errors import explain
+from lowhanging.errors import argument_message
 from lowhanging.objective.checks import Precision, SingularOperations
 from lowhanging.objective.split_graph import CannotSplitError
 
@@ -297,10 +297,10 @@ class Verification:
         singular = self._singular_operations()
         if all(fault.is_finite for fault in faults) and not singular:
             received = f"has no second derivative that could be confirmed ({reasons})"
-            return ValueError(explain("the loss", received, _EXPECTED, _REWRITE))
+            return ValueError(argument_message("the loss", received, _EXPECTED, _REWRITE))
         received = f"is not twice differentiable by autograd at theta ({reasons}"
         received += f"; {singular} where it has no derivative)" if singular else ")"
-        return ValueError(explain("the loss", received, _EXPECTED, _AT_ZERO))
+        return ValueError(argument_message("the loss", received, _EXPECTED, _AT_ZERO))
 
     def _singular_operations(self) -> str:
         """The operations that torch can't differentiate where they are, by their names in torch.ops.aten."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from lowhanging.errors import check_count, check_names, check_real, explain
+from lowhanging.errors import argument_message, check_count, check_names, check_real
 from lowhanging.landscape.planes import PlaneSlice
 from lowhanging.landscape.slices import LineSlice
 from lowhanging.plots.contours import Levels, bar, choose_bands, grids_of, has_true_proportions
@@ -66,7 +66,7 @@ def animation(
     if len(kinds) != 1 or not kinds <= {LineSlice, PlaneSlice}:
         received = f"hold {', '.join(sorted(kind.__name__ for kind in kinds)) or 'nothing'}"
         remedy = "Pass a list of what lh.line_slice, or lh.plane_slice, returned."
-        raise TypeError(explain("slices", received, "LineSlices, or PlaneSlices", remedy))
+        raise TypeError(argument_message("slices", received, "LineSlices, or PlaneSlices", remedy))
     check_count("milliseconds", milliseconds, minimum=20, remedy="500 is half a second per frame.")
     for side, inches in (("width", width), ("height", height)):
         check_real(side, inches, minimum=2.0, maximum=40.0, remedy="It is in inches; 6.4 x 4.8 fits a notebook.")
@@ -75,7 +75,7 @@ def animation(
         titles = check_names("labels", labels, remedy="Leave it out for numbers.")
         if len(titles) != len(frames):
             received, expected = f"are {len(titles)}", f"{len(frames)}, one per slice"
-            raise ValueError(explain("labels", received, expected, "Leave it out for numbers."))
+            raise ValueError(argument_message("labels", received, expected, "Leave it out for numbers."))
     is_line = kinds == {LineSlice}
     paint = _lines(frames, name, quantity, log) if is_line else _planes(frames, name, quantity, levels)
 
@@ -152,7 +152,7 @@ def _only(scan: LineSlice, name: str | None, quantity: Quantity) -> LineSlice:
     if name is None:
         return scan
     if name not in rows:
-        raise ValueError(explain("name", f"is {name!r}", f"one of {list(rows)}", "Leave it out for all."))
+        raise ValueError(argument_message("name", f"is {name!r}", f"one of {list(rows)}", "Leave it out for all."))
     losses, accuracies = ({name: every[name]} if name in every else {} for every in (scan.losses, scan.accuracies))
     return replace(scan, losses=losses, accuracies=accuracies)
 

@@ -25,7 +25,7 @@ from lowhanging.canyons.continuation import CanyonEvent, CanyonPath
 from lowhanging.canyons.find import CanyonSet
 from lowhanging.canyons.null import DepthNull
 from lowhanging.canyons.point import CanyonPoint
-from lowhanging.errors import a_type, check_choice, check_names, explain
+from lowhanging.errors import a_type, argument_message, check_choice, check_names
 from lowhanging.plots.contours import write
 from lowhanging.plots.style import axes, check_kind, check_log, color_of, label_log_axis, label_of, legend_above
 from lowhanging.steering.cues import NEITHER
@@ -68,9 +68,9 @@ def branches_of(paths: Any, names: Sequence[str] | None = None) -> dict[str, Can
     elif isinstance(paths, Sequence) and not isinstance(paths, str):
         found = {f"branch {i}": path for i, path in enumerate(paths)}
     else:
-        raise TypeError(explain("paths", f"is {a_type(paths)}", "one CanyonPath or several", _REMEDY))
+        raise TypeError(argument_message("paths", f"is {a_type(paths)}", "one CanyonPath or several", _REMEDY))
     if not found:
-        raise ValueError(explain("paths", "hold nothing", "at least one CanyonPath", _REMEDY))
+        raise ValueError(argument_message("paths", "hold nothing", "at least one CanyonPath", _REMEDY))
     for name, path in found.items():
         check_kind(f"paths[{name!r}]" if isinstance(paths, Mapping) else name, path, CanyonPath, _REMEDY)
     if names is None:
@@ -105,7 +105,7 @@ def values_of(branches: Mapping[str, CanyonPath], quantity: str, cues: Cues | No
             found[name] = np.array([float(getattr(point, quantity)) for point in path])
     if not any(bool(np.isfinite(row).any()) for row in found.values()):
         received = f"is {quantity!r}, which is not finite at any point"
-        raise ValueError(explain("quantity", received, "one with a finite value", 'Pass quantity="rise".'))
+        raise ValueError(argument_message("quantity", received, "one with a finite value", 'Pass quantity="rise".'))
     return found
 
 
@@ -120,7 +120,7 @@ def label_of_quantity(branches: Mapping[str, CanyonPath], quantity: str, cues: C
     pairs = [cues_of(path, cues) for path in branches.values()] if quantity == "asymmetry" else []
     if any(pair != pairs[0] for pair in pairs):
         expected, remedy = "the same cues in every path", "Pass cues=, two evaluated losses of all of them."
-        raise ValueError(explain("paths", f"differ in their cues, {sorted(set(pairs))}", expected, remedy))
+        raise ValueError(argument_message("paths", f"differ in their cues, {sorted(set(pairs))}", expected, remedy))
     label = QUANTITIES[quantity][0]
     return label.format(a=pairs[0][0], b=pairs[0][1]) if pairs else label
 
@@ -128,12 +128,12 @@ def label_of_quantity(branches: Mapping[str, CanyonPath], quantity: str, cues: C
 def cues_of(path: CanyonPath, cues: Cues | None) -> Cues:
     """The two losses whose ratio is the asymmetry: given, those of the conflict control, or the only two."""
     losses = list(path.losses)
-    controlled = [name for name in path.followed if name != NEITHER]
+    controlled = [name for name in path.cue_shares if name != NEITHER]
     chosen = tuple(cues) if cues is not None else tuple(controlled or losses)
     if len(chosen) != 2 or any(name not in losses for name in chosen):
         received = f"are {chosen}" if cues is not None else "are not given"
         remedy = "Pass cues=(a, b), and evaluate={a: ..., b: ...} to trace_canyon."
-        raise ValueError(explain("cues", received, f"two of the evaluated losses, {losses}", remedy))
+        raise ValueError(argument_message("cues", received, f"two of the evaluated losses, {losses}", remedy))
     return chosen[0], chosen[1]
 
 
@@ -240,11 +240,11 @@ def _spans(curves: Sequence[Curve]) -> Array:
 
 _DISTANCE = "distance from the minimum, ‖δ‖"
 _INTERVAL: dict[str, Any] = {"color": "0.4", "linewidth": 3.5, "alpha": 0.5, "solid_capstyle": "butt"}
-_UNITS = {"loss": "mean loss", "accuracy": "accuracy (%)", "followed": "answers on conflict inputs (%)"}
+_UNITS = {"loss": "mean loss", "accuracy": "accuracy (%)", "cue_shares": "answers on conflict inputs (%)"}
 _MISSING = {
     "loss": "Pass evaluate={name: objective} to trace_canyon.",
     "accuracy": "Pass evaluate= with objectives that have class targets to trace_canyon.",
-    "followed": "Pass conflict=lh.ConflictControl(...) to trace_canyon.",
+    "cue_shares": "Pass conflict=lh.ConflictControl(...) to trace_canyon.",
 }
 
 Paths = CanyonPath | Sequence[CanyonPath] | Mapping[str, CanyonPath]
@@ -287,7 +287,7 @@ def canyon_floor(
     label = label_of_quantity(branches, quantity, cues)
     if bowl and quantity != "rise":
         received, remedy = f"is True for the {quantity}", "Leave it out; a depth of 1 is the bowl's."
-        raise ValueError(explain("bowl", received, 'quantity="rise" with it', remedy))
+        raise ValueError(argument_message("bowl", received, 'quantity="rise" with it', remedy))
     from matplotlib.lines import Line2D
 
     values = values_of(branches, quantity, cues)
@@ -323,7 +323,7 @@ def canyon_losses(
     path: CanyonPath,
     ax: Axes | None = None,
     *,
-    quantity: Literal["loss", "accuracy", "followed"] = "loss",
+    quantity: Literal["loss", "accuracy", "cue_shares"] = "loss",
     log: bool = False,
 ) -> Axes:
     """Each evaluated loss along one branch, against the distance from the minimum; what it is there is a dot.
@@ -355,7 +355,7 @@ def canyon_losses(
     radii = radii_of(path)
     entries: list[Artist] = []
     for name, row in rows.items():
-        color = "0.5" if name == NEITHER and quantity == "followed" else color_of(name, order.index(name))
+        color = "0.5" if name == NEITHER and quantity == "cue_shares" else color_of(name, order.index(name))
         line(ax, path, radii, np.where(np.isfinite(row), row, np.nan), color=color)
         entries.append(Line2D([], [], color=color, linewidth=1.8, label=label_of(name)))
         if name in starts:
@@ -387,12 +387,12 @@ def canyon_losses(
 def _evaluated(path: CanyonPath, quantity: str) -> tuple[dict[str, Array], dict[str, float]]:
     """By name: values along the path, (m,), and those at theta0, in percent but for losses."""
     check_choice("quantity", quantity, list(_UNITS))
-    field, factor = {"loss": ("losses", 1), "accuracy": ("accuracies", 100), "followed": ("followed", 100)}[quantity]
+    field, factor = {"loss": ("losses", 1), "accuracy": ("accuracies", 100), "cue_shares": ("cue_shares", 100)}[quantity]
     columns: list[dict[str, float]] = [getattr(point, field) for point in path]
     if not columns[0]:
         received = f"is {quantity!r} for a path that holds none"
-        held = [name for name, part in (("loss", path[0].losses), ("followed", path[0].followed)) if part]
-        raise ValueError(explain("quantity", received, f"one of {held or 'those evaluated'}", _MISSING[quantity]))
+        held = [name for name, part in (("loss", path[0].losses), ("cue_shares", path[0].cue_shares)) if part]
+        raise ValueError(argument_message("quantity", received, f"one of {held or 'those evaluated'}", _MISSING[quantity]))
     starts: dict[str, float] = getattr(path, field)
     rows = {name: factor * np.array([column[name] for column in columns]) for name in columns[0]}
     return rows, {name: factor * value for name, value in starts.items()}
@@ -516,7 +516,7 @@ def project(branches: Mapping[str, CanyonPath]) -> tuple[dict[str, Array], Array
     sizes = {len(point.delta) for path in branches.values() for point in path}
     if len(sizes) > 1:
         received, remedy = f"have {sorted(sizes)} weights", "Trace them in losses of one model, around one minimum."
-        raise ValueError(explain("paths", received, "paths of one loss", remedy))
+        raise ValueError(argument_message("paths", received, "paths of one loss", remedy))
     rows = torch.stack([point.delta.double().cpu() for path in branches.values() for point in path])
     u, s, _ = torch.linalg.svd(rows, full_matrices=False)
     found = torch.zeros(len(rows), 2, dtype=torch.float64)
@@ -638,12 +638,12 @@ def canyon_depths(canyons: CanyonSet, ax: Axes | None = None, *, null: DepthNull
         check_kind("null", null, DepthNull, "Pass what lh.canyons.depth_null returned.")
         if null.levels != canyons.levels:
             received, expected = f"is one of the levels {null.levels}", f"one of {canyons.levels}"
-            raise ValueError(explain("null", received, expected, "Pass lh.canyons.depth_null(loss, canyons)."))
+            raise ValueError(argument_message("null", received, expected, "Pass lh.canyons.depth_null(loss, canyons)."))
     shown = [point for point in canyons if np.isfinite(point.depth)]
     if not shown:
         received = f"hold {len(canyons)} points, none of them with a depth"
         remedy = "Depth needs energy: curvature of the loss at theta0 within the space."
-        raise ValueError(explain("canyons", received, "a point with a depth", remedy))
+        raise ValueError(argument_message("canyons", received, "a point with a depth", remedy))
     ax = axes(ax)
     if null is not None:
         _null(ax, null)

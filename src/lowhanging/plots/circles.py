@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowhanging.circuits.fourier import CircleScores
 from lowhanging.circuits.logit_sum import LogitSum
-from lowhanging.errors import check_count, explain
+from lowhanging.errors import argument_message, check_count
 from lowhanging.plots.animation import film
 from lowhanging.plots.style import axes, check_kind
 
@@ -103,7 +103,7 @@ def circles_animation(
     if not isinstance(embeddings, Tensor) or embeddings.ndim != 3 or len(embeddings) != len(steps):
         shape = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
         received = f"has shape {shape} for {len(steps)} steps"
-        raise ValueError(explain("embeddings", received, "(logs, p, d)", 'Pass run.snapshots["embedding"][i].'))
+        raise ValueError(argument_message("embeddings", received, "(logs, p, d)", 'Pass run.snapshots["embedding"][i].'))
     check_count("milliseconds", milliseconds, minimum=20, remedy="150 is a good pace.")
     frames = [_frame(scores, i) for i in range(len(embeddings))]
     planes = embeddings.detach().double().reshape(*embeddings.shape[:2], -1, 2)
@@ -133,7 +133,7 @@ def modes(shares: Tensor, steps: Tensor | Sequence[int], ax: Axes | None = None)
     if not isinstance(shares, Tensor) or shares.ndim != 2 or len(shares) != len(steps):
         shape = tuple(shares.shape) if isinstance(shares, Tensor) else type(shares).__name__
         received = f"has shape {shape} for {len(steps)} steps"
-        raise ValueError(explain("shares", received, "(logs, frequencies)", "Pass circuits.fourier_modes(embeddings)."))
+        raise ValueError(argument_message("shares", received, "(logs, frequencies)", "Pass circuits.fourier_modes(embeddings)."))
     ax = axes(ax)
     times = torch.as_tensor(steps).double().numpy()
     mesh = ax.pcolormesh(
@@ -154,7 +154,7 @@ def _blocks(embedding: Any, scores: CircleScores) -> np.ndarray:
         shape = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
         received = f"has shape {shape} beside scores of shape {tuple(scores.score.shape)}"
         remedy = "Pass circle_score of the same embedding; of many, one at a time."
-        raise ValueError(explain("embedding", received, f"(p, {2 * num})", remedy))
+        raise ValueError(argument_message("embedding", received, f"(p, {2 * num})", remedy))
     planes = embedding.detach().double().cpu().reshape(len(embedding), num, 2)
     centered: np.ndarray = (planes - planes.mean(0)).permute(1, 0, 2).numpy()
     return centered

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from lowhanging.errors import check_count, check_real, explain
+from lowhanging.errors import argument_message, check_count, check_real
 from lowhanging.landscape.planes import PlaneSlice, PlaneTrajectory
 from lowhanging.plots.style import Quantity, box_size, rows_of, step_label
 
@@ -208,10 +208,10 @@ def _given(levels: Any) -> np.ndarray:
         entries = list(levels)
     except TypeError as error:
         expected = "a number of bands, or their boundaries"
-        raise TypeError(explain("levels", f"is {levels!r}", expected, remedy)) from error
+        raise TypeError(argument_message("levels", f"is {levels!r}", expected, remedy)) from error
     found = [check_real(f"levels[{i}]", _plain(entry), remedy=remedy) for i, entry in enumerate(entries)]
     if len(found) < 2 or any(a >= b for a, b in itertools.pairwise(found)):
-        raise ValueError(explain("levels", f"is {found}", "at least two ascending numbers", remedy))
+        raise ValueError(argument_message("levels", f"is {found}", "at least two ascending numbers", remedy))
     return np.array(found)
 
 
@@ -398,9 +398,9 @@ def grids_of(plane: PlaneSlice, quantity: Quantity, names: Sequence[str] | None 
     for name in wanted:
         if name not in rows:
             expected = f"one of {list(rows)}"
-            raise ValueError(explain("name", f"is {name!r}", expected, f"Name one that the plane has a {quantity} of."))
+            raise ValueError(argument_message("name", f"is {name!r}", expected, f"Name one that the plane has a {quantity} of."))
     if not wanted:
-        raise ValueError(explain("names", "is empty", f"some of {list(rows)}", "Leave it out for all."))
+        raise ValueError(argument_message("names", "is empty", f"some of {list(rows)}", "Leave it out for all."))
     return {name: rows[name].double().numpy() for name in wanted}
 
 

@@ -217,8 +217,8 @@ def competences(found: Competences, ax: Axes | None = None) -> Axes:
         if len(shares) > 1:
             ax.plot(times, shares.T, color=color, linewidth=0.6, alpha=0.4)
         half = float(found.crossing(name, 0.5).median())
-        told = f"{name}, half at {found.unit} {half:.3g}" if np.isfinite(half) else f"{name}, half not reached"
-        ax.plot(times, middle, color=color, linewidth=1.8, label=told)
+        fingerprint = f"{name}, half at {found.unit} {half:.3g}" if np.isfinite(half) else f"{name}, half not reached"
+        ax.plot(times, middle, color=color, linewidth=1.8, label=fingerprint)
         if np.isfinite(half):
             ax.plot([half], [50.0], marker="o", color=color, markersize=6, mec="white")
     ax.axhline(50, color="0.6", linewidth=0.8, linestyle=":")

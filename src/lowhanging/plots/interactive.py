@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lowhanging.errors import explain
+from lowhanging.errors import argument_message
 from lowhanging.landscape.planes import PlaneSlice
 from lowhanging.plots.contours import (
     LOWEST,
@@ -60,7 +60,7 @@ def interactive(plane: PlaneSlice, *, name: str | None = None) -> str:
     except ImportError as error:
         remedy = 'Install it: pip install ".[interactive]"'
         raise ImportError(
-            explain("plotly", "is not installed", "the library of interactive pictures", remedy)
+            argument_message("plotly", "is not installed", "the library of interactive pictures", remedy)
         ) from error
     bands = choose_bands(grids.values())
     figure = go.Figure()

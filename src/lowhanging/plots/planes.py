@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.errors import check_names, explain
+from lowhanging.errors import argument_message, check_names
 from lowhanging.landscape.planes import PlaneSlice, PlaneTrajectory
 from lowhanging.plots.contours import (
     Bands,
@@ -138,7 +138,7 @@ def plane_slices(
     places: list[Axes] = list(np.ravel(np.asarray(axes, dtype=object)))
     if len(places) != len(grids):
         received, expected = f"hold {len(places)}", f"{len(grids)}, one for each of {list(grids)}"
-        raise ValueError(explain("axes", received, expected, "Name as many losses with names=."))
+        raise ValueError(argument_message("axes", received, expected, "Name as many losses with names=."))
     bands = choose_bands(grids.values(), levels)
     notes = [
         lay_down(ax, plane, f"{quantity}: {name}", grid, bands)
@@ -191,7 +191,7 @@ def _check(plane: PlaneSlice, trajectory: PlaneTrajectory | None) -> None:
         check_kind("trajectory", trajectory, PlaneTrajectory, _TRAJECTORY)
         if trajectory.plane != plane.identity:
             received = "was projected onto another plane"
-            raise ValueError(explain("trajectory", received, "one of this plane", _TRAJECTORY))
+            raise ValueError(argument_message("trajectory", received, "one of this plane", _TRAJECTORY))
 
 def trajectory(trajectory: PlaneTrajectory, ax: Axes | None = None, *, log: bool = False) -> Axes:
     """Each loss at the checkpoints (solid) and on the plane under them (dashed), with their distance from the plane.
@@ -276,13 +276,13 @@ def descents(
     every = [paths] if isinstance(paths, GradientPath) else list(paths)
     remedy = "Pass what lh.toys.gradient_path returned, one or a list."
     if not every:
-        raise ValueError(explain("paths", "hold nothing", "at least one GradientPath", remedy))
+        raise ValueError(argument_message("paths", "hold nothing", "at least one GradientPath", remedy))
     projected = []
     for i, path in enumerate(every):
         check_kind(f"paths[{i}]", path, GradientPath, remedy)
         if path.thetas.shape[1] != len(plane.center):
             received, expected = f"has {path.thetas.shape[1]} weights", f"{len(plane.center)}, as the plane"
-            raise ValueError(explain(f"paths[{i}]", received, expected, "Make both of the same loss."))
+            raise ValueError(argument_message(f"paths[{i}]", received, expected, "Make both of the same loss."))
         projected.append(_project(plane, path.thetas))
     name, grid = next(iter(grids_of(plane, "loss", None if name is None else [name]).items()))
     bands = choose_bands([grid], levels)

@@ -13,7 +13,7 @@ import torch
 from lowhanging.curvature.dimension import EffectiveDimension
 from lowhanging.curvature.eigenpairs import Eigenpairs
 from lowhanging.curvature.spectrum import SpectralDensity
-from lowhanging.errors import a_type, check_names, explain
+from lowhanging.errors import a_type, argument_message, check_names
 from lowhanging.plots.style import axes, check_kind, color_of, legend_above
 
 if TYPE_CHECKING:
@@ -157,6 +157,6 @@ def _check_named(argument: str, results: Any, kind: type, *, remedy: str) -> Non
     """An error where `results` is no mapping name -> result; a bare result is iterable, and would be taken apart."""
     if not isinstance(results, Mapping):
         expected = f"a mapping name -> {kind.__name__}"
-        raise TypeError(explain(argument, f"is {a_type(results)}", expected, remedy))
+        raise TypeError(argument_message(argument, f"is {a_type(results)}", expected, remedy))
     for name in check_names(argument, results, remedy=remedy):
         check_kind(f"{argument}[{name!r}]", results[name], kind, remedy)

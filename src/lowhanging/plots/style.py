@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from lowhanging.errors import a_type, check_choice, explain
+from lowhanging.errors import a_type, argument_message, check_choice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def check_log(log: bool, rows: Iterable[Any]) -> None:
     """An error where a logarithmic axis would have nothing to show."""
     if log and not any(bool((row > 0).any()) for row in rows):
         received = "is True, and no loss is positive"
-        raise ValueError(explain("log", received, "losses that have a logarithm", "Pass log=False."))
+        raise ValueError(argument_message("log", received, "losses that have a logarithm", "Pass log=False."))
 
 
 def axes(ax: Axes | None) -> Axes:
@@ -125,7 +125,7 @@ def label_log_axis(axis: Axis) -> None:
 def check_kind(argument: str, value: Any, kind: type, remedy: str) -> None:
     """An error if `value` is not the kind of result that a plot draws."""
     if not isinstance(value, kind):
-        raise TypeError(explain(argument, f"is {a_type(value)}", f"a {kind.__name__}", remedy))
+        raise TypeError(argument_message(argument, f"is {a_type(value)}", f"a {kind.__name__}", remedy))
 
 
 def rows_of(result: Any, quantity: Quantity) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def rows_of(result: Any, quantity: Quantity) -> dict[str, Any]:
     rows = result.losses if quantity == "loss" else {name: 100 * row for name, row in result.accuracies.items()}
     if not rows:
         received = "is 'accuracy' for a slice without class targets"
-        raise ValueError(explain("quantity", received, "'loss'", 'Pass quantity="loss".'))
+        raise ValueError(argument_message("quantity", received, "'loss'", 'Pass quantity="loss".'))
     return dict(rows)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowhanging.errors import explain
+from lowhanging.errors import argument_message
 from lowhanging.landscape.planes import PlaneSlice
 from lowhanging.plots.contours import (
     Levels,
@@ -68,7 +68,7 @@ def surface(
         ax = plt.figure(layout="constrained").add_subplot(projection="3d")
     elif getattr(ax, "name", "") != "3d":
         remedy = 'Make one with figure.add_subplot(projection="3d"), or leave ax out.'
-        raise TypeError(explain("ax", "is an Axes of two dimensions", "one of three", remedy))
+        raise TypeError(argument_message("ax", "is an Axes of two dimensions", "one of three", remedy))
     is_log = bands.kind == "log"
     known = np.isfinite(grid)
     heights = np.where(known, grid, np.nan)

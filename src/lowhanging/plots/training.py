@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowhanging.datasets import PairedMNIST
-from lowhanging.errors import check_choice, explain
+from lowhanging.errors import argument_message, check_choice
 from lowhanging.plots.style import Quantity, axes, color_of, label_log_axis
 from lowhanging.training.train import TrainingRun
 
@@ -36,7 +36,7 @@ def training_run(run: TrainingRun, ax: Axes | None = None, *, quantity: Quantity
     rows = run.losses if quantity == "loss" else {name: 100 * row for name, row in run.accuracies.items()}
     if not rows:
         received = "is 'accuracy' for a run without class targets"
-        raise ValueError(explain("quantity", received, "'loss'", 'Pass quantity="loss".'))
+        raise ValueError(argument_message("quantity", received, "'loss'", 'Pass quantity="loss".'))
     ax = axes(ax)
     # "train" is grey and takes no colour, so that the others have the colours that they have on slices.
     places = {name: position for position, name in enumerate(name for name in rows if name != "train")}

@@ -17,7 +17,7 @@ from typing import Literal
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
-from lowhanging.errors import check_choice, explain
+from lowhanging.errors import argument_message, check_choice
 
 Verdict = Literal["holds", "holds in part", "does not hold"]
 
@@ -96,7 +96,7 @@ def mean_interval(
     check_choice("scale", scale, ("linear", "log", "share"), remedy='"log" is for ratios, "share" for accuracies.')
     if not values or (scale == "share" and max(values) > 1):
         expected = "at least one value" if not values else "shares of at most 1"
-        raise ValueError(explain("values", f"is {list(values)}", expected, "Pass shares as 0.98, not as 98."))
+        raise ValueError(argument_message("values", f"is {list(values)}", expected, "Pass shares as 0.98, not as 98."))
     write = _writer(scale, digits)
     unit = " %" if scale == "share" else unit
     low, high, num = min(values), max(values), len(values)

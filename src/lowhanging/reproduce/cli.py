@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowhanging._version import __version__
-from lowhanging.errors import NotConvergedError, check_choice, check_count, check_writable_folder, explain
+from lowhanging.errors import NotConvergedError, argument_message, check_choice, check_count, check_writable_folder
 from lowhanging.reproduce import figures
 from lowhanging.reproduce import page as report
 from lowhanging.reproduce import pipeline as run
@@ -106,7 +106,7 @@ def themes_of(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         listed = ", ".join(map(repr, NAMES))
-        raise ValueError(explain("--only", "names nothing", f"some of {listed}", "Leave it out for all of them."))
+        raise ValueError(argument_message("--only", "names nothing", f"some of {listed}", "Leave it out for all of them."))
     return [check_choice("--only", name, NAMES, remedy="Name themes with commas between them.") for name in names]
 
 

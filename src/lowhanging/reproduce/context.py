@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lowhanging.reproduce.settings import Settings, Sizes
-from lowhanging.reproduce.store import Shelf
+from lowhanging.reproduce.store import ResultStore
 from lowhanging.reproduce.themes.learning import Learning
 
 
 @dataclass(frozen=True)
-class Place:
+class Context:
     """One seed's, or, for themes that have no network, the run's."""
 
     settings: Settings
-    shelf: Shelf
+    shelf: ResultStore
     learn: Callable[[], Learning]
 
     @property

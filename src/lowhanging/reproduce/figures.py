@@ -2,7 +2,7 @@
 
 Which pictures does the report hold? Drawn from the work of the first network; nothing is computed here.
 
-Each theme has a function `Place` -> file name -> PNG; what a picture shows lies on the shelf, or in the theme's rows.
+Each theme has a function `Context` -> file name -> PNG; what a picture shows lies on the shelf, or in the theme's rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lowhanging.circuits.fourier import circle_score, fourier_modes
 from lowhanging.landscape.planes import PlaneSlice
 from lowhanging.plots.style import Drawing, color_of, legend_above
 from lowhanging.reproduce import figures as drawings
-from lowhanging.reproduce.context import Place
+from lowhanging.reproduce.context import Context
 from lowhanging.reproduce.store import Row
 from lowhanging.reproduce.themes import canyons, cartoons, curvature, logits, modular, order, planes, sizes, steering
 from lowhanging.reproduce.themes.curvature import TASKS, THRESHOLDS
@@ -87,8 +87,8 @@ def random_directions(direction: Row, ax: Any) -> None:
             ax.scatter([place] * len(values), values, color=color_of(name, 0), s=12, marker=marker, lw=0.7, zorder=4)
             seen += values
     ax.axvline(STEP, color="0.75", linewidth=0.8, zorder=0)
-    told = "random directions where the mixed quadratic (×),\nor the mixed loss (+), is as high"
-    ax.set_xlabel(ax.get_xlabel() + f"\nbeside {STEP:g}: {told}")
+    fingerprint = "random directions where the mixed quadratic (×),\nor the mixed loss (+), is as high"
+    ax.set_xlabel(ax.get_xlabel() + f"\nbeside {STEP:g}: {fingerprint}")
     legend_above(ax, ceiling=1.03 * max(seen))
 
 
@@ -122,13 +122,13 @@ def fit_errors(row: Row, ax: Any) -> None:
 
 def asymmetries(row: Row, ax: Any) -> None:
     """Largest change of log(L_number / L_pattern) on a circle against its radius, and that of the expansions."""
-    told = told_apart_from(row)
-    label = f"losses, 1 nat at {told:.2g}" if 0 < told < math.inf else "losses"
+    fingerprint = told_apart_from(row)
+    label = f"losses, 1 nat at {fingerprint:.2g}" if 0 < fingerprint < math.inf else "losses"
     ax.loglog(row["radii"], row["asymmetry_change"], "o-", color="black", label=label)
     known = [math.nan if value is None else value for value in row["asymmetry_change_of_quadratics"]]
     ax.loglog(row["radii"], known, "s--", color="0.55", markersize=4, label="their second-order expansions")
-    if 0 < told < math.inf:
-        ax.axvline(told, color="black", linewidth=0.8, linestyle=":")
+    if 0 < fingerprint < math.inf:
+        ax.axvline(fingerprint, color="black", linewidth=0.8, linestyle=":")
     ax.axhline(MIN_ASYMMETRY_CHANGE, color="0.6", linewidth=0.8, linestyle="--")
     ax.set_ylabel("largest change of log(L_number / L_pattern), nats")
     _radius_axis(row, ax)
@@ -146,7 +146,7 @@ Rows = Sequence[Row]
 Pictures = dict[str, bytes]
 
 
-def learning_figures(place: Place, rows: Rows) -> Pictures:
+def learning_figures(place: Context, rows: Rows) -> Pictures:
     """What the network sees, and how it learned."""
     run, views = place.network.run, place.network.views
     return {
@@ -157,7 +157,7 @@ def learning_figures(place: Place, rows: Rows) -> Pictures:
     }
 
 
-def rates_figures(place: Place, rows: Rows) -> Pictures:
+def rates_figures(place: Context, rows: Rows) -> Pictures:
     """How fast, and how stable."""
     return {
         "rates.png": plots.panels(
@@ -166,7 +166,7 @@ def rates_figures(place: Place, rows: Rows) -> Pictures:
     }
 
 
-def curvature_figures(place: Place, rows: Rows) -> Pictures:
+def curvature_figures(place: Context, rows: Rows) -> Pictures:
     """Spectra at the minimum, counts along training."""
     pairs = curvature.pairs_of(place.network, place.sizes, place.shelf)
     return {
@@ -176,7 +176,7 @@ def curvature_figures(place: Place, rows: Rows) -> Pictures:
     }
 
 
-def steering_figures(place: Place, rows: Rows) -> Pictures:
+def steering_figures(place: Context, rows: Rows) -> Pictures:
     """Losses and accuracies along both directions; their overlaps and ranks."""
     steered = steering.directions_of(place.network, place.sizes, place.shelf)
     directions = rows[0]["directions"]
@@ -203,7 +203,7 @@ def steering_figures(place: Place, rows: Rows) -> Pictures:
     }
 
 
-def planes_figures(place: Place, rows: Rows) -> Pictures:
+def planes_figures(place: Context, rows: Rows) -> Pictures:
     """The plane of the two steering directions, and how far out the loss is quadratic."""
     plane = planes.plane_of(place.network, place.sizes, place.shelf)
     return {
@@ -214,7 +214,7 @@ def planes_figures(place: Place, rows: Rows) -> Pictures:
     }
 
 
-def canyons_figures(place: Place, rows: Rows) -> Pictures:
+def canyons_figures(place: Context, rows: Rows) -> Pictures:
     """Floors, slopes and fan of the branches that were followed, the losses along each, the plane through two."""
     found = canyons.canyons_of(place.network, place.sizes, place.shelf)
     paths, plane = found.paths, found.plane
@@ -225,7 +225,7 @@ def canyons_figures(place: Place, rows: Rows) -> Pictures:
     if not paths:
         return {"canyons.png": plots.panels([[depths]], width=7, height=4.5)}
 
-    def along(name: str, quantity: Literal["loss", "followed"] = "loss") -> Drawing:
+    def along(name: str, quantity: Literal["loss", "cue_shares"] = "loss") -> Drawing:
         return lambda ax: plots.canyon_losses(paths[name], ax, quantity=quantity).set_title(name)
 
     drawn: list[Drawing] = [
@@ -234,7 +234,7 @@ def canyons_figures(place: Place, rows: Rows) -> Pictures:
         lambda ax: plots.canyon_fan(paths, ax, quantity="asymmetry", cues=("number", "pattern")),
     ]
     drawn += [along(name) for name in paths] + [depths]
-    drawn += [along(name, "followed") for name in paths]
+    drawn += [along(name, "cue_shares") for name in paths]
     if plane is not None:
         drawn.append(lambda ax: plots.plane_slice(plane, ax, name="mixed"))
     drawn += [lambda ax: ax.set_axis_off()] * (-len(drawn) % 3)
@@ -242,7 +242,7 @@ def canyons_figures(place: Place, rows: Rows) -> Pictures:
     return {"canyons.png": plots.panels(grid, width=17, height=4.5 * len(grid))}
 
 
-def cartoons_figures(place: Place, rows: Rows) -> Pictures:
+def cartoons_figures(place: Context, rows: Rows) -> Pictures:
     """Descent on both cartoons."""
     starts = torch.tensor(rows[0]["starts"], dtype=torch.float64)[: cartoons.NUM_PATHS]
 
@@ -254,7 +254,7 @@ def cartoons_figures(place: Place, rows: Rows) -> Pictures:
     return {"cartoons.png": plots.panels([[descents("flat"), descents("sloped")]], width=11, height=5)}
 
 
-def modular_figures(place: Place, rows: Rows) -> Pictures:
+def modular_figures(place: Context, rows: Rows) -> Pictures:
     """Circles, when they formed, and what they are worth."""
     it = modular.formed(place.sizes, place.shelf)
     embeddings = it.run.snapshots["embedding"][it.best]  # (logs, p, width)
@@ -280,25 +280,25 @@ def modular_figures(place: Place, rows: Rows) -> Pictures:
     }
 
 
-def logits_figures(place: Place, rows: Rows) -> Pictures:
+def logits_figures(place: Context, rows: Rows) -> Pictures:
     """The logits on both cues against the fitted sum of those on each."""
     found = logits.sums(place.network)
     return {"logits.png": plots.panels([[lambda ax: plots.logit_sum(found, ax)]], width=7, height=5)}
 
 
-def order_figures(place: Place, rows: Rows) -> Pictures:
+def order_figures(place: Context, rows: Rows) -> Pictures:
     """How far each competence has come, step by step."""
     found = order.competences(rows)
     return {"order.png": plots.panels([[lambda ax: plots.competences(found, ax)]], width=7, height=4.2)}
 
 
-def sizes_figures(place: Place, rows: Rows) -> Pictures:
+def sizes_figures(place: Context, rows: Rows) -> Pictures:
     """Steps to learn each rule at each size."""
     times = sizes.learning_times(rows[0])
     return {"sizes.png": plots.panels([[lambda ax: plots.learning_times(times, ax)]], width=7, height=4.6)}
 
 
-FIGURES: Mapping[str, Callable[[Place, Rows], Pictures]] = {
+FIGURES: Mapping[str, Callable[[Context, Rows], Pictures]] = {
     "learning": learning_figures,
     "rates": rates_figures,
     "curvature": curvature_figures,
@@ -349,7 +349,7 @@ CAPTIONS: Mapping[str, tuple[tuple[int, ...], str]] = {
 }  # fmt: skip
 
 
-def draw(places: Mapping[str, tuple[Place, Rows]]) -> Pictures:
+def draw(places: Mapping[str, tuple[Context, Rows]]) -> Pictures:
     """All pictures of the themes that were measured."""
     found: Pictures = {}
     for theme, (place, rows) in places.items():

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from lowhanging.io import write_atomically
 from lowhanging.reproduce.claims import Claim
-from lowhanging.reproduce.context import Place
+from lowhanging.reproduce.context import Context
 from lowhanging.reproduce.settings import Settings
-from lowhanging.reproduce.store import Row, Shelf, as_json
+from lowhanging.reproduce.store import ResultStore, Row, as_json
 from lowhanging.reproduce.themes.learning import Learning, learn
 from lowhanging.reproduce.themes.registry import THEMES, Theme
 
@@ -31,7 +31,7 @@ class Measured:
     settings: Settings
     rows: dict[str, list[Row]] = field(default_factory=dict)  # theme -> one per seed, or one in all
     seconds: dict[str, list[float]] = field(default_factory=dict)  # theme -> what each took when it was measured
-    places: dict[str, Place] = field(default_factory=dict)  # theme -> where its first row was measured
+    places: dict[str, Context] = field(default_factory=dict)  # theme -> where its first row was measured
 
     def claims(self) -> list[Claim]:
         """Of all themes that were measured, in the order of their numbers, each with its command."""
@@ -56,15 +56,15 @@ def measure(settings: Settings, work: Path, only: Sequence[str]) -> Measured:
         print(f"{label} ...", file=sys.stderr, flush=True)
         row, seconds, is_old = place.shelf.unit(theme.name, functools.partial(_timed, theme, place))
         _describe(folder, settings)
-        told = "finished earlier" if is_old else f"{seconds:.1f} s"
-        print(f"{label}: {told}", file=sys.stderr, flush=True)
+        fingerprint = "finished earlier" if is_old else f"{seconds:.1f} s"
+        print(f"{label}: {fingerprint}", file=sys.stderr, flush=True)
         found.rows.setdefault(theme.name, []).append(row)
         found.seconds.setdefault(theme.name, []).append(seconds)
         found.places.setdefault(theme.name, place)
     return found
 
 
-def _units(settings: Settings, folder: Path, only: Sequence[str]) -> Iterator[tuple[Theme, Place, str]]:
+def _units(settings: Settings, folder: Path, only: Sequence[str]) -> Iterator[tuple[Theme, Context, str]]:
     themes = [theme for theme in THEMES if theme.name in only]
     for seed in settings.seeds:
         place = _place(settings, folder / f"seed-{seed}", seed)
@@ -74,22 +74,22 @@ def _units(settings: Settings, folder: Path, only: Sequence[str]) -> Iterator[tu
     yield from ((theme, place, "") for theme in themes if not theme.has_network)
 
 
-def _place(settings: Settings, folder: Path, seed: int) -> Place:
-    shelf = Shelf(folder)
+def _place(settings: Settings, folder: Path, seed: int) -> Context:
+    shelf = ResultStore(folder)
 
     def network() -> Learning:
         return learn(source=settings.data, seed=seed, sizes=settings.sizes, shelf=shelf)
 
-    return Place(settings, shelf, network)
+    return Context(settings, shelf, network)
 
 
-def _timed(theme: Theme, place: Place) -> tuple[Row, float]:
+def _timed(theme: Theme, place: Context) -> tuple[Row, float]:
     begun = time.perf_counter()
     row = theme.measure(place)
     return row, round(time.perf_counter() - begun, 1)
 
 
-def _prepare(shelf: Shelf) -> None:
+def _prepare(shelf: ResultStore) -> None:
     """A folder for the work, without what a killed run had half written.
 
     Another run may be writing there now: what it writes is younger than an hour, and stays.
@@ -106,18 +106,18 @@ def _describe(folder: Path, settings: Settings) -> None:
     """Beside the work: the settings it belongs to, for whoever looks into the folder."""
     path = folder / "settings.json"
     if not path.exists():
-        write_atomically(path, lambda stream: stream.write(as_json(settings.told).encode()))
+        write_atomically(path, lambda stream: stream.write(as_json(settings.fingerprint).encode()))
 
 
 def _tell_of_others(work: Path, settings: Settings) -> None:
     """Which earlier work this run can't go on from, and why."""
-    wanted = json.loads(as_json(settings.told))
+    wanted = json.loads(as_json(settings.fingerprint))
     for path in sorted(work.glob("*/settings.json")):
         if path.parent.name == settings.digest:
             continue
         try:
-            told = json.loads(path.read_text())
-            different = ", ".join(key for key in wanted if told.get(key) != wanted[key])
+            fingerprint = json.loads(path.read_text())
+            different = ", ".join(key for key in wanted if fingerprint.get(key) != wanted[key])
         except (ValueError, AttributeError):
             different = "settings that can't be read"
         print(f"{path.parent} is work of a run with other {different or 'settings'}: left alone", file=sys.stderr)

@@ -53,7 +53,6 @@ class Sizes:
     scarce_seeds: int = 128  # of small networks, most of which form one circle or none
     transformer_steps: int = 0  # full batch; 0: no transformer
     log_every: int = 10
-    keeps_stacks: bool = False  # at every row, to go on from: for a short stack that takes a third of its time again
     size_seeds: int = 30  # networks of each rule of the synthetic task
 
     @property
@@ -79,7 +78,6 @@ SIZES = {
         stack_steps=3000,
         scarce_seeds=64,
         transformer_steps=4000,
-        keeps_stacks=True,
     ),
     # For tests: every line of the code, on next to nothing.
     "tiny": Sizes(
@@ -108,7 +106,6 @@ SIZES = {
         unblocked_seeds=2,
         scarce_seeds=2,
         size_seeds=3,
-        keeps_stacks=True,
     ),
 }
 
@@ -128,7 +125,7 @@ class Settings:
         return range(self.seed, self.seed + self.num_seeds)
 
     @property
-    def told(self) -> dict[str, object]:
+    def fingerprint(self) -> dict[str, object]:
         """What every finished unit depends on, but its seed."""
         folder = Path(self.data)
         files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
@@ -143,7 +140,7 @@ class Settings:
     @property
     def digest(self) -> str:
         """Names the folder of the work."""
-        return hashlib.sha256(json.dumps(self.told, sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest()[:12]
 
     def command(self, theme: str = "") -> str:
         """What repeats the run, or one theme of it."""

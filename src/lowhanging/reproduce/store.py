@@ -24,7 +24,7 @@ Row = Mapping[str, Any]  # the numbers of one unit, as JSON holds them
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ResultStore:
     """A folder of finished results; without one (None) nothing is kept."""
 
     folder: Path | None
@@ -88,7 +88,7 @@ class Shelf:
         return stored["numbers"], seconds, False
 
 
-NO_SHELF = Shelf(None)
+NO_SHELF = ResultStore(None)
 
 
 def as_json(value: Any) -> str:

@@ -3,15 +3,15 @@
 Inside, downwards: cues, steering.
 """
 
-from lowhanging.steering.cues import AnswerShift, CircuitName, ConflictControl, name_circuit
+from lowhanging.steering.cues import AnswerShift, CircuitAttribution, ConflictControl, attribute_circuit
 from lowhanging.steering.steering import SteeringReport, steering_direction, steering_report, steering_subspace
 
 __all__ = [
     "AnswerShift",
-    "CircuitName",
+    "CircuitAttribution",
     "ConflictControl",
     "SteeringReport",
-    "name_circuit",
+    "attribute_circuit",
     "steering_direction",
     "steering_report",
     "steering_subspace",

@@ -12,12 +12,10 @@ the network breaks on images that lack the other cue. A name is given only where
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -25,8 +23,8 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor, nn
 
-from lowhanging.errors import a_type, check_choice, check_finite, check_names, check_real, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import a_type, argument_message, check_choice, check_finite, check_names, check_real
+from lowhanging.io import Saved
 from lowhanging.objective.batches import Batches, logits_of
 from lowhanging.objective.kernels import differentiable_kernels
 from lowhanging.objective.objective import AnchoredObjective
@@ -45,7 +43,7 @@ class ModelObjective(Protocol):
 
 
 @dataclass(frozen=True, repr=False)
-class AnswerShift:
+class AnswerShift(Saved):
     """How far the answers moved from one cue to another, between two points in weight space."""
 
     towards: str
@@ -64,15 +62,6 @@ class AnswerShift:
     def text(self) -> str:
         """The shift as it may be quoted: "+0.053 [+0.012, +0.094] from pattern towards number"."""
         return f"{self.shift:+.3f} [{self.low:+.3f}, {self.high:+.3f}] from {self.away} towards {self.towards}"
-
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> AnswerShift:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 def shares_text(before: Mapping[str, float], after: Mapping[str, float]) -> str:
@@ -216,14 +205,14 @@ class ConflictControl:
         except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
             first_line = (str(error).splitlines() or [""])[0]
             received = f"have shape {(self.num_examples, *inputs.shape[1:])}, on which the model failed ({first_line})"
-            raise ValueError(explain("inputs", received, "inputs that the model accepts", remedy)) from error
+            raise ValueError(argument_message("inputs", received, "inputs that the model accepts", remedy)) from error
         if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
             received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))} for {len(inputs)} inputs"
-            raise ValueError(explain("objective", received, f"({len(inputs)}, classes): one answer each", remedy))
+            raise ValueError(argument_message("objective", received, f"({len(inputs)}, classes): one answer each", remedy))
         low, high, classes = int(labels.min()), int(labels.max()), outputs.shape[1]
         if low < 0 or high >= classes:
             expected = f"0 to {classes - 1}, the model's {classes} outputs"
-            raise ValueError(explain("targets", f"range from {low} to {high}", expected, "Check the labels."))
+            raise ValueError(argument_message("targets", f"range from {low} to {high}", expected, "Check the labels."))
 
 
 def _with_model(objective: Any) -> ModelObjective:
@@ -233,18 +222,18 @@ def _with_model(objective: Any) -> ModelObjective:
         inner = inner.unanchored
     if not all(hasattr(inner, name) for name in ("theta0", "num_params", "model_at")):
         remedy = "Make one: lh.Objective(model, data)."
-        raise TypeError(explain("objective", f"is {a_type(inner)}", "an objective of a model", remedy))
+        raise TypeError(argument_message("objective", f"is {a_type(inner)}", "an objective of a model", remedy))
     return cast(ModelObjective, objective)
 
 
 def _checked_inputs(inputs: Any) -> Tensor:
     if not isinstance(inputs, Tensor | np.ndarray):
         remedy = "Pass one tensor, such as views.conflict.inputs."
-        raise TypeError(explain("inputs", f"is {a_type(inputs)}", "a tensor of shape (n, ...)", remedy))
+        raise TypeError(argument_message("inputs", f"is {a_type(inputs)}", "a tensor of shape (n, ...)", remedy))
     tensor = inputs if isinstance(inputs, Tensor) else torch.from_numpy(np.array(inputs))
     if not tensor.ndim or len(tensor) < 2:
         received, expected = f"has shape {tuple(tensor.shape)}", "(n, ...) with n of at least 2"
-        raise ValueError(explain("inputs", received, expected, "An interval needs several examples."))
+        raise ValueError(argument_message("inputs", received, expected, "An interval needs several examples."))
     check_finite("inputs", tensor, remedy="Drop or repair those examples.")
     return tensor
 
@@ -253,11 +242,11 @@ def _checked_labels(targets: Any, num: int) -> Tensor:
     """The labels of all cues, (n, cues) int64, if they are different on every example."""
     remedy = 'Pass {"number": (n,) labels, "pattern": (n,) labels}, such as views.conflict.answers.'
     if not isinstance(targets, Mapping):
-        raise TypeError(explain("targets", f"is {a_type(targets)}", "a mapping cue -> labels", remedy))
+        raise TypeError(argument_message("targets", f"is {a_type(targets)}", "a mapping cue -> labels", remedy))
     names = check_names("targets", targets, remedy=remedy)
     if len(names) < 2 or NEITHER in names:
         expected = f"at least two cues, none of them called {NEITHER!r}"
-        raise ValueError(explain("targets", f"has the names {names}", expected, remedy))
+        raise ValueError(argument_message("targets", f"has the names {names}", expected, remedy))
     columns = []
     for name in names:
         labels = torch.from_numpy(targets[name]) if isinstance(targets[name], np.ndarray) else targets[name]
@@ -267,13 +256,13 @@ def _checked_labels(targets: Any, num: int) -> Tensor:
         if not is_whole or tuple(labels.shape) != (num,):
             kind = f"{labels.dtype}, {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
             expected = f"an integer tensor of shape ({num},), a label for each of the inputs"
-            raise ValueError(explain(f"targets[{name!r}]", f"is {kind}", expected, remedy))
+            raise ValueError(argument_message(f"targets[{name!r}]", f"is {kind}", expected, remedy))
         columns.append(labels.detach().cpu().long())
     for (i, first), (j, second) in itertools.combinations(enumerate(columns), 2):
         if num_same := int((first == second).sum()):
             received = f"has the same label for {names[i]!r} and {names[j]!r} on {num_same} of {num} examples"
             remedy = "Keep the examples whose labels differ: there is no conflict on the others."
-            raise ValueError(explain("targets", received, "different labels on every example", remedy))
+            raise ValueError(argument_message("targets", received, "different labels on every example", remedy))
     return torch.stack(columns, dim=1)
 
 MIN_ASYMMETRY_CHANGE = 1.0  # nats: the ratio of the two losses has changed by more than a factor e
@@ -282,7 +271,7 @@ MIN_ANSWER_SHIFT = 0.1
 
 
 @dataclass(frozen=True, repr=False)
-class CircuitName:
+class CircuitAttribution(Saved):
     """Whether a point may be called after a circuit: the asymmetry of the losses, held against the answers."""
 
     name: str | None  # the cue whose circuit is kept; None = the point is called after neither
@@ -296,20 +285,8 @@ class CircuitName:
         losses = f"log(L_{self.cues[0]} / L_{self.cues[1]}) {self.basin_asymmetry:+.2f} -> {self.asymmetry:+.2f}"
         return f"CircuitName({self.name!r}: {losses}, answers {self.shift.text}; {self.reason})"
 
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        flat: Any = dataclasses.asdict(self.shift)
-        return save_result(dataclasses.replace(self, shift=flat), path)
 
-    @classmethod
-    def load(cls, path: str | Path) -> CircuitName:
-        """Read what `save` wrote."""
-        stored = load_result(cls, path)
-        a, b = stored.cues
-        return dataclasses.replace(stored, cues=(a, b), shift=AnswerShift(**cast(dict[str, Any], stored.shift)))
-
-
-def name_circuit(
+def attribute_circuit(
     control: ConflictControl,
     theta: Tensor,
     theta0: Tensor,
@@ -317,7 +294,7 @@ def name_circuit(
     losses: Mapping[str, float],
     basin_losses: Mapping[str, float],
     cues: tuple[str, str] | None = None,
-) -> CircuitName:
+) -> CircuitAttribution:
     r"""May the point theta be called after a circuit that it keeps, or does it only break on single-cue images?
 
     With the asymmetry A = log(L_a / L_b) of the losses on single cues, the kept cue is b where A rose from the basin's,
@@ -341,7 +318,7 @@ def name_circuit(
         cues: (a, b) of the asymmetry; by default the control's cues, where there are two.
 
     Returns:
-        CircuitName: `.name` (the kept cue, or None), `.asymmetry`, `.basin_asymmetry`, `.shift`, `.reason` in words.
+        CircuitAttribution: `.name` (the kept cue, or None), `.asymmetry`, `.basin_asymmetry`, `.shift`, `.reason` in words.
 
     Raises:
         ValueError, TypeError: a loss that is missing, or not positive and finite (its logarithm is not defined), cues
@@ -356,7 +333,7 @@ def name_circuit(
     """
     if not isinstance(control, ConflictControl):
         remedy = "Make one: lh.ConflictControl(objective, views.conflict.inputs, views.conflict.answers)."
-        raise TypeError(explain("control", f"is {a_type(control)}", "a ConflictControl", remedy))
+        raise TypeError(argument_message("control", f"is {a_type(control)}", "a ConflictControl", remedy))
     a, b = _checked_cues(control, cues)
     asymmetry, basin_asymmetry = (
         _asymmetry(argument, given, a, b) for argument, given in (("losses", losses), ("basin_losses", basin_losses))
@@ -370,7 +347,7 @@ def name_circuit(
         name, reason = kept, f"the {other} loss grew by {abs(change):.2f} nats against {kept}, and the answers followed"
     else:
         name, reason = None, f"the {other} loss grew by {abs(change):.2f} nats against {kept}, but {_objection(shift)}"
-    return CircuitName(name, (a, b), asymmetry, basin_asymmetry, shift, reason)
+    return CircuitAttribution(name, (a, b), asymmetry, basin_asymmetry, shift, reason)
 
 
 def _objection(shift: AnswerShift) -> str:
@@ -389,11 +366,11 @@ def _asymmetry(argument: str, losses: Any, a: str, b: str) -> float:
     """log(L_a / L_b) of a mapping cue -> loss."""
     remedy = f'Pass {{"{a}": ..., "{b}": ...}}, the losses on single cues.'
     if not isinstance(losses, Mapping):
-        raise TypeError(explain(argument, f"is {a_type(losses)}", "a mapping cue -> loss", remedy))
+        raise TypeError(argument_message(argument, f"is {a_type(losses)}", "a mapping cue -> loss", remedy))
     logs = []
     for cue in (a, b):
         if cue not in losses:
-            raise ValueError(explain(argument, f"has {list(losses)}", f"a loss for {cue!r}", remedy))
+            raise ValueError(argument_message(argument, f"has {list(losses)}", f"a loss for {cue!r}", remedy))
         value = losses[cue]
         value = value.item() if isinstance(value, Tensor | np.ndarray) and value.size else value
         logs.append(math.log(check_real(f"{argument}[{cue!r}]", value, minimum=0.0, exclusive=True, remedy=remedy)))
@@ -404,5 +381,5 @@ def _checked_cues(control: ConflictControl, cues: Any) -> tuple[str, str]:
     pair = control.cues if cues is None else tuple(cues)
     if len(pair) != 2 or len(set(pair)) != 2 or not set(pair) <= set(control.cues):
         expected = f"two different ones of {control.cues}"
-        raise ValueError(explain("cues", f"is {pair!r}", expected, f"Pass cues={control.cues[:2]!r}."))
+        raise ValueError(argument_message("cues", f"is {pair!r}", expected, f"Pass cues={control.cues[:2]!r}."))
     return pair[0], pair[1]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +20,8 @@ from torch import Tensor
 from lowhanging.curvature.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.curvature.operators import hessian, plain_arithmetic
 from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import a_type, check_count, check_real, check_vector, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import a_type, argument_message, check_count, check_real, check_vector
+from lowhanging.io import Saved
 from lowhanging.objective.protocol import Loss, check_same_buffers, common_center
 from lowhanging.steering.cues import ConflictControl, shares_text
 
@@ -83,7 +82,7 @@ def steering_direction(
     if float(u.norm()) < _SMALLEST_REMAINDER * float(v.norm()):
         received = f"leaves {float(u.norm()):.1e} of eigenvector {index} of the ablated Hessian"
         remedy = "Lower k or take another index: the two losses share this direction."
-        raise ValueError(explain("preserve", received, "a direction that the preserved loss does not see", remedy))
+        raise ValueError(argument_message("preserve", received, "a direction that the preserved loss does not see", remedy))
     return _oriented(u / u.norm(), ablate, center)
 
 
@@ -136,7 +135,7 @@ def steering_subspace(
     smallest = float(torch.linalg.svdvals(rejected)[-1])
     if smallest < _SMALLEST_REMAINDER:
         received = f"leaves fewer than {num} independent directions (smallest singular value {smallest:.1e})"
-        raise ValueError(explain("preserve", received, f"num = {num} directions it does not see", "Lower num or k."))
+        raise ValueError(argument_message("preserve", received, f"num = {num} directions it does not see", "Lower num or k."))
     basis = Subspace.span(rejected).basis.double()
     H = hessian(ablate)
     products = torch.stack([(H @ row.to(center)).cpu().double() for row in basis])  # (num, p)
@@ -147,7 +146,7 @@ def steering_subspace(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SteeringReport:
+class SteeringReport(Saved):
     """What one direction is in the eyes of every loss."""
 
     direction: Tensor  # (p,) unit
@@ -156,13 +155,13 @@ class SteeringReport:
     eigenvalues: dict[str, Tensor]  # name -> (k,) top eigenvalues, descending
     overlaps: dict[str, Tensor]  # name -> (k,) squared cosines with the top eigenvectors
     step: float | None = None  # theta0 + step * direction is where the answers are compared; None without a control
-    followed: dict[str, dict[str, float]] = field(default_factory=dict)  # "before", "after" -> cue -> share of answers
+    cue_shares: dict[str, dict[str, float]] = field(default_factory=dict)  # "before", "after" -> cue -> share of answers
 
     def __repr__(self) -> str:
         parts = (f"{name} {self.quotients[name]:.3g} (rank {self.rank_text(name)})" for name in self.quotients)
         answers = ""
-        if self.followed:
-            moves = shares_text(self.followed["before"], self.followed["after"])
+        if self.cue_shares:
+            moves = shares_text(self.cue_shares["before"], self.cue_shares["after"])
             answers = f"; answers on conflict inputs from theta0 to step {self.step:g}: {moves}"
         return f"SteeringReport(curvature: {', '.join(parts)}{answers})"
 
@@ -172,9 +171,9 @@ class SteeringReport:
             overlap = self.overlaps[name]
             squares = f"{float(overlap.max()):>18.3f} {float(overlap.sum()):>13.3f}"
             lines.append(f"{name:>12} {quotient:>10.3g} {self.rank_text(name):>6} {squares}")
-        if self.followed:
-            lines.append(f"{'answers':>12} " + " ".join(f"{cue:>10}" for cue in self.followed["before"]))
-            for where, shares in zip(("theta0", f"step {self.step:g}"), self.followed.values(), strict=True):
+        if self.cue_shares:
+            lines.append(f"{'answers':>12} " + " ".join(f"{cue:>10}" for cue in self.cue_shares["before"]))
+            for where, shares in zip(("theta0", f"step {self.step:g}"), self.cue_shares.values(), strict=True):
                 lines.append(f"{where:>12} " + " ".join(f"{100 * share:>8.1f} %" for share in shares.values()))
         return "\n".join(lines)
 
@@ -182,15 +181,6 @@ class SteeringReport:
         """The rank as it may be quoted: "7", or "> 50" where the quotient is below all known eigenvalues."""
         num = len(self.eigenvalues[name])
         return f"> {num}" if self.ranks[name] > num else str(self.ranks[name])
-
-    def save(self, path: str | Path) -> Path:
-        """Write to npz."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> SteeringReport:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 @plain_arithmetic()
@@ -241,7 +231,7 @@ def steering_report(
     unknown = sorted(set(pairs or {}) - set(losses))
     if unknown:
         raise ValueError(
-            explain("pairs", f"has the names {unknown}", f"names of losses: {list(losses)}", "Rename them.")
+            argument_message("pairs", f"has the names {unknown}", f"names of losses: {list(losses)}", "Rename them.")
         )
     step = _checked_step(conflict, step, center)
     if conflict is not None:
@@ -255,10 +245,10 @@ def steering_report(
         eigenvalues[name] = found.values.double()
         ranks[name] = 1 + int((found.values.double() > quotients[name]).sum())
         overlaps[name] = (found.vectors.double() @ u).square()
-    followed = {}
+    cue_shares = {}
     if conflict is not None and step is not None:
-        followed = {"before": conflict(center), "after": conflict(center + step * u.to(center))}
-    return SteeringReport(u.to(center.dtype), quotients, ranks, eigenvalues, overlaps, step, followed)
+        cue_shares = {"before": conflict(center), "after": conflict(center + step * u.to(center))}
+    return SteeringReport(u.to(center.dtype), quotients, ranks, eigenvalues, overlaps, step, cue_shares)
 
 
 def _checked_step(conflict: Any, step: Any, center: Tensor) -> float | None:
@@ -267,14 +257,14 @@ def _checked_step(conflict: Any, step: Any, center: Tensor) -> float | None:
     if conflict is None:
         if step is not None:
             received, expected = f"is {step!r} and conflict is None", "a step with conflict= only"
-            raise ValueError(explain("step", received, expected, remedy))
+            raise ValueError(argument_message("step", received, expected, remedy))
         return None
     if not isinstance(conflict, ConflictControl):
-        raise TypeError(explain("conflict", f"is {a_type(conflict)}", "a ConflictControl", remedy))
+        raise TypeError(argument_message("conflict", f"is {a_type(conflict)}", "a ConflictControl", remedy))
     if conflict.num_params != center.numel():
         received = f"is of a model with {conflict.num_params} parameters"
         remedy = "Make it with one of the losses."
-        raise ValueError(explain("conflict", received, f"{center.numel()} as in the losses", remedy))
+        raise ValueError(argument_message("conflict", received, f"{center.numel()} as in the losses", remedy))
     return check_real("step", _STEP if step is None else step, remedy="Leave it out: 2.")
 
 
@@ -287,17 +277,17 @@ def _pairs(
         return top_eigs(hessian(loss), k=k, which="LA", tol=tol, progress=progress)
     if known.which != "LA" or len(known.values) < k or known.vectors.shape[1] != loss.num_params:
         received = f"holds {len(known.values)} pairs ({known.which}) of length {known.vectors.shape[1]}"
-        raise ValueError(explain(argument, received, f"at least {k} pairs (LA) of length {loss.num_params}", remedy))
+        raise ValueError(argument_message(argument, received, f"at least {k} pairs (LA) of length {loss.num_params}", remedy))
     if not bool(known.is_converged[:k].all()):
         received = f"holds {int((~known.is_converged[:k]).sum())} pairs among the first {k} that have not converged"
-        raise ValueError(explain(argument, received, "converged pairs", remedy))
+        raise ValueError(argument_message(argument, received, "converged pairs", remedy))
     for row in {0, k - 1}:  # pairs of another loss, or of this one elsewhere, look just the same
         v = known.vectors[row]
         image = (hessian(loss) @ v.to(loss.theta0)).cpu().double()
         residual = float((image - known.values[row] * v.double()).norm())
         if residual > 10 * known.tol * known.scale:
             received = f"holds pairs of another loss or another theta0 (pair {row}: residual {residual:.2g})"
-            raise ValueError(explain(argument, received, f"eigenpairs of {loss!r} at its theta0", remedy))
+            raise ValueError(argument_message(argument, received, f"eigenpairs of {loss!r} at its theta0", remedy))
     return known
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lowhanging.errors import NotSmoothWarning, a_type, check_count, explain
+from lowhanging.errors import NotSmoothWarning, a_type, argument_message, check_count
 from lowhanging.objective.batches import num_examples
 from lowhanging.objective.model_loss import BatchLoss, LossFn
 from lowhanging.objective.objective import FunctionObjective, Objective
@@ -125,7 +125,7 @@ def check_model(
     """
     if not isinstance(model, nn.Module):
         remedy = "Wrap a function of theta in FunctionObjective(function, theta0)."
-        raise TypeError(explain("model", f"is {a_type(model)}", "a torch.nn.Module", remedy))
+        raise TypeError(argument_message("model", f"is {a_type(model)}", "a torch.nn.Module", remedy))
     check_count("seed", seed, minimum=0, remedy="Any integer will do.")
     settings: dict[str, Any] = {"loss_fn": loss_fn, "batch_loss": batch_loss, "device": device, "distributed": False}
     before = _state(model)

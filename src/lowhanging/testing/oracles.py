@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lowhanging.errors import check_real, check_vector, explain
+from lowhanging.errors import argument_message, check_real, check_vector
 from lowhanging.objective.kernels import differentiable_kernels
 from lowhanging.objective.model_loss import BatchLoss, LossFn
 from lowhanging.objective.objective import Objective
@@ -59,7 +59,7 @@ def dense_hessian(
         loss = Objective(loss, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, distributed=False)
     elif data is not None or loss_fn is not None or batch_loss is not None:
         remedy = "Pass a model with its data, or an objective alone."
-        raise ValueError(explain("data", f"are given beside {loss!r}", "an objective's own data", remedy))
+        raise ValueError(argument_message("data", f"are given beside {loss!r}", "an objective's own data", remedy))
     function, start = loss.in_double(), loss.theta0 if theta is None else theta
     size, owner, remedy = loss.num_params, str(loss), "Pass objective.theta0 or another theta."
     with torch.enable_grad(), differentiable_kernels(None), warnings.catch_warnings():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import a_type, check_count, check_finite, check_real, check_vector, explain
+from lowhanging.errors import a_type, argument_message, check_count, check_finite, check_real, check_vector
 from lowhanging.objective.objective import FunctionObjective
 from lowhanging.objective.protocol import own_vector
 
@@ -158,7 +158,7 @@ def embedded(
     """
     if not isinstance(loss, FunctionObjective):
         received, expected = f"is {a_type(loss)}", "a FunctionObjective"
-        raise TypeError(explain("loss", received, expected, "Pass a loss of lh.toys, or lh.FunctionObjective(...)."))
+        raise TypeError(argument_message("loss", received, expected, "Pass a loss of lh.toys, or lh.FunctionObjective(...)."))
     small = loss.num_params
     check_count("num_params", num_params, minimum=small, remedy=f"{loss!r} needs {small} dimensions.")
     curvature = check_real("curvature", curvature, remedy="It is that of the directions outside; 0 by default.")
@@ -191,7 +191,7 @@ def copies(loss: FunctionObjective, num: int) -> FunctionObjective:
     """
     if not isinstance(loss, FunctionObjective):
         received, expected = f"is {a_type(loss)}", "a FunctionObjective"
-        raise TypeError(explain("loss", received, expected, "Pass a loss of lh.toys, or lh.FunctionObjective(...)."))
+        raise TypeError(argument_message("loss", received, expected, "Pass a loss of lh.toys, or lh.FunctionObjective(...)."))
     check_count("num", num, remedy="It is the number of starts.")
     inner, size = loss.in_double(), loss.num_params
     batched = torch.vmap(inner)
@@ -235,8 +235,8 @@ def as_vector(argument: str, value: Any, remedy: str) -> Tensor:
     try:
         vector = own_vector(torch.as_tensor(value, dtype=torch.float64).cpu())
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(explain(argument, f"is {value!r}", "a vector of real numbers", remedy)) from error
+        raise TypeError(argument_message(argument, f"is {value!r}", "a vector of real numbers", remedy)) from error
     if vector.ndim != 1 or not vector.numel():
-        raise ValueError(explain(argument, f"has shape {tuple(vector.shape)}", "a vector of shape (p,)", remedy))
+        raise ValueError(argument_message(argument, f"has shape {tuple(vector.shape)}", "a vector of shape (p,)", remedy))
     check_finite(argument, vector, remedy=remedy)
     return vector

@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from scipy.integrate import LSODA
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lowhanging.errors import NotConvergedError, a_type, check_count, check_real, check_vector, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import NotConvergedError, a_type, argument_message, check_count, check_real, check_vector
+from lowhanging.io import Saved
 from lowhanging.objective.protocol import Loss, check_loss
 from lowhanging.toys.losses import Point, as_vector
 
@@ -30,7 +29,7 @@ _ROUGH = "The flow needs a smooth loss that is bounded below; elsewhere take ste
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class GradientPath:
+class GradientPath(Saved):
     """One descent on a loss: gradient flow, or steps with or without noise."""
 
     times: Tensor  # (n,) the flow's time, or step * (number of the step); times[0] = 0
@@ -57,7 +56,7 @@ class GradientPath:
         if target.shape != self.thetas[-1].shape:
             expected = f"({self.thetas.shape[1]},), as the path's"
             remedy = "The joint minimum of the cartoons is (0, 0)."
-            raise ValueError(explain("point", f"has shape {tuple(target.shape)}", expected, remedy))
+            raise ValueError(argument_message("point", f"has shape {tuple(target.shape)}", expected, remedy))
         return float((self.thetas[-1] - target).norm()) <= tol
 
     def __repr__(self) -> str:
@@ -68,15 +67,6 @@ class GradientPath:
             f"GradientPath({kind}, {len(self.times):,} points to time {float(self.times[-1]):.4g}, "
             f"loss {float(self.losses[0]):.4g} -> {float(self.losses[-1]):.4g}, {rest})"
         )
-
-    def save(self, path: str | Path) -> Path:
-        """Write to `path` as npz; returns the path written."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> GradientPath:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 def on_axis(thetas: Tensor, *, near: float = 0.1, far: float = 0.5) -> Tensor:
@@ -98,10 +88,10 @@ def on_axis(thetas: Tensor, *, near: float = 0.1, far: float = 0.5) -> Tensor:
     near = check_real("near", near, minimum=0.0, remedy="It is a distance.")
     check_real("far", far, remedy="It is a distance.")
     if not near < far:
-        raise ValueError(explain("far", f"is {far:g}", f"more than near = {near:g}", "Leave both out for 0.1 and 0.5."))
+        raise ValueError(argument_message("far", f"is {far:g}", f"more than near = {near:g}", "Leave both out for 0.1 and 0.5."))
     if not isinstance(thetas, Tensor) or thetas.ndim < 1 or thetas.shape[-1] < 2:
         received = f"has shape {tuple(thetas.shape)}" if isinstance(thetas, Tensor) else f"is {a_type(thetas)}"
-        raise ValueError(explain("thetas", received, "points of shape (..., p), p >= 2", "Pass path.thetas."))
+        raise ValueError(argument_message("thetas", received, "points of shape (..., p), p >= 2", "Pass path.thetas."))
     magnitudes = thetas.abs()
     return (magnitudes.amin(-1) <= near) & (magnitudes.amax(-1) >= far)
 
@@ -165,7 +155,7 @@ def gradient_path(
         step = check_real("step", step, minimum=0.0, exclusive=True, remedy="Leave it out for gradient flow.")
     elif noise:
         remedy = "Pass step=, such as a tenth of 2 / (largest curvature): noise acts once per step."
-        raise ValueError(explain("step", f"is None with noise {noise:g}", "a step size", remedy))
+        raise ValueError(argument_message("step", f"is None with noise {noise:g}", "a step size", remedy))
     with torch.inference_mode(False), torch.enable_grad(), np.errstate(over="ignore", invalid="ignore"):
         walk = _Walk(loss, point, gtol)
         hidden, delay = progress is False, 2.0 if progress is None else 0.0
@@ -207,13 +197,13 @@ class _Walk:
         try:
             self.gradient = self.add(0.0, start)
         except _NotFiniteError as error:
-            raise ValueError(explain("start", f"is where {error}", "a point with a finite loss", "Move it.")) from error
+            raise ValueError(argument_message("start", f"is where {error}", "a point with a finite loss", "Move it.")) from error
         except RuntimeError as error:
             if loss.theta0.dtype == torch.float64:
                 raise
             received = f"can't be evaluated in float64 ({str(error).splitlines()[0]})"
             raise ValueError(
-                explain("loss", received, "a function that follows the dtype of theta", "Make its constants float64.")
+                argument_message("loss", received, "a function that follows the dtype of theta", "Make its constants float64.")
             ) from error
 
     @property

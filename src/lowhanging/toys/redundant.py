@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowhanging.errors import check_count, check_real, explain
+from lowhanging.errors import argument_message, check_count, check_real
 from lowhanging.objective.objective import FunctionObjective
 
 _REMEDY = "The post has known=0.9, num_classes=10, num_circuits=2."
@@ -58,7 +58,7 @@ def redundant_sum(known: float = 0.9, num_classes: int = 10, num_circuits: int =
     check_count("num_classes", num_classes, minimum=2, remedy=_REMEDY)
     check_count("num_circuits", num_circuits, maximum=3, remedy=_REMEDY)
     if not math.isclose(100 * known, round(100 * known)):
-        raise ValueError(explain("known", f"is {known!r}", "a multiple of 0.01", _REMEDY))
+        raise ValueError(argument_message("known", f"is {known!r}", "a multiple of 0.01", _REMEDY))
     unknown, log_classes = 1.0 - known, torch.tensor(float(num_classes), dtype=torch.float64).log().item()
     is_known = torch.arange(100) < round(100 * known)
     cells = torch.cartesian_prod(*[torch.arange(100)] * num_circuits).reshape(-1, num_circuits)  # (100^n, n)

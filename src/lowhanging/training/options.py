@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowhanging.errors import a_type, check_choice, check_names, check_real, explain
+from lowhanging.errors import a_type, argument_message, check_choice, check_names, check_real
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 Schedule = Callable[[float], float]
@@ -23,10 +23,10 @@ def evaluation_sets(evaluate: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     remedy = 'Pass evaluate={"test": (inputs, targets), ...}; "train" is the name of the training set itself.'
     if not isinstance(evaluate, Mapping):
-        raise TypeError(explain("evaluate", f"is {a_type(evaluate)}", "a mapping name -> data set", remedy))
+        raise TypeError(argument_message("evaluate", f"is {a_type(evaluate)}", "a mapping name -> data set", remedy))
     names = check_names("evaluate", evaluate, remedy=remedy)
     if "train" in names:
-        raise ValueError(explain("evaluate", f"has the names {names!r}", 'names other than "train"', remedy))
+        raise ValueError(argument_message("evaluate", f"has the names {names!r}", 'names other than "train"', remedy))
     # A loader that can be read once only is kept: where training moves buffers it is needed again.
     return {name: list(data) if isinstance(data, Iterator) else data for name, data in evaluate.items()}
 
@@ -47,13 +47,13 @@ def as_optimizer(optimizer: Any, weights: list[nn.Parameter], lr: float | None) 
         return torch.optim.Adam(weights, lr=rate) if optimizer == "adam" else torch.optim.SGD(weights, lr=rate)
     if lr is not None:
         give = "Give it to the optimizer: functools.partial(torch.optim.AdamW, lr=0.01)."
-        raise ValueError(explain("lr", f"is {lr} beside an optimizer of your own", "None", give))
+        raise ValueError(argument_message("lr", f"is {lr} beside an optimizer of your own", "None", give))
     made = optimizer if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer) else optimizer(weights)
     if not isinstance(made, torch.optim.Optimizer):
-        raise TypeError(explain("optimizer", f"is, or returned, a {type(made).__name__}", "a torch Optimizer", remedy))
+        raise TypeError(argument_message("optimizer", f"is, or returned, a {type(made).__name__}", "a torch Optimizer", remedy))
     own = set(map(id, weights))
     if not any(id(weight) in own for group in made.param_groups for weight in group["params"]):
-        raise ValueError(explain("optimizer", "holds no parameter of this model", "an optimizer of this model", remedy))
+        raise ValueError(argument_message("optimizer", "holds no parameter of this model", "an optimizer of this model", remedy))
     return made
 
 

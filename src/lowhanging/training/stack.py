@@ -23,7 +23,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,12 +35,12 @@ from lowhanging.errors import (
     NotConvergedError,
     NotSmoothWarning,
     a_type,
+    argument_message,
     check_choice,
     check_count,
     check_real,
-    explain,
 )
-from lowhanging.io import digest, load_result, resume_path, save_result
+from lowhanging.io import ResumeFile, Saved, digest
 from lowhanging.objective.batches import ShuffledBatches
 from lowhanging.objective.model_loss import BatchLoss, LossFn, ModelLoss
 from lowhanging.objective.objective import Objective
@@ -68,22 +68,22 @@ def filled(model_factory: Any, data: Any, **given: Any) -> tuple[Any, Any, dict[
         if int(tokens[:, :2].max()) + 1 != p:
             received = f"has tokens up to {int(tokens[:, :2].max())}"
             remedy = f"Pass lh.modular_addition(p={p}, ...).train, or leave it out."
-            raise ValueError(explain("data", received, f"sums modulo {p}, as preset {preset.name!r}", remedy))
+            raise ValueError(argument_message("data", received, f"sums modulo {p}, as preset {preset.name!r}", remedy))
         model_factory, defaults = preset.factory, {**defaults, **preset.training_arguments}
     elif data is None:
         remedy = "Only a preset brings its own, such as lh.train_stack('births')."
-        raise ValueError(explain("data", "is missing", "a tuple (inputs, targets) of tensors, or a data set", remedy))
+        raise ValueError(argument_message("data", "is missing", "a tuple (inputs, targets) of tensors, or a data set", remedy))
     return model_factory, data, {name: defaults[name] if given[name] is None else given[name] for name in defaults}
 
 
 def checked_seeds(seeds: Any) -> list[int]:
     remedy = "Pass different non-negative integers, such as range(64)."
     if isinstance(seeds, int) or not isinstance(seeds, Iterable):
-        raise TypeError(explain("seeds", f"is {seeds!r}", "several seeds", remedy))
+        raise TypeError(argument_message("seeds", f"is {seeds!r}", "several seeds", remedy))
     items = seeds.tolist() if isinstance(seeds, Tensor) else seeds
     found = [check_count("an entry of seeds", seed, minimum=0, remedy=remedy) for seed in items]
     if not found or len(set(found)) != len(found):
-        raise ValueError(explain("seeds", f"are {found[:8]}", "at least one, all different", remedy))
+        raise ValueError(argument_message("seeds", f"are {found[:8]}", "at least one, all different", remedy))
     return found
 
 
@@ -93,7 +93,7 @@ def stored_tensors(data: Any) -> tuple[Tensor, ...]:
         received = f"is {a_type(data)}" + ("" if tensors is None else " without examples")
         expected = "a tuple (inputs, targets) of tensors, or a data set that stores them"
         remedy = "From a list of batches: tuple(map(torch.cat, zip(*batches)))."
-        raise ValueError(explain("data", received, expected, remedy))
+        raise ValueError(argument_message("data", received, expected, remedy))
     return tensors
 
 
@@ -107,7 +107,7 @@ def matching(space: ParameterSpace, patterns: list[str]) -> list[str]:
         names = [name for name in space.names if fnmatch.fnmatchcase(name, pattern)]
         if not names:
             received = f"asks for {pattern!r}"
-            raise ValueError(explain("snapshots", received, f"names among {list(space.names)}", "See space.names."))
+            raise ValueError(argument_message("snapshots", received, f"names among {list(space.names)}", "See space.names."))
         found += [name for name in names if name not in found]
     return found
 
@@ -124,7 +124,7 @@ def stacked(
     if not callable(model_factory) or isinstance(model_factory, nn.Module):
         remedy = "Pass lambda seed: lh.ModularMLP(seed=seed), or 'births'."
         raise TypeError(
-            explain(
+            argument_message(
                 "model_factory",
                 f"is {a_type(model_factory)}",
                 "seed -> module, or the name of a preset",
@@ -145,7 +145,7 @@ def stacked(
         is_same = other.keys() == constants.keys() and all(torch.equal(other[key], constants[key]) for key in other)
         if not is_same:
             received = f"gives seed {seed} other buffers or frozen parameters than seed {seeds[0]}"
-            raise ValueError(explain("model_factory", received, "modules that differ in their weights only",
+            raise ValueError(argument_message("model_factory", received, "modules that differ in their weights only",
                                      "Register what should differ as trainable parameters."))  # fmt: skip
         rows.append(loss.space.flatten(model))
     if any(torch.equal(row, rows[0]) for row in rows[1:]) or not torch.equal(
@@ -165,20 +165,6 @@ def _constants(model: nn.Module, trained: set[str]) -> dict[str, Tensor]:
 
 _TOGETHER = 16  # seeds in one pass of a CPU: few enough for its cache, enough to pay for vmap
 _SHUFFLE = 2**31  # added to a seed: its batches come from another stream than its weights (generators use 32 bits)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Interrupted:
-    """What a resume file holds: a run after `num_done` of its steps."""
-
-    identity: dict[str, str]
-    num_rows: int
-    num_steps: int
-    thetas: Tensor
-    state: dict[str, Tensor]  # of the optimizer
-    losses: dict[str, Tensor]
-    accuracies: dict[str, Tensor]
-    snapshots: dict[str, Tensor]
 
 
 class Stack:
@@ -202,7 +188,7 @@ class Stack:
         if isinstance(optimizer, torch.optim.Optimizer):
             received = "is an Optimizer of other parameters"
             remedy = "Pass functools.partial(torch.optim.AdamW, lr=1e-3)."
-            raise TypeError(explain("optimizer", received, "a name, or a callable parameters -> Optimizer", remedy))
+            raise TypeError(argument_message("optimizer", received, "a name, or a callable parameters -> Optimizer", remedy))
         self._optimizer = as_optimizer(optimizer, [self._weights], lr)
         _check_rows_apart(optimizer, lr)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
@@ -324,12 +310,12 @@ class History:
         """Losses, accuracies, snapshots."""
         return self._losses, self._accuracies, self._snapshots
 
-    def starts_as(self, stored: Interrupted, thetas: Tensor) -> bool:
+    def starts_as(self, stored: Mapping[str, Any], thetas: Tensor) -> bool:
         """Whether the evaluations of the initial weights are those that the file begins with, bit for bit."""
         for name, objective in self._sets.items():
             values, shares = objective.evaluate_many(thetas)
-            before = stored.accuracies.get(name)
-            if not torch.equal(values.cpu().nan_to_num(), stored.losses[name][:, 0].nan_to_num()):
+            before = stored["accuracies"].get(name)
+            if not torch.equal(values.cpu().nan_to_num(), stored["losses"][name][:, 0].nan_to_num()):
                 return False
             if (shares is None) != (before is None):
                 return False
@@ -337,29 +323,27 @@ class History:
                 return False
         return True
 
-    def restore(self, stored: Interrupted) -> None:
+    def restore(self, stored: Mapping[str, Any]) -> None:
         """Rows of an interrupted run."""
-        self._losses, self._accuracies, self._snapshots = stored.losses, stored.accuracies, stored.snapshots
+        self._losses, self._accuracies, self._snapshots = (
+            dict(stored[name]) for name in ("losses", "accuracies", "snapshots")
+        )
 
 
-def restore(path: Path, identity: Mapping[str, str], stack: Stack, history: History, thetas: Tensor) -> int:
+def restore(file: ResumeFile, stack: Stack, history: History, thetas: Tensor) -> int:
     """Continue from a file, if its evaluations of the initial weights are those of now; the number of rows it holds."""
-    try:
-        stored = load_result(Interrupted, path)
-    except (ValueError, TypeError, OSError) as error:
-        received = f"is {str(path)!r}, no resume file of a stack"
-        raise ValueError(explain("resume", received, "a new file or that of this run", "Name another file.")) from error
-    different = [key for key in identity if identity[key] != stored.identity.get(key)]
-    if not different and not history.starts_as(stored, thetas):
-        different = ["evaluate"]
-    if different:
-        received = f"is {str(path)!r}, the file of a run with another {', '.join(different)}"
-        remedy = "Name another file, or repeat the call that made this one."
-        raise ValueError(explain("resume", received, "a new file or that of this run", remedy))
-    stack.skip(stored.num_steps)
-    stack.restore(stored.thetas, stored.state)
-    history.restore(stored)
-    return stored.num_rows
+    stored = file.read()
+    if stored is None:
+        return 0
+    with file.decoding():
+        is_same = history.starts_as(stored, thetas)
+    if not is_same:
+        file.refuse(["evaluate"])
+    with file.decoding():
+        stack.skip(stored["num_steps"])
+        stack.restore(stored["thetas"], stored["optimizer"])
+        history.restore(stored)
+        return int(stored["num_rows"])
 
 
 def _check_rows_apart(optimizer: Any, lr: float | None) -> None:
@@ -379,19 +363,21 @@ def _check_rows_apart(optimizer: Any, lr: float | None) -> None:
                 received = f"is {type(stepper).__name__}, whose step asks for the loss ({error})"
                 remedy = "Use Adam, AdamW or SGD, or train the seeds one by one with train."
                 expected = "an optimizer that steps on gradients"
-                raise ValueError(explain("optimizer", received, expected, remedy)) from error
+                raise ValueError(argument_message("optimizer", received, expected, remedy)) from error
         moved.append(weights.detach()[0])
     if not all(torch.allclose(row, moved[0], rtol=1e-9, atol=1e-12) for row in moved):
         received = f"is {type(stepper).__name__}, which moves a seed by what the other seeds' gradients are"
         remedy = "Use Adam, AdamW or SGD, or train the seeds one by one with train."
-        raise ValueError(explain("optimizer", received, "one that acts on each number by itself", remedy))
+        raise ValueError(argument_message("optimizer", received, "one that acts on each number by itself", remedy))
 
 ModelFactory = Callable[[int], nn.Module]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class StackRun:
+class StackRun(Saved):
     """Many seeds of one training run; row i of everything belongs to seeds[i]."""
+
+    unsaved = ("factory",)
 
     seeds: Tensor  # (s,) int64
     steps: Tensor  # (logs,) int64, optimizer steps taken before each row of the history; the first is 0
@@ -417,7 +403,7 @@ class StackRun:
         if not found:
             listed = f"{int(self.seeds.min())} to {int(self.seeds.max())}"
             expected = f"one of the {len(self.seeds)} trained, {listed}"
-            raise ValueError(explain("seed", f"is {seed!r}", expected, "See run.seeds."))
+            raise ValueError(argument_message("seed", f"is {seed!r}", expected, "See run.seeds."))
         return int(found[0])
 
     def model(self, seed: int, factory: ModelFactory | None = None) -> nn.Module:
@@ -432,7 +418,7 @@ class StackRun:
         make = factory or self.factory or (preset.factory if preset else None)
         if make is None:
             received = "is missing, and a run read from a file has none"
-            raise ValueError(explain("factory", received, "seed -> model", "Pass the one given to train_stack."))
+            raise ValueError(argument_message("factory", received, "seed -> model", "Pass the one given to train_stack."))
         seed = int(seed)
         model = make(seed)
         weights = ParameterSpace(model).unflatten(self.thetas[self.index(seed)])
@@ -441,15 +427,6 @@ class StackRun:
                 if name in weights:
                     parameter.copy_(weights[name])
         return model
-
-    def save(self, path: str | Path) -> Path:
-        """Write to `path` as npz, all but the factory; returns the path written."""
-        return save_result(replace(self, factory=None), path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> StackRun:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 def train_stack(
@@ -537,7 +514,6 @@ def train_stack(
     kept = matching(loss.space, [snapshots] if isinstance(snapshots, str) else list(snapshots))
     stack = Stack(loss, thetas, tensors, wanted, optimizer, lr, as_schedule(schedule), penalty, batch_size, steps)
     history = History(len(wanted), logged_steps(steps, log_every), loss.space, kept, sets)
-    path = None if resume is None else resume_path(resume)
     begun = time.perf_counter()
     identity = {
         "model or loss": digest(thetas, stack.first_losses()),
@@ -547,9 +523,8 @@ def train_stack(
         "snapshots": repr(kept),
         "evaluate": repr(sorted(sets)),
     }
-    row = 0
-    if path is not None and path.exists():
-        row = restore(path, identity, stack, history, thetas)
+    file = None if resume is None else ResumeFile(resume, identity, kind="a training of a stack")
+    row = 0 if file is None else restore(file, stack, history, thetas)
     if row == 0:
         history.add(0, stack.thetas, torch.full((len(wanted),), math.nan, dtype=torch.float64))
         row = 1
@@ -561,10 +536,19 @@ def train_stack(
         for number in range(row, len(history.steps)):
             mean = stack.advance(int(history.steps[number]) - stack.num_done, bar)
             history.add(number, stack.thetas, mean)
-            if path is not None:
-                save_result(
-                    Interrupted(identity, number + 1, stack.num_done, stack.thetas, stack.state(), *history.tensors()),
-                    path,
+            losses, accuracies, shots = history.tensors()
+            if file is not None:
+                file.keep(
+                    {
+                        "num_rows": number + 1,
+                        "num_steps": stack.num_done,
+                        "thetas": stack.thetas.clone(),
+                        "optimizer": {name: value.clone() for name, value in stack.state().items()},
+                        "losses": losses,
+                        "accuracies": accuracies,
+                        "snapshots": shots,
+                    },
+                    now=number == len(history.steps) - 1,
                 )
     losses, accuracies, shots = history.tensors()
     run = StackRun(
@@ -582,7 +566,7 @@ def train_stack(
     bad = [seed for seed, fine in zip(wanted, is_fine.tolist(), strict=True) if not fine]
     if bad:
         received = f"made the loss or the weights of {len(bad)} of {len(wanted)} seeds NaN or infinite: {bad[:8]}"
-        message = explain(
+        message = argument_message(
             "lr",
             received,
             "a learning rate at which they stay finite",

@@ -12,18 +12,15 @@ and read back without running code from the file, so that is what lies in it, as
 
 from __future__ import annotations
 
-import contextlib
-import io
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from lowhanging.errors import NotSmoothWarning, explain
+from lowhanging.errors import NotSmoothWarning
 from lowhanging.io import ResumeFile, digest
 from lowhanging.objective.batches import ShuffledBatches
 from lowhanging.objective.checkpoints import same_values, tracked_buffers
@@ -73,12 +70,14 @@ class History:
     def state(self) -> dict[str, Any]:
         """All rows, as plain values and tensors."""
         names = ("losses", "accuracies", "lr", "checkpoints", "checkpoint_buffers", "moved")
-        return {name: getattr(self, name) for name in names}
+        rows = {name: getattr(self, name) for name in names}
+        copied: dict[str, Any] = tree_map(lambda leaf: leaf, rows)  # the lists; rows themselves are never changed
+        return copied
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Rows of an interrupted run, whose last buffers the model holds."""
-        for name, rows in state.items():
-            setattr(self, name, rows)
+        for name in ("losses", "accuracies", "lr", "checkpoints", "checkpoint_buffers", "moved"):
+            setattr(self, name, state[name])
         self._before = self._buffers()
 
     def kept_buffers(self) -> list[str]:
@@ -131,61 +130,12 @@ class History:
 State = dict[str, Any]  # plain values, tensors, and lists and mappings of them
 
 
-class TrainingFile:
-    """The file of one training."""
-
-    def __init__(self, resume: str | Path, identity: Mapping[str, str]):
-        self._file = ResumeFile(resume, identity, kind="a training", run="training")
-        self._pending: np.ndarray | None = None  # the newest state, where the file has an older one
-        self._is_readable = False  # whether a state of this run is known to come back
-
-    def read(self) -> State | None:
-        """The state that was written last; None without a file."""
-        stored = self._file.read()
-        if stored is None:
-            return None
-        try:
-            return _read_back(stored[0]["state"])
-        except Exception as error:  # torch has no one error for bytes that are none of its own
-            raise self._file.damaged() from error
-
-    def keep(self, state: State, *, now: bool = False) -> None:
-        """Write the state, unless the writing would take more than a tenth of the time; then it waits for `flush`."""
-        self._pending = self._as_bytes(state)
-        if now or self._file.is_due:
-            self._write()
-
-    def flush(self) -> None:
-        """Write what waits, on the way out of a run that has failed: a full disk is not the error to report."""
-        with contextlib.suppress(OSError):
-            self._write()
-
-    def refuse(self, what: str) -> NoReturn:
-        """Raise the error for a file whose training had another model, loss or data set, or began elsewhere."""
-        remedy = "Name another file, or repeat the call that made this one, with as many threads."
-        if what == "model (its weights)":
-            remedy = "Pass the model as it was before that training, or as that training left it; or name another file."
-        self._file.refuse([what], remedy)
-
-    def _write(self) -> None:
-        if self._pending is not None:
-            self._file.write({"state": self._pending}, {})
-            self._pending = None
-
-    def _as_bytes(self, state: State) -> np.ndarray:
-        buffer = io.BytesIO()
-        try:
-            torch.save(state, buffer)
-            found = np.frombuffer(buffer.getbuffer(), dtype=np.uint8)
-            if not self._is_readable:
-                _read_back(found)
-                self._is_readable = True
-        except Exception as error:  # pickle has no one error for what it can't write
-            received = f"has a state that can't be written and read back safely ({str(error).splitlines()[0]})"
-            remedy = "Leave resume= out, or use an optimizer of torch's."
-            expected = "state_dict() of tensors and plain values"
-            raise TypeError(explain("optimizer", received, expected, remedy)) from error
-        return found
+def refuse_training(file: ResumeFile, what: str) -> NoReturn:
+    """Raise the error for a file whose training had another model, loss or data set, or began elsewhere."""
+    remedy = "Name another file, or repeat the call that made this one, with as many threads."
+    if what == "model (its weights)":
+        remedy = "Pass the model as it was before that training, or as that training left it; or name another file."
+    file.refuse([what], remedy)
 
 
 def training_identity(
@@ -221,8 +171,3 @@ def _name(function: Callable[..., Any] | None) -> str | None:
     if function is None:
         return None
     return str(getattr(function, "__qualname__", type(function).__name__))
-
-
-def _read_back(stored: np.ndarray) -> State:
-    state: State = torch.load(io.BytesIO(stored.tobytes()), map_location="cpu", weights_only=True)
-    return state

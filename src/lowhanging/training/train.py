@@ -13,6 +13,7 @@ goes on in `training_file.py`.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +26,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from tqdm.auto import tqdm
 
-from lowhanging.errors import NotConvergedError, a_type, check_count, check_device, check_real, explain
-from lowhanging.io import load_result, save_result
+from lowhanging.errors import NotConvergedError, a_type, argument_message, check_count, check_device, check_real
+from lowhanging.io import ResumeFile, Saved
 from lowhanging.objective.batches import ShuffledBatches, Tally
 from lowhanging.objective.checkpoints import Checkpoint
 from lowhanging.objective.model_loss import BatchLoss, BatchMean, LossFn
@@ -38,7 +39,7 @@ from lowhanging.objective.random_state import (
     untouched_random_state,
 )
 from lowhanging.training.options import MakeOptimizer, Schedule, as_optimizer, as_schedule, evaluation_sets
-from lowhanging.training.state import History, State, TrainingFile, digest_of, training_identity
+from lowhanging.training.state import History, State, digest_of, refuse_training, training_identity
 
 
 class Loop:
@@ -71,7 +72,7 @@ class Loop:
         """Spent so far, those of interrupted calls included."""
         return time.perf_counter() - self.began
 
-    def begin(self, file: TrainingFile | None) -> None:
+    def begin(self, file: ResumeFile | None) -> None:
         """From what the file holds, or from the model as it is."""
         state = None if file is None else file.read()
         if file is None or state is None:
@@ -80,22 +81,23 @@ class Loop:
             return
         kept, given = self._copy(), digest_of(self.model)
         try:
-            self._put_back(state["weights"])
+            with file.decoding():
+                self._put_back(state["weights"])
             if given not in (state["first weights"], digest_of(self.model)):
-                file.refuse("model (its weights)")
+                refuse_training(file, "model (its weights)")
             self._restore(state, file)
         except BaseException:
             self._put_back(kept)
             raise
 
-    def run(self, epochs: int, progress: bool | None, file: TrainingFile | None) -> None:
+    def run(self, epochs: int, progress: bool | None, file: ResumeFile | None) -> None:
         """All epochs that are left."""
         kept, completed = self._copy(), self.num_done
         try:
             for epoch in _bar(epochs, completed, progress):
                 kept, completed = self._epoch(epoch, epochs), epoch
                 if file is not None:
-                    file.keep(self._state(kept), now=epoch == epochs)
+                    self._keep(file, kept, now=epoch == epochs)
         except BaseException as error:
             self._put_back(kept)
             if file is not None:
@@ -121,12 +123,12 @@ class Loop:
             count += terms
         if not count:
             remedy = "Pass what can be read once per epoch: tensors, a Dataset, a DataLoader, a list of batches."
-            raise ValueError(explain("data", f"has no batch in epoch {epoch}", "at least one example", remedy))
+            raise ValueError(argument_message("data", f"has no batch in epoch {epoch}", "at least one example", remedy))
         loss = float(total) / count
         if not (math.isfinite(loss) and bool(torch.isfinite(self.history.space.flatten(self.model)).all())):
             received = f"made the loss or a weight NaN or infinite in epoch {epoch} (rate {rate:.3g}, loss {loss:.3g})"
             remedy = f"Pass a smaller lr. The model holds the weights of epoch {epoch - 1}, .result the run up to it."
-            raise NotConvergedError(explain("lr", received, "a learning rate at which both stay finite", remedy))
+            raise NotConvergedError(argument_message("lr", received, "a learning rate at which both stay finite", remedy))
         self.history.add(loss, tally.accuracy, rate=rate)
         return self._copy()
 
@@ -148,7 +150,7 @@ class Loop:
                 raise
             received = f"({type(self.optimizer).__name__}) got a sparse gradient of an embedding with sparse=True"
             remedy = 'Pass optimizer="sgd" or functools.partial(torch.optim.SparseAdam, lr=...), or sparse=False.'
-            raise ValueError(explain("optimizer", received, "gradients that it supports", remedy)) from error
+            raise ValueError(argument_message("optimizer", received, "gradients that it supports", remedy)) from error
         return first[0]
 
     def _set_rates(self, factor: Any) -> None:
@@ -159,11 +161,20 @@ class Loop:
 
     # Interruptions ----------------------------------------------------------------------------------------------------
 
+    def _keep(self, file: ResumeFile, weights: list[Tensor], *, now: bool) -> None:
+        try:
+            file.keep(self._state(weights), now=now)
+        except TypeError as error:
+            received = f"has a state that can't be written ({error})"
+            remedy = "Leave resume= out, or use an optimizer of torch's."
+            expected = "state_dict() of tensors and plain values"
+            raise TypeError(argument_message("optimizer", received, expected, remedy)) from error
+
     def _state(self, weights: list[Tensor]) -> State:
         """All that the next epoch depends on, and what tells this training from another."""
         return {
             "weights": weights,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "random": random_states(),
             "shuffle": self.shuffle.get_state(),
             "loader": [generator.get_state() for generator in self.batches.generators],
@@ -173,25 +184,25 @@ class Loop:
             "probe": self._probe(),
         }
 
-    def _restore(self, state: State, file: TrainingFile) -> None:
+    def _restore(self, state: State, file: ResumeFile) -> None:
         """Make everything what it was when `_state` was taken, once the weights are; refuse another loss or data set.
 
         Evaluation sets are read with the random state of the first time.
         """
-        if "checkpoint_buffers" not in state["history"] and any(True for _ in self.model.buffers()):
-            file.refuse("version of lowhanging, which kept no buffers")
-        self.history.restore(state["history"])
+        with file.decoding():
+            self.history.restore(state["history"])
         if not self.history.ends_here():
-            file.refuse("evaluate, model or loss")
+            refuse_training(file, "evaluate, model or loss")
         if self._probe() != state["probe"]:
-            file.refuse("model or loss")
-        restore_random_states(state["random"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.shuffle.set_state(state["shuffle"])
-        for generator, earlier in zip(self.batches.generators, state["loader"], strict=True):
-            generator.set_state(earlier)
-        self.first_weights = state["first weights"]
-        self.began -= state["seconds"]
+            refuse_training(file, "model or loss")
+        with file.decoding():
+            restore_random_states(state["random"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.shuffle.set_state(state["shuffle"])
+            for generator, earlier in zip(self.batches.generators, state["loader"], strict=True):
+                generator.set_state(earlier)
+            self.first_weights = state["first weights"]
+            self.began -= state["seconds"]
 
     def _probe(self) -> str:
         """The loss of the first examples in eval mode, to the last bit; "" where they can't be had without a pass."""
@@ -219,7 +230,7 @@ def _bar(epochs: int, done: int, progress: bool | None) -> tqdm[int]:
     return tqdm(left, total=epochs, initial=done, desc="train", unit="epoch", disable=hidden, delay=delay)
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TrainingRun:
+class TrainingRun(Saved):
     """History of one call of `train`: a row per epoch, epoch 0 being the network before training.
 
     "train" is the mean over the epoch's batches while the weights moved: it lags the other curves by half an epoch, and
@@ -258,15 +269,6 @@ class TrainingRun:
         return Checkpoint(
             self.checkpoints[row].clone(), {name: rows[row].clone() for name, rows in self.checkpoint_buffers.items()}
         )
-
-    def save(self, path: str | Path) -> Path:
-        """Write to `path` as npz; returns the path written."""
-        return save_result(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> TrainingRun:
-        """Read what `save` wrote."""
-        return load_result(cls, path)
 
 
 def train(
@@ -349,7 +351,7 @@ def train(
     sets = evaluation_sets(evaluate)
     if not isinstance(model, nn.Module):
         remedy = "Pass the module itself; train writes to its parameters."
-        raise TypeError(explain("model", f"is {a_type(model)}", "a torch.nn.Module", remedy))
+        raise TypeError(argument_message("model", f"is {a_type(model)}", "a torch.nn.Module", remedy))
     home = ParameterSpace(model).device
     target = home if device is None else check_device(device)
     flags = {module: module.training for module in model.modules()}
@@ -361,7 +363,7 @@ def train(
             counts = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "checkpoints": wanted}
             functions = (loss_fn, batch_loss)
             identity = training_identity(model, batches, stepper, factor, functions, [*sets], target, counts)
-            file = TrainingFile(resume, identity)
+            file = ResumeFile(resume, identity, kind="a training")
         with own_randomness(seed, target):
             loop = Loop(model, batches, loss, stepper, factor, History(model, loss, sets, wanted), seed)
             try:

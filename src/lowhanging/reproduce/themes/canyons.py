@@ -30,7 +30,7 @@ from lowhanging.objective.objective import Objective
 from lowhanging.objective.protocol import Loss
 from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most_of, over_seeds, percent
 from lowhanging.reproduce.settings import Sizes
-from lowhanging.reproduce.store import Row, Shelf
+from lowhanging.reproduce.store import ResultStore, Row
 from lowhanging.reproduce.themes import cartoons
 from lowhanging.reproduce.themes.learning import CUES, Learning
 from lowhanging.reproduce.themes.steering import directions_of
@@ -60,7 +60,7 @@ class Canyons:
     counts: dict[str, CountNull]  # where they are drawn -> the sphere's search in random subspaces of equal mean energy
 
 
-def canyons_of(network: Learning, sizes: Sizes, shelf: Shelf) -> Canyons:
+def canyons_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> Canyons:
     """A minimum, two searches, branches followed, a plane through two of them, and the null of the depth."""
     minimum = minimum_of(network, sizes, shelf)
     loss = minimum.objective
@@ -90,10 +90,10 @@ def canyons_of(network: Learning, sizes: Sizes, shelf: Shelf) -> Canyons:
         )
 
     def shell() -> CanyonSet:
-        aimed = {f"keep {s.preserved}": s.direction for s in directions_of(network, sizes, shelf)}
+        initial_directions = {f"keep {s.preserved}": s.direction for s in directions_of(network, sizes, shelf)}
         return _found(
             lambda: find_canyons(
-                loss, space=shared, levels=ENERGY, starts=sizes.shell_starts, aimed=aimed, **watched
+                loss, space=shared, levels=ENERGY, starts=sizes.shell_starts, initial_directions=initial_directions, **watched
             )
         )
 
@@ -103,10 +103,10 @@ def canyons_of(network: Learning, sizes: Sizes, shelf: Shelf) -> Canyons:
     for number, point in enumerate(_to_follow(on_sphere), 1):
         file = shelf.resume(f"branch-{number}")
 
-        def followed(point: CanyonPoint = point, file: Any = file) -> CanyonPath:
+        def cue_shares(point: CanyonPoint = point, file: Any = file) -> CanyonPath:
             return _found(lambda: trace_canyon(loss, point, to=(INNER, OUTER), step=STEP, resume=file, **watched))
 
-        paths[f"branch {number}"] = shelf.result(f"branch-{number}", CanyonPath.load, followed)
+        paths[f"branch {number}"] = shelf.result(f"branch-{number}", CanyonPath.load, cue_shares)
     return Canyons(
         minimum,
         on_sphere,
@@ -118,7 +118,7 @@ def canyons_of(network: Learning, sizes: Sizes, shelf: Shelf) -> Canyons:
     )
 
 
-def minimum_of(network: Learning, sizes: Sizes, shelf: Shelf) -> Minimum:
+def minimum_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> Minimum:
     """The minimum of the loss on the first training images."""
     some = _first(network, "mixed", sizes)
 
@@ -145,11 +145,11 @@ def _found(make: Callable[[], _T]) -> _T:
 
 def _to_follow(found: CanyonSet) -> list[CanyonPoint]:
     """The first branches that are canyons of their own; where there is none, what is certified."""
-    own = [point for point in found if point.is_certified and point.copy_of is None]
+    own = [point for point in found if point.is_certified and point.duplicate_of is None]
     return [point for point in own if not point.is_trivial][:NUM_BRANCHES] or own[:1]
 
 
-def _plane(loss: Loss, evaluate: dict[str, Objective], found: CanyonSet, shelf: Shelf) -> PlaneSlice | None:
+def _plane(loss: Loss, evaluate: dict[str, Objective], found: CanyonSet, shelf: ResultStore) -> PlaneSlice | None:
     """The evaluated losses on the plane through the minimum and two branches."""
     points = _to_follow(found)
     if len(points) < 2:
@@ -163,7 +163,7 @@ def _plane(loss: Loss, evaluate: dict[str, Objective], found: CanyonSet, shelf: 
     return shelf.result("plane-of-branches", PlaneSlice.load, made)
 
 
-def _null(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, shelf: Shelf) -> DepthNull | None:
+def _null(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, shelf: ResultStore) -> DepthNull | None:
     """The depth on the shell against random subspaces of equal curvature."""
     if not any(point.is_converged for point in found):
         return None
@@ -171,7 +171,7 @@ def _null(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, shelf: She
     return shelf.result("depth-null", DepthNull.load, lambda: depth_null(loss, found, within=wide, num=num))
 
 
-def _counts(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, shelf: Shelf) -> dict[str, CountNull]:
+def _counts(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, shelf: ResultStore) -> dict[str, CountNull]:
     """The number of canyons on the sphere against random subspaces: of all weights, and of the top eigenvectors."""
     num = sizes.null_subspaces
     among_all = shelf.result("count-null-all", CountNull.load, lambda: count_null(loss, found, num=num))
@@ -184,7 +184,7 @@ def _counts(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, shelf: S
     }
 
 
-def measure(network: Learning, sizes: Sizes, shelf: Shelf) -> Row:
+def measure(network: Learning, sizes: Sizes, shelf: ResultStore) -> Row:
     """Every point, every branch, and what they are held against."""
     canyons = canyons_of(network, sizes, shelf)
     minimum, sphere, null = canyons.minimum, canyons.sphere, canyons.null
@@ -204,7 +204,7 @@ def measure(network: Learning, sizes: Sizes, shelf: Shelf) -> Row:
             "gradient_norm": minimum.gradient_norm,
             "distance": minimum.distance,
         },
-        "basin": {"losses": sphere.losses, "followed": sphere.followed},
+        "basin": {"losses": sphere.losses, "cue_shares": sphere.cue_shares},
         "dim": len(sphere.curvatures),
         "sphere": [_record(point) for point in sphere],
         "shell": [_record(point) for point in canyons.shell],
@@ -220,7 +220,7 @@ def measure(network: Learning, sizes: Sizes, shelf: Shelf) -> Row:
         },
         "null_depths": [] if null is None else null.null[:, 0].tolist(),
         "null_dim": 0 if null is None else null.dim,
-        "num_branches": int(sum(point.copy_of is None for point in sphere)),
+        "num_branches": int(sum(point.duplicate_of is None for point in sphere)),
         "count_nulls": {
             name: {
                 "canyons": count.null[:, 0].tolist(),
@@ -272,7 +272,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 
 def own(points: Sequence[Row]) -> list[Row]:
     """Canyons that are certified, not trivial, and no copies."""
-    return [p for p in points if p["is_certified"] and not p["is_trivial"] and p["copy_of"] is None]
+    return [p for p in points if p["is_certified"] and not p["is_trivial"] and p["duplicate_of"] is None]
 
 
 def beats_random(row: Row) -> bool:
@@ -466,8 +466,8 @@ def _ending(path: Row, found: tuple[float, float]) -> str:
         "crossing": "there it turns into a saddle on the sphere",
         "plane": "there it bends down across",
     }
-    told = [words[kind] for kind in kinds if kind in words]
-    return f"r = {found[0]:.3g} to {found[1]:.3g}" + (f" ({told[0]})" if told else "")
+    fingerprint = [words[kind] for kind in kinds if kind in words]
+    return f"r = {found[0]:.3g} to {found[1]:.3g}" + (f" ({fingerprint[0]})" if fingerprint else "")
 
 
 def _merge_radius(rows: Sequence[Row]) -> str:

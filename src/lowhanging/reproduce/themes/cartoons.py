@@ -29,7 +29,7 @@ from lowhanging.landscape.planes import PlaneSlice, plane_slice
 from lowhanging.objective.objective import FunctionObjective
 from lowhanging.reproduce.claims import Claim, interval, judged, percent
 from lowhanging.reproduce.settings import Sizes
-from lowhanging.reproduce.store import Row, Shelf
+from lowhanging.reproduce.store import ResultStore, Row
 from lowhanging.toys import GradientPath, copies, flat_canyons, gradient_path, on_axis, sloped_canyons
 
 HALF_WIDTH = 2.0  # starts are uniform in a square around the joint minimum
@@ -44,7 +44,7 @@ HEIGHT = 0.1  # of the sloped cartoon's floors, far out
 CARTOONS = {"flat": flat_canyons(), "sloped": sloped_canyons()}
 
 
-def measure(sizes: Sizes, shelf: Shelf, seed: int = 0) -> Row:
+def measure(sizes: Sizes, shelf: ResultStore, seed: int = 0) -> Row:
     """Canyons of both cartoons, gradient flow and noisy descent on them from the same random starts."""
     starts = draw_starts(sizes.cartoon_starts, seed)
     row: dict[str, object] = {"num_starts": len(starts), "noisy_time": sizes.cartoon_time}
@@ -63,7 +63,7 @@ def measure(sizes: Sizes, shelf: Shelf, seed: int = 0) -> Row:
         for i in range(min(NUM_PATHS, len(starts))):
             path_of(name, starts[i], i, shelf)
         plane_of(name, shelf)
-    row["on_paper"] = {
+    row["closed_form"] = {
         "flat_visits": float(reached_by(np.sqrt(levels_of(starts)), JUNCTION, sizes.cartoon_time).mean()),
         "sloped_share": share_near(JUNCTION),
     }
@@ -172,13 +172,13 @@ def flow_error(starts: Tensor, ends: Tensor) -> float:
     return float((ends - squares.sqrt() * starts.sign()).norm(dim=1).max())
 
 
-def path_of(name: str, start: Tensor, index: int, shelf: Shelf) -> GradientPath:
+def path_of(name: str, start: Tensor, index: int, shelf: ResultStore) -> GradientPath:
     """The flow from one start, kept whole."""
     make = lambda: gradient_path(CARTOONS[name], start, progress=False)  # noqa: E731
     return shelf.result(f"descent-{name}-{index}", GradientPath.load, make)
 
 
-def plane_of(name: str, shelf: Shelf) -> PlaneSlice:
+def plane_of(name: str, shelf: ResultStore) -> PlaneSlice:
     """The cartoon itself."""
     label = f"{name} canyons"
 
@@ -225,7 +225,7 @@ def _canyons(row: Row) -> Claim:
 
 
 def _descent(row: Row) -> Claim:
-    flat, sloped, num, paper = row["flat"], row["sloped"], row["num_starts"], row["on_paper"]
+    flat, sloped, num, paper = row["flat"], row["sloped"], row["num_starts"], row["closed_form"]
     flat_axis, sloped_axis = sum(flat["reached_axis"]), sum(sloped["reached_axis"])
     levels = [abs(x**2 - y**2) for x, y in row["starts"]]
     others = [level for level, reached in zip(levels, sloped["reached_axis"], strict=True) if not reached]

@@ -16,7 +16,7 @@ from lowhanging.curvature.operators import hessian
 from lowhanging.objective.objective import Objective
 from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, over_seeds
 from lowhanging.reproduce.settings import Sizes
-from lowhanging.reproduce.store import Row, Shelf
+from lowhanging.reproduce.store import ResultStore, Row
 from lowhanging.reproduce.themes.learning import CUES, Learning
 
 THRESHOLDS = (0.1, 1.0, 10.0)
@@ -24,7 +24,7 @@ TASKS = ("mixed", *CUES)
 SMALL = 0.01  # share of all eigenvalues
 
 
-def pairs_of(network: Learning, sizes: Sizes, shelf: Shelf) -> dict[str, Eigenpairs]:
+def pairs_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> dict[str, Eigenpairs]:
     """The top eigenpairs of each loss's Hessian at the minimum."""
     found = {}
     for name, loss in network.losses.items():
@@ -32,13 +32,13 @@ def pairs_of(network: Learning, sizes: Sizes, shelf: Shelf) -> dict[str, Eigenpa
     return found
 
 
-def _kept(name: str, loss: Objective, k: int, shelf: Shelf) -> Eigenpairs:
+def _kept(name: str, loss: Objective, k: int, shelf: ResultStore) -> Eigenpairs:
     """The k top eigenpairs at the loss's point; a search that was killed goes on from its last few products."""
     make = functools.partial(top_eigs, hessian(loss), k=k, resume=shelf.resume(name))
     return shelf.result(name, Eigenpairs.load, make)
 
 
-def measure(network: Learning, sizes: Sizes, shelf: Shelf) -> Row:
+def measure(network: Learning, sizes: Sizes, shelf: ResultStore) -> Row:
     """Counts of eigenvalues and participation ratios, at the minimum and at early epochs."""
     pairs, few = pairs_of(network, sizes, shelf), _on_few(network, sizes)
     epochs = network.run.checkpoint_epochs.tolist()

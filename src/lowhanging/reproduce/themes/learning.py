@@ -17,7 +17,7 @@ from lowhanging.objective.objective import Objective
 from lowhanging.objective.parameters import ParameterSpace
 from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most_of, over_seeds
 from lowhanging.reproduce.settings import SIZES, Sizes
-from lowhanging.reproduce.store import NO_SHELF, Row, Shelf
+from lowhanging.reproduce.store import NO_SHELF, ResultStore, Row
 from lowhanging.training.train import TrainingRun, train
 
 CUES = ("number", "pattern")
@@ -40,7 +40,7 @@ class Learning:
 
 
 def learn(
-    *, source: str, seed: int, epochs: int | None = None, sizes: Sizes = SIZES["quick"], shelf: Shelf = NO_SHELF
+    *, source: str, seed: int, epochs: int | None = None, sizes: Sizes = SIZES["quick"], shelf: ResultStore = NO_SHELF
 ) -> Learning:
     """Train on the mixed view, polish to a minimum of the training loss; what the shelf has is taken from there."""
     views = paired_mnist(_digits(source, sizes.images), seed=seed)

@@ -23,18 +23,18 @@ from torch import nn
 
 from lowhanging.circuits.ablation import CIRCLE, CircuitAblation, ablate_circuits
 from lowhanging.circuits.ablation import CIRCLE as THRESHOLD
-from lowhanging.circuits.birth_gaps import succession
+from lowhanging.circuits.birth_gaps import birth_gaps
 from lowhanging.circuits.births import Births, births
 from lowhanging.circuits.fourier import CircleScores, circle_score, key_frequencies
 from lowhanging.circuits.intensity import BirthIntensity, birth_intensity
 from lowhanging.circuits.pairing import PairingTest, pairing_test
 from lowhanging.circuits.relations import frequency_relations
-from lowhanging.circuits.survival import Survival, detectable, fewer_survive, survival
+from lowhanging.circuits.survival import Survival, clustered_survival_test, detectable, survival
 from lowhanging.datasets import ModularAddition, modular_addition
 from lowhanging.models import ModularMLP, ModularTransformer
 from lowhanging.reproduce.claims import Claim, interval, judged, mean_interval, percent
 from lowhanging.reproduce.settings import Sizes
-from lowhanging.reproduce.store import Row, Shelf
+from lowhanging.reproduce.store import ResultStore, Row
 from lowhanging.training.presets import PRESETS
 from lowhanging.training.stack import StackRun, train_stack
 
@@ -55,7 +55,7 @@ class Kind:
     data: ModularAddition
     arguments: Mapping[str, Any]
 
-    def train(self, name: str, num: int, sizes: Sizes, shelf: Shelf, **options: Any) -> StackRun:
+    def train(self, name: str, num: int, sizes: Sizes, shelf: ResultStore, **options: Any) -> StackRun:
         """Seeds 0 to num - 1 in one stack."""
         return shelf.result(
             name,
@@ -65,7 +65,7 @@ class Kind:
                 self.data.train,
                 range(num),
                 snapshots="embedding",
-                resume=shelf.resume(name) if sizes.keeps_stacks else None,
+                resume=shelf.resume(name),
                 **{**self.arguments, **options},
             ),
         )
@@ -98,7 +98,7 @@ def kind_of(preset: str, sizes: Sizes, **model: Any) -> Kind:
     return Kind(lambda seed: ModularMLP(seed=seed, **shape), data, arguments)
 
 
-def formed(sizes: Sizes, shelf: Shelf) -> Formed:
+def formed(sizes: Sizes, shelf: ResultStore) -> Formed:
     """The networks in blocks, and their circles."""
     kind = kind_of("births", sizes)
     evaluate = {"test": kind.data.test}
@@ -117,7 +117,7 @@ def formed(sizes: Sizes, shelf: Shelf) -> Formed:
     return Formed(run, scores, found, intensity, survival(found), best, ablation)
 
 
-def scarce(sizes: Sizes, shelf: Shelf) -> tuple[Births, CircleScores]:
+def scarce(sizes: Sizes, shelf: ResultStore) -> tuple[Births, CircleScores]:
     """The circles of networks whose parameters are scarce."""
     kind = kind_of("births", sizes, **SCARCE)
     run = kind.train("scarce", sizes.scarce_seeds, sizes, shelf, log_every=sizes.log_every)
@@ -137,7 +137,7 @@ def _quiet_about_windows() -> None:
     warnings.filterwarnings("ignore", message=".*shorter than the median rise time")
 
 
-def measure(sizes: Sizes, shelf: Shelf) -> Row:
+def measure(sizes: Sizes, shelf: ResultStore) -> Row:
     """Births of many seeds, their tests and their ends; frequencies of unblocked networks; networks that are scarce."""
     it = formed(sizes, shelf)
     found, scores = it.births, it.scores
@@ -166,7 +166,7 @@ def measure(sizes: Sizes, shelf: Shelf) -> Row:
             for pair in zip(found.step.tolist(), found.is_dated.tolist(), strict=True)
         ],
         "rise_time": float(found.rise_time[found.rise_time.isfinite()].median()) if bool(led.any()) else None,
-        "succession": succession(found, started_low),
+        "birth_gaps": birth_gaps(found, started_low),
         "share_alive_at_last_age": float(it.survival.share[-1]),
         "fates": _fates(found, scores),
         "scarce": {"planes": few.step.shape[1], "fates": _fates(few, few_scores)},
@@ -211,10 +211,10 @@ def _comparison(plenty: Births, scarce: Births) -> Row:
     alive = torch.cat([plenty.survived.sum(1), scarce.survived.sum(1)]).numpy()
     is_scarce = np.arange(len(formed)) >= len(plenty.counts)
     share = float(plenty.survived.sum() / plenty.is_formed.sum())
-    return {**fewer_survive(formed, alive, is_scarce), "detectable": detectable(formed, is_scarce, share)}
+    return {**clustered_survival_test(formed, alive, is_scarce), "detectable": detectable(formed, is_scarce, share)}
 
 
-def _transformer(sizes: Sizes, shelf: Shelf) -> Row:
+def _transformer(sizes: Sizes, shelf: ResultStore) -> Row:
     """Key frequencies of the literature's transformer, trained on all training pairs at once."""
     p = sizes.modulus or 113
     data = modular_addition(p=p, train_fraction=0.8)
@@ -280,7 +280,7 @@ def _several(row: Row) -> Claim:
 
 
 def _pairs(row: Row) -> Claim:
-    tests, at, found = row["pairing"], WINDOWS.index(WINDOW), row["succession"]
+    tests, at, found = row["pairing"], WINDOWS.index(WINDOW), row["birth_gaps"]
     apart, strictly = found["apart"], found["strictly"]
     close = sum(any(b - a <= WINDOW for a, b in pairwise(sorted(steps))) for steps in row["birth_steps"])
     texts = [f"{null}: {_ratios(test)}" for null, test in tests.items()]
@@ -380,7 +380,7 @@ def _compared(found: Row) -> str:
         return "Too few networks with a circuit to compare the shares"
     low, high = found["interval"]
     least = found["detectable"]
-    told = (
+    fingerprint = (
         "no difference would have been found with 80 % power"
         if least is None
         else f"a difference of {100 * least:.0f} points would have been found with 80 % power, smaller ones less often"
@@ -388,5 +388,5 @@ def _compared(found: Row) -> str:
     return (
         f"That is {100 * found['difference']:.1f} points fewer than with plenty [{100 * low:.1f}, {100 * high:.1f}] "
         f"(bootstrap over networks; permuting networks, one-sided p {found['p_value']:.2g}); with so many networks "
-        f"{told}"
+        f"{fingerprint}"
     )

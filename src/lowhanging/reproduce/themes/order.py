@@ -18,7 +18,7 @@ Where canyon floors are flat, a network that has one circuit stays: the joint lo
 goes on until it has both. Two records answer. The history of `learn` has a row per epoch: how far is the second cue
 when the first has gone most of its way, and what does the mixed loss do from there until the second has too?
 
-A falling mixed loss could be the first circuit alone that gets better. `beyond.py` asks what that would explain.
+A falling mixed loss could be the first circuit alone that gets better. `excess_drop.py` asks what that would explain.
 
 Which competence comes first is decided within one epoch, so the same recipe (start, data, rate, batch size) is
 run once more over its first epochs, with a row every few steps; its batches come in another order.
@@ -47,7 +47,7 @@ from lowhanging.datasets import PairedImages
 from lowhanging.models import SigmoidCNN
 from lowhanging.objective.parameters import ParameterSpace
 from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most_of, over_seeds
-from lowhanging.reproduce.store import NO_SHELF, Shelf
+from lowhanging.reproduce.store import NO_SHELF, ResultStore
 from lowhanging.reproduce.themes.learning import CUES, Learning
 from lowhanging.training.stack import StackRun, train_stack
 
@@ -56,7 +56,7 @@ HALF_WAY = 0.5  # of the first cue's way that must be done at the first checkpoi
 NUM_IMAGES, NUM_DRAWS = 2000, 2000
 
 
-def beyond(network: Learning, first: str, progress: Tensor, begin: int, end: int) -> dict[str, Any] | None:
+def excess_drop(network: Learning, first: str, progress: Tensor, begin: int, end: int) -> dict[str, Any] | None:
     """The fall of the mixed loss between the two checkpoints nearest to `begin` and `end`, and what explains it.
 
     Args:
@@ -101,7 +101,7 @@ def explained(
         "first": start - best,
         "second": start - float(with_second.mean(1).min()),
         "weight": float(WEIGHTS[with_first.mean(1).argmin()]),
-        "beyond": best - float(loss[1].mean()),
+        "excess_drop": best - float(loss[1].mean()),
         "interval": [float(low), float(high)],
     }
 
@@ -134,14 +134,13 @@ def measure(
     quick: bool = False,
     epochs: int | None = None,
     log_every: int | None = None,
-    shelf: Shelf = NO_SHELF,
-    keeps_stacks: bool = False,
+    shelf: ResultStore = NO_SHELF,
 ) -> dict[str, Any]:
     """When each competence came, and how the mixed loss fell in between; None where it did not come in time."""
     sizes = QUICK if quick else FULL
     epochs = min(epochs or sizes["epochs"], int(network.run.epochs[-1]))
     rows = log_every or sizes["log_every"]
-    resume = shelf.resume("early") if keeps_stacks else None
+    resume = shelf.resume("early")
 
     def trained() -> StackRun:
         return early(network, epochs=epochs, log_every=rows, images=sizes["images"], resume=resume)
@@ -168,7 +167,7 @@ def measure(
         "first": first if math.isfinite(half[first]) else None,
         "other_progress_at_most": _plain(float(progress[second][int(most_of_it[first])])) if is_there else None,
         "between": found,
-        "beyond": beyond(network, first, progress[first], found["begin"], found["end"]) if found else None,
+        "excess_drop": excess_drop(network, first, progress[first], found["begin"], found["end"]) if found else None,
     }
 
 
@@ -242,19 +241,19 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
         row["first"] is not None and _late(row["half"], row["first"]) <= _late(row["half"], "mixed") for row in rows
     ]
     found = [row["between"] for row in rows if row["between"] is not None]
-    is_free = [_is_free(row["between"], row["beyond"]) for row in rows]
+    is_free = [_is_free(row["between"], row["excess_drop"]) for row in rows]
     firsts = ", ".join(f"{cue} in {sum(row['first'] == cue for row in rows)}" for cue in CUES)
     half = ", ".join(f"{name} {_epochs(rows, name)}" for name in VIEWS)
     if found:
-        told = (
+        fingerprint = (
             "From there until the other cue has gone as far too "
             f"({mean_interval([b['end'] - b['begin'] for b in found])} epochs) the mixed loss falls by "
             f"{mean_interval([b['fall'] for b in found])} nats, per epoch by "
             f"{mean_interval([b['rate'][0] for b in found])}, {mean_interval([b['slowest_third'] for b in found])} in "
-            f"the slowest third of that time. {_explained([row['beyond'] for row in rows if row['beyond']])}"
+            f"the slowest third of that time. {_explained([row['excess_drop'] for row in rows if row['excess_drop']])}"
         )
     else:
-        told = "The time between the two cues was too short to be measured, or no cue came so far"
+        fingerprint = "The time between the two cues was too short to be measured, or no cue came so far"
     other = [row["other_progress_at_most"] for row in rows if row["other_progress_at_most"] is not None]
     lag = f"has gone {mean_interval([100 * p for p in other], unit=' %')}" if other else "has not gone the whole"
     return [
@@ -265,7 +264,7 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
             post="flat canyons would stop descent after one circuit; sloped ones lead it on from one to both",
             measured=f"half of the way from chance to the final accuracy {over_seeds(len(rows))}, in epochs: {half}. "
             f"First cue: {firsts} of {len(rows)}; when it has gone 90 % of its way the other one {lag} of its own "
-            f"(less than half in {most_of(sequential)}). {told}".strip(),
+            f"(less than half in {most_of(sequential)}). {fingerprint}".strip(),
             null="on a flat floor the loss stays where the first circuit has brought it: a fall of 0. If the first "
             "circuit alone got better, the mixed logits would change by some multiple of the change of the logits on "
             "that cue alone: nothing of the fall would lie beyond the best multiple. Not told apart: a slope that "
@@ -304,7 +303,7 @@ def _explained(found: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"Between the checkpoints nearest to that time (epochs {epochs}) it falls by {whole}: the change of the first "
         f"cue's own logits explains at most {first}, that of the second cue's {second}; beyond the first cue's "
-        f"{mean_interval([each['beyond'] for each in found])}{over}{above}"
+        f"{mean_interval([each['excess_drop'] for each in found])}{over}{above}"
     )
 
 

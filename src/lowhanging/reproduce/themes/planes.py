@@ -20,7 +20,7 @@ from lowhanging.landscape.planes import PlaneSlice, plane_slice
 from lowhanging.objective.protocol import Loss
 from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, over_seeds
 from lowhanging.reproduce.settings import Sizes
-from lowhanging.reproduce.store import Row, Shelf
+from lowhanging.reproduce.store import ResultStore, Row
 from lowhanging.reproduce.themes.curvature import TASKS
 from lowhanging.reproduce.themes.learning import Learning
 from lowhanging.reproduce.themes.steering import STEP, directions_of
@@ -33,7 +33,7 @@ LEVELS = (0.05, QUADRATIC, 0.2)  # at which that is reported too
 EXTENT = 4.0  # of the plane that is drawn
 
 
-def plane_of(network: Learning, sizes: Sizes, shelf: Shelf) -> PlaneSlice:
+def plane_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> PlaneSlice:
     """The three losses on the plane of the two steering directions, for the picture."""
     steered = directions_of(network, sizes, shelf)
     first, second = (f"keep {s.preserved}, ablate {s.ablated}" for s in steered)
@@ -50,7 +50,7 @@ def plane_of(network: Learning, sizes: Sizes, shelf: Shelf) -> PlaneSlice:
     return shelf.result("plane", PlaneSlice.load, made)
 
 
-def measure(network: Learning, sizes: Sizes, shelf: Shelf) -> Row:
+def measure(network: Learning, sizes: Sizes, shelf: ResultStore) -> Row:
     """Losses on circles, fit errors and asymmetries."""
     u, v = (s.direction.double() for s in directions_of(network, sizes, shelf))
     angle = math.degrees(math.acos(float(u @ v)))
@@ -142,7 +142,7 @@ def _radius(values: Sequence[float]) -> str:
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
     """Where does the quadratic end, and can the circuits be told apart before that?"""
-    told = [told_apart_from(row) for row in rows]
+    fingerprint = [told_apart_from(row) for row in rows]
     ends = {
         name: " / ".join(_radius([quadratic_up_to(row, name, level) for row in rows]) for level in LEVELS)
         for name in TASKS
@@ -169,7 +169,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             "that it is quadratic near enough is Taylor's theorem; measured is how near, on circles in the plane of "
             f"the two steering directions {_over(rows)}. The fit error of the second-order expansion passes "
             f"{' / '.join(f'{100 * level:g}' for level in LEVELS)} % at radius {'; '.join(texts)}. "
-            f"log(L_number / L_pattern) has moved by {MIN_ASYMMETRY_CHANGE:g} nat at radius {_radius(told)}. Networks "
+            f"log(L_number / L_pattern) has moved by {MIN_ASYMMETRY_CHANGE:g} nat at radius {_radius(fingerprint)}. Networks "
             f"in which a loss's quadratic ends nearer than that, {counts}",
             f"quadratic losses: a fit error of 0 at every radius, {rounding:.1g} with the rounding of these losses at "
             "the smallest. Quadratics tell the circuits apart too: the expansions alone do so from radius "
@@ -178,7 +178,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             f"error of {100 * QUADRATIC:g} %) nearer to the minimum than log(L_number / L_pattern) has moved by "
             f"{MIN_ASYMMETRY_CHANGE:g} nat, so that within it the circuits can't be told apart; and they can be at "
             f"radius {STEP:g}, where steering is judged",
-            judged(*(most(flags) for flags in before[QUADRATIC].values()), most(radius <= STEP for radius in told)),
+            judged(*(most(flags) for flags in before[QUADRATIC].values()), most(radius <= STEP for radius in fingerprint)),
         )
     ]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lowhanging.reproduce.claims import Claim
-from lowhanging.reproduce.context import Place
+from lowhanging.reproduce.context import Context
 from lowhanging.reproduce.store import Row
 from lowhanging.reproduce.themes import (
     canyons,
@@ -36,15 +36,15 @@ class Theme:
 
     name: str
     title: str  # what is being done, for whoever waits
-    measure: Callable[[Place], Row]
+    measure: Callable[[Context], Row]
     claims: Callable[[Sequence[Row]], list[Claim]]
     has_network: bool = True  # measured on every network; else once per run
 
 
-def _sizes(at: Place) -> Row:
+def _sizes(at: Context) -> Row:
     wanted = at.sizes
     design = size_runs.TINY if wanted.name == "tiny" else size_runs.QUICK if wanted.is_quick else size_runs.FULL
-    return sizes.measure(seeds=wanted.size_seeds, design=design, shelf=at.shelf, keeps_stacks=wanted.keeps_stacks)
+    return sizes.measure(seeds=wanted.size_seeds, design=design, shelf=at.shelf)
 
 
 THEMES = (
@@ -73,7 +73,7 @@ THEMES = (
     Theme(
         "order", "the first epochs once more, step by step",
         lambda at: order.measure(
-            at.network, quick=at.sizes.is_quick, shelf=at.shelf, keeps_stacks=at.sizes.keeps_stacks
+            at.network, quick=at.sizes.is_quick, shelf=at.shelf
         ), order.claims,
     ),
     Theme("toy-sum", "toy sum", lambda at: redundancy.measure(), redundancy.claims, has_network=False),

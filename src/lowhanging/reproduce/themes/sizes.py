@@ -46,11 +46,11 @@ from torch import Tensor, nn
 
 from lowhanging.circuits.learning_times import LearningTimes, first_crossing
 from lowhanging.datasets import ParityRules, ParityView, parity_rules
-from lowhanging.errors import check_count, explain
+from lowhanging.errors import argument_message, check_count
 from lowhanging.models.initial import generator_of, normal
 from lowhanging.objective.objective import Objective
 from lowhanging.reproduce.claims import Claim, interval, judged
-from lowhanging.reproduce.store import NO_SHELF, Shelf
+from lowhanging.reproduce.store import NO_SHELF, ResultStore
 from lowhanging.reproduce.themes import sizes as runs
 from lowhanging.training.stack import train_stack
 
@@ -282,14 +282,13 @@ class _Work:
 
     plan: Design
     seeds: int
-    shelf: Shelf
-    keeps_stacks: bool
+    shelf: ResultStore
 
     def times(
         self, name: str, rules: ParityRules, rule: Rule, budget: int, log_every: int, other: Other | None = None
     ) -> list[float | None]:
         """Steps that each seed took to learn a rule (None: infinite), trained once."""
-        resume = self.shelf.resume(name) if self.keeps_stacks else None
+        resume = self.shelf.resume(name)
 
         def made() -> list[float | None]:
             learn = runs.times_to_learn
@@ -306,16 +305,15 @@ def measure(
     seeds: int = 30,
     quick: bool = False,
     design: Design | None = None,
-    shelf: Shelf = NO_SHELF,
-    keeps_stacks: bool = False,
+    shelf: ResultStore = NO_SHELF,
 ) -> dict[str, Any]:
     """Times to learn each rule at each size, over seeds 0, 1, ..., as plain numbers (None: infinite).
 
-    Each rule at each size is kept on the shelf; with `keeps_stacks` also the one that is being trained.
+    Each rule at each size is kept on the shelf; so is the one that is being trained.
     """
     seeds = check_count("seeds", seeds, minimum=2, remedy="Pass the number of networks, at least 30 for a report.")
     plan = design or (QUICK if quick else FULL)
-    work = _Work(plan, seeds, shelf, keeps_stacks)
+    work = _Work(plan, seeds, shelf)
     sizes = [_size(work, i) for i in range(len(plan.sizes))]
     found = _times(sizes)
     return {
@@ -343,8 +341,8 @@ def learning_times(row: Mapping[str, Any]) -> LearningTimes:
     found = _times(row["sizes"])
     return LearningTimes(
         found.sizes,
-        {told: found.times[name] for name, told in TOLD.items()},
-        {told: found.budgets[name] for name, told in TOLD.items()},
+        {fingerprint: found.times[name] for name, fingerprint in TOLD.items()},
+        {fingerprint: found.budgets[name] for name, fingerprint in TOLD.items()},
     )
 
 
@@ -352,7 +350,7 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
     """Smaller circuits first. The one row holds its own seeds."""
     if len(rows) != 1:
         remedy = "Its seeds are inside the one row that measure() returns."
-        raise ValueError(explain("rows", f"has {len(rows)} rows", "one", remedy))
+        raise ValueError(argument_message("rows", f"has {len(rows)} rows", "one", remedy))
     row = rows[0]
     times, ratio, num = _times(row["sizes"]), row["ratios"]["atomic"], row["seeds"]
     texts = [

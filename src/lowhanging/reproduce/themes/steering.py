@@ -35,7 +35,7 @@ from lowhanging.landscape.slices import LineSlice, line_slice
 from lowhanging.objective.protocol import Loss
 from lowhanging.reproduce.claims import Claim, Scale, judged, mean_interval, most, most_of, over_seeds
 from lowhanging.reproduce.settings import Sizes
-from lowhanging.reproduce.store import Row, Shelf
+from lowhanging.reproduce.store import ResultStore, Row
 from lowhanging.reproduce.themes.curvature import pairs_of
 from lowhanging.reproduce.themes.learning import CUES, Learning
 from lowhanging.steering.cues import ConflictControl
@@ -183,7 +183,7 @@ class Steered:
         return self.report.direction
 
 
-def directions_of(network: Learning, sizes: Sizes, shelf: Shelf) -> list[Steered]:
+def directions_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> list[Steered]:
     """Both directions, with what every loss says of them and does along them."""
     pairs, found = pairs_of(network, sizes, shelf), []
     for preserved, ablated in (CUES, CUES[::-1]):
@@ -210,7 +210,7 @@ def directions_of(network: Learning, sizes: Sizes, shelf: Shelf) -> list[Steered
     return found
 
 
-def measure(network: Learning, sizes: Sizes, shelf: Shelf) -> Row:
+def measure(network: Learning, sizes: Sizes, shelf: ResultStore) -> Row:
     """Both directions against random ones, and the answers on conflict images."""
     theta0, images = network.minimum.theta, network.views.conflict
     control = ConflictControl(network.losses["mixed"], images.inputs, images.answers)
