@@ -219,9 +219,7 @@ PEERS = {
     "ours": Peer("lowhanging", lowhanging),
     "double-backward": Peer("double backward + eigsh", double_backward_eigsh, double_backward),
     "curvlinops": Peer("curvlinops + eigsh", curvlinops_eigsh, curvlinops_product),
-    "eigenthings-default": Peer(
-        "hessian-eigenthings, defaults", eigenthings(lambda problem: {}), eigenthings_product
-    ),
+    "eigenthings-default": Peer("hessian-eigenthings, defaults", eigenthings(lambda problem: {}), eigenthings_product),
     "eigenthings": Peer(
         "hessian-eigenthings, 4 k steps, reorthogonalized",
         eigenthings(lambda problem: {"max_iter": 4 * problem.k, "reorthogonalize": True}),

@@ -274,7 +274,9 @@ def main() -> None:
     print(f"\nspeed: against '{LARGE}'; errors: largest over the losses; float32, so about 1e-6 is rounding")
     if options.json:
         fingerprint = {row: result | {"quadratic": repr(result["quadratic"])} for row, result in runs.items()}
-        options.json.write_text(json.dumps({"what": size, "threads": torch.get_num_threads(), "rows": fingerprint}, indent=1))
+        options.json.write_text(
+            json.dumps({"what": size, "threads": torch.get_num_threads(), "rows": fingerprint}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -23,9 +23,7 @@ import lowhanging as lh
 
 # %%
 cartoon = lh.toys.sloped_canyons()
-found = lh.find_canyons(
-    cartoon, space="full", metric="euclidean", levels=1.0, starts=16
-)
+found = lh.find_canyons(cartoon, space="full", metric="euclidean", levels=1.0, starts=16)
 for point in found:
     x, y = point.theta.tolist()
     print(f"({x:+.3f}, {y:+.3f})  rise {point.rise:.6f}  slope {point.slope:.4f}")
@@ -75,10 +73,7 @@ print(minimum)
 
 # %%
 shown = {"both": cues, "first": first, "second": second}
-losses = {
-    name: lh.Objective(model, (inputs, targets)).at(minimum.theta)
-    for name, inputs in shown.items()
-}
+losses = {name: lh.Objective(model, (inputs, targets)).at(minimum.theta) for name, inputs in shown.items()}
 answers = {"first": targets, "second": 1 - targets}  # by the cues of `first - second`
 conflict = lh.ConflictControl(losses["both"], first - second, answers)
 watched = {"evaluate": losses, "conflict": conflict, "progress": False}
@@ -127,10 +122,7 @@ print(lh.canyons.depth_null(basin, found, within=stiff, num=7, progress=False))
 
 # %%
 starts = {f"branch {i}": point for i, point in enumerate(found.at_level(0.45))}
-branches = {
-    name: lh.trace_canyon(basin, point, to=(0.02, 0.6), step=0.2, **watched)
-    for name, point in starts.items()
-}
+branches = {name: lh.trace_canyon(basin, point, to=(0.02, 0.6), step=0.2, **watched) for name, point in starts.items()}
 for name, branch in branches.items():
     low, high = branch.merge_radius
     print(f"{name}: a canyon down to a distance between {low:.2f} and {high:.2f};")

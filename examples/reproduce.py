@@ -74,9 +74,7 @@ print(minimum)
 # *Expect* a fall within ten of the 3,340 eigenvalues.
 
 # %%
-losses = {
-    name: lh.Objective(model, view).at(minimum.theta) for name, view in held_out.items()
-}
+losses = {name: lh.Objective(model, view).at(minimum.theta) for name, view in held_out.items()}
 pairs = {name: lh.top_hessian_eigs(loss, k=10) for name, loss in losses.items()}
 for name, found in pairs.items():
     print(f"{name:>8}", found)
@@ -121,9 +119,7 @@ for ax, (name, direction) in zip(axes, directions.items(), strict=True):
 # %%
 conflict = views.conflict
 control = lh.ConflictControl(losses["mixed"], conflict.inputs, conflict.answers)
-report = lh.steering_report(
-    directions["keep number"], losses, pairs=pairs, conflict=control
-)
+report = lh.steering_report(directions["keep number"], losses, pairs=pairs, conflict=control)
 print(report)
 
 # %% [markdown]

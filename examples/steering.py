@@ -55,9 +55,7 @@ held_out = {
 torch.manual_seed(0)
 layers = nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 6)
 model = nn.Sequential(*layers)
-run = lh.train(
-    model, (inputs, targets), epochs=30, lr=0.01, evaluate=held_out, progress=False
-)
+run = lh.train(model, (inputs, targets), epochs=30, lr=0.01, evaluate=held_out, progress=False)
 print(run)
 ax = lh.plots.training_run(run)
 
@@ -75,9 +73,7 @@ loss = lh.Objective(model, (inputs, targets))
 minimum = lh.polish(loss, anchor=1e-2, progress=False)
 print(minimum)
 
-losses = {
-    name: lh.Objective(model, data).at(minimum.theta) for name, data in held_out.items()
-}
+losses = {name: lh.Objective(model, data).at(minimum.theta) for name, data in held_out.items()}
 pairs = {name: lh.top_hessian_eigs(loss, k=30) for name, loss in losses.items()}
 for name, found in pairs.items():
     print(f"{name:>6}", found)

@@ -1,8 +1,8 @@
 """Where do the numbers in docs/what-was-found.md come from? From a report, by this script, and from nowhere else.
 
-    lowhanging reproduce --out report
-    python scripts/what_was_found.py report/results.json          # fills in what stands between two marks
-    python scripts/what_was_found.py report/results.json --check  # whether the page has these numbers
+lowhanging reproduce --out report
+python scripts/what_was_found.py report/results.json          # fills in what stands between two marks
+python scripts/what_was_found.py report/results.json --check  # whether the page has these numbers
 """
 
 from __future__ import annotations

@@ -121,7 +121,9 @@ def test_results_within_results_come_back_and_what_they_share_is_stored_once(tmp
     assert found.parts[0].basis is found.parts[1].basis
 
 
-@pytest.mark.parametrize("name", ["os.system", "lowhanging.io.Path", "lowhanging.errors.argument_message", "shutil.Foo"])
+@pytest.mark.parametrize(
+    "name", ["os.system", "lowhanging.io.Path", "lowhanging.errors.argument_message", "shutil.Foo"]
+)
 def test_a_file_makes_no_class_but_our_results(tmp_path: Path, name: str) -> None:
     path = lh.Subspace.span(torch.eye(3)[:2]).save(tmp_path / "s")
     with np.load(path) as stored:
@@ -146,7 +148,12 @@ def test_a_resume_file_returns_its_state_and_is_another_calls_or_damaged(tmp_pat
     path = tmp_path / "run"
     file = resume_file(path)
     assert file.read() is None
-    state = {"rows": torch.arange(3), "spot": np.ones(2), "space": lh.Subspace.span(torch.eye(2)), "n": {1: (2.5, None)}}
+    state = {
+        "rows": torch.arange(3),
+        "spot": np.ones(2),
+        "space": lh.Subspace.span(torch.eye(2)),
+        "n": {1: (2.5, None)},
+    }
     file.write(state)
     found = resume_file(path).read()
     assert found is not None

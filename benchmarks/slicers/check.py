@@ -137,7 +137,9 @@ def check_slicer(
     for count in counts:
         check_count("num", count, minimum=5, remedy="num=(7, 5) is the default.")
     if len(counts) != 2 or not all(count % 2 for count in counts):
-        raise ValueError(argument_message("num", f"is {num!r}", "one or two odd numbers", "Then the center is on the grid."))
+        raise ValueError(
+            argument_message("num", f"is {num!r}", "one or two odd numbers", "Then the center is on the grid.")
+        )
     if dtype not in _TOL:
         raise ValueError(argument_message("dtype", f"is {dtype}", "torch.float64 or torch.float32", "Leave it out."))
     check_real("extent", extent, minimum=0.0, exclusive=True, remedy="extent=1.0 is the default.")

@@ -172,6 +172,8 @@ def check_writable_folder(argument: str, folder: str | Path, *, remedy: str) -> 
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
         raise OSError(
-            argument_message(argument, f"is {str(path)!r} ({error.strerror})", "a folder that can be written to", remedy)
+            argument_message(
+                argument, f"is {str(path)!r} ({error.strerror})", "a folder that can be written to", remedy
+            )
         ) from error
     return path

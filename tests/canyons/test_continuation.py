@@ -344,7 +344,11 @@ def test_a_loss_may_be_called_like_a_field_and_is_never_taken_for_it():
     message = r"name is 'rise', a field of CanyonPoint and an evaluated objective, expected one of .*\n.*of=.loss."
     with pytest.raises(ValueError, match=message):
         path.values("rise")
-    fields = [field.name for field in dataclasses.fields(lh.canyons.CanyonPoint)] + ["depth", "is_certified", "asymmetry"]
+    fields = [field.name for field in dataclasses.fields(lh.canyons.CanyonPoint)] + [
+        "depth",
+        "is_certified",
+        "asymmetry",
+    ]
     planted = with_losses(path, {name: [1000.0 + i for i in range(len(path))] for name in fields})
     for name in fields:
         assert planted.values(name, of="loss").tolist() == [1000.0 + i for i in range(len(path))]
@@ -377,5 +381,7 @@ def test_the_resume_file_of_other_evaluated_objectives_is_refused(tmp_path):
 
     first = run(0.1)
     assert torch.equal(run(0.1).values("anchored"), first.values("anchored"))
-    with pytest.raises(ValueError, match="the file of a canyon's path with another evaluated objectives or conflict control"):
+    with pytest.raises(
+        ValueError, match="the file of a canyon's path with another evaluated objectives or conflict control"
+    ):
         run(0.2)

@@ -404,7 +404,13 @@ def test_aimed_starts_evaluated_losses_and_the_default_space():
     cues = {"first": lh.Objective(model, (first, targets)), "last": lh.Objective(model, (last, targets))}
     aim = lh.top_hessian_eigs(cues["first"], k=1, progress=False).vectors[0]
     found = lh.find_canyons(
-        minimum.objective, levels=0.1, starts=4, initial_directions={"first": aim}, evaluate=cues, rtol=1e-6, progress=False
+        minimum.objective,
+        levels=0.1,
+        starts=4,
+        initial_directions={"first": aim},
+        evaluate=cues,
+        rtol=1e-6,
+        progress=False,
     )
     assert found.space.dim == 30
     assert found.num_starts == 6
@@ -604,7 +610,11 @@ def test_slope_of_the_bowl_is_that_of_the_losses_quadratic():
         ({"space": "all"}, TypeError, "space is 'all', expected a Subspace or \"full\""),
         ({"space": lh.Subspace(torch.eye(1, 2).double())}, ValueError, "expected a Subspace of at least 2 of 2"),
         ({"starts": 0}, ValueError, "starts is 0, expected at least one, or initial_directions= vectors"),
-        ({"initial_directions": [torch.ones(2)]}, TypeError, "initial_directions is a list, expected a mapping name -> vector"),
+        (
+            {"initial_directions": [torch.ones(2)]},
+            TypeError,
+            "initial_directions is a list, expected a mapping name -> vector",
+        ),
         ({"initial_directions": {"a": torch.ones(3)}}, ValueError, r"initial_directions\['a'\] has shape \(3,\)"),
         ({"evaluate": {"a": 3}}, TypeError, r"evaluate\['a'\] is an int, expected an objective"),
         ({"conflict": 3}, TypeError, "conflict is an int, expected a ConflictControl"),
@@ -612,7 +622,11 @@ def test_slope_of_the_bowl_is_that_of_the_losses_quadratic():
         ({"rtol": 0.0}, ValueError, r"rtol is 0, expected a finite number in \(0, 0.1\)"),
         ({"floor": -1.0, "metric": "hessian"}, ValueError, r"floor is -1, expected a finite number in \(0"),
         ({"floor": 1.0}, ValueError, "floor is 1.0 with metric='euclidean'"),
-        ({"initial_directions": {"a": torch.ones(2), "-a": torch.ones(2)}}, ValueError, "initial_directions has the names 'a' and '-a'"),
+        (
+            {"initial_directions": {"a": torch.ones(2), "-a": torch.ones(2)}},
+            ValueError,
+            "initial_directions has the names 'a' and '-a'",
+        ),
     ],
 )
 def test_bad_arguments_are_named(options, error, message):

@@ -32,10 +32,6 @@ def wishart(p: int, n: int, spikes: tuple[float, ...]) -> Tensor:
     return samples.T @ samples / n
 
 
-
-
-
-
 INTEGERS = np.arange(1.0, 6.0)
 ZOO: dict[str, Tensor] = {
     "cluster": symmetric(np.r_[1, 1 - 1e-6, 1 - 2e-6, np.linspace(-0.5, 0.9, 97)]),
@@ -70,10 +66,6 @@ def test_zoo_equals_the_dense_eigendecomposition(name: str, which: str) -> None:
         assert bool((nearest(pairs.values.numpy(), spectrum) <= pairs.bounds.numpy()).all())
         assert pairs.num_products == counted.count
         assert pairs.num_products <= p + 2  # what finds its space full needs no probe
-
-
-
-
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e8])

@@ -323,7 +323,6 @@ def test_a_search_goes_on_where_it_was_left(tmp_path: Path) -> None:
     values = network_spectrum()
     whole = top_eigs(diagonal(values), 20, tol=1e-6)
     for after in (3, 17, 35, whole.num_steps + 5):  # at the first steps, later, in the probe
-
         path = tmp_path / f"{after}.npz"
         with pytest.raises(KeyboardInterrupt):
             top_eigs(dying(values, after), 20, tol=1e-6, resume=path)
@@ -414,7 +413,9 @@ def test_another_searchs_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     top_eigs(diagonal(values), 5, resume=path)
     content = path.read_bytes()
     for change, word in (({"k": 6}, "k"), ({"tol": 1e-3}, "tol"), ({"which": "SA"}, "which"), ({"seed": 1}, "seed")):
-        with pytest.raises(ValueError, match=f"resume is .*a.npz', the file of a search for eigenpairs with another {word}, expected"):
+        with pytest.raises(
+            ValueError, match=f"resume is .*a.npz', the file of a search for eigenpairs with another {word}, expected"
+        ):
             top_eigs(diagonal(values), **({"k": 5, "resume": path} | change))
     with pytest.raises(ValueError, match="the file of a search for eigenpairs with another H, expected a new file"):
         top_eigs(diagonal(1.001 * values), 5, resume=path)
@@ -476,7 +477,9 @@ def test_a_change_along_any_pair_that_was_found_is_another_map(
     options = {"tol": 1e-6, "resume": tmp_path / "a.npz", "on_failure": "warn"}
     with contextlib.nullcontext() if stop is None else pytest.warns(RuntimeWarning, match="max_products"):
         top_eigs(hidden(before), 5, max_products=stop, **options)
-    with pytest.raises(ValueError, match=r"a.npz', the file of a search for eigenpairs with another H, expected .*\n.*Name another"):
+    with pytest.raises(
+        ValueError, match=r"a.npz', the file of a search for eigenpairs with another H, expected .*\n.*Name another"
+    ):
         top_eigs(hidden(after), 5, **options)
 
 
@@ -554,7 +557,9 @@ def test_a_pair_that_has_gone_stale_is_never_returned(tmp_path: Path, monkeypatc
     values[2] -= 0.1
     top_eigs(hidden(symmetric(OTHER).float()), 5, tol=1e-5, resume=tmp_path / "a.npz")
     calls, real = [], search_file.disagreement
-    monkeypatch.setattr(search_file, "disagreement", lambda *given: calls.append(0) or (0.0 if len(calls) < 2 else real(*given)))
+    monkeypatch.setattr(
+        search_file, "disagreement", lambda *given: calls.append(0) or (0.0 if len(calls) < 2 else real(*given))
+    )
     with pytest.raises(ValueError, match="the file of a search for eigenpairs with another H, expected"):
         top_eigs(hidden(symmetric(values).float()), 5, tol=1e-5, resume=tmp_path / "a.npz")
 
@@ -648,7 +653,11 @@ def test_dense_takes_its_products_in_float64_and_in_blocks() -> None:
     assert pairs.num_products == loss.num_params
     assert np.abs(pairs.values.numpy() - exact[:5]).max() < 1e-13
     assert model[0].weight.dtype == torch.float32
-    for H in (lh.hessian(loss), 2.0 * lh.gauss_newton(loss), lh.hessian(lh.objective.AnchoredObjective(loss, loss.theta0, 0.1))):
+    for H in (
+        lh.hessian(loss),
+        2.0 * lh.gauss_newton(loss),
+        lh.hessian(lh.objective.AnchoredObjective(loss, loss.theta0, 0.1)),
+    ):
         assert H.dtype == torch.float32
         double = H.double()
         assert double.dtype == torch.float64

@@ -39,14 +39,8 @@ class Diagonal:
         return self.values * v
 
 
-
-
-
-
 def find(H: object, k: int, *, tol: float = 1e-8, which: str = "LA", memory: float = 2**30) -> Outcome:
     return search(CountedMap(H), k, which=which, tol=tol, max_products=10_000, seed=0, memory=memory, progress=False)
-
-
 
 
 def test_relation_holds_at_every_step_and_with_several_chains() -> None:
@@ -176,8 +170,6 @@ def test_rows_stay_orthonormal_for_tiny_images() -> None:
         step(space)
     rows = space.rows[: space.size].double()
     assert float((rows @ rows.T - torch.eye(20)).abs().max()) < 1e-5
-
-
 
 
 def test_probe_finds_the_copy_that_one_chain_misses(monkeypatch: pytest.MonkeyPatch) -> None:

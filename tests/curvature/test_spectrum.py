@@ -81,7 +81,9 @@ def test_wishart_with_spikes_is_marchenko_pastur_with_outliers() -> None:
 
     # The bulk of one matrix differs from the law by about 1 eigenvalue in p, far less than the probes do.
     for place in np.linspace(0.0, 3.5, 8):
-        closed_form = quad(lambda x, at=place: law(x) * scipy.stats.norm.pdf(x, at, found.width), low, high, limit=200)[0]
+        closed_form = quad(lambda x, at=place: law(x) * scipy.stats.norm.pdf(x, at, found.width), low, high, limit=200)[
+            0
+        ]
         i = int((found.grid - place).abs().argmin())
         if abs(float(found.grid[i]) - place) > found.width / 4:
             continue

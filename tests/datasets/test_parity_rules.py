@@ -116,9 +116,7 @@ def test_the_same_seed_gives_the_same_rows_and_leaves_the_random_states_alone():
 
 def test_what_is_printed():
     found = rules()
-    assert repr(found) == (
-        "ParityRules(whole=5, half=2, num_bits=9, reliability=0.9, train=4,000, test=500, seed=0)"
-    )
+    assert repr(found) == ("ParityRules(whole=5, half=2, num_bits=9, reliability=0.9, train=4,000, test=500, seed=0)")
     assert repr(found.atomic.test) == "ParityBits(500 rows of 9 bits)"
     assert len(found.atomic.test) == 500
 

@@ -539,7 +539,9 @@ def test_a_trajectory_over_a_plane() -> None:
 # Training -------------------------------------------------------------------------------------------------------------
 
 
-def along_training(model: nn.Module, data: Any, epochs: int, **options: Any) -> tuple[lh.training.TrainingRun, list[float]]:
+def along_training(
+    model: nn.Module, data: Any, epochs: int, **options: Any
+) -> tuple[lh.training.TrainingRun, list[float]]:
     """A run, and the loss of the network at each epoch by plain torch: trained anew up to there."""
     start, curve = copy.deepcopy(model), []
     for epoch in range(epochs + 1):

@@ -191,9 +191,7 @@ def test_a_model_that_remembers_its_last_pass_is_refused() -> None:
             self.state = 0.5 * self.state + x.mean().detach()
             return self.net(x) * (1 + self.state)
 
-    with pytest.raises(
-        ValueError, match=r"what its last forward pass left on it \(attributes \['state'\]\)"
-    ):
+    with pytest.raises(ValueError, match=r"what its last forward pass left on it \(attributes \['state'\]\)"):
         Objective(Remembers(), (X, torch.arange(20) % 3))
 
 

@@ -98,6 +98,9 @@ def test_intensity_and_survival_draw_their_rates(ax):
     ax.clear()
     lh.plots.survival({"plenty": alive, "scarce": alive}, ax)
     fingerprint = f"{int(alive.deaths.sum())} of {alive.num_circuits} lost"
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == [f"plenty, {fingerprint}", f"scarce, {fingerprint}"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        f"plenty, {fingerprint}",
+        f"scarce, {fingerprint}",
+    ]
     with pytest.raises(TypeError, match="survival is an int"):
         lh.plots.survival({"plenty": 3}, ax)

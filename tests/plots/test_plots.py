@@ -52,7 +52,9 @@ def quadratic(*diagonal: float) -> lh.FunctionObjective:
     return lh.FunctionObjective(lambda theta: 0.5 * (curvatures * theta**2).sum(), THETA0)
 
 
-def plane_of(alphas=GRID, betas=GRID, norms=(1.0, 1.0), angle=90.0, accuracies=None, **losses) -> lh.landscape.PlaneSlice:
+def plane_of(
+    alphas=GRID, betas=GRID, norms=(1.0, 1.0), angle=90.0, accuracies=None, **losses
+) -> lh.landscape.PlaneSlice:
     """A plane whose losses are functions of (alpha, beta)."""
     a, b = torch.meshgrid(alphas, betas, indexing="ij")
     radians = math.radians(angle)
@@ -228,7 +230,9 @@ def test_line_slice_starts_at_zero_unless_that_would_flatten_the_curves(ax):
     def scan(low, high):
         alphas = torch.tensor([-1.0, 1.0], dtype=torch.float64)
         row = torch.tensor([low, high], dtype=torch.float64)
-        return lh.landscape.LineSlice(alphas, {"mixed": row}, {}, torch.ones(1), torch.zeros(1), 1.0, name="steering direction")
+        return lh.landscape.LineSlice(
+            alphas, {"mixed": row}, {}, torch.ones(1), torch.zeros(1), 1.0, name="steering direction"
+        )
 
     lh.plots.line_slice(scan(0.5, 2.0), ax)
     assert ax.get_ylim()[0] == 0
@@ -247,7 +251,9 @@ def test_path_slice(ax, num):
     knots = torch.cumsum(2 * torch.exp(-torch.arange(num) / 15.0), 0).double()
     knots = knots - knots[0]
     positions = torch.unique(torch.cat([knots, torch.linspace(0, float(knots[-1]), 90, dtype=torch.float64)]))
-    scan = lh.landscape.PathSlice(positions, {"mixed": positions**2}, {"mixed": positions / 100}, knots, torch.zeros(num, 4))
+    scan = lh.landscape.PathSlice(
+        positions, {"mixed": positions**2}, {"mixed": positions / 100}, knots, torch.zeros(num, 4)
+    )
     assert lh.plots.path_slice(scan, ax) is ax
     assert np.allclose(curves(ax)["mixed"], positions**2)
     assert "arc length" in ax.get_xlabel()

@@ -85,7 +85,9 @@ class Commands:
 
     def start(self, out: Path, kind: str = "nothing", place: int = 1) -> None:
         self.fingerprint.unlink(missing_ok=True)
-        print(json.dumps([kind, place, [*COMMAND, str(out)], str(self.fingerprint)]), file=self.process.stdin, flush=True)
+        print(
+            json.dumps([kind, place, [*COMMAND, str(out)], str(self.fingerprint)]), file=self.process.stdin, flush=True
+        )
 
     def end(self) -> tuple[int, str]:
         """Exit status (minus the signal), and what was told."""

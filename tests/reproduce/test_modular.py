@@ -173,7 +173,9 @@ def test_fates_are_counted_seed_by_seed():
     frequency = torch.full((2, 40, 2), 3)
     frequency[1, 20:, 0] = 5  # another circle in the same plane, without a gap
     found = circuits.births(scores, range(40), frequency=frequency)
-    fingerprint = modular._fates(found, circuits.CircleScores(*[scores.double()] * 3, frequency, frequency.sign(), scores))
+    fingerprint = modular._fates(
+        found, circuits.CircleScores(*[scores.double()] * 3, frequency, frequency.sign(), scores)
+    )
     assert fingerprint["formed"] == [2, 1]
     assert fingerprint["survived"] == [1, 1]
     assert fingerprint["overwritten"] == 1

@@ -462,7 +462,6 @@ def test_each_size_plans_the_same_themes(capsys):
     assert "hours" in capsys.readouterr().out
 
 
-
 def test_damaged_plain_work_is_made_again(tmp_path, capsys):
     (tmp_path / "radii.json").write_text('{"half": ')
     assert ResultStore(tmp_path).plain("radii", lambda: {"whole": 1}) == {"whole": 1}

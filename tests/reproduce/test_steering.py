@@ -232,10 +232,13 @@ def direction(preserve, ablate, up, **changes):
     steps = [max(0.0, alpha / 2) for alpha in alphas]
     losses = {ablate: [0.4 + up * s for s in steps], preserve: [0.4 + fingerprint["kept"] * s for s in steps]}
     losses["mixed"] = [
-        loss / (fingerprint["factor"] if s else fingerprint["start"]) for loss, s in zip(losses[ablate], steps, strict=True)
+        loss / (fingerprint["factor"] if s else fingerprint["start"])
+        for loss, s in zip(losses[ablate], steps, strict=True)
     ]
     points = {
-        name: [{"step": 10.0, "losses": {ablate: 0.4 * math.exp(moved), preserve: 0.4, "mixed": fingerprint["null_mixed"]}}]
+        name: [
+            {"step": 10.0, "losses": {ablate: 0.4 * math.exp(moved), preserve: 0.4, "mixed": fingerprint["null_mixed"]}}
+        ]
         for name, moved in (("null", fingerprint["null"]), ("risen", fingerprint["risen"]))
     }
     return {

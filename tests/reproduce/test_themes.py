@@ -344,7 +344,10 @@ def canyons_row(
     }
     nulls = {
         name: {
-            "canyons": list(counts), "branches": [2.0] * len(counts), "radii": [9.0] * len(counts), "dim": 10,
+            "canyons": list(counts),
+            "branches": [2.0] * len(counts),
+            "radii": [9.0] * len(counts),
+            "dim": 10,
             "anchor_shares": [0.5] * len(counts),
         }
         for name, counts in zip(("all 3,340 weights", "the span of the top 50 eigenvectors"), random, strict=True)

@@ -369,7 +369,9 @@ def test_bad_input_to_naming():
 
     def raises(kind, message, control=control, losses=good, cues=None):
         with pytest.raises(kind, match=message):
-            lh.steering.attribute_circuit(control, loss.theta0, loss.theta0, losses=losses, basin_losses=good, cues=cues)
+            lh.steering.attribute_circuit(
+                control, loss.theta0, loss.theta0, losses=losses, basin_losses=good, cues=cues
+            )
 
     raises(TypeError, "control is an Objective, expected a ConflictControl", control=loss)
     raises(TypeError, "losses is a float, expected a mapping cue -> loss", losses=1.0)
@@ -379,7 +381,9 @@ def test_bad_input_to_naming():
     raises(ValueError, r"cues is \('number', 'colour'\), expected two different ones", cues=("number", "colour"))
     raises(ValueError, r"cues is \('number', 'number'\)", cues=("number", "number"))
     with pytest.raises(ValueError, match=r"basin_losses\['number'\] is -1"):
-        lh.steering.attribute_circuit(control, loss.theta0, loss.theta0, losses=good, basin_losses=good | {"number": -1.0})
+        lh.steering.attribute_circuit(
+            control, loss.theta0, loss.theta0, losses=good, basin_losses=good | {"number": -1.0}
+        )
 
 
 def test_three_cues_need_the_two_that_are_compared():

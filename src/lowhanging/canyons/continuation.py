@@ -299,6 +299,7 @@ def _angle(a: Array, b: Array) -> float:
     unit_a, unit_b = a / np.linalg.norm(a), b / np.linalg.norm(b)
     return 2.0 * float(np.arctan2(np.linalg.norm(unit_a - unit_b), np.linalg.norm(unit_a + unit_b)))
 
+
 _STEPS = 20  # between the ends, by default
 
 
@@ -492,5 +493,7 @@ def _goals(to: Any, level: float) -> tuple[float, ...]:
     goals = tuple(check_real("to", goal, minimum=0.0, exclusive=True, remedy=remedy) for goal in given)
     is_one = len(goals) == 1 and goals[0] != level
     if not (is_one or (len(goals) == 2 and goals[0] < level < goals[1])):
-        raise ValueError(argument_message("to", f"is {to!r}", "a level, or one below and one above that of the point", remedy))
+        raise ValueError(
+            argument_message("to", f"is {to!r}", "a level, or one below and one above that of the point", remedy)
+        )
     return goals

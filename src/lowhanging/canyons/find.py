@@ -63,7 +63,11 @@ def aims(shell: Shell, initial_directions: Mapping[str, Tensor] | None) -> dict[
     """Name -> start, for both directions of every given vector."""
     remedy = 'Pass a mapping name -> vector (p,), such as {"keep number": direction}.'
     if initial_directions is not None and not isinstance(initial_directions, Mapping):
-        raise TypeError(argument_message("initial_directions", f"is {a_type(initial_directions)}", "a mapping name -> vector", remedy))
+        raise TypeError(
+            argument_message(
+                "initial_directions", f"is {a_type(initial_directions)}", "a mapping name -> vector", remedy
+            )
+        )
     starts: dict[str, Array] = {}
     for name, vector in (initial_directions or {}).items():
         argument, p = f"initial_directions[{name!r}]", shell.loss.num_params
@@ -71,10 +75,16 @@ def aims(shell: Shell, initial_directions: Mapping[str, Tensor] | None) -> dict[
         share = float(shell.inside(v).norm() / v.double().norm())
         if share < 1e-3:
             received = f"has {share:.1e} of its length inside the space"
-            raise ValueError(argument_message(argument, received, "a vector with a part inside", "Add it: space.union(...)."))
+            raise ValueError(
+                argument_message(argument, received, "a vector with a part inside", "Add it: space.union(...).")
+            )
         if f"-{name}" in (initial_directions or {}):
             received = f"has the names {name!r} and '-{name}'"
-            raise ValueError(argument_message("initial_directions", received, "one of them: both directions are tried", "Rename one."))
+            raise ValueError(
+                argument_message(
+                    "initial_directions", received, "one of them: both directions are tried", "Rename one."
+                )
+            )
         starts[name], starts[f"-{name}"] = shell.coordinates(v), shell.coordinates(-v)
     return starts
 
@@ -90,7 +100,9 @@ def check_around(loss: Loss, evaluate: Mapping[str, Loss] | None, conflict: Any)
         if objective.num_params != loss.num_params:
             received = f"has {objective.num_params} parameters"
             expected = f"{loss.num_params}, as the loss"
-            raise ValueError(argument_message(f"evaluate[{name!r}]", received, expected, "Build both from the same model."))
+            raise ValueError(
+                argument_message(f"evaluate[{name!r}]", received, expected, "Build both from the same model.")
+            )
     if conflict is not None and not isinstance(conflict, ConflictControl):
         received = f"is {a_type(conflict)}"
         remedy = "Make one: lh.ConflictControl(objective, inputs, targets)."
@@ -143,6 +155,7 @@ def check_rtol(rtol: float | None, loss: Loss) -> float:
     remedy = "Leave it out: 1e-8 in float64, 1e-4 in float32."
     return check_real("rtol", rtol, minimum=0.0, maximum=0.1, exclusive=True, remedy=remedy)
 
+
 @dataclass(frozen=True, eq=False, repr=False)
 class CanyonSet(Saved, Sequence[CanyonPoint]):
     """The branches found on every shell around one minimum, level by level, the lowest loss first."""
@@ -181,7 +194,9 @@ class CanyonSet(Saved, Sequence[CanyonPoint]):
     def at_level(self, level: float) -> tuple[CanyonPoint, ...]:
         """The branches of one shell."""
         if level not in self.levels:
-            raise ValueError(argument_message("level", f"is {level!r}", f"one of {list(self.levels)}", "Name one of them."))
+            raise ValueError(
+                argument_message("level", f"is {level!r}", f"one of {list(self.levels)}", "Name one of them.")
+            )
         return tuple(point for point in self.points if point.level == level)
 
     @property
@@ -378,6 +393,7 @@ def noise(shell: Shell) -> float:
     """What rounding may move a loss by."""
     return 16 * torch.finfo(shell.theta0.dtype).eps * abs(shell.center_value)
 
+
 _SLOPED = 0.1  # share of the energy that the gradient at theta0 may explain
 
 
@@ -470,12 +486,16 @@ def find_canyons(
     region = check_space(default_space(loss, around.evaluate) if space is None else space, loss)
     if isinstance(region, str) and stationary == "all":
         received = "is 'all' in the full space"
-        raise ValueError(argument_message("stationary", received, "a Subspace for it", "Pass space=Subspace.span(rows)."))
+        raise ValueError(
+            argument_message("stationary", received, "a Subspace for it", "Pass space=Subspace.span(rows).")
+        )
     shell = Shell(loss, region, metric, floor)
     search = SphereSearch(shell, rtol=tol)
     finder = BranchSearch(search, around, stationary, starts, aims(shell, initial_directions), seed, budget)
     if not finder.num_starts:
-        raise ValueError(argument_message("starts", "is 0", "at least one, or initial_directions= vectors", "Leave it out: 32."))
+        raise ValueError(
+            argument_message("starts", "is 0", "at least one, or initial_directions= vectors", "Leave it out: 32.")
+        )
     _warn_of_slope(shell, wanted)
     for level in wanted:
         farthest = shell.radius_of(level) / float(np.min(shell.scales, initial=np.sqrt(shell.floor or np.inf)))

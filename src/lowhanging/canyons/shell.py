@@ -57,7 +57,9 @@ class Shell:
         remedy = "It is the smallest curvature of the metric, such as a hundredth of the largest eigenvalue."
         if floor is not None and metric == "euclidean":
             expected = "nothing: spheres have no curvature"
-            raise ValueError(argument_message("floor", f"is {floor!r} with metric='euclidean'", expected, "Leave it out."))
+            raise ValueError(
+                argument_message("floor", f"is {floor!r} with metric='euclidean'", expected, "Leave it out.")
+            )
         given = None if floor is None else check_real("floor", floor, minimum=0.0, exclusive=True, remedy=remedy)
         if isinstance(space, str):
             self._open_full(given)

@@ -184,6 +184,7 @@ def complement(normal: Array) -> Array:
     reflection = np.eye(len(axis)) - 2.0 * np.outer(axis, axis)
     return reflection[:, 1:]
 
+
 _LOOSE = 3e-3  # relative residual at which L-BFGS hands over to Newton
 _ARC = 12.0  # |w| at the start: the first trial step of L-BFGS has length 1, which must not leave a narrow basin
 _MAX_TURN = 0.3  # radians of one Newton step

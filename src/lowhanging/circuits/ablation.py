@@ -217,7 +217,9 @@ def ablate_blocks(model: nn.Module, inputs: Tensor, blocks: tuple[int, ...]) -> 
     """
     if not isinstance(model, ModularMLP) or not model.is_blocked:
         received = f"is {a_type(model)} without blocks"
-        raise TypeError(argument_message("model", received, "a ModularMLP in blocks", "Pass ablation=ablate_frequencies."))
+        raise TypeError(
+            argument_message("model", received, "a ModularMLP in blocks", "Pass ablation=ablate_frequencies.")
+        )
     table = model.embedding
     outputs = model.block_outputs(table[inputs[:, 0]] + table[inputs[:, 1]])  # (n, blocks, 2)
     for j in blocks:
@@ -274,7 +276,9 @@ def _prepared(
     private = private_copy(model, "eval", None)
     if ablation is not None and not callable(ablation):
         expected = "a function (model, inputs, ablated) -> logits"
-        raise TypeError(argument_message("ablation", f"is {ablation!r}", expected, "Such as lh.circuits.ablate_blocks."))
+        raise TypeError(
+            argument_message("ablation", f"is {ablation!r}", expected, "Such as lh.circuits.ablate_blocks.")
+        )
     is_blocked = isinstance(private, ModularMLP) and private.is_blocked
     ablate = ablation or (ablate_blocks if is_blocked else ablate_frequencies)
     given: Any = circuits

@@ -94,7 +94,9 @@ def birth_intensity(
     if not len(places.left) or places.num_seeds < 2:
         received = f"has {len(places.left)} pairs of births in {places.num_seeds} seed{'s' * (places.num_seeds != 1)}"
         expected = "two seeds with births, one of them with two"
-        raise ValueError(argument_message("births", received, expected, "Train more seeds, longer, or lower the threshold."))
+        raise ValueError(
+            argument_message("births", received, expected, "Train more seeds, longer, or lower the threshold.")
+        )
     unique, codes = np.unique(times[order], return_inverse=True)
     gaps, rounding = np.abs(unique[:, None] - unique), 1e-9 * np.abs(unique).max()
     lower = np.where(edges[:-1] == 0, -1.0, edges[:-1])  # the first bin takes lag 0 in

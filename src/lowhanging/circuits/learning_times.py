@@ -169,7 +169,9 @@ def first_crossing(steps: Tensor, rows: Tensor, threshold: float, *, is_rising: 
     """
     if rows.ndim != 2 or tuple(steps.shape) != (rows.shape[1],):
         received = f"has shape {tuple(rows.shape)} for steps of shape {tuple(steps.shape)}"
-        raise ValueError(argument_message("rows", received, "(seeds, logs) for (logs,)", "Pass run.losses[name], run.steps."))
+        raise ValueError(
+            argument_message("rows", received, "(seeds, logs) for (logs,)", "Pass run.losses[name], run.steps.")
+        )
     is_beyond = rows >= threshold if is_rising else rows <= threshold  # (seeds, logs)
     times = torch.where(is_beyond, steps.double(), torch.inf)
     return times.min(dim=1).values

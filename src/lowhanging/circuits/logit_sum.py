@@ -134,6 +134,7 @@ def _best(model: Answer, truth: Tensor, rows: list[Tensor], plain: np.ndarray, n
         )
     return np.asarray(best.x)
 
+
 RESERVED = {"both", "logits", "probabilities"}  # keys of results, which no cue may have as its name
 
 
@@ -317,7 +318,9 @@ def _halves(labels: Tensor, num_classes: int, generator: torch.Generator) -> tup
         if len(rows) < 4 or not 0 <= label < num_classes:
             received = f"has {len(rows)} examples of class {label}"
             expected = f"at least four of each class that occurs, all from 0 to {num_classes - 1}"
-            raise ValueError(argument_message("labels", received, expected, "Pass more examples, or leave the class out."))
+            raise ValueError(
+                argument_message("labels", received, expected, "Pass more examples, or leave the class out.")
+            )
         rows = rows[torch.randperm(len(rows), generator=generator)]
         fitted_on.append(rows[: len(rows) // 2])
         judged_on.append(rows[len(rows) // 2 :])
@@ -353,5 +356,7 @@ def _checked(mixed: Tensor, cues: Mapping[str, Tensor], labels: Tensor) -> tuple
         found.append(rows - rows.mean(1, keepdim=True))
     if not isinstance(labels, Tensor) or tuple(labels.shape) != (len(mixed),) or labels.is_floating_point():
         received = f"has shape {tuple(getattr(labels, 'shape', ()))}"
-        raise ValueError(argument_message("labels", received, f"({len(mixed)},) integer classes", "Pass view.test.targets."))
+        raise ValueError(
+            argument_message("labels", received, f"({len(mixed)},) integer classes", "Pass view.test.targets.")
+        )
     return (first, second), found

@@ -124,7 +124,9 @@ def distance_irrelevance(model: Logits, p: int) -> float:
     total = float(correct.std(correction=0))
     if total <= 1e-12 * float(table.abs().max()):
         received = f"gives the correct answer the same logit, {float(correct[0, 0]):.6g}, for all pairs"
-        raise ValueError(argument_message("model", received, "correct logits that vary", "Nothing depends on a - b here."))
+        raise ValueError(
+            argument_message("model", received, "correct logits that vary", "Nothing depends on a - b here.")
+        )
     return float(correct.std(0, correction=0).mean()) / total
 
 
@@ -181,7 +183,9 @@ def gradient_symmetricity(
     known = cosines[~cosines.isnan()]
     if not len(known):
         remedy = f"Is {embedding!r} what tokens are looked up in, and do the logits depend on it?"
-        raise ValueError(argument_message("model", "has only zero gradients", "logits that depend on both embeddings", remedy))
+        raise ValueError(
+            argument_message("model", "has only zero gradients", "logits that depend on both embeddings", remedy)
+        )
     return float(known.mean())
 
 
@@ -289,7 +293,9 @@ def checked_logits(logits: Any, targets: Tensor) -> Tensor:
     if not is_table or lowest < 0 or highest >= logits.shape[1]:
         received = f"has shape {shape} for {len(targets)} targets from {lowest} to {highest}"
         expected = "a row per target and a column per class"
-        raise ValueError(argument_message("the model's output", received, expected, "Is it made for the modulus of the data?"))
+        raise ValueError(
+            argument_message("the model's output", received, expected, "Is it made for the modulus of the data?")
+        )
     check_finite("the model's output", logits, remedy="Train with a smaller step.")
     table: Tensor = logits.double()
     return table

@@ -181,7 +181,9 @@ def dated_births(births: Births) -> tuple[np.ndarray, np.ndarray]:
         received = f"holds {len(owners)} birth{'s' * (len(owners) != 1)} with a time" + (
             f" ({left_out} formed before the first log)" if left_out else ""
         )
-        raise ValueError(argument_message("births", received, "at least 2", "Train more seeds, longer, or lower the threshold."))
+        raise ValueError(
+            argument_message("births", received, "at least 2", "Train more seeds, longer, or lower the threshold.")
+        )
     return births.step.numpy()[owners, blocks], owners
 
 
@@ -246,7 +248,9 @@ def _check_pairs(places: Slots, null: str) -> None:
         raise ValueError(argument_message("births", f"has no seed with {which}", "at least one", remedy))
     if null != "poisson" and places.num_seeds < 2:
         received = "has all its births in one seed"
-        raise ValueError(argument_message("births", received, f"at least two seeds, for null={null!r} moves births", remedy))
+        raise ValueError(
+            argument_message("births", received, f"at least two seeds, for null={null!r} moves births", remedy)
+        )
 
 
 def _against_poisson(
@@ -269,6 +273,7 @@ def _against_poisson(
     pairs_again = weighted_pairs(places, codes, tables, weights)
     null_again = close[:, None] * (weights @ slot_pairs(places))
     return excess(count(places, codes, tables), close * len(places.left), counted, pairs_again, null_again)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PairingPower(Saved):

@@ -85,12 +85,16 @@ def frequency_relations(births: Births, p: int, *, num_resamples: int = 2000, se
     if bool(((frequency < 1) | (frequency >= p)).any()):
         wrong = int(frequency[(frequency < 1) | (frequency >= p)][0])
         received = f"has a circuit of frequency {wrong}"
-        raise ValueError(argument_message("births", received, f"frequencies from 1 to p - 1 = {p - 1}", "Is p the task's?"))
+        raise ValueError(
+            argument_message("births", received, f"frequencies from 1 to p - 1 = {p - 1}", "Is p the task's?")
+        )
     places, order = slots(owners, np.zeros(len(births.step), dtype=np.int64))
     if not len(places.left) or places.num_seeds < 2:
         received = f"has {len(places.left)} pairs of circuits in {places.num_seeds} seed{'s' * (places.num_seeds != 1)}"
         expected = "two seeds with circuits, one of them with two"
-        raise ValueError(argument_message("births", received, expected, "Train more seeds, longer, or lower the threshold."))
+        raise ValueError(
+            argument_message("births", received, expected, "Train more seeds, longer, or lower the threshold.")
+        )
     tables = _related(p)
     codes = _folded(frequency, p)[order] - 1  # frequencies 1 ... p // 2 as rows of the tables
     found = against_shuffling(places, codes, tables, num_resamples, np.random.default_rng(seed))

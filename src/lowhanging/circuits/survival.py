@@ -122,6 +122,7 @@ def _intervals(share: np.ndarray, at_risk: np.ndarray, deaths: np.ndarray) -> np
         interval[-1] = 0.0, before
     return interval
 
+
 LEVEL = 0.05  # one-sided
 POWER = 0.8
 NUM_DRAWS = 2000

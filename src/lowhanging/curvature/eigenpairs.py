@@ -95,6 +95,7 @@ def in_double(H: Any) -> Any:
         return H.double()
     return H
 
+
 DENSE_LIMIT = 5000  # rows: 0.2 GB a matrix, minutes of eigh on 2 cores; beyond that Lanczos is the cheaper way
 _BLOCK = 64  # columns per block
 
@@ -118,7 +119,9 @@ def search_dense(
             columns[start : start + num] = operator.products_of(units).double().cpu().numpy()  # row i holds H e_i
             bar.update(num)
     if not np.isfinite(columns).all():
-        raise FloatingPointError(argument_message("H @ v", "has NaN or infinite entries", "finite numbers", "Check the map."))
+        raise FloatingPointError(
+            argument_message("H @ v", "has NaN or infinite entries", "finite numbers", "Check the map.")
+        )
     asymmetric = (columns - columns.T) / 2
     share = 2 * float(np.linalg.norm(asymmetric)) / (float(np.linalg.norm(columns)) or 1.0)
     if share > ASYMMETRY[operator.dtype]:
@@ -158,6 +161,7 @@ def search_dense(
         num_restarts=0,
         failure=failure,
     )
+
 
 Which = Literal["LA", "SA", "LM", "BE"]
 Method = Literal["lanczos", "dense"]
@@ -336,7 +340,9 @@ def top_eigs(
         for name, value in (("warm_start", warm_start), ("resume", resume)):
             if value is not None:
                 remedy = 'Leave it out, or use method="lanczos".'
-                raise ValueError(argument_message(name, 'is given with method="dense"', "nothing: every column is new", remedy))
+                raise ValueError(
+                    argument_message(name, 'is given with method="dense"', "nothing: every column is new", remedy)
+                )
         outcome = search_dense(counted, k, which, tol, max_products, progress)
     else:
         check_memory(counted, k, memory, num_known)

@@ -113,6 +113,7 @@ def _rounded_up(value: float) -> float:
     unit = 10.0 ** math.floor(math.log10(max(value, 1e-300)))
     return math.ceil(value / unit) * unit
 
+
 STRIDE = 4  # products between two writes, at least
 
 
@@ -228,6 +229,7 @@ def _restore(space: KrylovSpace, arrays: Mapping[str, NDArray[Any]]) -> None:
     space.coefficients = np.zeros((capacity, capacity))
     space.coefficients[:end, : space.size] = arrays["coefficients"]
     space.generator.set_state(torch.from_numpy(arrays["generator"]))
+
 
 PROBE_STEPS = 8  # of the second chain; what it glimpses in them is followed until it is decided
 _NEAR = 3.0  # tolerances that a known span may leak: measured on networks, where the two ways cost the same
@@ -563,7 +565,9 @@ class _Search:
             row = self.operator.size * self.operator.dtype.itemsize
             received = f"is {self.space.memory:,.0f} bytes, full after {self.space.size} steps with {found}"
             expected = f"{row:,} bytes more for each further step"
-            return argument_message(kind, received, expected, "Raise memory (bytes), loosen tol or ask for fewer pairs.")
+            return argument_message(
+                kind, received, expected, "Raise memory (bytes), loosen tol or ask for fewer pairs."
+            )
         floor = float(relative.max()) + self.noise / (self.space.ritz(self.which).scale or 1.0)
         return explain_floor(tol, floor, self.operator.dtype)
 

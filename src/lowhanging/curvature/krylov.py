@@ -303,6 +303,7 @@ def _enlarged(rows: Tensor, capacity: int) -> Tensor:
 def column_norms(matrix: Array) -> Array:
     return np.asarray(np.linalg.norm(matrix, axis=0), dtype=np.float64)
 
+
 def ritz_vectors(space: KrylovSpace, weights: Array) -> Tensor:
     """Q^T weights as (k, p) unit rows in the map's dtype, accumulated in float64; weights (m, k)."""
     mixed = space.rows.new_empty((weights.shape[1], space.operator.size))

@@ -35,7 +35,9 @@ class CountedMap:
         if self.takes_numpy and np.dtype(kind).kind != "c":
             kind = torch.float32 if np.dtype(kind) == np.float32 else torch.float64
         if kind not in ASYMMETRY:
-            raise ValueError(argument_message("H", f"has dtype {kind}", "float32 or float64", "Convert it, as in H.double()."))
+            raise ValueError(
+                argument_message("H", f"has dtype {kind}", "float32 or float64", "Convert it, as in H.double().")
+            )
         self.operator = operator
         self.size: int = int(shape[0])
         self.dtype: torch.dtype = kind
@@ -57,7 +59,9 @@ class CountedMap:
                 image = torch.as_tensor(self.operator @ vector.clone(), device=self.device).detach()
         if tuple(image.shape) != (self.size,):
             expected = f"({self.size},) = (p,)"
-            raise ValueError(argument_message("H @ v", f"has shape {tuple(image.shape)}", expected, "Return one flat vector."))
+            raise ValueError(
+                argument_message("H @ v", f"has shape {tuple(image.shape)}", expected, "Return one flat vector.")
+            )
         return image.to(device=self.device, dtype=self.dtype, copy=not self.takes_numpy)  # of its next product's buffer
 
     @torch.no_grad()
@@ -110,7 +114,9 @@ class CountedMap:
 def _check_symmetric(matrix: Tensor, limit: float) -> None:
     """Refuse a dense matrix with non-finite entries or with an antisymmetric part."""
     if not bool(torch.isfinite(matrix).all()):
-        raise ValueError(argument_message("H", "holds NaN or infinite entries", "finite numbers", "Find where they come from."))
+        raise ValueError(
+            argument_message("H", "holds NaN or infinite entries", "finite numbers", "Find where they come from.")
+        )
     gap, largest = (float(entries.abs().max()) for entries in (matrix - matrix.mT, matrix))
     if gap > limit * largest:
         raise not_symmetric(f"differs from its transpose by {gap / largest:.1e} of its largest entry")

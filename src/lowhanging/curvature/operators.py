@@ -92,9 +92,13 @@ class SymmetricOperator(ABC):
         if not isinstance(v, Tensor) or v.ndim not in (1, 2) or v.shape[0] != self.shape[1]:
             received = f"has shape {tuple(v.shape)}" if isinstance(v, Tensor) else f"is {a_type(v)}"
             expected = f"({self.shape[1]},) or ({self.shape[1]}, b)"
-            raise ValueError(argument_message("v", received, expected, "Vectors are columns here: H @ subspace.basis.T"))
+            raise ValueError(
+                argument_message("v", received, expected, "Vectors are columns here: H @ subspace.basis.T")
+            )
         if not v.is_floating_point():
-            raise TypeError(argument_message("v", f"has dtype {v.dtype}", "a floating-point dtype", "Convert it: v.double()."))
+            raise TypeError(
+                argument_message("v", f"has dtype {v.dtype}", "a floating-point dtype", "Convert it: v.double().")
+            )
         check_finite("v", v, remedy="Pass finite vectors.")
         with torch.inference_mode(False):
             own = v.detach().clone().to(device=self.device, dtype=self.dtype)
@@ -124,7 +128,9 @@ class SymmetricOperator(ABC):
     def __truediv__(self, divisor: float) -> OperatorSum:
         number = _number(divisor)
         if number == 0:
-            raise ZeroDivisionError(argument_message("divisor", "is 0", "another number", "Divide by what is not zero."))
+            raise ZeroDivisionError(
+                argument_message("divisor", "is 0", "another number", "Divide by what is not zero.")
+            )
         return OperatorSum([(1 / number, self)])
 
     def to_scipy(self) -> Any:
@@ -167,10 +173,14 @@ class OperatorSum(SymmetricOperator):
         for _, part in self.terms:
             if tuple(part.shape) != self.shape:
                 received = f"have shapes {self.shape} and {tuple(part.shape)}"
-                raise ValueError(argument_message("operators", received, "one shape", "Add matrices of the same weights."))
+                raise ValueError(
+                    argument_message("operators", received, "one shape", "Add matrices of the same weights.")
+                )
             if torch.device(part.device) != self.device:
                 received = f"are on {self.device} and {part.device}"
-                raise ValueError(argument_message("operators", received, "one device", "Pass device= when you make them."))
+                raise ValueError(
+                    argument_message("operators", received, "one device", "Pass device= when you make them.")
+                )
             self.dtype = torch.promote_types(self.dtype, part.dtype)
 
     def __repr__(self) -> str:
@@ -246,8 +256,11 @@ def _map(item: Any) -> Any:
         gap, largest = float((item - item.mT).detach().abs().max()), float(item.detach().abs().max())
         if gap > _ASYMMETRY * torch.finfo(dtype).eps * largest:
             received = f"differs from its transpose by {gap / largest:.1e} of its largest entry"
-            raise ValueError(argument_message("operator", received, "a symmetric matrix", "Symmetrise it: (A + A.T) / 2."))
+            raise ValueError(
+                argument_message("operator", received, "a symmetric matrix", "Symmetrise it: (A + A.T) / 2.")
+            )
     return item
+
 
 _STEP = 1e-6  # of central differences in float64: off by 2e-13 of the fourth derivatives, and about 1e-10 by rounding
 _MAX_COPY = 2**30  # bytes of a float64 copy of the data that is made only to measure rounding

@@ -165,6 +165,7 @@ def smooth_density(grid: Tensor, width: float, nodes: Tensor, weights: Tensor) -
     found = torch.stack(rows) if rows else grid.new_zeros((0, len(grid)))
     return found / (width * math.sqrt(2 * math.pi))
 
+
 # A Gaussian of this many (range / steps) is a polynomial of degree 2 steps - 1 to about 1e-5 of its height: I_m(z) e^-z
 # with z = (range / width)^2 / 16 bounds the Chebyshev coefficients left out. A narrower one would show the nodes.
 WIDTH = 1.2
@@ -384,6 +385,7 @@ def check_axis(grid: Any, num: int | None, width: float | None) -> tuple[Tensor 
     if bool((found.diff() <= 0).any()):
         raise ValueError(argument_message("grid", "does not ascend", "ascending eigenvalues", remedy))
     return found.double(), None, width
+
 
 DEFAULT_MEMORY = 4 * 2**30
 

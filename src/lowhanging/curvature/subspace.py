@@ -41,11 +41,15 @@ class Subspace(Saved):
             expected = "a tensor of shape (k, p), 1 <= k <= p"
             raise ValueError(argument_message("basis", f"is {_describe(basis)}", expected, _SPAN))
         if basis.dtype not in (torch.float32, torch.float64):
-            raise ValueError(argument_message("basis", f"has dtype {basis.dtype}", "float32 or float64", "Convert it first."))
+            raise ValueError(
+                argument_message("basis", f"has dtype {basis.dtype}", "float32 or float64", "Convert it first.")
+            )
         check_finite("basis", basis, remedy=_SPAN)
         gap = float((basis @ basis.T - torch.eye(len(basis)).to(basis)).abs().max())
         if gap > (1e-5 if basis.dtype == torch.float64 else 1e-3):
-            raise ValueError(argument_message("basis", f"has products of rows {gap:.1e} off", "orthonormal rows", _SPAN))
+            raise ValueError(
+                argument_message("basis", f"has products of rows {gap:.1e} off", "orthonormal rows", _SPAN)
+            )
 
     @classmethod
     def span(cls, rows: Tensor | Sequence[Tensor], *, tol: float | None = None) -> Subspace:
@@ -143,7 +147,9 @@ class Subspace(Saved):
         length = float(v.double().norm())
         if v.ndim != 1 or length == 0.0:
             received = "is the zero vector" if length == 0.0 else f"is {_describe(v)}"
-            raise ValueError(argument_message("v", received, f"a direction of shape ({self.num_params},)", "Pass one vector."))
+            raise ValueError(
+                argument_message("v", received, f"a direction of shape ({self.num_params},)", "Pass one vector.")
+            )
         inside = float((self.basis.double() @ (v.to(self.basis.device).double() / length)).square().sum())
         return min(1.0, inside)
 
@@ -197,7 +203,9 @@ def _as_rows(rows: Tensor | Sequence[Tensor]) -> Tensor:
         raise ValueError(argument_message("rows", f"are {_describe(rows)}", "vectors of one length", remedy)) from error
     stacked = stacked.detach()[None] if stacked.ndim == 1 else stacked.detach()
     if stacked.ndim != 2 or not stacked.numel() or stacked.dtype not in (torch.float32, torch.float64):
-        raise ValueError(argument_message("rows", f"are {_describe(stacked)}", "float32 or float64 of shape (n, p)", remedy))
+        raise ValueError(
+            argument_message("rows", f"are {_describe(stacked)}", "float32 or float64 of shape (n, p)", remedy)
+        )
     return stacked
 
 

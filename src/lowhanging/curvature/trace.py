@@ -82,6 +82,7 @@ def in_words(H: object, operator: CountedMap) -> tuple[str, str]:
     engine = str(getattr(H, "engine", ""))
     return repr(H) if engine else f"{type(H).__name__} ({operator.size}, {operator.size})", engine
 
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Trace(Saved):
     """The trace of a symmetric (p, p) map, tr H = tr Q H Q^T + the trace of the rest, estimated from probes."""
@@ -224,5 +225,7 @@ def _products(operator: CountedMap, rows: Tensor) -> Tensor:
     images = operator.products_of(rows)
     if not bool(torch.isfinite(images).all()):
         received = f"has NaN or infinite entries at product {operator.num_products}"
-        raise FloatingPointError(argument_message("H @ v", received, "finite numbers", "Look for overflow in the loss."))
+        raise FloatingPointError(
+            argument_message("H @ v", received, "finite numbers", "Look for overflow in the loss.")
+        )
     return images

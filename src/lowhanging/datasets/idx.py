@@ -75,7 +75,9 @@ def find_splits(folder: Path) -> dict[str, tuple[Path, Path]]:
     names = ", ".join(SPLITS["test"])
     expected = f"the files {names} (and train-..., gzipped or not) there, in raw/ or in MNIST/raw/"
     remedy = 'Name the folder that holds them, lh.mnist("path/to/MNIST/raw"), or use source="bundled" or "full".'
-    raise FileNotFoundError(argument_message("source", f"is {str(folder)!r}, which has no MNIST files", expected, remedy))
+    raise FileNotFoundError(
+        argument_message("source", f"is {str(folder)!r}, which has no MNIST files", expected, remedy)
+    )
 
 
 def _existing(folder: Path, name: str) -> Path | None:

@@ -99,7 +99,9 @@ class MNIST:
                 remedy = "Wrap the tensors: DigitImages(inputs=..., targets=...)."
                 raise TypeError(argument_message(name, f"is {a_type(split)}", "a DigitImages or None", remedy))
         if train is None and test is None:
-            raise ValueError(argument_message("train", "and test are both None", "at least one split", "Pass a DigitImages."))
+            raise ValueError(
+                argument_message("train", "and test are both None", "at least one split", "Pass a DigitImages.")
+            )
         self._train, self._test, self._source = train, test, source
 
     @property
@@ -119,7 +121,9 @@ class MNIST:
             other = "test" if name == "train" else "train"
             expected = f"{SPLITS[name][0]} and {SPLITS[name][1]} (or .gz) beside the other split"
             remedy = f"Add the files, or take that split from elsewhere: MNIST({name}=lh.mnist().{name}, {other}=...)."
-            raise ValueError(argument_message(f"{name} split", f"is absent from source {self._source!r}", expected, remedy))
+            raise ValueError(
+                argument_message(f"{name} split", f"is absent from source {self._source!r}", expected, remedy)
+            )
         return split
 
     def __repr__(self) -> str:
@@ -210,7 +214,9 @@ def _download(
     remedy = 'Pass addresses of folders, mirrors=["https://.../mnist/"], or leave it out.'
     addresses = check_names("mirrors", [mirrors] if isinstance(mirrors, str) else mirrors, remedy=remedy)
     if set(sha256) != set(SHA256):
-        raise ValueError(argument_message("sha256", f"has the files {sorted(sha256)}", f"{sorted(SHA256)}", "Leave it out."))
+        raise ValueError(
+            argument_message("sha256", f"has the files {sorted(sha256)}", f"{sorted(SHA256)}", "Leave it out.")
+        )
     folder = Path(pooch.os_cache("lowhanging") if cache is None else cache).expanduser()
     paths = {name: folder / name for name in sha256}
     for name, path in paths.items():

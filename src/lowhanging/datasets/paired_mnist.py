@@ -193,7 +193,9 @@ def paired_mnist(
     pattern_only = check_real("pattern_only", pattern_only, minimum=0, maximum=1, remedy=remedy)
     if number_only + pattern_only > 1 + 1e-9:
         received = f"and pattern_only add up to {number_only + pattern_only:g}"
-        raise ValueError(argument_message("number_only", received, "at most 1 in all", "Make one of the shares smaller."))
+        raise ValueError(
+            argument_message("number_only", received, "at most 1 in all", "Make one of the shares smaller.")
+        )
     noise = check_real("noise", noise, minimum=0, remedy="Pass a standard deviation in grey values, such as 0.2.")
     flip = check_real("flip", flip, minimum=0, maximum=1, remedy="Pass a probability per square, such as 0.05.")
     seed = check_count("seed", seed, minimum=0, remedy="Pass a whole number, such as 0.")

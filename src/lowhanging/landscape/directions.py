@@ -114,7 +114,9 @@ def random_direction(
     direction = torch.cat([scaled[name].reshape(-1) for name in space.names]).to(theta.dtype)
     if not bool(direction.any()):
         received = f"is {biases!r}, and the model has no other tensor whose weights are not zero"
-        raise ValueError(argument_message("biases", received, "a direction that moves something", 'Use biases="layer".'))
+        raise ValueError(
+            argument_message("biases", received, "a direction that moves something", 'Use biases="layer".')
+        )
     return direction
 
 

@@ -261,7 +261,9 @@ def _calibration(
         return None
     if "recalibrate" not in (word, also):
         received = f"is given, and buffers is {word!r}"
-        raise ValueError(argument_message("recalibrate_on", received, "buffers='recalibrate'", "Leave one of them out."))
+        raise ValueError(
+            argument_message("recalibrate_on", received, "buffers='recalibrate'", "Leave one of them out.")
+        )
     like = next(iter(losses.values())).theta0
     return CalibrationData.of(data, device=like.device, dtype=like.dtype)
 
@@ -284,6 +286,7 @@ def _identity(
     tensors += [value for point in points for value in point.buffers.values()]
     data = "" if calibration is None else calibration.digest()
     return {"buffers": f"{word} {digest(*tensors)} {data}".strip()}
+
 
 SliceEngine = Literal["auto", "point by point", "vmap"]
 SLICE_ENGINES = ("auto", "point by point", "vmap")
@@ -496,7 +499,9 @@ def _choose(losses: Mapping[str, Loss], point: Callable[[int], Tensor], num: int
             problem = (str(error).splitlines() or [type(error).__name__])[0]
         if problem and wanted == "vmap":
             received = f"is 'vmap', which fails on these losses ({problem})"
-            raise ValueError(argument_message("engine", received, "an engine that can follow them", 'Use engine="auto".'))
+            raise ValueError(
+                argument_message("engine", received, "an engine that can follow them", 'Use engine="auto".')
+            )
         return alone if problem else ("vmap", at_once)
 
 

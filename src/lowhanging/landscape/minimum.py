@@ -179,6 +179,7 @@ class _Answered:
     def __matmul__(self, v: Tensor) -> Tensor:
         return self._answers.product(self._H, v)
 
+
 _PATIENCE = 10  # evaluations in which L-BFGS must lower the loss beyond rounding, or its gradient norm by a tenth
 _REMEDY_DRIFT = (
     "There is no minimum near here, as for plain cross-entropy on separable data: raise anchor= "
@@ -339,6 +340,7 @@ class Descent:
 
 class _StopDescentError(Exception):
     """SciPy's minimizers stop in mid-search only by an exception."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Minimum(Saved):

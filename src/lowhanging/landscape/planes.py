@@ -157,7 +157,9 @@ def plane_slice(
     plane = directions if isinstance(directions, Plane) else None
     if plane is not None and center is not None:
         received = "is given, and so is a Plane, which has its own"
-        raise ValueError(argument_message("center", received, "one of the two", "Pass plane.directions with your center."))
+        raise ValueError(
+            argument_message("center", received, "one of the two", "Pass plane.directions with your center.")
+        )
     losses, middle, plan = centered(
         losses, center if plane is None else plane.center, buffers, recalibrate_on, is_through=plane is not None
     )
@@ -171,11 +173,15 @@ def plane_slice(
     sine = float((unit_v - cosine * unit_u).norm())
     if sine < _PARALLEL:
         received = f"are parallel (sine of their angle {sine:.1e})"
-        raise ValueError(argument_message("directions", received, "two that span a plane", "Use line_slice, or another v."))
+        raise ValueError(
+            argument_message("directions", received, "two that span a plane", "Use line_slice, or another v.")
+        )
     spans = _spans(plane.extent() if extent is None and plane is not None else 1.0 if extent is None else extent)
     counts = (num, num) if not isinstance(num, Sequence) else tuple(num)
     if len(counts) != 2:
-        raise ValueError(argument_message("num", f"is {num!r}", "a count, or one for each direction", "Pass num=(41, 41)."))
+        raise ValueError(
+            argument_message("num", f"is {num!r}", "a count, or one for each direction", "Pass num=(41, 41).")
+        )
     alphas, betas = (steps("extent", span, count) for span, count in zip(spans, counts, strict=True))
     grid = AffineGrid(middle, torch.stack([u, v]))
     grid.check_reach("extent", torch.cartesian_prod(alphas[[0, -1]], betas[[0, -1]]))
@@ -308,6 +314,7 @@ def _spans(extent: Any) -> tuple[Any, Any]:
             raise ValueError(argument_message("extent", f"is {extent!r}", "two pairs", remedy))
         return extent[0], extent[1]
     return extent, extent
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PlaneTrajectory(Saved):

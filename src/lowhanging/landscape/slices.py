@@ -203,7 +203,9 @@ def path_slice(
     lengths = np.array([float((b.double() - a.double()).norm()) for a, b in itertools.pairwise(knots_at)])
     if not lengths.all():
         i = int(np.argmin(lengths))
-        raise ValueError(argument_message("points", f"{i} and {i + 1} are equal", "segments with a length", "Leave one out."))
+        raise ValueError(
+            argument_message("points", f"{i} and {i + 1} are equal", "segments with a length", "Leave one out.")
+        )
     check_count("num", num, minimum=len(knots_at), remedy="Each given point is one of those evaluated.")
     counts = _shares(lengths, num - 1)
     where = [(i, step / count) for i, count in enumerate(counts) for step in range(count)] + [(len(counts), 0.0)]
@@ -266,7 +268,9 @@ class AffineGrid:
             if not bool(torch.isfinite(self.at(end)).all()):
                 reach = ", ".join(f"{float(step):g}" for step in end)
                 received = f"reaches {reach}, where the weights overflow {self._dtype}"
-                raise ValueError(argument_message(argument, received, "finite weights at the ends", "Pass a smaller extent."))
+                raise ValueError(
+                    argument_message(argument, received, "finite weights at the ends", "Pass a smaller extent.")
+                )
 
 
 def as_direction(argument: str, value: Any, losses: Mapping[str, Loss], center: Tensor, *, seed: int) -> Tensor:

@@ -79,7 +79,9 @@ class ModularMLP(nn.Module):
         )
         check_real("scale", scale, minimum=0.0, remedy="Standard deviation of the embedding, such as 1.")
         if blocks and width % BLOCK:
-            raise ValueError(argument_message("width", f"is {width}", "an even number, two per block", "Pass width=20."))
+            raise ValueError(
+                argument_message("width", f"is {width}", "an even number, two per block", "Pass width=20.")
+            )
         self.p, self.width, self.hidden, self.activation, self.is_blocked = p, width, hidden, activation, bool(blocks)
         num = width // BLOCK
         drawn = functools.partial(normal, generator=generator_of(seed))

@@ -58,7 +58,9 @@ class ModularTransformer(nn.Module):
         check_choice("activation", activation, tuple(ACTIVATIONS))
         if width % num_heads:
             received = f"is {num_heads}, which does not divide the width {width}"
-            raise ValueError(argument_message("num_heads", received, "a divisor of the width", "Pass width=128, num_heads=4."))
+            raise ValueError(
+                argument_message("num_heads", received, "a divisor of the width", "Pass width=128, num_heads=4.")
+            )
         self.p, self.width, self.num_heads, self.activation = p, width, num_heads, activation
         drawn = functools.partial(normal, std=1 / math.sqrt(width), generator=generator_of(seed))
         self.embedding = drawn(p + 1, width)

@@ -113,7 +113,9 @@ class Batches:
         elif isinstance(self._source, Iterator):
             remedy = "Pass a DataLoader, or leave cache=True."
             raise ValueError(
-                argument_message("data", "is an iterator, readable once", "data to read on each pass (cache=False)", remedy)
+                argument_message(
+                    "data", "is an iterator, readable once", "data to read on each pass (cache=False)", remedy
+                )
             )
         for batch in self._came or self:
             self._check(batch)
@@ -131,7 +133,9 @@ class Batches:
             raise ValueError(argument_message("data", received, "an example or a batch for each", remedy))
         if self.num_batches == 0:
             raise ValueError(
-                argument_message("data", "holds no batch", "at least one example", "Check the loader's data set and drop_last.")
+                argument_message(
+                    "data", "holds no batch", "at least one example", "Check the loader's data set and drop_last."
+                )
             )
 
     def __iter__(self) -> Iterator[Any]:
@@ -162,7 +166,9 @@ class Batches:
         self._num_passes += 1
         with untouched_random_state():
             if self._kept is None and self._num_passes > 1:
-                seed_random_states(self._num_passes)  # so that shuffling or augmentation can't agree by chance (cache=False)
+                seed_random_states(
+                    self._num_passes
+                )  # so that shuffling or augmentation can't agree by chance (cache=False)
             iterator = iter(self._source)
             inner = random_states()
         is_bounded = self._max_batches is not None and not has_length(self._source)
@@ -225,7 +231,9 @@ class Batches:
         if not any(isinstance(leaf, Tensor) for leaf in leaves):
             kind = type(batch).__name__
             raise TypeError(
-                argument_message("data", f"has a batch of type {kind} without a tensor", _KINDS, "Yield (inputs, targets).")
+                argument_message(
+                    "data", f"has a batch of type {kind} without a tensor", _KINDS, "Yield (inputs, targets)."
+                )
             )
         for leaf in leaves:
             if isinstance(leaf, Tensor):
@@ -332,16 +340,6 @@ def has_length(source: Any) -> bool:
     return True
 
 
-
-
-
-
-
-
-
-
-
-
 def _is_example(item: Any) -> bool:
     """Whether it is one example of a list of them: its target is a number."""
     if isinstance(item, Mapping):
@@ -375,7 +373,9 @@ def _as_batches(data: Any, size: int) -> Iterable[Any]:
         if len(lengths) != 1 or any(item.ndim == 0 for item in data):
             shapes = [tuple(item.shape) for item in data]
             raise ValueError(
-                argument_message("data", f"is a tuple of shapes {shapes}", "one common first dimension", "Align the tensors.")
+                argument_message(
+                    "data", f"is a tuple of shapes {shapes}", "one common first dimension", "Align the tensors."
+                )
             )
         return [] if lengths == {0} else [data]
     is_map_style = isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__")
@@ -463,6 +463,7 @@ def _fingerprint(batch: Any) -> float:
             value += (position + 1) * float(flat @ weights) + flat.numel()
     return value
 
+
 _PAIRS = (
     "Yield pairs, or pass batch_loss=(model, batch) -> (sum, count). One data set is a tuple: (inputs, targets), not a "
     "list."
@@ -477,16 +478,14 @@ def split_batch(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
             return (), {name: value for name, value in batch.items() if name != key}, batch[key]
         received = f"has the keys {list(batch)}"
         raise ValueError(
-            argument_message("batch", received, f"one of {TARGET_KEYS} for the targets", "Rename it, or pass batch_loss=.")
+            argument_message(
+                "batch", received, f"one of {TARGET_KEYS} for the targets", "Rename it, or pass batch_loss=."
+            )
         )
     if isinstance(batch, tuple | list) and len(batch) >= 2:
         return tuple(batch[:-1]), {}, batch[-1]
     received = f"is {a_type(batch)}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
-    raise ValueError(
-        argument_message(
-            "batch", received, "(inputs, targets)", _PAIRS
-        )
-    )
+    raise ValueError(argument_message("batch", received, "(inputs, targets)", _PAIRS))
 
 
 def logits_of(outputs: Any) -> Any:
@@ -525,7 +524,9 @@ def attempt(call: Callable[[], Any], batch: Any) -> Any:
             remedy += " Data and weights of one precision: inputs.double() for a model in float64."
         failure = f"{type(error).__name__}: {first_line}"
         received = f"has batches of shapes {shapes}, on which the model or its loss failed ({failure})"
-        raise ValueError(argument_message("data", received, "batches that the model and its loss accept", remedy)) from error
+        raise ValueError(
+            argument_message("data", received, "batches that the model and its loss accept", remedy)
+        ) from error
 
 
 class Tally:
@@ -546,6 +547,7 @@ class Tally:
     @property
     def accuracy(self) -> float | None:
         return float(self.num_right) / self.num_targets if self.num_targets else None
+
 
 _ITEMS = 64  # of a data set that are read to tell it from another
 
@@ -607,7 +609,9 @@ class ShuffledBatches:
         if not (hasattr(store, "__len__") and hasattr(store, "__getitem__")) or not len(store):
             return fingerprint
         first, second = _seen(store), _seen(store)
-        return f"{fingerprint} {first}" if first == second else fingerprint  # augmented from a state that is nobody's to know
+        return (
+            f"{fingerprint} {first}" if first == second else fingerprint
+        )  # augmented from a state that is nobody's to know
 
     @functools.cached_property
     def first(self) -> Any:
@@ -636,12 +640,6 @@ class ShuffledBatches:
                 yield tuple(tensor[index] for tensor in self.tensors)
             else:
                 yield default_collate([self.data[i] for i in index.tolist()])
-
-
-
-
-
-
 
 
 def _seen(store: Any) -> str:

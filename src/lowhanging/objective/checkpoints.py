@@ -100,7 +100,9 @@ def recalibrated(model: nn.Module, run: Run, batches: Iterable[Any]) -> dict[str
                 received = f"has a batch of {num_examples(batch)} on which the model fails in training mode"
                 remedy = "Pass recalibrate_on= a loader as in training (drop_last=True drops a single example)."
                 expected = "batches from which statistics can be computed"
-                raise ValueError(argument_message("recalibrate_on", f"{received} ({first_line})", expected, remedy)) from error
+                raise ValueError(
+                    argument_message("recalibrate_on", f"{received} ({first_line})", expected, remedy)
+                ) from error
     return {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
 
 
@@ -184,6 +186,7 @@ def _own(batch: Any) -> Any:
     """A copy: a forward pass in training mode may write into its inputs."""
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
 
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint(Saved):
     """A point of weight space with the buffers (BatchNorm's statistics) that a network has there."""
@@ -242,7 +245,9 @@ def thetas_of(argument: str, values: Iterable[Any], model: Any = None) -> list[A
     if hasattr(model, "as_checkpoint"):
         return [model.as_checkpoint(value, argument=_place(argument, i)).theta for i, value in enumerate(listed)]
     if model is not None and not isinstance(model, nn.Module):
-        raise TypeError(argument_message("model", f"is {a_type(model)}", "a module or an objective of one", "Leave it out."))
+        raise TypeError(
+            argument_message("model", f"is {a_type(model)}", "a module or an objective of one", "Leave it out.")
+        )
     if model is not None or modules:
         module = modules[0] if model is None else model
         reference = module, ParameterSpace(module)
@@ -255,7 +260,9 @@ def thetas_of(argument: str, values: Iterable[Any], model: Any = None) -> list[A
             if reference is None:
                 received = "is a state_dict, in which weights and buffers look alike"
                 expected = "a vector, a module or a checkpoint, or the model of the names"
-                raise ValueError(argument_message(place, received, expected, "Pass model=, the module it was saved from."))
+                raise ValueError(
+                    argument_message(place, received, expected, "Pass model=, the module it was saved from.")
+                )
             found.append(_theta(place, _entries(place, value), *reference, constants=False))
         else:
             found.append(value)
@@ -268,7 +275,9 @@ def listed_points(argument: str, points: Any, *, remedy: str, expected: str = "a
         found = [points.checkpoint(i) for i in range(len(points.checkpoints))]
         if not found:
             received = "is a run without checkpoints"
-            raise ValueError(argument_message(argument, received, expected, "Train with checkpoints=1, or name other points."))
+            raise ValueError(
+                argument_message(argument, received, expected, "Train with checkpoints=1, or name other points.")
+            )
         return found
     is_matrix = isinstance(points, Tensor | np.ndarray) and points.ndim == 2
     one: Any = str | Mapping | Tensor | np.ndarray | nn.Module

@@ -248,31 +248,6 @@ def _drop(stack: list[tuple[str, str]]) -> None:
     stack.pop()  # and return None: a hook's return value would replace the output
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 def check_classes(first: Any, batches: Iterable[Any], outputs_of: Callable[[Any], Any]) -> None:
     """Targets of the default cross-entropy: one integer per output in a first batch, in the range of the outputs."""
     batch = first
@@ -294,7 +269,9 @@ def check_class_targets(targets: Any) -> None:
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
         received = f"have dtype {getattr(targets, 'dtype', type(targets).__name__)}"
         remedy = "Pass loss_fn=F.mse_loss (or another); class targets must be integers: targets.long()."
-        raise ValueError(argument_message("targets", received, "integer classes, the loss_fn being cross-entropy", remedy))
+        raise ValueError(
+            argument_message("targets", received, "integer classes, the loss_fn being cross-entropy", remedy)
+        )
 
 
 def num_classes(outputs: Any) -> int:
@@ -305,7 +282,9 @@ def num_classes(outputs: Any) -> int:
         raise ValueError(argument_message("model", f"returns {a_type(outputs)}", expected, remedy))
     if outputs.ndim < 2:
         received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))}"
-        raise ValueError(argument_message("model", received, "(n, classes) for cross-entropy", "Pass loss_fn= or batch_loss=."))
+        raise ValueError(
+            argument_message("model", received, "(n, classes) for cross-entropy", "Pass loss_fn= or batch_loss=.")
+        )
     return int(outputs.shape[1])
 
 

@@ -206,7 +206,9 @@ class Ranks:
                 self._store.wait(keys, timedelta(seconds=patience))
             except RuntimeError as error:
                 received = f"is made on {self}, and not on rank {late} within {patience:g} s"
-                raise RuntimeError(argument_message("the loss", received, f"one on all {self.size} ranks", _ALONE)) from error
+                raise RuntimeError(
+                    argument_message("the loss", received, f"one on all {self.size} ranks", _ALONE)
+                ) from error
         return [self._store.get(key).decode() for key in keys]
 
 
@@ -217,7 +219,9 @@ def find_ranks(distributed: bool | dist.ProcessGroup | None) -> Ranks | None:
         return None
     if not is_running:
         remedy = "Start the script with torchrun and call torch.distributed.init_process_group(), or leave it out."
-        raise ValueError(argument_message("distributed", f"is {distributed}", "torch.distributed to be initialised", remedy))
+        raise ValueError(
+            argument_message("distributed", f"is {distributed}", "torch.distributed to be initialised", remedy)
+        )
     group = dist.group.WORLD if distributed is None or distributed is True else distributed
     if isinstance(group, int) or not isinstance(group, dist.ProcessGroup) or dist.get_rank(group) < 0:
         received = f"is {a_type(group)}"

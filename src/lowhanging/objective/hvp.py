@@ -253,6 +253,7 @@ def with_tensors(outputs: Any, tensors: Sequence[Tensor]) -> Any:
     values = iter(tensors)
     return tree_map(lambda leaf: next(values) if isinstance(leaf, Tensor) else leaf, outputs)
 
+
 _UNKNOWN = 2**62  # bytes of a graph that can't be measured: it is never kept
 
 
@@ -377,6 +378,7 @@ def _second_derivative() -> Iterator[None]:
         remedy = "Write that operation with others, such as exp, log and sums, and none in place."
         raise ValueError(argument_message("the loss", received, "one with a second derivative", remedy)) from error
 
+
 Block = Literal["auto", "loop", "vmap"]
 BLOCKS = ("auto", "loop", "vmap")
 
@@ -415,7 +417,9 @@ class Batching:
 LOOP = Batching("loop")
 
 
-def choose_batching(engine: ProductEngine, theta: Tensor, batches: Iterable[Any], rows: Tensor, wanted: str) -> Batching:
+def choose_batching(
+    engine: ProductEngine, theta: Tensor, batches: Iterable[Any], rows: Tensor, wanted: str
+) -> Batching:
     """The quicker way for blocks such as rows (b, p), or the one that is wanted; vmap only where it is right.
 
     Raises:
@@ -465,6 +469,7 @@ def _difference(vmap: Batching, engine: ProductEngine, theta: Tensor, batches: I
         if not bool((error <= limit).all()) and bool(expected.isfinite().all()):
             return f"it is off by {float((error / norms).max()):.1e} on batch {index}"
     return ""
+
 
 Engine = Literal["auto", "split graph", "kept graph", "double backward", "forward over reverse"]
 ENGINES = ("auto", "split graph", "kept graph", "double backward", "forward over reverse")
@@ -556,7 +561,9 @@ class Products:
                 if not part.requires_grad and not torch.equal(part, self._loss_sum(point * 1.01 + 1e-3, batch)[0]):
                     received = "gives a batch a value that moves with the weights and has no gradient"
                     remedy = "No torch.no_grad(), no detach(), no .item() in the loss of any batch."
-                    raise ValueError(argument_message("the loss", received, "a differentiable function of them", remedy))
+                    raise ValueError(
+                        argument_message("the loss", received, "a differentiable function of them", remedy)
+                    )
                 total += part.detach()
                 gradient += vjp_of([part], [point], [torch.ones_like(part)])[0]
                 count += float(terms)
@@ -730,6 +737,7 @@ class Products:
 
 def _zero(theta: Tensor, *shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64, device=theta.device)
+
 
 Kind = Literal["hessian", "gauss_newton"]
 

@@ -395,7 +395,9 @@ class ModelLoss:
         if changed:
             remedy = 'Use mode="eval", or make the forward pass leave its buffers alone.'
             raise ValueError(
-                argument_message("model", f"changes its buffers {changed} when run", "a function of the weights", remedy)
+                argument_message(
+                    "model", f"changes its buffers {changed} when run", "a function of the weights", remedy
+                )
             )
         if not _same(point, self.theta0) or not all(map(_same, tree_leaves(batch), tree_leaves(before))):
             received = "writes into its weights or its inputs when run"
@@ -532,6 +534,7 @@ def _same(a: Any, b: Any) -> bool:
         a, b = a.to_dense(), b.to_dense()
     return not isinstance(a, Tensor) or (a.shape == b.shape and torch.equal(a, b))
 
+
 class OutputLoss:
     """The outputs of a model, and its loss as a function of them; each a function of one batch too."""
 
@@ -620,7 +623,9 @@ def _returning(result: Any, outputs: Any) -> Any:
 def _refuse_calls(num_calls: int) -> NoReturn:
     received = f"calls the model {num_calls} times"
     remedy = "Let it call model(...) once, on all its inputs, and compute the loss from what that returns."
-    raise ValueError(argument_message("batch_loss", received, "one call, whose outputs the loss is a function of", remedy))
+    raise ValueError(
+        argument_message("batch_loss", received, "one call, whose outputs the loss is a function of", remedy)
+    )
 
 
 def _is_cross_entropy(loss_fn: Any) -> bool:
@@ -636,6 +641,7 @@ def _is_mean_square(loss_fn: Any) -> bool:
 def _are_classes(targets: Any, outputs: Tensor) -> bool:
     is_integer = isinstance(targets, Tensor) and not targets.is_floating_point() and targets.ndim > 0
     return is_integer and targets.shape == outputs.shape[:1] + outputs.shape[2:]
+
 
 class BatchMean:
     """(model, batch) -> (mean loss, number of terms), from one of the two ways to say what the loss is."""

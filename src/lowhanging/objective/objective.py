@@ -121,6 +121,7 @@ def _constants(terms: ModelLoss) -> Iterator[Tensor]:
             yield from (weight for weight in module.parameters() if not weight.requires_grad)
             yield from module.buffers()
 
+
 @dataclass(frozen=True)
 class _Checks:
     """What the check of a product asks of a loss; a class and no closures, so that objectives can be pickled."""
@@ -419,7 +420,9 @@ class Objective:
                 check_choice("buffers", buffers, ("fixed", "recalibrate"))
             if recalibrate_on is not None and buffers != "recalibrate":
                 received = f"is given, and buffers is {buffers!r}"
-                raise ValueError(argument_message("recalibrate_on", received, "buffers='recalibrate'", "Leave one of them out."))
+                raise ValueError(
+                    argument_message("recalibrate_on", received, "buffers='recalibrate'", "Leave one of them out.")
+                )
             if buffers is None and point.buffers:
                 terms, whose = terms.with_buffers(point.buffers), "own"
             elif buffers == "recalibrate":
@@ -472,7 +475,9 @@ class Objective:
         """
         if self.ranks is not None:
             received = f"is shared ({self.ranks})"
-            raise ValueError(argument_message("the loss", received, "all data in one process", "Pass distributed=False."))
+            raise ValueError(
+                argument_message("the loss", received, "all data in one process", "Pass distributed=False.")
+            )
         with torch.inference_mode(False):
             return self._terms.in_double().mean
 
@@ -481,6 +486,7 @@ class Objective:
         return own_vector(
             check_vector(name, theta, self.num_params, owner=self.space.owner, remedy=remedy, like=self.theta0)
         )
+
 
 class FunctionObjective:
     """Any scalar torch function of theta as an objective: every tool of the library takes it.
@@ -527,7 +533,9 @@ class FunctionObjective:
         )
         if not callable(function):
             received = f"is {a_type(function)}"
-            raise TypeError(argument_message("function", received, "a function theta (p,) -> scalar", "Pass lambda theta: ..."))
+            raise TypeError(
+                argument_message("function", received, "a function theta (p,) -> scalar", "Pass lambda theta: ...")
+            )
         point = own_vector(theta0)
         with self._kernels(), torch.enable_grad(), untouched_random_state():
             draws = draws_so_far()
@@ -543,14 +551,18 @@ class FunctionObjective:
         if is_random:
             received = "gives another value at the same theta"
             raise ValueError(
-                argument_message("function", received, "a function of theta alone", "Draw what is random once, outside.")
+                argument_message(
+                    "function", received, "a function of theta alone", "Draw what is random once, outside."
+                )
             )
         if not torch.equal(point, self.theta0):
             remedy = "Start it with theta = theta.clone()."
             raise ValueError(argument_message("function", "writes into theta", "a pure function of theta", remedy))
         if not isinstance(value, Tensor) or value.ndim:
             received = f"returned {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
-            raise ValueError(argument_message("function", received, "a scalar tensor, shape ()", "Sum or average its terms."))
+            raise ValueError(
+                argument_message("function", received, "a scalar tensor, shape ()", "Sum or average its terms.")
+            )
         if not value.requires_grad:
             received = "returned a value that does not depend on theta"
             remedy = "Use torch operations throughout: no float(...), no .detach(), no torch.tensor(...)."
@@ -661,6 +673,7 @@ class FunctionObjective:
 def _is_same(a: Any, b: Any) -> bool:
     is_pair = isinstance(a, Tensor) and isinstance(b, Tensor)
     return not is_pair or torch.equal(a.nan_to_num(), b.nan_to_num())
+
 
 class AnchoredObjective:
     r"""A loss plus a quadratic that keeps it near a point: L(theta) + epsilon/2 |theta - anchor|^2.

@@ -73,7 +73,9 @@ class ParameterSpace:
         if not trainable:
             received = f"({self.owner}) has no trainable parameter"
             remedy = "Unfreeze what you want to study: parameter.requires_grad_(True)."
-            raise ValueError(argument_message("model", received, "at least one parameter with requires_grad=True", remedy))
+            raise ValueError(
+                argument_message("model", received, "at least one parameter with requires_grad=True", remedy)
+            )
         self.names = tuple(trainable)
         self.shapes = tuple(weight.shape for weight in trainable.values())
         self.sizes = [weight.numel() for weight in trainable.values()]
@@ -104,7 +106,9 @@ class ParameterSpace:
         if missing or unknown:
             received = f"lack {sorted(missing)} and add {sorted(unknown)}"
             expected = f"exactly the {len(self.names)} trainable parameters of {self.owner}"
-            raise ValueError(argument_message("tensors", received, expected, "See space.names; fill absent ones with zeros."))
+            raise ValueError(
+                argument_message("tensors", received, expected, "See space.names; fill absent ones with zeros.")
+            )
         for name, shape in zip(self.names, self.shapes, strict=True):
             if named[name].shape != shape:
                 received = f"has shape {tuple(named[name].shape)}"
@@ -181,7 +185,9 @@ class ParameterSpace:
             if not weight.is_floating_point():
                 received = f"has dtype {weight.dtype}"
                 remedy = "Store real and imaginary parts as two real parameters."
-                raise ValueError(argument_message(f"parameter {name!r}", received, "a real floating-point dtype", remedy))
+                raise ValueError(
+                    argument_message(f"parameter {name!r}", received, "a real floating-point dtype", remedy)
+                )
             check_finite(
                 f"parameter {name!r} of {self.owner}", weight.detach(), remedy="Train with a smaller step, or reload."
             )

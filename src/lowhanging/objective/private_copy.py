@@ -148,7 +148,9 @@ def own_function(name: str, function: Any, device: torch.device) -> Any:
     """A loss function that nobody else can change: a module is copied, to where the model is."""
     if isinstance(function, type) or not (function is None or callable(function)):
         received = f"is the class {function.__name__}" if isinstance(function, type) else f"is {function!r}"
-        raise TypeError(argument_message(name, received, "a function or an instance", "Pass F.mse_loss or nn.MSELoss()."))
+        raise TypeError(
+            argument_message(name, received, "a function or an instance", "Pass F.mse_loss or nn.MSELoss().")
+        )
     if not isinstance(function, nn.Module):
         return function
     return copy.deepcopy(function).to(device).requires_grad_(False)  # its weights are constants: theta is the model's

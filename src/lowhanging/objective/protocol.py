@@ -60,7 +60,9 @@ def batched_evaluation() -> Iterator[None]:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         received = f"can't be evaluated at several points at once ({first_line})"
         remedy = "Call evaluate(theta) for each of them; slices do so by themselves."
-        raise ValueError(argument_message("the loss", received, "operations that torch.vmap follows", remedy)) from error
+        raise ValueError(
+            argument_message("the loss", received, "operations that torch.vmap follows", remedy)
+        ) from error
 
 
 def own_vector(vector: Tensor) -> Tensor:
@@ -134,7 +136,9 @@ def common_center(losses: Mapping[str, Loss], center: Tensor | Literal["anywhere
     for name in names[1:]:
         if losses[name].num_params != first.num_params:
             received = f"have {first.num_params} ({names[0]}) and {losses[name].num_params} ({name}) parameters"
-            raise ValueError(argument_message("losses", received, "one model's losses", "Build them from the same model."))
+            raise ValueError(
+                argument_message("losses", received, "one model's losses", "Build them from the same model.")
+            )
         other = losses[name].theta0
         if other.device != start.device:
             received = f"are on {start.device} ({names[0]}) and {other.device} ({name})"

@@ -46,7 +46,6 @@ _EXPECTED = "one that autograd differentiates twice correctly"
 _REWRITE = "Write that operation with others, such as products, sums, exp and log; lh.testing.check_model says more."
 
 
-
 class Matrix(Protocol):
     """What is asked of a batch's matrix here; see `BatchMatrix` in hvp.py."""
 

@@ -238,6 +238,7 @@ def _spans(curves: Sequence[Curve]) -> Array:
     """Of all curves, (2,): how far they reach along either axis."""
     return np.array([np.ptp(a[np.isfinite(a)]) for a in map(np.concatenate, zip(*curves, strict=True))])
 
+
 _DISTANCE = "distance from the minimum, ‖δ‖"
 _INTERVAL: dict[str, Any] = {"color": "0.4", "linewidth": 3.5, "alpha": 0.5, "solid_capstyle": "butt"}
 _UNITS = {"loss": "mean loss", "accuracy": "accuracy (%)", "cue_shares": "answers on conflict inputs (%)"}
@@ -387,12 +388,16 @@ def canyon_losses(
 def _evaluated(path: CanyonPath, quantity: str) -> tuple[dict[str, Array], dict[str, float]]:
     """By name: values along the path, (m,), and those at theta0, in percent but for losses."""
     check_choice("quantity", quantity, list(_UNITS))
-    field, factor = {"loss": ("losses", 1), "accuracy": ("accuracies", 100), "cue_shares": ("cue_shares", 100)}[quantity]
+    field, factor = {"loss": ("losses", 1), "accuracy": ("accuracies", 100), "cue_shares": ("cue_shares", 100)}[
+        quantity
+    ]
     columns: list[dict[str, float]] = [getattr(point, field) for point in path]
     if not columns[0]:
         received = f"is {quantity!r} for a path that holds none"
         held = [name for name, part in (("loss", path[0].losses), ("cue_shares", path[0].cue_shares)) if part]
-        raise ValueError(argument_message("quantity", received, f"one of {held or 'those evaluated'}", _MISSING[quantity]))
+        raise ValueError(
+            argument_message("quantity", received, f"one of {held or 'those evaluated'}", _MISSING[quantity])
+        )
     starts: dict[str, float] = getattr(path, field)
     rows = {name: factor * np.array([column[name] for column in columns]) for name in columns[0]}
     return rows, {name: factor * value for name, value in starts.items()}
@@ -441,6 +446,7 @@ def _from_zero(ax: Axes) -> None:
     """The axis begins at zero, unless that would crowd the curves at the top."""
     if 0.0 <= ax.dataLim.y0 < 0.5 * ax.dataLim.y1:
         ax.set_ylim(bottom=0.0)
+
 
 _WIDE, _NARROW = 4.4, 2.0  # of a ribbon that is certified, or not
 
@@ -612,6 +618,7 @@ def _ribbon_keys(branches: Mapping[str, CanyonPath]) -> list[Artist]:
 def _percent(share: float) -> str:
     """Of a share that rounding may have left next to 0 or 1."""
     return "0 %" if share < 5e-5 else "100 %" if share > 0.9995 else f"{100 * share:.3g} %"
+
 
 _COLOR = "#117733"
 

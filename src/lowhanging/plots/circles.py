@@ -103,7 +103,9 @@ def circles_animation(
     if not isinstance(embeddings, Tensor) or embeddings.ndim != 3 or len(embeddings) != len(steps):
         shape = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
         received = f"has shape {shape} for {len(steps)} steps"
-        raise ValueError(argument_message("embeddings", received, "(logs, p, d)", 'Pass run.snapshots["embedding"][i].'))
+        raise ValueError(
+            argument_message("embeddings", received, "(logs, p, d)", 'Pass run.snapshots["embedding"][i].')
+        )
     check_count("milliseconds", milliseconds, minimum=20, remedy="150 is a good pace.")
     frames = [_frame(scores, i) for i in range(len(embeddings))]
     planes = embeddings.detach().double().reshape(*embeddings.shape[:2], -1, 2)
@@ -133,7 +135,9 @@ def modes(shares: Tensor, steps: Tensor | Sequence[int], ax: Axes | None = None)
     if not isinstance(shares, Tensor) or shares.ndim != 2 or len(shares) != len(steps):
         shape = tuple(shares.shape) if isinstance(shares, Tensor) else type(shares).__name__
         received = f"has shape {shape} for {len(steps)} steps"
-        raise ValueError(argument_message("shares", received, "(logs, frequencies)", "Pass circuits.fourier_modes(embeddings)."))
+        raise ValueError(
+            argument_message("shares", received, "(logs, frequencies)", "Pass circuits.fourier_modes(embeddings).")
+        )
     ax = axes(ax)
     times = torch.as_tensor(steps).double().numpy()
     mesh = ax.pcolormesh(
@@ -162,6 +166,7 @@ def _blocks(embedding: Any, scores: CircleScores) -> np.ndarray:
 
 def _frame(scores: CircleScores, i: int) -> CircleScores:
     return CircleScores(*(getattr(scores, name)[i] for name in scores.__dataclass_fields__))
+
 
 _RIGHT, _WRONG = "#D55E00", "#0072B2"
 

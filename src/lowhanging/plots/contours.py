@@ -219,6 +219,7 @@ def _plain(entry: Any) -> Any:
     """A Python number for one of NumPy's or torch's."""
     return entry.item() if hasattr(entry, "item") else entry
 
+
 LOWEST = "#D55E00"  # the colour of the lowest point
 _FONT = 9.0  # points
 _CHAR_WIDTH, _CHAR_HEIGHT = 0.56 * _FONT, 1.25 * _FONT  # of a character
@@ -385,6 +386,7 @@ def _stroke(color: str, linewidth: float) -> withStroke:
 
     return withStroke(linewidth=linewidth, foreground=color)
 
+
 COLORMAP = "viridis"  # ordered in brightness, also for the colour-blind; dark is low
 _RIGHT_ANGLE = 1.0  # degrees from 90 that pass for it
 _LINE = 13.0  # points of height of a number on a colour bar
@@ -398,7 +400,9 @@ def grids_of(plane: PlaneSlice, quantity: Quantity, names: Sequence[str] | None 
     for name in wanted:
         if name not in rows:
             expected = f"one of {list(rows)}"
-            raise ValueError(argument_message("name", f"is {name!r}", expected, f"Name one that the plane has a {quantity} of."))
+            raise ValueError(
+                argument_message("name", f"is {name!r}", expected, f"Name one that the plane has a {quantity} of.")
+            )
     if not wanted:
         raise ValueError(argument_message("names", "is empty", f"some of {list(rows)}", "Leave it out for all."))
     return {name: rows[name].double().numpy() for name in wanted}

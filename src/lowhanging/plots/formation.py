@@ -153,6 +153,7 @@ def circuit_ablation(ablation: CircuitAblation, ax: Axes | None = None) -> Axes:
     ax.legend(loc="best")
     return ax
 
+
 _MARKERS = "osD^v"
 
 

@@ -193,6 +193,7 @@ def _check(plane: PlaneSlice, trajectory: PlaneTrajectory | None) -> None:
             received = "was projected onto another plane"
             raise ValueError(argument_message("trajectory", received, "one of this plane", _TRAJECTORY))
 
+
 def trajectory(trajectory: PlaneTrajectory, ax: Axes | None = None, *, log: bool = False) -> Axes:
     """Each loss at the checkpoints (solid) and on the plane under them (dashed), with their distance from the plane.
 
@@ -247,6 +248,7 @@ def trajectory(trajectory: PlaneTrajectory, ax: Axes | None = None, *, log: bool
     if log:
         label_log_axis(ax.yaxis)
     return ax
+
 
 def descents(
     plane: PlaneSlice,

@@ -1,5 +1,4 @@
-"""How fast do the top eigenvalues of several losses fall, where are all the others, and how many matter?
-"""
+"""How fast do the top eigenvalues of several losses fall, where are all the others, and how many matter?"""
 
 from __future__ import annotations
 
@@ -18,6 +17,7 @@ from lowhanging.plots.style import axes, check_kind, color_of, legend_above
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
 
 def spectra(
     pairs: Mapping[str, Eigenpairs], ax: Axes | None = None, *, thresholds: tuple[float, ...] = (0.1, 1.0, 10.0)

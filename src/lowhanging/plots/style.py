@@ -142,6 +142,7 @@ def unit_of(quantity: Quantity) -> str:
     """What an axis of losses or accuracies is called."""
     return "mean loss" if quantity == "loss" else "accuracy (%)"
 
+
 Drawing: TypeAlias = "Callable[[Axes], object]"
 
 

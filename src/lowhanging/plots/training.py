@@ -17,6 +17,7 @@ from lowhanging.training.train import TrainingRun
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+
 def training_run(run: TrainingRun, ax: Axes | None = None, *, quantity: Quantity | None = None) -> Axes:
     """One curve per data set against the epoch, its last value in the legend; "train" is dashed.
 
@@ -62,6 +63,7 @@ def training_run(run: TrainingRun, ax: Axes | None = None, *, quantity: Quantity
     ax.grid(alpha=0.3)
     ax.legend(title="data set (at the end)", loc="best")
     return ax
+
 
 def paired_images(views: PairedMNIST, ax: Axes | None = None, *, num: int = 10) -> Axes:
     """The first test images in four rows: mixed, number-only, pattern-only, and conflicting cues.

@@ -106,7 +106,9 @@ def themes_of(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         listed = ", ".join(map(repr, NAMES))
-        raise ValueError(argument_message("--only", "names nothing", f"some of {listed}", "Leave it out for all of them."))
+        raise ValueError(
+            argument_message("--only", "names nothing", f"some of {listed}", "Leave it out for all of them.")
+        )
     return [check_choice("--only", name, NAMES, remedy="Name themes with commas between them.") for name in names]
 
 

@@ -1,5 +1,4 @@
-"""Where does a theme find what it measures: the network of its seed, the sizes, and the shelf of finished work.
-"""
+"""Where does a theme find what it measures: the network of its seed, the sizes, and the shelf of finished work."""
 
 from __future__ import annotations
 

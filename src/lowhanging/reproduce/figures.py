@@ -142,6 +142,7 @@ def _radius_axis(row: Row, ax: Any) -> None:
     ax.set_xlabel("radius ‖Δθ‖ in the plane of the steering directions")
     ax.grid(alpha=0.3)
 
+
 Rows = Sequence[Row]
 Pictures = dict[str, bytes]
 

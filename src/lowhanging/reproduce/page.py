@@ -67,6 +67,7 @@ def _pieces(text: str, mark: re.Pattern[str]) -> list[str]:
             begin = match.end()
     return [*found, text[begin:]]
 
+
 MINIMUM = "The minimum of network "  # how a line of the heading begins that tells of one
 _SIGNS = {"holds": "yes", "holds in part": "part", "does not hold": "no"}
 _STYLE = """
@@ -173,7 +174,7 @@ def _heading(lines: Sequence[str]) -> str:
 def _tally(claims: Sequence[Claim]) -> str:
     items = [
         f'<li class="{sign}"><b>{sum(claim.verdict == verdict for claim in claims)}</b>'
-        f'{"hold" if verdict == "holds" else "hold in part" if sign == "part" else "do not hold"}</li>'
+        f"{'hold' if verdict == 'holds' else 'hold in part' if sign == 'part' else 'do not hold'}</li>"
         for verdict, sign in _SIGNS.items()
     ]
     return f'<ul class="tally">{"".join(items)}</ul>'
@@ -245,10 +246,10 @@ def _made(measured: Measured) -> str:
     total = sum(map(sum, measured.seconds.values()))
     listed = ", ".join(f"{name} {number}" for name, number in versions().items())
     return (
-        f'<p>Figures show network {measured.settings.seed}. Versions: {html.escape(listed)}. Every number is in '
+        f"<p>Figures show network {measured.settings.seed}. Versions: {html.escape(listed)}. Every number is in "
         "<code>results.json</code>. Time on the clock, by theme, when it was measured:</p><table><thead><tr>"
         "<th>theme</th><th>what was done</th><th>seconds</th></tr></thead>"
-        f'<tbody>{"".join(rows)}<tr><td></td><td>all</td>'
+        f"<tbody>{''.join(rows)}<tr><td></td><td>all</td>"
         f'<td class="n">{total:.0f}</td></tr></tbody></table>'
     )
 
@@ -258,6 +259,7 @@ def _inline(text: str) -> str:
     safe = html.escape(text)
     safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
     return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", safe)
+
 
 def write(out: Path, measured: Measured, pictures: Mapping[str, bytes]) -> list[Claim]:
     """index.html, claims.md, results.json and the figures; returns the claims."""

@@ -1,5 +1,4 @@
-"""How does a run go from settings to claims? Unit by unit, one theme of one network each; what is finished is read.
-"""
+"""How does a run go from settings to claims? Unit by unit, one theme of one network each; what is finished is read."""
 
 from __future__ import annotations
 

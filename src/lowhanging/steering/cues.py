@@ -208,7 +208,9 @@ class ConflictControl:
             raise ValueError(argument_message("inputs", received, "inputs that the model accepts", remedy)) from error
         if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
             received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))} for {len(inputs)} inputs"
-            raise ValueError(argument_message("objective", received, f"({len(inputs)}, classes): one answer each", remedy))
+            raise ValueError(
+                argument_message("objective", received, f"({len(inputs)}, classes): one answer each", remedy)
+            )
         low, high, classes = int(labels.min()), int(labels.max()), outputs.shape[1]
         if low < 0 or high >= classes:
             expected = f"0 to {classes - 1}, the model's {classes} outputs"
@@ -264,6 +266,7 @@ def _checked_labels(targets: Any, num: int) -> Tensor:
             remedy = "Keep the examples whose labels differ: there is no conflict on the others."
             raise ValueError(argument_message("targets", received, "different labels on every example", remedy))
     return torch.stack(columns, dim=1)
+
 
 MIN_ASYMMETRY_CHANGE = 1.0  # nats: the ratio of the two losses has changed by more than a factor e
 # Twice the 0.05 by which the shares moved where losses on single cues had exploded and the answers hardly changed.

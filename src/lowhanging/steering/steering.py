@@ -82,7 +82,9 @@ def steering_direction(
     if float(u.norm()) < _SMALLEST_REMAINDER * float(v.norm()):
         received = f"leaves {float(u.norm()):.1e} of eigenvector {index} of the ablated Hessian"
         remedy = "Lower k or take another index: the two losses share this direction."
-        raise ValueError(argument_message("preserve", received, "a direction that the preserved loss does not see", remedy))
+        raise ValueError(
+            argument_message("preserve", received, "a direction that the preserved loss does not see", remedy)
+        )
     return _oriented(u / u.norm(), ablate, center)
 
 
@@ -135,7 +137,9 @@ def steering_subspace(
     smallest = float(torch.linalg.svdvals(rejected)[-1])
     if smallest < _SMALLEST_REMAINDER:
         received = f"leaves fewer than {num} independent directions (smallest singular value {smallest:.1e})"
-        raise ValueError(argument_message("preserve", received, f"num = {num} directions it does not see", "Lower num or k."))
+        raise ValueError(
+            argument_message("preserve", received, f"num = {num} directions it does not see", "Lower num or k.")
+        )
     basis = Subspace.span(rejected).basis.double()
     H = hessian(ablate)
     products = torch.stack([(H @ row.to(center)).cpu().double() for row in basis])  # (num, p)
@@ -155,7 +159,9 @@ class SteeringReport(Saved):
     eigenvalues: dict[str, Tensor]  # name -> (k,) top eigenvalues, descending
     overlaps: dict[str, Tensor]  # name -> (k,) squared cosines with the top eigenvectors
     step: float | None = None  # theta0 + step * direction is where the answers are compared; None without a control
-    cue_shares: dict[str, dict[str, float]] = field(default_factory=dict)  # "before", "after" -> cue -> share of answers
+    cue_shares: dict[str, dict[str, float]] = field(
+        default_factory=dict
+    )  # "before", "after" -> cue -> share of answers
 
     def __repr__(self) -> str:
         parts = (f"{name} {self.quotients[name]:.3g} (rank {self.rank_text(name)})" for name in self.quotients)
@@ -277,7 +283,9 @@ def _pairs(
         return top_eigs(hessian(loss), k=k, which="LA", tol=tol, progress=progress)
     if known.which != "LA" or len(known.values) < k or known.vectors.shape[1] != loss.num_params:
         received = f"holds {len(known.values)} pairs ({known.which}) of length {known.vectors.shape[1]}"
-        raise ValueError(argument_message(argument, received, f"at least {k} pairs (LA) of length {loss.num_params}", remedy))
+        raise ValueError(
+            argument_message(argument, received, f"at least {k} pairs (LA) of length {loss.num_params}", remedy)
+        )
     if not bool(known.is_converged[:k].all()):
         received = f"holds {int((~known.is_converged[:k]).sum())} pairs among the first {k} that have not converged"
         raise ValueError(argument_message(argument, received, "converged pairs", remedy))

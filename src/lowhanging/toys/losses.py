@@ -158,7 +158,9 @@ def embedded(
     """
     if not isinstance(loss, FunctionObjective):
         received, expected = f"is {a_type(loss)}", "a FunctionObjective"
-        raise TypeError(argument_message("loss", received, expected, "Pass a loss of lh.toys, or lh.FunctionObjective(...)."))
+        raise TypeError(
+            argument_message("loss", received, expected, "Pass a loss of lh.toys, or lh.FunctionObjective(...).")
+        )
     small = loss.num_params
     check_count("num_params", num_params, minimum=small, remedy=f"{loss!r} needs {small} dimensions.")
     curvature = check_real("curvature", curvature, remedy="It is that of the directions outside; 0 by default.")
@@ -191,7 +193,9 @@ def copies(loss: FunctionObjective, num: int) -> FunctionObjective:
     """
     if not isinstance(loss, FunctionObjective):
         received, expected = f"is {a_type(loss)}", "a FunctionObjective"
-        raise TypeError(argument_message("loss", received, expected, "Pass a loss of lh.toys, or lh.FunctionObjective(...)."))
+        raise TypeError(
+            argument_message("loss", received, expected, "Pass a loss of lh.toys, or lh.FunctionObjective(...).")
+        )
     check_count("num", num, remedy="It is the number of starts.")
     inner, size = loss.in_double(), loss.num_params
     batched = torch.vmap(inner)
@@ -237,6 +241,8 @@ def as_vector(argument: str, value: Any, remedy: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(argument_message(argument, f"is {value!r}", "a vector of real numbers", remedy)) from error
     if vector.ndim != 1 or not vector.numel():
-        raise ValueError(argument_message(argument, f"has shape {tuple(vector.shape)}", "a vector of shape (p,)", remedy))
+        raise ValueError(
+            argument_message(argument, f"has shape {tuple(vector.shape)}", "a vector of shape (p,)", remedy)
+        )
     check_finite(argument, vector, remedy=remedy)
     return vector

@@ -88,7 +88,9 @@ def on_axis(thetas: Tensor, *, near: float = 0.1, far: float = 0.5) -> Tensor:
     near = check_real("near", near, minimum=0.0, remedy="It is a distance.")
     check_real("far", far, remedy="It is a distance.")
     if not near < far:
-        raise ValueError(argument_message("far", f"is {far:g}", f"more than near = {near:g}", "Leave both out for 0.1 and 0.5."))
+        raise ValueError(
+            argument_message("far", f"is {far:g}", f"more than near = {near:g}", "Leave both out for 0.1 and 0.5.")
+        )
     if not isinstance(thetas, Tensor) or thetas.ndim < 1 or thetas.shape[-1] < 2:
         received = f"has shape {tuple(thetas.shape)}" if isinstance(thetas, Tensor) else f"is {a_type(thetas)}"
         raise ValueError(argument_message("thetas", received, "points of shape (..., p), p >= 2", "Pass path.thetas."))
@@ -197,13 +199,17 @@ class _Walk:
         try:
             self.gradient = self.add(0.0, start)
         except _NotFiniteError as error:
-            raise ValueError(argument_message("start", f"is where {error}", "a point with a finite loss", "Move it.")) from error
+            raise ValueError(
+                argument_message("start", f"is where {error}", "a point with a finite loss", "Move it.")
+            ) from error
         except RuntimeError as error:
             if loss.theta0.dtype == torch.float64:
                 raise
             received = f"can't be evaluated in float64 ({str(error).splitlines()[0]})"
             raise ValueError(
-                argument_message("loss", received, "a function that follows the dtype of theta", "Make its constants float64.")
+                argument_message(
+                    "loss", received, "a function that follows the dtype of theta", "Make its constants float64."
+                )
             ) from error
 
     @property

@@ -1,5 +1,4 @@
-"""Which optimizer, schedule and evaluation sets were asked for? The options that both ways of training share.
-"""
+"""Which optimizer, schedule and evaluation sets were asked for? The options that both ways of training share."""
 
 from __future__ import annotations
 
@@ -50,10 +49,14 @@ def as_optimizer(optimizer: Any, weights: list[nn.Parameter], lr: float | None) 
         raise ValueError(argument_message("lr", f"is {lr} beside an optimizer of your own", "None", give))
     made = optimizer if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer) else optimizer(weights)
     if not isinstance(made, torch.optim.Optimizer):
-        raise TypeError(argument_message("optimizer", f"is, or returned, a {type(made).__name__}", "a torch Optimizer", remedy))
+        raise TypeError(
+            argument_message("optimizer", f"is, or returned, a {type(made).__name__}", "a torch Optimizer", remedy)
+        )
     own = set(map(id, weights))
     if not any(id(weight) in own for group in made.param_groups for weight in group["params"]):
-        raise ValueError(argument_message("optimizer", "holds no parameter of this model", "an optimizer of this model", remedy))
+        raise ValueError(
+            argument_message("optimizer", "holds no parameter of this model", "an optimizer of this model", remedy)
+        )
     return made
 
 

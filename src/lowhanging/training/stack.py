@@ -72,7 +72,9 @@ def filled(model_factory: Any, data: Any, **given: Any) -> tuple[Any, Any, dict[
         model_factory, defaults = preset.factory, {**defaults, **preset.training_arguments}
     elif data is None:
         remedy = "Only a preset brings its own, such as lh.train_stack('births')."
-        raise ValueError(argument_message("data", "is missing", "a tuple (inputs, targets) of tensors, or a data set", remedy))
+        raise ValueError(
+            argument_message("data", "is missing", "a tuple (inputs, targets) of tensors, or a data set", remedy)
+        )
     return model_factory, data, {name: defaults[name] if given[name] is None else given[name] for name in defaults}
 
 
@@ -107,7 +109,9 @@ def matching(space: ParameterSpace, patterns: list[str]) -> list[str]:
         names = [name for name in space.names if fnmatch.fnmatchcase(name, pattern)]
         if not names:
             received = f"asks for {pattern!r}"
-            raise ValueError(argument_message("snapshots", received, f"names among {list(space.names)}", "See space.names."))
+            raise ValueError(
+                argument_message("snapshots", received, f"names among {list(space.names)}", "See space.names.")
+            )
         found += [name for name in names if name not in found]
     return found
 
@@ -163,6 +167,7 @@ def _constants(model: nn.Module, trained: set[str]) -> dict[str, Tensor]:
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {name: tensor.detach() for name, tensor in named.items() if name not in trained}
 
+
 _TOGETHER = 16  # seeds in one pass of a CPU: few enough for its cache, enough to pay for vmap
 _SHUFFLE = 2**31  # added to a seed: its batches come from another stream than its weights (generators use 32 bits)
 
@@ -188,7 +193,9 @@ class Stack:
         if isinstance(optimizer, torch.optim.Optimizer):
             received = "is an Optimizer of other parameters"
             remedy = "Pass functools.partial(torch.optim.AdamW, lr=1e-3)."
-            raise TypeError(argument_message("optimizer", received, "a name, or a callable parameters -> Optimizer", remedy))
+            raise TypeError(
+                argument_message("optimizer", received, "a name, or a callable parameters -> Optimizer", remedy)
+            )
         self._optimizer = as_optimizer(optimizer, [self._weights], lr)
         _check_rows_apart(optimizer, lr)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
@@ -370,6 +377,7 @@ def _check_rows_apart(optimizer: Any, lr: float | None) -> None:
         remedy = "Use Adam, AdamW or SGD, or train the seeds one by one with train."
         raise ValueError(argument_message("optimizer", received, "one that acts on each number by itself", remedy))
 
+
 ModelFactory = Callable[[int], nn.Module]
 
 
@@ -418,7 +426,9 @@ class StackRun(Saved):
         make = factory or self.factory or (preset.factory if preset else None)
         if make is None:
             received = "is missing, and a run read from a file has none"
-            raise ValueError(argument_message("factory", received, "seed -> model", "Pass the one given to train_stack."))
+            raise ValueError(
+                argument_message("factory", received, "seed -> model", "Pass the one given to train_stack.")
+            )
         seed = int(seed)
         model = make(seed)
         weights = ParameterSpace(model).unflatten(self.thetas[self.index(seed)])

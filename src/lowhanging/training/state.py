@@ -127,6 +127,7 @@ class History:
                 raise
         return self._objectives[name]
 
+
 State = dict[str, Any]  # plain values, tensors, and lists and mappings of them
 
 

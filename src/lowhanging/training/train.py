@@ -128,7 +128,9 @@ class Loop:
         if not (math.isfinite(loss) and bool(torch.isfinite(self.history.space.flatten(self.model)).all())):
             received = f"made the loss or a weight NaN or infinite in epoch {epoch} (rate {rate:.3g}, loss {loss:.3g})"
             remedy = f"Pass a smaller lr. The model holds the weights of epoch {epoch - 1}, .result the run up to it."
-            raise NotConvergedError(argument_message("lr", received, "a learning rate at which both stay finite", remedy))
+            raise NotConvergedError(
+                argument_message("lr", received, "a learning rate at which both stay finite", remedy)
+            )
         self.history.add(loss, tally.accuracy, rate=rate)
         return self._copy()
 
@@ -228,6 +230,7 @@ def _bar(epochs: int, done: int, progress: bool | None) -> tqdm[int]:
     hidden, delay = progress is False, 2.0 if progress is None else 0.0
     left = range(done + 1, epochs + 1)
     return tqdm(left, total=epochs, initial=done, desc="train", unit="epoch", disable=hidden, delay=delay)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainingRun(Saved):

@@ -93,7 +93,12 @@ def canyons_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> Canyons:
         initial_directions = {f"keep {s.preserved}": s.direction for s in directions_of(network, sizes, shelf)}
         return _found(
             lambda: find_canyons(
-                loss, space=shared, levels=ENERGY, starts=sizes.shell_starts, initial_directions=initial_directions, **watched
+                loss,
+                space=shared,
+                levels=ENERGY,
+                starts=sizes.shell_starts,
+                initial_directions=initial_directions,
+                **watched,
             )
         )
 
@@ -258,6 +263,7 @@ def _record(point: CanyonPoint) -> Row:
         "depth": point.depth,
         "bowl_slope_without_anchor": bowl_slope(point),
     }
+
 
 FLAT = 0.01  # nats per unit of distance: a slope below it counts as flat, from ...
 OUTSIDE = 1.0  # ... this radius on: at the minimum every slope vanishes
@@ -500,9 +506,7 @@ def bowl_shares(path: Row) -> list[float]:
     """Slope at RADIUS and beyond over that of the loss's own quadratic at the same point; infinite where that falls."""
     points = [p for p in floor_of(path) if p["radius"] >= RADIUS * (1 - 1e-9)]
     bowls = [p["bowl_slope_without_anchor"] for p in points]
-    return [
-        p["slope_without_anchor"] / bowl if bowl > 0 else math.inf for p, bowl in zip(points, bowls, strict=True)
-    ]
+    return [p["slope_without_anchor"] / bowl if bowl > 0 else math.inf for p, bowl in zip(points, bowls, strict=True)]
 
 
 def is_sloped(path: Row) -> bool:

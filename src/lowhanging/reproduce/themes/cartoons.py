@@ -195,6 +195,7 @@ def plane_of(name: str, shelf: ResultStore) -> PlaneSlice:
 
     return shelf.result(f"cartoon-{name}", PlaneSlice.load, made)
 
+
 EXACT = 1e-8  # difference from paper
 
 

@@ -94,8 +94,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     )
     epochs = [entry["epoch"] for entry in rows[0]["along_training"]]
     along = "; ".join(
-        f"{name} "
-        + " → ".join(_count([row["along_training"][i][name] for row in rows], 0) for i in range(len(epochs)))
+        f"{name} " + " → ".join(_count([row["along_training"][i][name] for row in rows], 0) for i in range(len(epochs)))
         for name in TASKS
     )
     known, few = (rows[0][key]["mixed"]["num_known"] for key in ("at_minimum", "at_minimum_on_few"))

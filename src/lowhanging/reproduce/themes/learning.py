@@ -1,5 +1,4 @@
-"""Theme "learning": does a network trained on blends learn both cues? The network that most other themes look at.
-"""
+"""Theme "learning": does a network trained on blends learn both cues? The network that most other themes look at."""
 
 from __future__ import annotations
 

@@ -239,6 +239,7 @@ def _record(test: PairingTest) -> Row:
         name: getattr(test, name).tolist() for name in names
     }
 
+
 WINDOW = 20  # steps; all windows are reported, the verdict is that of this one
 LEVEL = 0.05
 SEVERAL, ALIVE = 0.9, 0.95  # shares of seeds with two or more circuits; of circuits that survive

@@ -120,6 +120,7 @@ def _logits(network: Learning, name: str, theta: Tensor) -> Tensor:
     found: Tensor = torch.func.functional_call(network.model, weights, (inputs,))
     return found
 
+
 CHANCE, LEARNED = 0.1, 0.5
 HALF, MOST = 0.5, 0.9  # of the way
 LR, BATCH_SIZE = 0.02, 64  # those of `learn`

@@ -178,7 +178,9 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             f"error of {100 * QUADRATIC:g} %) nearer to the minimum than log(L_number / L_pattern) has moved by "
             f"{MIN_ASYMMETRY_CHANGE:g} nat, so that within it the circuits can't be told apart; and they can be at "
             f"radius {STEP:g}, where steering is judged",
-            judged(*(most(flags) for flags in before[QUADRATIC].values()), most(radius <= STEP for radius in fingerprint)),
+            judged(
+                *(most(flags) for flags in before[QUADRATIC].values()), most(radius <= STEP for radius in fingerprint)
+            ),
         )
     ]
 

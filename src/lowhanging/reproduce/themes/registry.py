@@ -1,5 +1,4 @@
-"""Which themes are there, in which order are they measured, and what does each need?
-"""
+"""Which themes are there, in which order are they measured, and what does each need?"""
 
 from __future__ import annotations
 

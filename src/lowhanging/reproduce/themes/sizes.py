@@ -108,6 +108,7 @@ class TanhNetwork(nn.Module):
         z = torch.tanh(inputs @ self.weight.T + self.bias) @ self.readout  # (n,)
         return torch.stack([-z / 2, z / 2], dim=1)
 
+
 Rule = Literal["atomic", "decomposable"]
 Optimizer = Literal["adam", "sgd"]
 
@@ -267,6 +268,7 @@ def shares_over_training(rules: ParityRules, budget: int, seeds: int) -> tuple[T
 
 def _factory(num_bits: int, kind: type[CosineNetwork] | type[TanhNetwork]) -> Callable[[int], nn.Module]:
     return lambda seed: kind(num_bits, HIDDEN, seed)
+
 
 TOLD = {
     "atomic": "one circuit of n parameters",

@@ -163,6 +163,7 @@ def _quantiles(values: Tensor) -> list[float]:
     found: list[float] = values.quantile(torch.tensor(LEVELS, dtype=values.dtype)).tolist()
     return found
 
+
 EXTENT, NUM_STEPS = 4.0, 33
 STEPS = (1.0, 2.0, 3.0, 4.0)  # at which losses are compared
 STEP = 2.0  # where accuracies, answers and the null are
@@ -318,6 +319,7 @@ def by_direction(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Preserved cue -> that direction of every seed."""
     return {cue: [d for row in rows for d in row["directions"] if d["preserve"] == cue] for cue in CUES}
 
+
 LEAST_RISE, SHARE = 0.5, 0.2  # nats that the ablated loss rises by, and the share of that allowed to the preserved one
 LARGE = 5.0  # half of the write-up's factor of ten
 RANK, HALF = 10, 0.5
@@ -373,9 +375,7 @@ def _keeps_one(rows: Sequence[Row]) -> Claim:
 
     def answers(found: list[Row]) -> str:
         moved = [d["conflict_shift"]["shift"] for d in found]
-        low, high = (
-            statistics.fmean(d["conflict_shift"]["interval"][i] for d in found) for i in (0, 1)
-        )
+        low, high = (statistics.fmean(d["conflict_shift"]["interval"][i] for d in found) for i in (0, 1))
         before = [row["conflict_at_minimum"][found[0]["ablate"]] for row in rows]
         after = [d["conflict"][found[0]["ablate"]] for d in found]
         one = f" [{low:+.3f}, {high:+.3f}] over images" if len(found) == 1 else ""

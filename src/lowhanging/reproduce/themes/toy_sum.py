@@ -1,5 +1,4 @@
-"""Theme "toy-sum": why would redundancy pay? The post's sum, exactly.
-"""
+"""Theme "toy-sum": why would redundancy pay? The post's sum, exactly."""
 
 from __future__ import annotations
 
