@@ -1,4 +1,4 @@
-"""`trace_canyon`: is the branch the same all along, and are its events where they should be?
+"""`trace_canyon`: the branch stays the same all along, and its events are where they should be.
 
 Oracles: functions of two weights whose branches, folds and crossings are known on paper or by a scan of the circle;
 central differences of the branch itself for the predictor; the finder at the far end.
@@ -22,9 +22,9 @@ import torch
 
 import lowhanging as lh
 from canyon_scene import two_cue_minimum
-from lowhanging.canyons.continuation import along
-from lowhanging.canyons.shell import Shell
-from lowhanging.canyons.sphere_search import SphereSearch, TangentHessian
+from lowhanging.canyons.continuation import branch_derivative
+from lowhanging.canyons.shell import make_shell
+from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch
 
 PLANE = lh.Subspace(torch.eye(2, dtype=torch.float64))
 
@@ -60,7 +60,9 @@ cartoon = functools.cache(lh.toys.sloped_canyons)
 
 @functools.cache
 def points_on(loss, radius, **options):
-    return lh.find_canyons(loss, space=PLANE, metric="euclidean", levels=radius, starts=16, progress=False, **options)
+    return lh.find_canyons(
+        loss, space=PLANE, metric="euclidean", levels=radius, num_starts=16, progress=False, **options
+    )
 
 
 def test_the_floor_of_the_cartoon_is_followed_both_ways():
@@ -138,8 +140,8 @@ def test_a_fold_is_bracketed_and_ends_the_branch():
     assert folded.is_complete
     # Nothing was followed onto the other branch: neighbours stay within a cosine of 0.95 of each other.
     for path in paths:
-        ways = torch.stack([point.delta / point.radius for point in path])
-        assert float((ways[1:] * ways[:-1]).sum(1).min()) > 0.95
+        directions = torch.stack([point.delta / point.radius for point in path])
+        assert float((directions[1:] * directions[:-1]).sum(1).min()) > 0.95
 
 
 def test_followed_inwards_a_fold_is_a_birth():
@@ -203,33 +205,38 @@ def test_the_predictor_is_the_derivative_of_the_branch(metric):
     loss = two_cue_minimum().objective
     space = lh.top_eigs(lh.hessian(loss), k=5, progress=False).subspace()
     level = 2.0 if metric == "euclidean" else 0.06
-    point = lh.find_canyons(loss, space=space, metric=metric, levels=level, starts=4, progress=False)[0]
-    shell = Shell(loss, space, metric)
+    point = lh.find_canyons(loss, space=space, metric=metric, levels=level, num_starts=4, progress=False)[0]
+    shell = make_shell(loss, space, metric)
     search, radius, h = SphereSearch(shell, rtol=1e-11), shell.radius_of(level), 1e-3
-    here, _ = search.newton(search.place(shell.coordinates(point.delta), radius))
-    after, _ = search.newton(search.place(here.y, radius + h))
-    before, _ = search.newton(search.place(here.y, radius - h))
-    difference = (after.y - before.y) / (2 * h)
-    assert np.linalg.norm(along(TangentHessian(shell, here)) - difference) < 1e-5 * np.linalg.norm(difference)
+
+    def newton(y, radius):
+        return search.newton(SpherePoint.towards(shell, y, radius))
+
+    here = newton(shell.coordinates(point.delta), radius)
+    after, before = (newton(here.point.y, radius + step) for step in (h, -h))
+    difference = (after.point.y - before.point.y) / (2 * h)
+    assert np.linalg.norm(branch_derivative(here) - difference) < 1e-5 * np.linalg.norm(difference)
 
 
 def test_a_followed_canyon_is_the_one_that_is_found_there():
     loss = two_cue_minimum().objective
     space = lh.top_eigs(lh.hessian(loss), k=4, progress=False).subspace()
-    near, far = (lh.find_canyons(loss, space=space, levels=level, starts=24, progress=False) for level in (0.03, 0.12))
+    near, far = (
+        lh.find_canyons(loss, space=space, levels=level, num_starts=24, progress=False) for level in (0.03, 0.12)
+    )
     path = lh.trace_canyon(loss, near[0], to=0.12, progress=False)
     end = path[-1]
     assert end.level == 0.12
     assert end.is_certified
     gap = min(float((end.delta - point.delta).norm()) for point in far)
     assert gap < 1e-4
-    assert torch.allclose(path.values("depth"), path.values("rise") / path.values("level"), rtol=1e-12)
+    assert torch.allclose(path.values("relative_rise"), path.values("rise") / path.values("level"), rtol=1e-12)
 
 
 def test_a_budget_leaves_a_flagged_part():
     loss = two_cue_minimum().objective
     space = lh.top_eigs(lh.hessian(loss), k=4, progress=False).subspace()
-    point = lh.find_canyons(loss, space=space, levels=0.03, starts=4, progress=False)[0]
+    point = lh.find_canyons(loss, space=space, levels=0.03, num_starts=4, progress=False)[0]
     with pytest.raises(lh.NotConvergedError, match=r"trace_canyon spent its 12 gradients at level 0\.0") as caught:
         lh.trace_canyon(loss, point, to=0.12, max_gradients=12, progress=False)
     path = caught.value.result
@@ -341,11 +348,11 @@ def test_a_loss_may_be_called_like_a_field_and_is_never_taken_for_it():
     levels = path.values("level")
     assert torch.allclose(path.values("rise", of="loss"), 3.0 + levels**2, rtol=1e-9)
     assert torch.allclose(path.values("rise", of="point"), -0.1 * torch.expm1(-(levels**2)), rtol=1e-9)
-    message = r"name is 'rise', a field of CanyonPoint and an evaluated objective, expected one of .*\n.*of=.loss."
+    message = r"name is 'rise', a field of CanyonPoint and an evaluated loss, expected one of .*\n.*of=.loss."
     with pytest.raises(ValueError, match=message):
         path.values("rise")
     fields = [field.name for field in dataclasses.fields(lh.canyons.CanyonPoint)] + [
-        "depth",
+        "relative_rise",
         "is_certified",
         "asymmetry",
     ]
@@ -369,7 +376,7 @@ def test_a_loss_may_be_called_like_a_field_and_is_never_taken_for_it():
     assert some.values("full_error").isnan().tolist() == [True] + [False] * (len(path) - 1)
 
 
-def test_the_resume_file_of_other_evaluated_objectives_is_refused(tmp_path):
+def test_the_resume_file_of_other_evaluated_losses_is_refused(tmp_path):
     """An anchor at theta0 is 0 there: the values at theta0 alone would not tell them apart."""
     loss = cartoon()
     start = points_on(loss, 1.0)[0]
@@ -382,6 +389,6 @@ def test_the_resume_file_of_other_evaluated_objectives_is_refused(tmp_path):
     first = run(0.1)
     assert torch.equal(run(0.1).values("anchored"), first.values("anchored"))
     with pytest.raises(
-        ValueError, match="the file of a canyon's path with another evaluated objectives or conflict control"
+        ValueError, match="the file of a canyon's path with another evaluated losses or conflict control"
     ):
         run(0.2)
