@@ -150,7 +150,8 @@ def test_from_training_to_canyons() -> None:
     assert float(scan.losses["loss"][2]) == middle
     a, b = (found.losses["loss"] for found in plane.values())
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    canyons = lh.find_canyons(loss, space=pairs.subspace(), metric="euclidean", levels=0.5, starts=4, progress=False)
+    options = {"metric": "euclidean", "levels": 0.5, "num_starts": 4, "progress": False}
+    canyons = lh.find_canyons(loss, space=pairs.subspace(), **options)
     assert len(canyons)
     assert all(point.is_certified for point in canyons)
     direction = lh.steering_direction(preserve=loss, ablate=lh.Objective(model, data).at(minimum.theta), k=2, index=4)

@@ -6,13 +6,14 @@ central differences of the branch itself for the predictor; the finder at the fa
 
 import dataclasses
 import functools
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,9 +24,11 @@ import torch
 import lowhanging as lh
 from canyon_scene import two_cue_minimum
 from lowhanging.canyons.continuation import branch_derivative
+from lowhanging.canyons.point import NUMBERS
 from lowhanging.canyons.shell import make_shell
 from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch
 
+HERE = Path(__file__).parent
 PLANE = lh.Subspace(torch.eye(2, dtype=torch.float64))
 
 
@@ -256,41 +259,54 @@ def test_a_path_survives_being_saved(tmp_path):
 
 
 SCRIPT = """
-import sys, torch, lowhanging as lh
-def function(t):
-    x, y = t
-    c2 = x * x - y * y
-    return x * x + y * y + 0.2 * c2 - 0.1 * (c2 * c2 - 4 * x * x * y * y)
-loss = lh.FunctionObjective(function, torch.zeros(2, dtype=torch.float64), engine="double backward")
+import sys, time
+import torch
+import lowhanging as lh
+from test_continuation import crossing
+def slow(t):
+    time.sleep(0.01)
+    return crossing(t)
+loss = lh.FunctionObjective(slow, torch.zeros(2, dtype=torch.float64), engine="double backward")
 point = lh.canyons.CanyonSet.load(sys.argv[3])[-1]
-print("ready", flush=True)
 path = lh.trace_canyon(loss, point, to=(0.2, 1.5), step=0.03, resume=sys.argv[1], progress=False)
 path.save(sys.argv[2])
 """
 
 
+def assert_same_path(path, other):
+    assert path.events == other.events
+    assert len(path) == len(other)
+    for a, b in zip(path, other, strict=True):
+        assert torch.equal(a.delta, b.delta)
+        assert torch.equal(a.theta, b.theta)
+        for name in NUMBERS:
+            assert getattr(a, name) == getattr(b, name) or math.isnan(getattr(a, name))
+
+
+def num_points_in(resume) -> int:
+    """How far the path had come when its file was written."""
+    state = json.loads(str(np.load(resume)["__lowhanging__"]))["state"]
+    return len(dict(state["mapping"])["points"])
+
+
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(textwrap.dedent(SCRIPT))
     resume, out = tmp_path / "state.npz", tmp_path / "path.npz"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     loss = polar(crossing)
     canyons = points_on(loss, 1.0)
-    command = [sys.executable, str(script), str(resume), str(out), str(canyons.save(tmp_path / "canyons"))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as run:
-        run.stdout.readline()
-        while not resume.exists() and run.poll() is None:
-            time.sleep(0.002)
+    command = [sys.executable, "-c", SCRIPT, str(resume), str(out), str(canyons.save(tmp_path / "canyons"))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as run:
+        while run.poll() is None and not (resume.exists() and num_points_in(resume) > 3):
+            time.sleep(0.01)
         run.send_signal(signal.SIGKILL)
+        errors = run.stderr.read()
+    assert run.returncode == -signal.SIGKILL, errors
     assert not out.exists()
     point = canyons[-1]
-    resumed = lh.trace_canyon(loss, point, to=(0.2, 1.5), step=0.03, resume=resume, progress=False)
     straight = lh.trace_canyon(loss, point, to=(0.2, 1.5), step=0.03, progress=False)
-    assert len(resumed) == len(straight)
-    assert resumed.events == straight.events
-    for a, b in zip(resumed, straight, strict=True):
-        assert torch.equal(a.delta, b.delta)
-        assert (a.loss, a.shell_eigenvalue, a.num_gradients) == (b.loss, b.shell_eigenvalue, b.num_gradients)
+    assert 3 < num_points_in(resume) < len(straight)
+    resumed = lh.trace_canyon(loss, point, to=(0.2, 1.5), step=0.03, resume=resume, progress=False)
+    assert_same_path(resumed, straight)
     again = lh.trace_canyon(loss, point, to=(0.2, 1.5), step=0.03, resume=resume, progress=False)
     assert again.num_gradients == straight.num_gradients  # finished: nothing is computed but where it stands
     with pytest.raises(ValueError, match="the file of a canyon's path with another arguments"):
@@ -298,6 +314,41 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     (tmp_path / "other.npz").write_text("no npz")
     with pytest.raises(ValueError, match="no resume file of a canyon"):
         lh.trace_canyon(loss, point, to=1.5, resume=tmp_path / "other.npz", progress=False)
+
+
+@pytest.mark.parametrize("num_calls", [35, 42, 51, 60])
+def test_an_interrupted_step_leaves_the_state_before_it(tmp_path, monkeypatch, num_calls):
+    """Also where the file's turn to be written had not come."""
+    monkeypatch.setattr("lowhanging.io.SHARE", 1e-9)
+    calls = []
+
+    def interrupted(t):
+        calls.append(t)
+        if len(calls) == num_calls:
+            raise KeyboardInterrupt
+        return crossing(t)
+
+    resume = tmp_path / "state.npz"
+    loss = polar(crossing)
+    given = {"to": (0.2, 1.5), "step": 0.1, "progress": False}
+    stopped = lh.FunctionObjective(interrupted, torch.zeros(2, dtype=torch.float64), engine="double backward")
+    point = points_on(loss, 1.0)[-1]
+    with pytest.raises(KeyboardInterrupt):
+        lh.trace_canyon(stopped, point, resume=resume, **given)
+    straight = lh.trace_canyon(loss, point, **given)
+    assert 1 < num_points_in(resume) < len(straight)
+    assert_same_path(lh.trace_canyon(loss, point, resume=resume, **given), straight)
+
+
+def test_a_spent_budget_leaves_all_that_was_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("lowhanging.io.SHARE", 1e-9)
+    loss, resume = polar(crossing), tmp_path / "state.npz"
+    point = points_on(loss, 1.0)[-1]
+    given = {"to": 1.5, "step": 0.03, "progress": False}
+    with pytest.raises(lh.NotConvergedError) as caught:
+        lh.trace_canyon(loss, point, resume=resume, max_gradients=10, **given)
+    assert num_points_in(resume) == len(caught.value.result)
+    assert_same_path(lh.trace_canyon(loss, point, resume=resume, **given), lh.trace_canyon(loss, point, **given))
 
 
 @pytest.mark.parametrize(

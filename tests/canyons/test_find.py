@@ -285,8 +285,8 @@ def rounded_loss(center, dtype):
 def test_rounding_is_not_certified(dtype, energy):
     center = 10 * torch.randn(6, generator=torch.Generator().manual_seed(2), dtype=dtype)
     found = lh.find_canyons(
-        rounded_loss(center, dtype), space=lh.Subspace(torch.eye(6, dtype=dtype)), levels=energy, num_starts=6, rtol=1e-3,
-        progress=False,
+        rounded_loss(center, dtype), space=lh.Subspace(torch.eye(6, dtype=dtype)), levels=energy, num_starts=6,
+        rtol=1e-3, progress=False,
     )  # fmt: skip
     assert len(found)
     assert not any(point.is_certified for point in found)

@@ -7,7 +7,6 @@ cue are set to zero (that circuit is gone).
 """
 
 import copy
-import dataclasses
 import math
 import random
 from typing import ClassVar
@@ -421,14 +420,13 @@ def test_the_control_answers_as_the_loss_counts_also_under_autocast():
 
 def test_a_loss_on_something_else_does_not_forbid_a_name():
     control, loss = linear(200)
-    around = Evaluations.of(loss.theta0, {}, control)
+    evaluations = Evaluations(loss, {}, control)
     for other in (-3.0, 0.0, math.nan):
-        known = {"number": 1.0, "pattern": 1.0, "other": other}
-        named = dataclasses.replace(around, losses=known)
-        found = named.named(weighted(4.0, 1.0), {"number": 1.0, "pattern": 5.0, "other": other})
+        evaluations.losses = {"number": 1.0, "pattern": 1.0, "other": other}
+        found = evaluations.circuit(weighted(4.0, 1.0), {"number": 1.0, "pattern": 5.0, "other": other})
         assert found["circuit"] == "number"
     for bad in (-1.0, 0.0, math.nan, math.inf):
-        named = dataclasses.replace(around, losses={"number": 1.0, "pattern": 1.0})
-        found = named.named(weighted(4.0, 1.0), {"number": 1.0, "pattern": bad})
+        evaluations.losses = {"number": 1.0, "pattern": 1.0}
+        found = evaluations.circuit(weighted(4.0, 1.0), {"number": 1.0, "pattern": bad})
         assert found["circuit"] is None
         assert "not positive and finite" in found["circuit_reason"]

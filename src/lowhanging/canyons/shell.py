@@ -146,7 +146,7 @@ class Shell(abc.ABC):
 
     def _root(self, v: Tensor, power: Literal[-1, 1]) -> Tensor:
         """M^(power / 2) v in the full space, (p,)."""
-        outside = self._outside ** (power / 2)
+        outside = float(self._outside ** (power / 2))
         mix = torch.from_numpy(self.scales ** float(power) - outside).to(self.rows)
         return outside * v + self.rows.T @ (mix * (self.rows @ v))
 
@@ -173,7 +173,7 @@ class Shell(abc.ABC):
     def hessian(self, y: Array) -> Array:
         """Hessian of f at y, (dim, dim), not symmetrised: dim products. For subspaces only."""
         products = self._products(self.theta(y), self.rows)  # (dim, p)
-        return _array(self.rows @ products.T) / np.outer(self.scales, self.scales)
+        return np.asarray(_array(self.rows @ products.T) / np.outer(self.scales, self.scales))
 
     def energy(self, y: Array) -> float:
         """1/2 delta^T H0 delta: what a quadratic bowl rises by, whatever M. One product in the full space."""
