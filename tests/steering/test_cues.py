@@ -422,11 +422,11 @@ def test_a_loss_on_something_else_does_not_forbid_a_name():
     control, loss = linear(200)
     evaluations = Evaluations(loss, {}, control)
     for other in (-3.0, 0.0, math.nan):
-        evaluations.losses = {"number": 1.0, "pattern": 1.0, "other": other}
+        evaluations.at_theta0 = {"losses": {"number": 1.0, "pattern": 1.0, "other": other}}
         found = evaluations.circuit(weighted(4.0, 1.0), {"number": 1.0, "pattern": 5.0, "other": other})
         assert found["circuit"] == "number"
     for bad in (-1.0, 0.0, math.nan, math.inf):
-        evaluations.losses = {"number": 1.0, "pattern": 1.0}
+        evaluations.at_theta0 = {"losses": {"number": 1.0, "pattern": 1.0}}
         found = evaluations.circuit(weighted(4.0, 1.0), {"number": 1.0, "pattern": bad})
         assert found["circuit"] is None
         assert "not positive and finite" in found["circuit_reason"]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,12 +27,20 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lowhanging.canyons.find import check_rtol
-from lowhanging.canyons.point import CERTIFICATES, NUMBERS, CanyonPoint, Evaluations, canyon_point, plane_certificate
+from lowhanging.canyons.point import (
+    CERTIFICATES,
+    NUMBERS,
+    CanyonPoint,
+    CanyonPoints,
+    Evaluations,
+    canyon_point,
+    plane_certificate,
+)
 from lowhanging.canyons.shell import Array, Shell, make_shell
 from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch, TangentHessian
 from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.errors import NotConvergedError, a_type, argument_message, check_choice, check_count, check_real
-from lowhanging.io import ResumeFile, Saved, digest
+from lowhanging.io import ResumeFile, digest
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.protocol import Loss, check_loss
 from lowhanging.steering.cues import ConflictControl
@@ -68,7 +76,7 @@ class CanyonEvent:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CanyonPath(Saved, Sequence[CanyonPoint]):
+class CanyonPath(CanyonPoints):
     """A branch followed over levels, ascending."""
 
     points: tuple[CanyonPoint, ...]
@@ -85,15 +93,6 @@ class CanyonPath(Saved, Sequence[CanyonPoint]):
     num_gradients: int
     num_products: int
     seconds: float
-
-    def __len__(self) -> int:
-        return len(self.points)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.points[index]
-
-    def __iter__(self) -> Iterator[CanyonPoint]:
-        return iter(self.points)
 
     def values(self, name: str, *, of: Literal["point", "loss"] | None = None) -> Tensor:
         """A number of every point, (m,) float64; NaN where it is not known.
@@ -227,11 +226,9 @@ def trace_canyon(
     else:
         with file.decoding():
             branch.restore(state)
-    delay = 2.0 if progress is None else 0.0
+    delay, num = 2.0 if progress is None else 0.0, len(branch.points)
     try:
-        with tqdm(
-            desc="canyon", unit="point", disable=is_silent(progress), delay=delay, initial=len(branch.points)
-        ) as bar:
+        with tqdm(desc="canyon", unit="point", disable=is_silent(progress), delay=delay, initial=num) as bar:
             while not branch.is_done and shell.num_gradients < budget:
                 branch.advance()
                 bar.update(len(branch.points) - bar.n)
@@ -245,9 +242,6 @@ def trace_canyon(
         points=tuple(sorted(branch.points, key=lambda found: found.level)),
         events=tuple(sorted(branch.events, key=lambda event: event.low)),
         metric=point.metric,
-        losses=evaluations.losses,
-        accuracies=evaluations.accuracies,
-        cue_shares=evaluations.cue_shares,
         start=point.level,
         to=goals,
         step=longest,
@@ -256,6 +250,7 @@ def trace_canyon(
         num_gradients=shell.num_gradients,
         num_products=shell.num_products,
         seconds=time.perf_counter() - begun,
+        **evaluations.at_theta0,
     )
     if not branch.is_done:
         message = f"trace_canyon spent its {budget} gradients at level {shell.level_of(branch.radius):.3g}."
@@ -436,7 +431,7 @@ class Continuation:
             self.evaluations,
             level=level,
             num_starts=0,
-            source="cue_shares",
+            source="continuation",
             duplicate_of=None,
             num_gradients=self.shell.num_gradients,
             num_products=self.shell.num_products,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lowhanging.canyons.point import CanyonPoint, Evaluations, canyon_point, same_certificates, with_full_certificates
+from lowhanging.canyons.point import (
+    CanyonPoint,
+    CanyonPoints,
+    Evaluations,
+    canyon_point,
+    same_certificates,
+    with_full_certificates,
+)
 from lowhanging.canyons.shell import METRICS, Array, Metric, Shell, Space, make_shell
 from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch, TangentHessian
 from lowhanging.curvature.eigenpairs import top_eigs
@@ -34,7 +41,6 @@ from lowhanging.errors import (
     check_real,
     check_vector,
 )
-from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.protocol import Loss, around, check_loss
 from lowhanging.steering.cues import ConflictControl
@@ -52,7 +58,7 @@ _SLOPED = 0.1  # share of the energy that the gradient at theta0 may explain
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CanyonSet(Saved, Sequence[CanyonPoint]):
+class CanyonSet(CanyonPoints):
     """The branches found on every shell around one minimum, level by level, the lowest loss first."""
 
     points: tuple[CanyonPoint, ...]
@@ -64,7 +70,7 @@ class CanyonSet(Saved, Sequence[CanyonPoint]):
     theta0: Tensor  # (p,)
     loss: float  # at theta0
     gradient_norm: float  # there, within the space
-    losses: dict[str, float]  # of every evaluated objective, at theta0
+    losses: dict[str, float]  # of every evaluated loss, at theta0
     accuracies: dict[str, float]
     cue_shares: dict[str, float]
     stationary: str  # "minima" or "all"
@@ -76,15 +82,6 @@ class CanyonSet(Saved, Sequence[CanyonPoint]):
     num_products: int
     seconds: float
     is_complete: bool  # whether the budget sufficed
-
-    def __len__(self) -> int:
-        return len(self.points)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.points[index]
-
-    def __iter__(self) -> Iterator[CanyonPoint]:
-        return iter(self.points)
 
     def at_level(self, level: float) -> tuple[CanyonPoint, ...]:
         """The branches of one shell."""
@@ -259,9 +256,6 @@ def find_canyons(
         theta0=loss.theta0.cpu(),
         loss=shell.center_value,
         gradient_norm=float(shell.inside(loss.gradient(loss.theta0)).norm()),
-        losses=evaluations.losses,
-        accuracies=evaluations.accuracies,
-        cue_shares=evaluations.cue_shares,
         stationary=stationary,
         num_starts=num_each,
         num_lost=num_lost,
@@ -271,6 +265,7 @@ def find_canyons(
         num_products=shell.num_products,
         seconds=time.perf_counter() - begun,
         is_complete=is_complete,
+        **evaluations.at_theta0,
     )
     if failure is not None:
         raise NotConvergedError(failure, result)

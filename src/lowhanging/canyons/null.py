@@ -30,13 +30,11 @@ _MAX_DIM = 50  # of the default larger space
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DepthNull(Saved):
-    """The lowest relative rise of each level, and that of the same search in random subspaces of equal curvature."""
-
-    levels: tuple[float, ...]
-    observed: Tensor  # (levels,) float64 lowest relative rise; NaN where a level has no converged point
-    null: Tensor  # (num_subspaces, levels) float64, the same in random subspaces
-    p_values: Tensor  # (levels,) (1 + number of subspaces at most as low) / (1 + num_subspaces)
+class _SubspaceNull(Saved):
+    levels: tuple[float, ...]  # of the canyons
+    observed: Tensor  # (levels,) of the canyons
+    null: Tensor  # (num_subspaces, levels) the same in random subspaces
+    p_values: Tensor  # (levels,) (1 + number of subspaces at least as extreme) / (1 + num_subspaces)
     dim: int  # of the subspaces
     within: int  # dimension of the space in which they were drawn
     num_starts: int  # per level, the same for all
@@ -44,14 +42,27 @@ class DepthNull(Saved):
     num_gradients: int
     num_products: int
 
-    def __repr__(self) -> str:
+    def _repr(self, what: str, texts: Sequence[str]) -> str:
         parts = [
-            f"{level:.3g}: {float(seen):.3g} against {float(row.nanmean()):.3g} "
-            f"({float(row.min()):.3g} to {float(row.max()):.3g}), p {float(p):.2g}"
-            for level, seen, row, p in zip(self.levels, self.observed, self.null.T, self.p_values, strict=True)
+            f"{level:.3g}: {text}, p {float(p):.2g}"
+            for level, text, p in zip(self.levels, texts, self.p_values, strict=True)
         ]
         where = f"{len(self.null)} random {self.dim}-dimensional subspaces of {self.within}"
-        return f"DepthNull(lowest relative rise at E = {'; '.join(parts)}; {where})"
+        return f"{type(self).__name__}({what} = {'; '.join(parts)}; {where})"
+
+
+class DepthNull(_SubspaceNull):
+    """The lowest relative rise of each level, and that of the same search in random subspaces of equal curvature.
+
+    `observed` and `null` are lowest relative rises; NaN where a level has no converged point.
+    """
+
+    def __repr__(self) -> str:
+        texts = [
+            f"{float(seen):.3g} against {float(row.nanmean()):.3g} ({float(row.min()):.3g} to {float(row.max()):.3g})"
+            for seen, row in zip(self.observed, self.null.T, strict=True)
+        ]
+        return self._repr("lowest relative rise at E", texts)
 
 
 @torch.inference_mode(False)
@@ -124,31 +135,22 @@ def depth_null(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CountNull(Saved):
-    """How many canyons lie on each sphere, and how many the same search finds in random subspaces."""
+class CountNull(_SubspaceNull):
+    """How many canyons lie on each sphere, and how many the same search finds in random subspaces.
 
-    levels: tuple[float, ...]  # radii of the canyons' own spheres
-    observed: Tensor  # (levels,) float64: canyons that are no copies
+    `observed` and `null` are numbers of canyons that are no copies; NaN where no start became stationary.
+    """
+
     observed_branches: Tensor  # (levels,) all stationary points but copies, the trivial ones included
-    null: Tensor  # (num_subspaces, levels) canyons; NaN where no start became stationary
     null_branches: Tensor  # (num_subspaces, levels)
     radii: Tensor  # (num_subspaces, levels) of the random subspaces' spheres
-    p_values: Tensor  # (levels,) (1 + number of subspaces with at least as many canyons) / (1 + num_subspaces)
-    dim: int  # of the subspaces
-    within: int  # dimension of the space in which they were drawn
-    num_starts: int  # per level, the same for all
-    seed: int
-    num_gradients: int
-    num_products: int
 
     def __repr__(self) -> str:
-        parts = [
-            f"{level:.3g}: {float(seen):.0f} against {float(row.nanmean()):.2g} "
-            f"({', '.join(f'{float(count):.0f}' for count in row)}), p {float(p):.2g}"
-            for level, seen, row, p in zip(self.levels, self.observed, self.null.T, self.p_values, strict=True)
+        texts = [
+            f"{float(seen):.0f} against {float(row.nanmean()):.2g} ({', '.join(f'{float(num):.0f}' for num in row)})"
+            for seen, row in zip(self.observed, self.null.T, strict=True)
         ]
-        where = f"{len(self.null)} random {self.dim}-dimensional subspaces of {self.within}"
-        return f"CountNull(canyons at r = {'; '.join(parts)}; {where})"
+        return self._repr("canyons at r", texts)
 
 
 @torch.inference_mode(False)

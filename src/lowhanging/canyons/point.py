@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from lowhanging.canyons.shell import Shell, SphereShell
 from lowhanging.canyons.sphere_search import TangentHessian, complement, lowest_across
 from lowhanging.curvature.subspace import Subspace
 from lowhanging.errors import a_type, argument_message
+from lowhanging.io import Saved
 from lowhanging.objective.protocol import Loss, check_loss, check_same_buffers
 from lowhanging.steering.cues import ConflictControl, attribute_circuit
 
@@ -64,7 +65,7 @@ class CanyonPoint:
     shell_error: float
     num_negative: int | None  # tangent eigenvalues below zero: 0 for a minimum; None: only the smallest is known
     softest_overlap: float  # squared cosine of delta with the space's softest axis
-    losses: dict[str, float]  # of every evaluated objective
+    losses: dict[str, float]  # of every evaluated loss
     accuracies: dict[str, float]
     cue_shares: dict[str, float]  # shares of conflict images answered after each cue, and after neither
     circuit: str | None  # which circuit runs here, if asymmetry and conflict control agree
@@ -111,7 +112,7 @@ class CanyonPoint:
         return self.is_certified and not self.is_trivial
 
     def asymmetry(self, a: str, b: str) -> float:
-        """log(L_a / L_b) of two evaluated objectives, in nats; an error where a loss is not positive and finite."""
+        """log(L_a / L_b) of two evaluated losses, in nats; an error where a loss is not positive and finite."""
         for name in (a, b):
             if name not in self.losses:
                 remedy = "Pass it in evaluate= of find_canyons."
@@ -142,12 +143,24 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(CanyonPoint) if field
 NUMBERS = (*_FIELDS, "relative_rise")  # what is one number, or None where it is not known
 
 
+class CanyonPoints(Saved, Sequence[CanyonPoint]):
+    """A result that is a sequence of points."""
+
+    points: tuple[CanyonPoint, ...]
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.points[index]
+
+
 class Evaluations:
     """What is evaluated at every point: named losses and a conflict control, checked, and their values at theta0.
 
     Attributes:
         evaluate: name -> loss.
-        losses, accuracies, cue_shares: their values at theta0.
+        at_theta0: what `at` returns there.
     """
 
     def __init__(self, loss: Loss, evaluate: Mapping[str, Loss] | None, conflict: ConflictControl | None):
@@ -169,31 +182,34 @@ class Evaluations:
         control = {} if conflict is None else {"the conflict control": conflict.objective}
         check_same_buffers({"the loss": loss, **self.evaluate, **control})
         self._conflict, self._theta0 = conflict, loss.theta0
-        self.losses, self.accuracies, self.cue_shares = self.at(loss.theta0)
+        self.at_theta0 = self.at(loss.theta0)
 
-    def at(self, theta: Tensor) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-        """Losses, accuracies and shares of conflict inputs answered after each cue, at theta (p,)."""
+    def at(self, theta: Tensor) -> dict[str, dict[str, float]]:
+        """The fields `losses`, `accuracies` and `cue_shares` of a result, at theta (p,)."""
         losses, accuracies = {}, {}
         for name, loss in self.evaluate.items():
             value, accuracy = loss.evaluate(theta.to(loss.theta0))
             losses[name] = float(value)
             if accuracy is not None:
                 accuracies[name] = accuracy
-        return losses, accuracies, {} if self._conflict is None else self._conflict(theta)
+        shares = {} if self._conflict is None else self._conflict(theta)
+        return {"losses": losses, "accuracies": accuracies, "cue_shares": shares}
 
     def circuit(self, theta: Tensor, losses: Mapping[str, float]) -> dict[str, Any]:
         """The fields of a point that say which circuit runs at theta, and why."""
-        control, unknown = self._conflict, {"circuit": None, "answer_shift": None}
+        control, basin_losses = self._conflict, self.at_theta0["losses"]
+        missing = [] if control is None else [cue for cue in control.cues if cue not in losses]
         if control is None:
-            return {**unknown, "circuit_reason": "there is no conflict control"}
-        missing = [cue for cue in control.cues if cue not in losses]
-        if missing or len(control.cues) != 2:
-            return {**unknown, "circuit_reason": f"no loss on {', '.join(missing) or 'two cues'} is evaluated"}
-        if not all(_has_logarithm(known[cue]) for known in (losses, self.losses) for cue in control.cues):
-            return {**unknown, "circuit_reason": "a loss is not positive and finite: their ratio has no logarithm"}
-        found = attribute_circuit(control, theta, self._theta0, losses=losses, basin_losses=self.losses)
-        shift = (found.shift.shift, found.shift.low, found.shift.high)
-        return {"circuit": found.name, "circuit_reason": found.reason, "answer_shift": shift}
+            reason = "there is no conflict control"
+        elif missing or len(control.cues) != 2:
+            reason = f"no loss on {', '.join(missing) or 'two cues'} is evaluated"
+        elif not all(_has_logarithm(known[cue]) for known in (losses, basin_losses) for cue in control.cues):
+            reason = "a loss is not positive and finite: their ratio has no logarithm"
+        else:
+            found = attribute_circuit(control, theta, self._theta0, losses=losses, basin_losses=basin_losses)
+            shift = (found.shift.shift, found.shift.low, found.shift.high)
+            return {"circuit": found.name, "circuit_reason": found.reason, "answer_shift": shift}
+        return {"circuit": None, "circuit_reason": reason, "answer_shift": None}
 
 
 def canyon_point(
@@ -210,7 +226,7 @@ def canyon_point(
         slope = float(delta @ gradient) / radius
         euclidean_residual = float((gradient - (slope / radius) * delta).norm())
     plane_eigenvalue, euclidean_error = plane_certificate(tangent)
-    losses, accuracies, cue_shares = evaluations.at(theta)
+    values = evaluations.at(theta)
     return CanyonPoint(
         delta=delta.cpu(),
         theta=theta.cpu(),
@@ -232,12 +248,10 @@ def canyon_point(
         shell_error=tangent.error,
         num_negative=None if shell.is_full else tangent.num_negative,
         softest_overlap=shell.softest_overlap(point.y),
-        losses=losses,
-        accuracies=accuracies,
-        cue_shares=cue_shares,
         space=shell.space,
         min_curvature=shell.min_curvature,
-        **evaluations.circuit(theta, losses),
+        **values,
+        **evaluations.circuit(theta, values["losses"]),
         **found,
     )
 
