@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,9 +24,9 @@ import torch
 
 import lowhanging as lh
 from canyon_scene import two_cue_minimum
-from lowhanging.canyons.continuation import branch_derivative
+from lowhanging.canyons.continuation import CanyonEvent, Continuation, branch_derivative
 from lowhanging.canyons.point import NUMBERS
-from lowhanging.canyons.shell import make_shell
+from lowhanging.canyons.shell import SHELLS
 from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch
 
 HERE = Path(__file__).parent
@@ -209,7 +210,7 @@ def test_the_predictor_is_the_derivative_of_the_branch(metric):
     space = lh.top_eigs(lh.hessian(loss), k=5, progress=False).subspace()
     level = 2.0 if metric == "euclidean" else 0.06
     point = lh.find_canyons(loss, space=space, metric=metric, levels=level, num_starts=4, progress=False)[0]
-    shell = make_shell(loss, space, metric)
+    shell = SHELLS[metric](loss, space)
     search, radius, h = SphereSearch(shell, rtol=1e-11), shell.radius_of(level), 1e-3
 
     def newton(y, radius):
@@ -443,3 +444,15 @@ def test_the_resume_file_of_other_evaluated_losses_is_refused(tmp_path):
         ValueError, match="the file of a canyon's path with another evaluated losses or conflict control"
     ):
         run(0.2)
+
+
+def test_an_event_that_touches_one_of_its_kind_is_part_of_it():
+    branch = SimpleNamespace(shell=SimpleNamespace(level_of=lambda radius: 2 * radius), events=[])
+    Continuation._event(branch, "crossing", (2.0, 20.0), (1.0, 10.0))
+    Continuation._event(branch, "plane", (2.0, 20.0), (3.0, 30.0))
+    Continuation._event(branch, "crossing", (3.5, 35.0), (4.0, 40.0))
+    assert [event.kind for event in branch.events] == ["crossing", "plane", "crossing"]
+    Continuation._event(branch, "crossing", (2.0, 20.0), (3.0, 30.0))  # shares an end with the first
+    assert branch.events[0] == CanyonEvent("crossing", 2.0, 6.0, 10.0, 30.0)
+    assert branch.events[2] == CanyonEvent("crossing", 7.0, 8.0, 35.0, 40.0)
+    assert len(branch.events) == 3

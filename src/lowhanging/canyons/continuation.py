@@ -36,7 +36,7 @@ from lowhanging.canyons.point import (
     canyon_point,
     plane_certificate,
 )
-from lowhanging.canyons.shell import Array, Shell, make_shell
+from lowhanging.canyons.shell import SHELLS, Array, Shell, Space
 from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch, TangentHessian
 from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.errors import NotConvergedError, a_type, argument_message, check_choice, check_count, check_real
@@ -203,7 +203,8 @@ def trace_canyon(
     rtol = check_rtol(rtol, loss)
     budget = 10**18 if max_gradients is None else check_count("max_gradients", max_gradients, remedy="Leave it out.")
     evaluations = Evaluations(loss, evaluate, conflict)
-    shell = make_shell(loss, "full" if point.space is None else point.space, point.metric, point.min_curvature or None)
+    space: Space = "full" if point.space is None else point.space
+    shell = SHELLS[point.metric](loss, space, point.min_curvature or None)
     goals = _check_goals(to, point.level)
     remedy = "It is the largest change of rho in one step; leave it out for a twentieth of the way."
     longest = max(abs(shell.radius_of(goal) - shell.radius_of(point.level)) for goal in goals) / _STEPS

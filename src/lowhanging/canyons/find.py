@@ -27,7 +27,7 @@ from lowhanging.canyons.point import (
     same_certificates,
     with_full_certificates,
 )
-from lowhanging.canyons.shell import METRICS, Array, Metric, Shell, Space, make_shell
+from lowhanging.canyons.shell import SHELLS, Array, Metric, Shell, Space
 from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch, TangentHessian
 from lowhanging.curvature.eigenpairs import top_eigs
 from lowhanging.curvature.operators import hessian, plain_arithmetic
@@ -92,7 +92,7 @@ class CanyonSet(CanyonPoints):
 
     @property
     def canyons(self) -> tuple[CanyonPoint, ...]:
-        """The points that are certified and not trivial."""
+        """The points that are canyons, copies included."""
         return tuple(point for point in self.points if point.is_canyon)
 
     def __repr__(self) -> str:
@@ -153,8 +153,7 @@ def find_canyons(
         initial_directions: name -> vector (p,) to start along as well, both ways: steering directions, differences of
             weights. Only the part inside the space counts.
         evaluate: name -> loss to evaluate at every point.
-        conflict: a control on which a point may be called after a circuit, where its cues are evaluated (see
-            `attribute_circuit`).
+        conflict: a control for `attribute_circuit` at every point; losses on its cues must be evaluated.
         stationary: "minima", or "all": stationary points of any kind, by Levenberg and Marquardt's steps (not in the
             full space).
         min_curvature: smallest curvature of the energy metric; by default a hundredth of the largest eigenvalue in the
@@ -166,12 +165,10 @@ def find_canyons(
         progress: a bar; by default one appears when it takes more than two seconds.
 
     Returns:
-        CanyonSet: a sequence of `CanyonPoint`; `.canyons` are those that are certified and not trivial. In a quadratic
-        bowl there is none, and the `repr` says so.
+        CanyonSet: a sequence of `CanyonPoint`; `.canyons` are those that are canyons. A quadratic bowl has none.
 
     Raises:
-        NotConvergedError: the budget ran out, or no start of some level became stationary; `.result` has what was
-            found.
+        NotConvergedError: the budget ran out, or no start of a level became stationary; `.result` holds the others.
         ValueError, TypeError: an argument out of range; a space in which the energy metric is not positive.
 
     Warns:
@@ -188,7 +185,7 @@ def find_canyons(
     """
     begun = time.perf_counter()
     check_loss("loss", loss)
-    check_choice("metric", metric, METRICS)
+    check_choice("metric", metric, tuple(SHELLS))
     check_choice("stationary", stationary, ("minima", "all"))
     wanted = _check_levels(levels)
     check_count("num_starts", num_starts, minimum=0, remedy="32 find what is there in tens of dimensions.")
@@ -200,7 +197,7 @@ def find_canyons(
     if isinstance(space, str) and stationary == "all":
         expected, remedy = "a Subspace for it", "Pass space=Subspace.span(rows)."
         raise ValueError(argument_message("stationary", "is 'all' in the full space", expected, remedy))
-    shell = make_shell(loss, space, metric, min_curvature)
+    shell = SHELLS[metric](loss, space, min_curvature)
     directions = _check_directions(shell, initial_directions)
     num_each = num_starts + len(directions)
     if not num_each:
@@ -281,7 +278,7 @@ class _End:
     source: str
     num_gradients: int
     num_products: int = 0
-    tangent: TangentHessian | None = None
+    tangent: TangentHessian | None = None  # at the point; None before Newton
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lowhanging.canyons.find import CanyonSet, check_space, find_canyons
-from lowhanging.canyons.shell import Metric, Space, make_shell
+from lowhanging.canyons.shell import EnergyShell, Metric, Space, SphereShell
 from lowhanging.curvature.eigenpairs import top_eigs
 from lowhanging.curvature.operators import hessian, plain_arithmetic
 from lowhanging.curvature.subspace import Subspace
@@ -110,7 +110,7 @@ def depth_null(
         within, num_products = pairs.subspace(), pairs.num_products
     check_space(within, loss)
     _check_larger(within.dim, dim)
-    shell = make_shell(loss, within, "hessian", canyons.min_curvature or None)
+    shell = EnergyShell(loss, within, canyons.min_curvature or None)
     generator = torch.Generator().manual_seed(seed)
     found = []
     for i in range(num_subspaces):
@@ -178,9 +178,9 @@ def count_null(
         canyons: a CanyonSet on spheres (metric "euclidean"); only random starts are repeated, as many as it had.
         within: the larger space; all weights by default. The loss's top 50 eigenvectors are the stricter choice: a
             random subspace of these is about as curved, and holds a part of every one of them.
-        num_subspaces: random subspaces; 19 allow p = 0.05.
-        seed: of the subspaces and of the starts. The global random state is not touched.
-        progress: bars; by default they appear when it takes more than two seconds.
+        num_subspaces: as in `depth_null`.
+        seed: as in `depth_null`.
+        progress: as in `depth_null`.
 
     Returns:
         CountNull: numbers of canyons and of branches, observed (levels,) and null (num_subspaces, levels), and
@@ -205,7 +205,7 @@ def count_null(
     for i in range(num_subspaces):
         rows = torch.randn(dim, size, generator=generator, dtype=torch.float64)
         space = Subspace.span(rows if isinstance(within, str) else rows @ within.basis.cpu().double())
-        shell = make_shell(loss, space, "euclidean")
+        shell = SphereShell(loss, space)
         ratio = float(canyons.curvatures.sum()) / float(shell.curvatures.sum())
         if not 0 < ratio < math.inf:
             received = f"is one around which random directions curve by {float(shell.curvatures.mean()):.2g}"

@@ -184,7 +184,7 @@ class Evaluations:
         self._conflict, self._theta0 = conflict, loss.theta0
         self.at_theta0 = self.at(loss.theta0)
 
-    def at(self, theta: Tensor) -> dict[str, dict[str, float]]:
+    def at(self, theta: Tensor) -> dict[str, Any]:
         """The fields `losses`, `accuracies` and `cue_shares` of a result, at theta (p,)."""
         losses, accuracies = {}, {}
         for name, loss in self.evaluate.items():

@@ -30,24 +30,10 @@ from lowhanging.objective.protocol import Loss
 
 Array = NDArray[np.float64]
 Metric = Literal["hessian", "euclidean"]
-METRICS = ("hessian", "euclidean")
 Space = Subspace | Literal["full"]
 
 _MIN_CURVATURE = 1e-2  # of the largest eigenvalue, for the full space: what polish's default anchor is of it
 _SOFT = 0.01  # eigenvalues within this share of the smallest one share the softest axis
-
-
-def make_shell(loss: Loss, space: Space, metric: str, min_curvature: float | None = None) -> Shell:
-    """The shell of a metric, "euclidean" or "hessian"; `min_curvature` is the latter's smallest eigenvalue."""
-    remedy = "It is the smallest curvature of the metric, such as a hundredth of the largest eigenvalue."
-    if metric == "hessian":
-        if min_curvature is not None:
-            min_curvature = check_real("min_curvature", min_curvature, minimum=0.0, exclusive=True, remedy=remedy)
-        return EnergyShell(loss, space, min_curvature)
-    if min_curvature is not None:
-        received, expected = f"is {min_curvature!r} with metric='euclidean'", "nothing: spheres have no curvature"
-        raise ValueError(argument_message("min_curvature", received, expected, "Leave it out."))
-    return SphereShell(loss, space)
 
 
 class Shell(abc.ABC):
@@ -55,13 +41,15 @@ class Shell(abc.ABC):
 
     Attributes:
         loss: the loss; theta0 its point, (p,).
-        space: what is searched; None for all of weight space.
+        space: what is searched; None for all of weight space, `is_full`.
         dim: its dimension.
         rows: (m, p) float64 orthonormal, eigenvectors of the Hessian restricted to the space, descending; in the full
             space those in which M is not a multiple of the identity only.
         curvatures: (m,) the eigenvalues.
         scales: (m,) root eigenvalues of M, y = scales * (rows @ delta) inside a subspace.
         min_curvature: the smallest eigenvalue that M may have; 0 where it is not bounded.
+        center_value, center_gradient: f and its gradient at 0.
+        rounding: what rounding may move a loss by.
         num_gradients, num_products: spent so far.
     """
 
@@ -72,6 +60,7 @@ class Shell(abc.ABC):
     def __init__(self, loss: Loss, space: Space, min_curvature: float | None):
         self.loss, self.theta0 = loss, loss.theta0
         self.num_gradients = self.num_products = 0
+        self.is_full = isinstance(space, str)
         self.space = None if isinstance(space, str) else space.to("cpu")
         if isinstance(space, str):
             self.dim, self.asymmetry = loss.num_params, 0.0
@@ -81,6 +70,7 @@ class Shell(abc.ABC):
             self.dim, self.min_curvature, self._outside = len(self.rows), min_curvature or 0.0, math.inf
         self.scales = np.sqrt(self._metric_eigenvalues())
         self.center_value, self.center_gradient = self.value_and_gradient(np.zeros(self.dim))
+        self.rounding = 16 * torch.finfo(self.theta0.dtype).eps * abs(self.center_value)
 
     # --- what the two kinds of shell differ in
 
@@ -105,11 +95,6 @@ class Shell(abc.ABC):
         """|K0 y|, K0 the Hessian of f at 0: the gradient of the quadratic bowl there; 0 where K0 is not known."""
 
     # --- coordinates
-
-    @property
-    def is_full(self) -> bool:
-        """Whether all of weight space is searched."""
-        return self.space is None
 
     def farthest(self, level: float) -> float:
         """The largest |delta| of a level."""
@@ -199,11 +184,6 @@ class Shell(abc.ABC):
         away = self.theta0.double() + delta - self.loss.anchor.to(delta.device).double()
         return self.loss.epsilon * float(delta @ away) / float(delta.norm())
 
-    @property
-    def rounding(self) -> float:
-        """What rounding may move a loss by."""
-        return 16 * torch.finfo(self.theta0.dtype).eps * abs(self.center_value)
-
     def _restricted(self, space: Subspace) -> tuple[Tensor, Array]:
         """Eigenpairs of the Hessian restricted to a subspace: one product per dimension."""
         basis = Subspace.span(space.basis.to(self.theta0.device).double()).basis  # orthonormal to float64 rounding
@@ -223,11 +203,14 @@ class SphereShell(Shell):
 
     metric = "euclidean"
 
-    def __init__(self, loss: Loss, space: Space):
+    def __init__(self, loss: Loss, space: Space, min_curvature: float | None = None):
+        if min_curvature is not None:
+            received, expected = f"is {min_curvature!r} with metric='euclidean'", "nothing: spheres have no curvature"
+            raise ValueError(argument_message("min_curvature", received, expected, "Leave it out."))
         super().__init__(loss, space, None)
 
     def _full_space(self, min_curvature: float | None) -> tuple[Tensor, Array]:
-        self.min_curvature, self._outside = min_curvature or 0.0, 1.0
+        self.min_curvature, self._outside = 0.0, 1.0
         return self.theta0.new_zeros((0, self.dim)).double(), np.zeros(0)
 
     def _metric_eigenvalues(self) -> Array:
@@ -247,6 +230,12 @@ class EnergyShell(Shell):
     """Energy shells 1/2 delta^T M delta = E, M the Hessian at theta0 with no eigenvalue below `min_curvature`."""
 
     metric = "hessian"
+
+    def __init__(self, loss: Loss, space: Space, min_curvature: float | None = None):
+        if min_curvature is not None:
+            remedy = "It is the smallest curvature of the metric, such as a hundredth of the largest eigenvalue."
+            min_curvature = check_real("min_curvature", min_curvature, minimum=0.0, exclusive=True, remedy=remedy)
+        super().__init__(loss, space, min_curvature)
 
     def _full_space(self, min_curvature: float | None) -> tuple[Tensor, Array]:
         H, p = hessian(self.loss), self.dim
@@ -297,3 +286,6 @@ class EnergyShell(Shell):
 
 def _array(v: Tensor) -> Array:
     return np.asarray(v.cpu().numpy(), dtype=np.float64)
+
+
+SHELLS: dict[str, type[SphereShell] | type[EnergyShell]] = {"hessian": EnergyShell, "euclidean": SphereShell}

@@ -34,11 +34,19 @@ _MEMORY = 12  # pairs that L-BFGS keeps
 
 @dataclass(frozen=True)
 class SpherePoint:
-    """A point of the sphere with value and gradient."""
+    """A point of the sphere with the value and the gradient of f.
 
-    y: Array  # (dim,)
+    Attributes:
+        y, gradient: (dim,).
+        normal: n = y / |y|, (dim,).
+        slope: n.g = d f / d rho.
+        multiplier: mu of g = mu y.
+        tangent_gradient: P g, (dim,); its norm is the `residual`.
+    """
+
+    y: Array
     value: float
-    gradient: Array  # (dim,)
+    gradient: Array
 
     @classmethod
     def towards(cls, shell: Shell, y: Array, radius: float) -> SpherePoint:
@@ -50,38 +58,31 @@ class SpherePoint:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the loss and its gradient are finite there."""
         return self.value < np.inf
 
     @property
     def radius(self) -> float:
-        """|y|."""
         return float(np.linalg.norm(self.y))
 
     @property
     def normal(self) -> Array:
-        """N = y / |y|, (dim,)."""
         return self.y / self.radius
 
     @property
     def slope(self) -> float:
-        """n.g, by y: d f / d rho."""
         return float(self.normal @ self.gradient)
 
     @property
     def multiplier(self) -> float:
-        """Mu of g = mu y."""
         return self.slope / self.radius
 
     @property
     def tangent_gradient(self) -> Array:
-        """P g, (dim,)."""
         tangent = self.gradient - self.slope * self.normal
         return np.asarray(tangent - (self.normal @ tangent) * self.normal)
 
     @property
     def residual(self) -> float:
-        """|P g|."""
         return float(np.linalg.norm(self.tangent_gradient))
 
 
@@ -89,11 +90,16 @@ class TangentHessian:
     """P K P - mu P on the tangent space at a point.
 
     Dense for subspaces (dim products, once); by products in the full space, where Lanczos finds the lowest eigenvalue.
+
+    Attributes:
+        matrix: (dim, dim) K, symmetrised; None in the full space.
+        values, vectors: eigenvalues, ascending, and unit eigenvectors as columns: dim - 1, or the lowest alone.
+        error: of an eigenvalue; in the full space Lanczos's residual, rounding left out.
     """
 
     def __init__(self, shell: Shell, point: SpherePoint):
         self.shell, self.point = shell, point
-        self.matrix: Array | None = None  # (dim, dim) K, symmetrised
+        self.matrix: Array | None = None
         if not shell.is_full:
             shape = (shell.dim, shell.dim)
             self._products = shell.hessian(point.y) if point.is_finite else np.full(shape, np.nan)
@@ -101,7 +107,6 @@ class TangentHessian:
 
     @functools.cached_property
     def _eigenpairs(self) -> tuple[Array, Array, float]:
-        """Eigenvalues ascending, eigenvectors as columns, the error of an eigenvalue; without a matrix the lowest."""
         shell, point = self.shell, self.point
         if self.matrix is None:
             is_single = shell.theta0.dtype == torch.float32  # the map is as accurate as its products
@@ -122,22 +127,18 @@ class TangentHessian:
 
     @property
     def values(self) -> Array:
-        """Eigenvalues, ascending: all dim - 1, or the lowest one in the full space."""
         return self._eigenpairs[0]
 
     @property
     def vectors(self) -> Array:
-        """Their unit eigenvectors as columns, (dim, number of values)."""
         return self._eigenpairs[1]
 
     @property
     def error(self) -> float:
-        """Of an eigenvalue; with products in the full space Lanczos's residual, rounding left out."""
         return self._eigenpairs[2]
 
     @property
     def lowest(self) -> float:
-        """The smallest eigenvalue, to within `error`."""
         return float(self.values[0])
 
     @property
