@@ -188,13 +188,13 @@ def trace_canyon(
         NotConvergedError: the budget ran out; `.result` has the path so far.
         ValueError, TypeError: a point that is not stationary for this loss, levels that are not positive, a resume file
             of another call.
+        DamagedFileError: the resume file is not whole.
 
     Cost:
         per step 2 to 4 gradients and dim products; a sign change takes about four such steps to bracket.
 
     Source:
-        Allgower & Georg (2003), "Introduction to Numerical Continuation Methods", for predictor and corrector; the
-        equation for t is derived above.
+        Allgower & Georg (2003), "Introduction to Numerical Continuation Methods", for predictor and corrector.
     """
     begun = time.perf_counter()
     check_loss("loss", loss)
@@ -357,8 +357,8 @@ class Continuation:
 
     def _stand(self, y: Array) -> None:
         """Return to y, a point that was found before."""
-        value, gradient = self.shell.value_and_gradient(y)  # not SpherePoint.towards: rescaling changes the last bit
-        self._here = TangentHessian(self.shell, SpherePoint(y, value, gradient))
+        point = SpherePoint(y, *self.shell.value_and_gradient(y))  # `towards` would rescale y in its last bit
+        self._here = TangentHessian(self.shell, point)
 
     def _next_leg(self) -> None:
         self._leg += 1
@@ -377,7 +377,7 @@ class Continuation:
         """The stationary point of the next sphere near the prediction, and how it continues the branch.
 
         "smooth"; "bend": the branch turns ever faster, as before a fold; "merge": onto one that turns less, as beyond a
-        fork; "lost", and None, where nothing of the same kind is near. The last two are told apart only in a last try.
+        fork; "lost", and None, where nothing of the same kind is near. Where a shorter step may follow, all but "smooth" may be "lost".
         """
         point = before.point
         predicted = point.y + (radius - point.radius) * branch_derivative(before)

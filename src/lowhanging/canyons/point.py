@@ -33,7 +33,7 @@ from lowhanging.io import Saved
 from lowhanging.objective.protocol import Loss, check_loss, check_same_buffers
 from lowhanging.steering.cues import ConflictControl, attribute_circuit
 
-TRIVIAL = 0.95  # overlap with the softest axis, or relative rise, above which a point is what a quadratic has as well
+_TRIVIAL = 0.95  # overlap with the softest axis, or relative rise, above which a point is what a quadratic has as well
 CERTIFICATES = {  # metric -> eigenvalues that are positive beyond their errors at a certified point
     "euclidean": {"shell_eigenvalue": "shell_error", "plane_eigenvalue": "euclidean_error"},
     "hessian": {"shell_eigenvalue": "shell_error"},
@@ -103,8 +103,8 @@ class CanyonPoint:
     def is_trivial(self) -> bool:
         """The softest axis of the bowl, or as high as the bowl: nothing that a quadratic would not have."""
         if self.energy < 0:  # a saddle's way down
-            return abs(self.rise - self.energy) <= (1 - TRIVIAL) * abs(self.energy)
-        return self.softest_overlap > TRIVIAL or self.relative_rise > TRIVIAL
+            return abs(self.rise - self.energy) <= (1 - _TRIVIAL) * abs(self.energy)
+        return self.softest_overlap > _TRIVIAL or self.relative_rise > _TRIVIAL
 
     @property
     def is_canyon(self) -> bool:

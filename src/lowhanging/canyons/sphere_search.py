@@ -32,9 +32,8 @@ _MAX_ESCAPES = 3
 _MEMORY = 12  # pairs that L-BFGS keeps
 
 
-@dataclass(frozen=True)
 class SpherePoint:
-    """A point of the sphere with the value and the gradient of f.
+    """A point of the sphere with the value and the gradient of f, which are infinite and 0 where one is not finite.
 
     Attributes:
         y, gradient: (dim,).
@@ -44,46 +43,23 @@ class SpherePoint:
         tangent_gradient: P g, (dim,); its norm is the `residual`.
     """
 
-    y: Array
-    value: float
-    gradient: Array
+    def __init__(self, y: Array, value: float, gradient: Array):
+        self.is_finite = bool(np.isfinite(value) and np.isfinite(gradient).all())
+        self.y = y
+        self.value, self.gradient = (value, gradient) if self.is_finite else (np.inf, np.zeros_like(y))
+        self.radius = float(np.linalg.norm(y))
+        self.normal = y / self.radius
+        self.slope = float(self.normal @ self.gradient)
+        self.multiplier = self.slope / self.radius
+        tangent = self.gradient - self.slope * self.normal
+        self.tangent_gradient: Array = tangent - (self.normal @ tangent) * self.normal
+        self.residual = float(np.linalg.norm(self.tangent_gradient))
 
     @classmethod
     def towards(cls, shell: Shell, y: Array, radius: float) -> SpherePoint:
         """The point of the sphere in the direction of y, evaluated: one gradient."""
         y = y * (radius / np.linalg.norm(y))
-        value, gradient = shell.value_and_gradient(y)
-        is_finite = np.isfinite(value) and np.isfinite(gradient).all()
-        return cls(y, value, gradient) if is_finite else cls(y, np.inf, np.zeros_like(y))
-
-    @property
-    def is_finite(self) -> bool:
-        return self.value < np.inf
-
-    @property
-    def radius(self) -> float:
-        return float(np.linalg.norm(self.y))
-
-    @property
-    def normal(self) -> Array:
-        return self.y / self.radius
-
-    @property
-    def slope(self) -> float:
-        return float(self.normal @ self.gradient)
-
-    @property
-    def multiplier(self) -> float:
-        return self.slope / self.radius
-
-    @property
-    def tangent_gradient(self) -> Array:
-        tangent = self.gradient - self.slope * self.normal
-        return np.asarray(tangent - (self.normal @ tangent) * self.normal)
-
-    @property
-    def residual(self) -> float:
-        return float(np.linalg.norm(self.tangent_gradient))
+        return cls(y, *shell.value_and_gradient(y))
 
 
 class TangentHessian:

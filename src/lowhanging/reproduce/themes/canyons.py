@@ -108,10 +108,10 @@ def canyons_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> Canyons:
     for number, point in enumerate(_to_follow(on_sphere), 1):
         file = shelf.resume(f"branch-{number}")
 
-        def cue_shares(point: CanyonPoint = point, file: Any = file) -> CanyonPath:
+        def followed(point: CanyonPoint = point, file: Any = file) -> CanyonPath:
             return _found(lambda: trace_canyon(loss, point, to=(INNER, OUTER), step=STEP, resume=file, **watched))
 
-        paths[f"branch {number}"] = shelf.result(f"branch-{number}", CanyonPath.load, cue_shares)
+        paths[f"branch {number}"] = shelf.result(f"branch-{number}", CanyonPath.load, followed)
     return Canyons(
         minimum,
         on_sphere,
