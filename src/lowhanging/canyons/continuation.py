@@ -377,7 +377,8 @@ class Continuation:
         """The stationary point of the next sphere near the prediction, and how it continues the branch.
 
         "smooth"; "bend": the branch turns ever faster, as before a fold; "merge": onto one that turns less, as beyond a
-        fork; "lost", and None, where nothing of the same kind is near. Where a shorter step may follow, all but "smooth" may be "lost".
+        fork; "undefined" or "lost", and None, where the loss is not finite or nothing of the same kind is near. Before
+        the last try a bend or a merge may be called lost: a shorter step follows anyway.
         """
         point = before.point
         predicted = point.y + (radius - point.radius) * branch_derivative(before)

@@ -143,9 +143,8 @@ def find_canyons(
 
     Args:
         loss: the loss around its minimum: `polish(...).objective`.
-        space: where to look: a `Subspace` (`pairs.subspace()`, `Subspace.span(rows)`, `a.union(b)`), or "full". By
-            default the union of the top 10 eigenvectors of the loss and of each evaluated loss, the loss's first,
-            at most 40 dimensions.
+        space: where to look: a `Subspace`, or "full". By default the union of the top 10 eigenvectors of the loss and
+            of each evaluated loss, the loss's first, at most 40 dimensions.
         metric: which displacements are equally far out, see above. Energy shells need fewer gradients, and branches are
             not swallowed by the softest axis; claims about "all orthogonal directions" are about spheres.
         levels: r, or E in units of loss; one or several.

@@ -349,7 +349,8 @@ def _minima_across(rows: Sequence[Row]) -> Claim:
     nulls = [rise for row in rows for rise in row["null_relative_rises"] if rise is not None]
     random = (
         f"; for the relative rise on the shell, the same search in {len(nulls)} random "
-        f"{rows[0]['null_dim']}-dimensional subspaces of equal curvature: {statistics.fmean(nulls):.2f} ({min(nulls):.2f} to {max(nulls):.2f})"
+        f"{rows[0]['null_dim']}-dimensional subspaces of equal curvature: {statistics.fmean(nulls):.2f} "
+        f"({min(nulls):.2f} to {max(nulls):.2f})"
         if nulls
         else ""
     )
