@@ -85,7 +85,7 @@ print(minimum)
 # ten that are known are taken out first, and drawn as stems. It takes `steps` × `probes` products, so begin with few.
 
 # %%
-density = lh.spectral_density(lh.hessian(loss), steps=40, probes=4, deflate=pairs)
+density = lh.spectral_density(lh.hessian(loss), num_steps=40, num_probes=4, deflate=pairs)
 print(density)
 ax = lh.plots.spectral_density({"spirals": density})
 

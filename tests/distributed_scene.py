@@ -76,7 +76,7 @@ def answers(loss: lh.Objective) -> dict[str, Any]:
     columns = torch.stack([v, v.cos(), v.exp()], 1)
     block = lh.hessian(loss, parameters="2.*")
     pairs = lh.top_hessian_eigs(loss, k=3, tol=1e-9, progress=False)
-    density = lh.spectral_density(H, steps=12, probes=2, seed=3, progress=False)
+    density = lh.spectral_density(H, num_steps=12, num_probes=2, seed=3, progress=False)
     scan = lh.line_slice({"loss": loss}, v / v.norm(), extent=(-1, 1), num=3, progress=False)
     right, shares = loss.evaluate(theta)[1], loss.evaluate_many(torch.stack([theta, theta + 0.1 * v]))[1]
     assert right is not None and shares is not None
@@ -91,7 +91,7 @@ def answers(loss: lh.Objective) -> dict[str, Any]:
         "eigenvalues": pairs.values,
         "eigenvectors": pairs.vectors,
         "num_products": torch.tensor(pairs.num_products),
-        "trace": torch.tensor(float(lh.trace(H, probes=20, progress=False)), dtype=torch.float64),
+        "trace": torch.tensor(float(lh.trace(H, num_probes=20, progress=False)), dtype=torch.float64),
         "density": density.density,
         "slice": scan.losses["loss"],
         "accuracies of the slice": scan.accuracies["loss"],

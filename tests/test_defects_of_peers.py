@@ -206,7 +206,7 @@ def test_unnormalised_deflation(scale: float) -> None:
     assert float((pairs.vectors @ pairs.vectors.T - torch.eye(4)).abs().max()) < 1e-12
     # With a probe for every dimension that is left, a deflated spectrum has no error of chance: nothing of the four is
     # left in the bulk, and the trace is that of the matrix.
-    density = lh.spectral_density(lh.hessian(loss), deflate=pairs, probes=20, steps=20)
+    density = lh.spectral_density(lh.hessian(loss), deflate=pairs, num_probes=20, num_steps=20)
     assert float(density.nodes.max()) < 1.001 * scale
     bulk = float((density.weights * density.nodes.nan_to_num()).sum(dim=1).mean())
     assert abs(20 * bulk + float(density.spikes.sum()) - scale * shape.sum()) < 1e-9 * scale
@@ -236,7 +236,7 @@ def test_negative_eigenvalues_clamped() -> None:
     smallest = lh.top_hessian_eigs(model, data, k=3, which="SA", tol=TOL)
     assert distance(smallest.values, exact[:-4:-1]) < 1e-12
     assert abs(every.other_end - exact[-1]) < 1e-9
-    density = lh.spectral_density(lh.hessian(lh.Objective(model, data)), probes=p, steps=p)
+    density = lh.spectral_density(lh.hessian(lh.Objective(model, data)), num_probes=p, num_steps=p)
     assert abs(float(density.nodes.min()) - exact[-1]) < 1e-9
 
 

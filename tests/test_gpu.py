@@ -126,10 +126,10 @@ def test_dense_by_blocks() -> None:
 
 def test_spectra() -> None:
     here, there = objectives()
-    a, b = (lh.trace(lh.hessian(loss), probes=60, seed=1) for loss in (here, there))
+    a, b = (lh.trace(lh.hessian(loss), num_probes=60, seed=1) for loss in (here, there))
     assert abs(a.value - b.value) < 1e-9 * abs(a.value)
-    assert lh.trace(lh.gauss_newton(there), probes=10_000).standard_error == 0
-    c, d = (lh.spectral_density(lh.hessian(loss), steps=30, probes=4, deflate=3) for loss in (here, there))
+    assert lh.trace(lh.gauss_newton(there), num_probes=10_000).standard_error == 0
+    c, d = (lh.spectral_density(lh.hessian(loss), num_steps=30, num_probes=4, deflate=3) for loss in (here, there))
     torch.testing.assert_close(c.spikes, d.spikes, rtol=0, atol=1e-6)
 
 

@@ -257,7 +257,10 @@ def test_dense_method_agrees_and_costs_p_products() -> None:
     H = symmetric(np.r_[np.linspace(1, 2, 40), -3.0])
     for which in ("LA", "SA", "LM", "BE"):
         counted = Counted(lambda v: H @ v, 41)
-        dense, lanczos = top_eigs(counted, 5, which, 1e-12, method="dense"), top_eigs(H, 5, which, 1e-12)
+        dense, lanczos = (
+            top_eigs(counted, 5, which=which, tol=1e-12, method="dense"),
+            top_eigs(H, 5, which=which, tol=1e-12),
+        )
         assert dense.num_products == counted.count == 41
         assert float((dense.values - lanczos.values).abs().max()) < 1e-12
         assert float((dense.vectors - lanczos.vectors).abs().max()) < 1e-9

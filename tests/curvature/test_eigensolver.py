@@ -95,9 +95,9 @@ def test_little_memory_takes_more_products_and_finds_the_same(
         sizes.append(len(self.rows) + (0 if self.products is None else len(self.products)))
 
     monkeypatch.setattr(eigensearch.KrylovSpace, "step", noted)
-    generous = top_eigs(diagonal(values), k, which, tol=1e-9)
+    generous = top_eigs(diagonal(values), k, which=which, tol=1e-9)
     sizes.clear()
-    pairs = top_eigs(diagonal(values), k, which, tol=1e-9, memory=rows * p * ROW)
+    pairs = top_eigs(diagonal(values), k, which=which, tol=1e-9, memory=rows * p * ROW)
     assert max(sizes) <= rows
     assert pairs.num_restarts >= 1
     assert generous.num_restarts == 0
@@ -128,7 +128,7 @@ def test_restarts_in_float32() -> None:
 def test_both_ends_with_restarts() -> None:
     values = np.r_[5 * np.arange(1, 201) ** -1.0, -3 * np.arange(1, 201) ** -1.0]
     for k in (5, 6):
-        pairs = top_eigs(diagonal(values), k, "BE", tol=1e-8, memory=24 * 400 * ROW)
+        pairs = top_eigs(diagonal(values), k, which="BE", tol=1e-8, memory=24 * 400 * ROW)
         assert pairs.num_restarts > 0
         assert pairs.num_large == 3
         assert np.abs(pairs.values.numpy() - wanted(values, "BE", k)).max() < 1e-7
@@ -182,7 +182,7 @@ def test_bounds_hold_in_float32(seed: int) -> None:
         H = symmetric(values, seed=seed).float()
         spectrum = np.linalg.eigvalsh(H.double().numpy())
         for which in ("LA", "SA"):
-            pairs = top_eigs(H, 3, which, tol=1e-5, seed=seed)
+            pairs = top_eigs(H, 3, which=which, tol=1e-5, seed=seed)
             assert (nearest(pairs.values.numpy(), spectrum) <= pairs.bounds.numpy()).all()
 
 

@@ -69,7 +69,7 @@ def test_wishart_with_spikes_is_marchenko_pastur_with_outliers() -> None:
     p, n, spikes = 400, 800, (25.0, 16.0, 9.0)
     samples = torch.randn(n, p, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     samples[:, :3] *= torch.tensor(spikes, dtype=torch.float64).sqrt()
-    found = lh.spectral_density(samples.T @ samples / n, steps=40, probes=10, deflate=3)
+    found = lh.spectral_density(samples.T @ samples / n, num_steps=40, num_probes=10, deflate=3)
     # A population eigenvalue l > 1 + sqrt(q) shows at l (1 + q / (l - 1)), with a spread of l sqrt(2 / n) or less.
     q = p / n
     expected = np.array([size * (1 + q / (size - 1)) for size in spikes])
@@ -110,7 +110,8 @@ def test_participation_ratio_and_the_others_by_hand() -> None:
     assert signed.degrees_of_freedom.tolist() == [0.5]
     assert math.isnan(lh.effective_dimension(torch.zeros(5)).participation_ratio)
     identity = torch.eye(30)
-    for density in (lh.spectral_density(identity, steps=5, probes=3), lh.spectral_density(identity, deflate=30)):
+    spectra = lh.spectral_density(identity, num_steps=5, num_probes=3), lh.spectral_density(identity, deflate=30)
+    for density in spectra:
         found = lh.effective_dimension(density, thresholds=(0.5, 1.5))
         assert found.participation_ratio == pytest.approx(30)
         assert found.degrees_of_freedom.tolist() == pytest.approx([30 / 1.5, 30 / 2.5])
@@ -123,7 +124,7 @@ def test_participation_ratio_and_the_others_by_hand() -> None:
 @pytest.mark.parametrize("deflate", [None, 7])
 def test_probes_and_steps_that_span_everything_are_exact(deflate: int | None) -> None:
     H, p = symmetric(SIGNED), len(SIGNED)
-    found = lh.spectral_density(H, steps=p, probes=p, deflate=deflate)
+    found = lh.spectral_density(H, num_steps=p, num_probes=p, deflate=deflate)
     known = deflate or 0
     assert found.nodes.shape == (p - known, p - known)
     for order in (0, 1, 2, 5):
@@ -149,7 +150,7 @@ def test_bounds_hold_for_any_number_of_steps() -> None:
     truth = float((POSITIVE / (POSITIVE + softness)).sum())
     slack = []
     for steps in (2, 4, 8, 40):
-        found = lh.spectral_density(H, steps=steps, probes=p)
+        found = lh.spectral_density(H, num_steps=steps, num_probes=p)
         counts = [found.count_above(threshold) for threshold in (0.05, 0.08, 0.2, 1.0, 3.0)]
         for threshold, count in zip((0.05, 0.08, 0.2, 1.0, 3.0), counts, strict=True):
             assert abs(count.value - np.count_nonzero(threshold < POSITIVE)) <= count.numerical_error + 1e-6
@@ -192,7 +193,7 @@ def test_a_node_at_a_chosen_place_is_golubs() -> None:
 
 
 def test_at_a_node_that_is_there_nothing_is_moved() -> None:
-    found = lh.spectral_density(diagonal(np.r_[np.ones(10), np.zeros(30)]), steps=5, probes=3)
+    found = lh.spectral_density(diagonal(np.r_[np.ones(10), np.zeros(30)]), num_steps=5, num_probes=3)
     assert found.nodes.shape == (3, 2)
     nodes, weights = with_node_at(0.0, found.nodes, found.weights, found.coefficients)
     assert nodes.shape == (3, 3)
@@ -204,7 +205,7 @@ def test_at_a_node_that_is_there_nothing_is_moved() -> None:
 
 
 def test_a_count_is_open_towards_either_side() -> None:
-    found, p = lh.spectral_density(symmetric(POSITIVE), steps=4, probes=len(POSITIVE)), len(POSITIVE)
+    found, p = lh.spectral_density(symmetric(POSITIVE), num_steps=4, num_probes=len(POSITIVE)), len(POSITIVE)
     larger = set()
     for threshold in np.linspace(0.05, 4.0, 25):
         above, least, greatest = mass_above(float(threshold), found.nodes, found.weights, found.coefficients)
@@ -219,7 +220,7 @@ def test_bounds_hold_below_zero_too(rate: float) -> None:
     """Exp(-rate x) has derivatives of alternating sign everywhere, and so a bound with a node below them all."""
     values = np.linspace(-1, 1, 40)
     for steps in (2, 3, 4, 6):
-        found = lh.spectral_density(symmetric(values), steps=steps, probes=len(values))
+        found = lh.spectral_density(symmetric(values), num_steps=steps, num_probes=len(values))
         total = found.sum(lambda x: torch.exp(-rate * x))
         off = abs(total.value - np.exp(-rate * values).sum())
         assert off <= total.numerical_error * (1 + 1e-6) + 1e-11
@@ -232,7 +233,7 @@ def test_bounds_hold_below_zero_too(rate: float) -> None:
 def test_the_error_of_a_ratio_is_that_of_leaving_out_one_probe() -> None:
     """Sum and sum of squares rise together, and their ratio varies less than either."""
     p, num = 40, 20
-    found = lh.spectral_density(diagonal(np.linspace(0.2, 2.0, p)), steps=10, probes=num)
+    found = lh.spectral_density(diagonal(np.linspace(0.2, 2.0, p)), num_steps=10, num_probes=num)
     assert not len(found.spikes)
     first, second = ((found.weights * found.nodes**power).sum(1).numpy() for power in (1, 2))
     left_out = [p * np.delete(first, i).mean() ** 2 / np.delete(second, i).mean() for i in range(num)]
@@ -251,7 +252,7 @@ def test_standard_errors_cover_the_truth() -> None:
     values, errors = [], []
     for seed in range(100):
         found = lh.spectral_density(
-            H, steps=10, probes=num, seed=seed, deflate=pairs, grid=grid, width=width, progress=False
+            H, num_steps=10, num_probes=num, seed=seed, deflate=pairs, grid=grid, width=width, progress=False
         )
         estimates = [found.moment(1), found.moment(2), found.participation_ratio()]
         values.append([*(each.value for each in estimates), *found.density.tolist()])
@@ -267,7 +268,7 @@ def test_standard_errors_cover_the_truth() -> None:
 
 def test_deflated_equals_undeflated_and_removes_chance() -> None:
     H = symmetric(NETWORK)
-    plain, deflated = (lh.spectral_density(H, steps=30, probes=10, deflate=num, seed=3) for num in (None, 8))
+    plain, deflated = (lh.spectral_density(H, num_steps=30, num_probes=10, deflate=num, seed=3) for num in (None, 8))
     assert np.abs(deflated.spikes.numpy() - NETWORK[:8]).max() < 1e-3
     assert float(deflated.nodes.max()) < NETWORK[7]
     for ask in (lambda d: d.moment(1), lambda d: d.moment(2), lambda d: d.count_above(1.0)):
@@ -275,7 +276,7 @@ def test_deflated_equals_undeflated_and_removes_chance() -> None:
         assert abs(one.value - two.value) < 3 * math.hypot(one.standard_error, two.standard_error)
         assert two.standard_error < one.standard_error / 3
     assert deflated.count_above(1.0).value == pytest.approx((NETWORK > 1).sum(), abs=1e-9)
-    both_ends = lh.spectral_density(symmetric(np.r_[-7.0, NETWORK]), steps=30, deflate=8)
+    both_ends = lh.spectral_density(symmetric(np.r_[-7.0, NETWORK]), num_steps=30, deflate=8)
     assert (float(both_ends.spikes[0]), float(both_ends.spikes[-1])) == pytest.approx((5.0, -7.0), abs=1e-3)
     assert float(both_ends.nodes.min()) > -0.011
 
@@ -309,7 +310,7 @@ def test_orthogonal_probes_are_a_sample_without_replacement() -> None:
 @pytest.mark.parametrize("values", [NETWORK, np.linspace(-1.0, 1.0, 90)], ids=["network", "both signs"])
 def test_trace_is_unbiased_and_its_error_honest(values: np.ndarray) -> None:
     H = symmetric(values)
-    found = [lh.trace(H, probes=30, seed=seed) for seed in range(100)]
+    found = [lh.trace(H, num_probes=30, seed=seed) for seed in range(100)]
     off = np.array([each.value for each in found]) - values.sum()
     errors = np.array([each.standard_error for each in found])
     t = scipy.stats.t.ppf(0.975, found[0].num_probes - 1)
@@ -323,22 +324,22 @@ def test_hutch_plus_plus_beats_hutchinson_where_there_are_outliers() -> None:
     p, num = len(NETWORK), 30
     spread = (NETWORK**2).sum() - NETWORK.sum() ** 2 / p
     hutchinson = math.sqrt(2 * p / (p + 2) * spread / num)
-    off = [lh.trace(symmetric(NETWORK), probes=num, seed=seed).value - NETWORK.sum() for seed in range(30)]
+    off = [lh.trace(symmetric(NETWORK), num_probes=num, seed=seed).value - NETWORK.sum() for seed in range(30)]
     assert np.std(off) < hutchinson / 3
 
 
 def test_trace_of_low_rank_and_of_a_budget_of_p_is_exact() -> None:
     H = symmetric(np.r_[5.0, 2.0, -1.0, np.zeros(60)])
-    low_rank = lh.trace(H, probes=15)
+    low_rank = lh.trace(H, num_probes=15)
     assert low_rank.value == pytest.approx(6.0, abs=1e-12)
     assert low_rank.standard_error < 1e-12
     for probes in (63, 1000):
         counted = Counted(lambda v: H @ v, 63)
-        every = lh.trace(counted, probes=probes)
+        every = lh.trace(counted, num_probes=probes)
         assert every.value == pytest.approx(float(H.trace()), abs=1e-12)
         assert (every.standard_error, every.is_exact, every.num_products, counted.count) == (0.0, True, 63, 63)
     assert float(lh.trace(torch.zeros(20, 20))) == 0.0
-    assert float(lh.trace(torch.tensor([[2.5]]), probes=1)) == 2.5
+    assert float(lh.trace(torch.tensor([[2.5]]), num_probes=1)) == 2.5
 
 
 # ---- what it knows from eigenpairs --------------------------------------------------------------------------------
@@ -386,7 +387,7 @@ def test_density_and_pairs_agree_on_a_network() -> None:
     H = lh.hessian(loss)
     dense = np.linalg.eigvalsh(lh.testing.dense_hessian(loss).numpy())
     whole, pairs = lh.effective_dimension(dense, thresholds=(0.01, 0.1)), lh.top_eigs(H, k=6)
-    density = lh.spectral_density(H, steps=15, probes=6, deflate=pairs)
+    density = lh.spectral_density(H, num_steps=15, num_probes=6, deflate=pairs)
     assert density.engine == loss.engine
     assert density.operator.startswith("Hessian(113 x 113")
     found = lh.effective_dimension(density, thresholds=(0.01, 0.1))
@@ -397,7 +398,7 @@ def test_density_and_pairs_agree_on_a_network() -> None:
     slack = 3 * found.degrees_standard_errors + found.degrees_numerical_errors
     assert bool(((found.degrees_of_freedom - whole.degrees_of_freedom).abs() <= slack).all())
     assert abs(found.participation_ratio - whole.participation_ratio) <= 3 * found.participation_standard_error + 1e-3
-    estimate = lh.trace(H, probes=30)
+    estimate = lh.trace(H, num_probes=30)
     assert abs(estimate.value - dense.sum()) <= 3 * estimate.standard_error
 
 
@@ -414,15 +415,16 @@ def test_every_kind_of_map_gives_the_same() -> None:
         "needs gradients": H.clone().requires_grad_(),
         "our own": Counted(lambda v: H @ v, 120),
     }
-    densities = {name: lh.spectral_density(map_, steps=12, probes=3, deflate=2) for name, map_ in maps.items()}
+    densities = {name: lh.spectral_density(map_, num_steps=12, num_probes=3, deflate=2) for name, map_ in maps.items()}
     for name, map_ in maps.items():
         assert float((densities[name].density - densities["tensor"].density).abs().max()) < 1e-9
-        assert lh.trace(map_, probes=20).value == pytest.approx(lh.trace(H, probes=20).value, abs=1e-10)
+        assert lh.trace(map_, num_probes=20).value == pytest.approx(lh.trace(H, num_probes=20).value, abs=1e-10)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e8])
 def test_answers_scale_with_the_map(scale: float) -> None:
-    one, other = (lh.spectral_density(diagonal(c * NETWORK), steps=15, probes=3, deflate=3) for c in (1.0, scale))
+    maps = diagonal(NETWORK), diagonal(scale * NETWORK)
+    one, other = (lh.spectral_density(H, num_steps=15, num_probes=3, deflate=3) for H in maps)
     assert np.abs(other.grid.numpy() / scale - one.grid.numpy()).max() < 1e-9
     assert np.abs(other.density.numpy() * scale - one.density.numpy()).max() < 1e-6
     assert other.count_above(0.1 * scale).value == pytest.approx(one.count_above(0.1).value)
@@ -431,7 +433,7 @@ def test_answers_scale_with_the_map(scale: float) -> None:
 
 def test_float32_maps_are_right_to_their_rounding() -> None:
     H = symmetric(NETWORK)
-    single, double = (lh.spectral_density(matrix, steps=20, probes=4, deflate=3) for matrix in (H.float(), H))
+    single, double = (lh.spectral_density(matrix, num_steps=20, num_probes=4, deflate=3) for matrix in (H.float(), H))
     assert single.moment(1).value == pytest.approx(double.moment(1).value, abs=1e-6)
     assert float((single.density - double.density).abs().max()) < 1e-3 * float(double.density.max())
     assert lh.trace(H.float()).value == pytest.approx(lh.trace(H).value, abs=1e-4)
@@ -439,7 +441,7 @@ def test_float32_maps_are_right_to_their_rounding() -> None:
     low_rank = symmetric(np.r_[3.0, 2.0, 1.0, np.zeros(57)]).float()
     noise = 1e-5 * torch.randn(60, 60, generator=torch.Generator().manual_seed(0))
     rounded = Counted(lambda v: low_rank @ v + noise @ v, 60, torch.float32)
-    left = lh.spectral_density(rounded, steps=10, probes=3, deflate=lh.top_eigs(rounded, k=3, tol=1e-4))
+    left = lh.spectral_density(rounded, num_steps=10, num_probes=3, deflate=lh.top_eigs(rounded, k=3, tol=1e-4))
     assert left.nodes.shape == (3, 10)
     assert float(left.nodes.abs().max()) < 2e-4
 
@@ -447,21 +449,22 @@ def test_float32_maps_are_right_to_their_rounding() -> None:
 def test_products_are_counted() -> None:
     H = symmetric(NETWORK)
     counted = Counted(lambda v: H @ v, 120)
-    found = lh.spectral_density(counted, steps=7, probes=3)
+    found = lh.spectral_density(counted, num_steps=7, num_probes=3)
     assert found.num_products == counted.count == 21
     pairs = lh.top_eigs(H, k=4)
     counted.count = 0
-    assert lh.spectral_density(counted, steps=7, probes=3, deflate=pairs).num_products == counted.count == 22
+    assert lh.spectral_density(counted, num_steps=7, num_probes=3, deflate=pairs).num_products == counted.count == 22
     counted.count = 0
-    computed = lh.spectral_density(counted, steps=7, probes=3, deflate=4)
+    computed = lh.spectral_density(counted, num_steps=7, num_probes=3, deflate=4)
     assert 21 + 4 < computed.num_products == counted.count
     counted.count = 0
-    assert lh.trace(counted, probes=31).num_products == counted.count == 31
+    assert lh.trace(counted, num_probes=31).num_products == counted.count == 31
     for _ in (found.smoothed(num=50), found.count_above(0.1), lh.effective_dimension(found)):
         assert counted.count == 31  # what is asked afterwards is free
     identity = diagonal(np.ones(50))
-    assert lh.spectral_density(identity, steps=20, probes=4).num_products == identity.count == 4  # one step is enough
-    ones = lh.spectral_density(identity, steps=20, probes=4)
+    found = lh.spectral_density(identity, num_steps=20, num_probes=4)
+    assert found.num_products == identity.count == 4  # one step is enough
+    ones = lh.spectral_density(identity, num_steps=20, num_probes=4)
     assert ones.nodes.flatten().tolist() == pytest.approx([1.0] * 4)
     assert float(torch.trapezoid(ones.density, ones.grid)) == pytest.approx(1.0, abs=1e-4)
 
@@ -469,7 +472,8 @@ def test_products_are_counted() -> None:
 def test_random_state_and_vectors_of_the_caller_are_untouched() -> None:
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     H = symmetric(NETWORK)
-    first, again, other = (lh.spectral_density(H, steps=8, probes=3, deflate=2, seed=seed) for seed in (0, 0, 1))
+    options = {"num_steps": 8, "num_probes": 3, "deflate": 2}
+    first, again, other = (lh.spectral_density(H, **options, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.nodes, again.nodes)
     assert not torch.equal(first.nodes, other.nodes)
     assert lh.trace(H, seed=1).value == lh.trace(H, seed=1).value != lh.trace(H, seed=2).value
@@ -498,24 +502,24 @@ def test_only_pairs_that_converged_are_taken_out() -> None:
     num = int(pairs.is_converged.sum())
     assert 0 < num < 10
     assert lh.effective_dimension(pairs, thresholds=3.0).count_is_bound.tolist() == [True]  # it may have missed some
-    assert torch.equal(lh.spectral_density(H, steps=5, probes=2, deflate=pairs).spikes, pairs.values[:num])
+    assert torch.equal(lh.spectral_density(H, num_steps=5, num_probes=2, deflate=pairs).spikes, pairs.values[:num])
 
 
 def test_grid_and_width_can_be_chosen_before_and_after() -> None:
     H, grid = symmetric(NETWORK), torch.linspace(-1.0, 6.0, 701)
-    found = lh.spectral_density(H, steps=10, probes=3, grid=grid, width=0.2)
+    found = lh.spectral_density(H, num_steps=10, num_probes=3, grid=grid, width=0.2)
     assert found.grid.dtype == torch.float64
-    again = lh.spectral_density(H, steps=10, probes=3).smoothed(grid=grid, width=0.2)
+    again = lh.spectral_density(H, num_steps=10, num_probes=3).smoothed(grid=grid, width=0.2)
     assert torch.equal(found.density, again.density)
     assert float(torch.trapezoid(found.density, found.grid)) == pytest.approx(1.0, abs=1e-5)
     assert again.smoothed(num=33).grid.shape == (33,)
-    assert lh.spectral_density(H, steps=10, probes=3, num=33).grid.shape == (33,)
+    assert lh.spectral_density(H, num_steps=10, num_probes=3, num=33).grid.shape == (33,)
 
 
 def test_default_width_shows_eigenvalues_and_not_nodes() -> None:
     """Spanning probes: without chance, the density is that of the eigenvalues to 1e-4 of a Gaussian's height."""
     values = np.linspace(-1.0, 1.0, 60) ** 3
-    found = lh.spectral_density(symmetric(values), steps=12, probes=60)
+    found = lh.spectral_density(symmetric(values), num_steps=12, num_probes=60)
     height = 1 / (found.width * math.sqrt(2 * math.pi))
     assert np.abs(found.density.numpy() - smoothed(values, found.grid, found.width, 60)).max() < 1e-4 * height
     narrow = found.smoothed(width=found.width / 4)
@@ -525,7 +529,7 @@ def test_default_width_shows_eigenvalues_and_not_nodes() -> None:
 
 def test_results_save_load_and_print_one_line(tmp_path: object) -> None:
     H = symmetric(NETWORK)
-    density = lh.spectral_density(H, steps=8, probes=3, deflate=2)
+    density = lh.spectral_density(H, num_steps=8, num_probes=3, deflate=2)
     dimension = lh.effective_dimension(density)
     for result in (density, dimension, lh.trace(H)):
         loaded = type(result).load(result.save(f"{tmp_path}/result"))
@@ -540,7 +544,8 @@ def test_results_save_load_and_print_one_line(tmp_path: object) -> None:
     bound = repr(lh.effective_dimension(lh.top_eigs(H, k=10), thresholds=0.1))
     assert bound.startswith("EffectiveDimension(at least 10 above 0.1; participation ratio 4.047 of those known; ")
     assert bound.endswith("10 of 120 known)")
-    assert repr(lh.trace(H, probes=200)).startswith(f"Trace({NETWORK.sum():.6g} +- 0: every diagonal entry; p = 120; ")
+    whole = repr(lh.trace(H, num_probes=200))
+    assert whole.startswith(f"Trace({NETWORK.sum():.6g} +- 0: every diagonal entry; p = 120; ")
     assert repr(lh.curvature.Estimate(1.25, 0.5, 0.0)) == "Estimate(1.25 +- 0.5)"
     assert repr(lh.curvature.Estimate(1.25, 0.5, 0.2)) == "Estimate(1.25 +- 0.5, numerics within 0.2)"
 
@@ -627,7 +632,7 @@ def test_messages_of_effective_dimension(source: object, arguments: dict, error:
 
 def test_messages_of_trace_and_of_questions() -> None:
     with pytest.raises(ValueError, match=r"probes is 4, expected an integer of at least 5\.\n60 is a good start"):
-        lh.trace(torch.eye(9), probes=4)
+        lh.trace(torch.eye(9), num_probes=4)
     with pytest.raises(TypeError, match=r"seed is 0\.5, expected an integer"):
         lh.trace(SMALL, seed=0.5)
     with pytest.raises(FloatingPointError, match="H @ v has NaN or infinite entries at product 1, expected finite"):

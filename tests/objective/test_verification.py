@@ -89,7 +89,7 @@ def test_weight_norm_has_the_derivatives_of_its_formula(norm: Any, engine: Any, 
     rtol = 1e-11 if dtype == D else 1e-4
     for _ in range(2):
         assert (loss.hvp(loss.theta0, v).double() - exact @ v).norm() < rtol * (exact @ v).norm()
-    assert abs(float(trace(hessian(loss), probes=len(theta), progress=False)) - float(exact.trace())) < 1e-4
+    assert abs(float(trace(hessian(loss), num_probes=len(theta), progress=False)) - float(exact.trace())) < 1e-4
 
 
 class WrongTwice(torch.autograd.Function):

@@ -130,7 +130,7 @@ def test_spectra(ax):
 
 def test_a_bare_result_is_not_taken_apart(ax):
     pairs = lh.top_hessian_eigs(quadratic(4, 2, 1), k=2, progress=False)
-    density = lh.spectral_density(torch.eye(5), steps=2, probes=2)
+    density = lh.spectral_density(torch.eye(5), num_steps=2, num_probes=2)
     dimension = lh.effective_dimension(pairs)
     drawn = {lh.plots.spectra: pairs, lh.plots.spectral_density: density, lh.plots.effective_dimension: dimension}
     for draw, result in drawn.items():
@@ -141,7 +141,7 @@ def test_a_bare_result_is_not_taken_apart(ax):
 
 def test_spectral_density(ax):
     H = torch.diag(torch.cat([torch.tensor([9.0, 5.0]), torch.linspace(-0.1, 0.1, 48)]).double())
-    density = lh.spectral_density(H, steps=12, probes=4, deflate=2)
+    density = lh.spectral_density(H, num_steps=12, num_probes=4, deflate=2)
     assert lh.plots.spectral_density({"mixed": density}, ax) is ax
     (curve, stems), height = ax.get_lines(), 1 / (50 * density.width * math.sqrt(2 * math.pi))
     seen = density.density.numpy() > height
@@ -161,7 +161,7 @@ def test_spectral_density(ax):
     off = 2 * float(density.standard_error[i])
     assert np.allclose([at_peak.min(), at_peak.max()], float(density.density[i]) + np.array([-off, off]))
     ax.clear()
-    lh.plots.spectral_density({"mixed": lh.spectral_density(H, steps=5, probes=2)}, ax, log=False)
+    lh.plots.spectral_density({"mixed": lh.spectral_density(H, num_steps=5, num_probes=2)}, ax, log=False)
     assert (ax.get_xscale(), ax.get_yscale(), len(ax.get_lines())) == ("linear", "linear", 1)
     with pytest.raises(TypeError, match="densities\\['mixed'\\] is a Tensor, expected a SpectralDensity"):
         lh.plots.spectral_density({"mixed": H}, ax)

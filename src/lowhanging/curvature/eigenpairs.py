@@ -1,12 +1,8 @@
-"""What may be asked of an eigensolver, and what is it asked in the end?
+"""Top eigenvalues and eigenvectors of a loss's curvature, or of any symmetric map: `top_hessian_eigs` and `top_eigs`.
 
-All eigenpairs of a small symmetric map: every column by a product, then the eigendecomposition in float64.
-
-What are the top eigenvalues and eigenvectors of this loss, and how far can they be trusted?
-
-`top_hessian_eigs(model, data)` is the call; `top_eigs(H)` the same for any symmetric map. What comes back holds to its
-tolerance by residuals of actual products, or an error is raised that carries what was found: eigenvalues that have not
-converged look exactly like ones that have, and a field that says so is not read.
+What comes back holds to its tolerance by residuals of actual products, or an error is raised that carries what was
+found: eigenvalues that have not converged look exactly like ones that have, and a field that says so is not read. A
+small map can be decomposed densely instead, from p products, in float64.
 """
 
 from __future__ import annotations
@@ -259,11 +255,11 @@ class SearchOptions(TypedDict, total=False):
 def top_eigs(
     H: Any,
     k: int = 10,
+    *,
     which: Which = "LA",
     tol: float = 1e-4,
     max_products: int | None = None,
     seed: int = 0,
-    *,
     method: Method = "lanczos",
     on_failure: OnFailure = "raise",
     memory: float = DEFAULT_MEMORY,

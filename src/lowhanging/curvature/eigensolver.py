@@ -1,27 +1,13 @@
-"""How far is a Ritz value from an eigenvalue, and which vectors can be told from their neighbours?
+"""Search for eigenpairs at the ends of a spectrum: where the Krylov space grows, when it stops, what a pair is worth.
 
-For a symmetric map and a unit vector v with theta = v' H v and r = |H v - theta v|, an eigenvalue lies within r of
-theta; and if no other eigenvalue is nearer to theta than `gap`, within r^2 / gap, which is far less once r is small.
-The gap is taken to the other Ritz values, less their own residuals, and so holds as far as the search has missed
-nothing: it is what the second chain and the pairs that are followed are for. Products that are off by `noise` move
-theta by as much.
+Four conditions must hold, each against a way in which Lanczos is commonly wrong: the residuals of *actual products* are
+small (estimates know no rounding); a second chain from a random start has found no missed copy; no pair outside the
+wanted ones has an error bar that reaches them; a fresh product agrees with the kept ones (the map is a function, and
+its noise is below the tolerance).
 
-How does a search for eigenpairs go on after an interruption, to the same answer?
-
-What the next step depends on is small beside what it costs: the rows, their products, the coefficients, the state of
-the generator. It is written between steps, whole or not at all, as often as a tenth of the time allows; a run that was
-killed repeats the few steps since.
-
-The file of another map is found out by what identifies a map, where something does (the numbers of a matrix, theta and
-parameters of a loss), and by three new products: two that mix everything which the basis holds, and one with a random
-vector, for what it does not hold.
-
-Which eigenpairs does a symmetric map have at the ends of its spectrum, and when can the answer be believed?
-
-`KrylovSpace` grows; this file says whereto, and when it is enough. Four conditions, each the answer to a way in which
-Lanczos is commonly wrong: the residuals of *actual products* are small (estimates know no rounding); a second chain
-from a random start has found no missed copy; no pair outside the wanted ones has an error bar that reaches them; a
-fresh product agrees with the kept ones (the map is a function, and its noise is below the tolerance).
+A search with a file writes the state of its space between steps. The file of another map is recognised by what
+identifies a map where something does (the numbers of a matrix, theta and parameters of a loss), and by three products:
+two that mix everything in the basis, and one with a random vector, for what is not in it.
 """
 
 from __future__ import annotations
@@ -49,9 +35,9 @@ from lowhanging.curvature.krylov import (
     disagreement,
     fresh_checks,
     kept_images,
-    mixtures,
     other_end,
     outward,
+    random_mixtures,
     reaching,
     residuals_of,
     ritz_vectors,
@@ -66,6 +52,10 @@ def error_bounds(
     values: Array, residuals: Array, noise: float, others: Array, bars: Array, rounding: float = 0.0
 ) -> Array:
     """Bounds (k,) on |eigenvalue - value| for the first k of all Ritz values.
+
+    With a unit vector v, value v' H v and r = |H v - value v|, an eigenvalue lies within r; within r^2 / gap, if no
+    other one is nearer than `gap`, which is taken to the other Ritz values less their residuals. A product that is off
+    by `noise` moves the value by as much.
 
     Args:
         values: (k,).
@@ -140,14 +130,14 @@ class SearchFile:
             self._random_image = space.operator.product(_random_row(space))
             return None
         with self._file.decoding():
-            _restore(space, stored["space"])
+            space.restore(stored["space"])
             self._random_image = stored["random_image"].to(_random_row(space))
             if self._random_image.shape != (space.operator.size,):
                 raise ValueError(f"random_image {tuple(self._random_image.shape)}")
             numbers: dict[str, Any] = stored["numbers"]
         rows, images = _random_row(space).double()[None], self._random_image.double()[None]
         if space.size:
-            mixed = kept_images(space, mixtures(space.ritz(which), k))
+            mixed = kept_images(space, random_mixtures(space.ritz(which), k))
             rows, images = torch.cat([mixed[0], rows]), torch.cat([mixed[1], images])
         if disagreement(space, rows, images, float(numbers["noise"])) is None:
             self.refuse()
@@ -163,7 +153,7 @@ class SearchFile:
         if not now and (products < self._products + STRIDE or not self._file.is_due):
             return
         assert self._random_image is not None  # `read` comes first
-        state = {"space": _state(space), "random_image": self._random_image.cpu(), "numbers": numbers}
+        state = {"space": space.state(), "random_image": self._random_image.cpu(), "numbers": numbers}
         self._file.write(state)
         self._products = products
 
@@ -200,35 +190,6 @@ def _random_row(space: KrylovSpace) -> Tensor:
     noise = torch.randn(space.operator.size, generator=generator, dtype=torch.float64, device="cpu")
     row: Tensor = (noise / noise.norm()).to(space.rows)
     return row
-
-
-def _state(space: KrylovSpace) -> dict[str, NDArray[Any]]:
-    """All that the next step depends on."""
-    end = space.size + space.num_open
-    arrays = {
-        "rows": space.rows[:end].cpu().numpy(),
-        "coefficients": space.coefficients[:end, : space.size],
-        "generator": space.generator.get_state().numpy(),
-        "counts": np.array([space.size, space.num_open, len(space.rows), space.num_steps, space.num_restarts]),
-        "is_tridiagonal": np.array(space.is_tridiagonal),
-        "largest_image": np.array(space.largest_image),
-    }
-    return arrays if space.products is None else arrays | {"products": space.products[: space.size].cpu().numpy()}
-
-
-def _restore(space: KrylovSpace, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Make the space what it was when `_state` was taken of it."""
-    space.size, space.num_open, capacity, space.num_steps, space.num_restarts = map(int, arrays["counts"])
-    space.is_tridiagonal, space.largest_image = bool(arrays["is_tridiagonal"]), float(arrays["largest_image"])
-    end = space.size + space.num_open
-    space.rows = space.rows.new_empty((capacity, space.operator.size))
-    space.rows[:end] = torch.from_numpy(arrays["rows"]).to(space.rows)
-    space.products = torch.empty_like(space.rows) if "products" in arrays else None
-    if space.products is not None:
-        space.products[: space.size] = torch.from_numpy(arrays["products"]).to(space.rows)
-    space.coefficients = np.zeros((capacity, capacity))
-    space.coefficients[:end, : space.size] = arrays["coefficients"]
-    space.generator.set_state(torch.from_numpy(arrays["generator"]))
 
 
 PROBE_STEPS = 8  # of the second chain; what it glimpses in them is followed until it is decided
@@ -323,8 +284,8 @@ class _Search:
             self.num_resuming += taken
             self.operator.num_products += saved["num_products"]
         elif known is not None:
-            self.space.residual_block(known)
-            self.num_known = self.space.num_open
+            self.space.start_from(known)
+            self.num_known = self.space.num_residual
 
     def save(self, *, now: bool = False) -> None:
         """Write the search to its file, if it has one and that is due."""
@@ -391,7 +352,7 @@ class _Search:
         if num < 1:
             return self.grow(min(left, 4))
         if space.size == 1:
-            leak = space.coefficients[num_known, 0] if space.num_open == num_known else 0.0
+            leak = space.coefficients[num_known, 0] if space.num_residual == num_known else 0.0
             if leak > _NEAR * tol * space.largest_image:
                 space.follow_first()
                 self.num_known = 0
@@ -434,7 +395,7 @@ class _Search:
         What is kept of the others saves the steps that they took; what is not gives room for new ones.
         """
         space = self.space
-        room = len(space.rows) - space.num_open - 2
+        room = len(space.rows) - space.num_residual - 2
         num = min(self.k + max(2, (room - self.k) // 2), room - 2)
         if num < self.k or num >= space.size:
             return False
@@ -450,16 +411,16 @@ class _Search:
         The first chain stays in the Krylov space of its start, which holds one vector of a multiple eigenvalue's
         eigenspace, and little of an eigenvector that the start nearly misses: both show in a second chain only.
         """
-        chains = self.space.num_open
+        chains = self.space.num_residual
         for _ in range(PROBE_STEPS):
             if self.space.is_full:
                 break
             direction = None
-            is_start = self.space.num_open <= chains  # or the second chain broke down
+            is_start = self.space.num_residual <= chains  # or the second chain broke down
             if is_start and (self.space.has_room() or self.restart()):
-                self.space.open_random()
-                # Mixed with the open rows: what hides in them is orthogonal to a random row and all that follows it.
-                direction = np.full(self.space.num_open, self.space.num_open**-0.5)
+                self.space.add_random()
+                # Mixed with the residual block: what hides in it is orthogonal to a random row and all that follows it.
+                direction = np.full(self.space.num_residual, self.space.num_residual**-0.5)
             failure = self.grow(1, direction, is_probe=True)
             if failure:
                 return failure
@@ -573,5 +534,5 @@ class _Search:
 
 
 def _shared(coefficients: Array) -> Array:
-    """The open direction (b,) that most of these pairs' residuals (b, n) have in common."""
+    """The direction (b,) of the residual block that most of these pairs' residuals (b, n) have in common."""
     return np.asarray(np.linalg.svd(coefficients, full_matrices=False)[0][:, 0])

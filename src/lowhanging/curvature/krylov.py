@@ -1,33 +1,27 @@
-"""How does a space grow in which a symmetric map, seen only through products H v, is known exactly? Lanczos.
+"""Lanczos with full reorthogonalization and thick restarts: the growing basis, and its Ritz pairs.
 
-Everything rests on one relation, kept for orthonormal rows V = [Q; R] (m basis rows, then b open ones):
+Everything rests on one relation, kept for orthonormal rows V = [Q; R] (m basis rows, then a residual block of b rows):
 
     H Q^T = V^T K,    K (m + b, m).
 
-The top (m, m) block of K is the projected matrix T = Q H Q^T; the bottom b rows C say how far span(Q) is from
-invariant: a Ritz pair (theta, s) of T has the residual |C s|. One step moves an open row into the basis, takes its
-product, and opens what remains of it. Plain Lanczos is b = 1; a breakdown (invariant subspace) is b = 0 and opens a
-random row; a second chain is a second open row; a warm start is one open row for every vector that is known already.
-None of them needs code of its own. Where memory ends, a thick restart (Wu & Simon 2000, "Thick-restart Lanczos method
-for large symmetric eigenvalue problems") keeps r Ritz pairs, the columns of S, and every open row R:
+The top (m, m) of K is the projected matrix T = Q H Q^T; the bottom b rows C say how far span(Q) is from invariant: a
+Ritz pair (theta, s) of T has the residual |C s|. One step moves a row of the residual block into the basis, takes its
+product, and adds what remains of that to the block. Plain Lanczos is b = 1; a breakdown (invariant subspace) is b = 0
+and adds a random row; a second chain is a second row; a warm start is one row for every vector that is known already.
+None of them needs code of its own. Where memory is full, a thick restart (Wu & Simon 2000, "Thick-restart Lanczos
+method for large symmetric eigenvalue problems") keeps r Ritz pairs, the columns of S, and the residual block:
 
     V <- [S^T Q; R],    K <- [diag(theta); C S].
 
-Why full reorthogonalization, when three terms suffice on paper: without it, converged pairs come back as copies
-("ghosts"). A product of a network's Hessian costs far more than four sweeps over the basis.
-
-What are the Ritz pairs of a Krylov space worth: their vectors, their residuals, and their place at the wanted end?
-
-`lanczos.py` grows the space by the relation H Q^T = V^T K; here the pairs are held against products of the map. Where
-the products of the basis were kept, a residual is that of an actual product, at no cost; a fresh product of a pair says
-besides whether the map is a function, and how noisy it is.
+Reorthogonalization is full, although three terms suffice in exact arithmetic: without it, converged pairs come back as
+copies ("ghosts"), and a product of a network's Hessian costs far more than four sweeps over the basis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -39,8 +33,8 @@ from lowhanging.errors import argument_message
 
 Array = NDArray[np.float64]
 
-_DOT_COLUMNS = 2**13  # terms of a sum in float32
 ASYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-7}  # antisymmetric share of a map that is not merely rounded
+_DOT_COLUMNS = 2**13  # terms of a sum in float32
 
 
 class SymmetricMap(Protocol):
@@ -61,43 +55,7 @@ class SymmetricMap(Protocol):
         """|images - H rows|, (b,), H in float64; None where it has no such form."""
 
 
-def not_symmetric(received: str) -> ValueError:
-    """The error for a map that is no Hessian."""
-    remedy = "Is it the derivative of one gradient (no dropout, no data drawn anew)? Elsewhere pass (H + H.T) / 2."
-    return ValueError(argument_message("H", received, "a symmetric map", remedy))
-
-
-def outward(values: Array, which: str) -> Array:
-    """How far out each value lies towards the wanted end; for BE, of values that are ordered by `wanted_first`."""
-    if which == "BE":
-        return values * np.where(np.arange(len(values)) % 2 == 0, 1.0, -1.0)
-    return {"LA": values, "SA": -values, "LM": np.abs(values)}[which]
-
-
-def wanted_first(values: Array, which: str) -> NDArray[np.int64]:
-    """The order from the wanted end inwards; for BE, from both in turns: largest, smallest, second largest, ..."""
-    if which != "BE":
-        return np.argsort(-outward(values, which), kind="stable")
-    falling = np.argsort(-values, kind="stable")
-    order = np.empty_like(falling)
-    num_large = len(order) - len(order) // 2
-    order[0::2], order[1::2] = falling[:num_large], falling[num_large:][::-1]
-    return order
-
-
-@dataclass(frozen=True)
-class Ritz:
-    """All m Ritz pairs of a space, the wanted end first."""
-
-    values: Array  # (m,)
-    weights: Array  # (m, m), column j gives Ritz vector j = Q^T weights[:, j]
-    coefficients: Array  # (b, m) = C weights; column norms are the residuals in exact arithmetic
-    scale: float  # largest |Ritz value|
-
-    @property
-    def estimates(self) -> Array:
-        """(m,) residual norms by the relation: what costs nothing, but knows no rounding."""
-        return column_norms(self.coefficients)
+# ---- the basis ----------------------------------------------------------------------------------------------------
 
 
 class KrylovSpace:
@@ -113,12 +71,12 @@ class KrylovSpace:
         self.max_rows = int(memory // (operator.size * operator.dtype.itemsize))
         self.generator = torch.Generator().manual_seed(seed)  # on the CPU: the same start on every device
         self.size = 0  # m, rows of the basis
-        self.num_open = 0  # b, rows after them
+        self.num_residual = 0  # b, rows of the residual block, which follow them
         self.rows = torch.empty((0, operator.size), dtype=operator.dtype, device=operator.device)  # V
         self.products: Tensor | None = self.rows.clone()  # H Q, while memory allows
         self.coefficients = np.zeros((0, 0))  # K, with room to spare
         self.largest_image = 0.0  # largest |H q| so far, the scale of rounding
-        self.is_tridiagonal = True  # T, until a step has several open rows, or a restart
+        self.is_tridiagonal = True  # T, until a step has several residual rows, or a restart
         self.num_steps = 0  # of all time
         self.num_restarts = 0
 
@@ -127,14 +85,120 @@ class KrylovSpace:
         """Whether the basis spans the whole space: T then is H in another basis."""
         return self.size == self.operator.size
 
-    @property
-    def projected(self) -> Array:
-        """T (m, m) as measured, not symmetrised: above the diagonal from products, below it from the construction."""
-        return self.coefficients[: self.size, : self.size]
-
     def has_room(self) -> bool:
         """Make room for the rows of one more step; False when `memory` forbids it."""
-        return self._make_room(min(self.size + self.num_open + 2, self.operator.size))  # a random row, a remainder
+        return self._make_room(min(self.size + self.num_residual + 2, self.operator.size))  # a random row, a remainder
+
+    def start_from(self, rows: Tensor) -> None:
+        """Make these rows (j, p) the residual block of an empty space, their sum first; nothing if there is no room."""
+        exact = torch.linalg.qr(rows.double().T)[0].T  # of dependent rows, the later ones become random directions
+        if self._make_room(min(2 * len(exact) + 2, self.operator.size)):
+            self.rows[: len(exact)] = exact.to(self.rows)
+            self.num_residual = len(exact)
+            self._bring_forward(np.ones(len(exact)))
+
+    def add_random(self) -> None:
+        """Add a random row to the residual block, unless the rows already span everything."""
+        end = self.size + self.num_residual
+        if end < self.operator.size:
+            self.rows[end] = random_row(self.rows[:end], self.generator)
+            self.coefficients[end, : self.size] = 0.0
+            self.num_residual += 1
+
+    def step(self, direction: Array | None = None) -> None:
+        """Move one direction of the residual block into the basis and take its product; call `has_room` first.
+
+        `direction` (b,) mixes the block's rows; None is the newest of them. Costs one product and four sweeps.
+        """
+        if self.num_residual == 0:
+            self.add_random()
+        self._bring_forward(direction)
+        self._absorb(self.operator.product(self.rows[self.size]))
+
+    def step_along(self, num: int) -> None:
+        """Move the first `num` residual rows into the basis; their products are taken at once."""
+        if not self._make_room(min(self.size + self.num_residual + num, self.operator.size)):
+            raise MemoryError("no room for what the products add")  # the search has seen to it that there is
+        self.is_tridiagonal = False
+        for image in self.operator.products_of(self.rows[self.size : self.size + num]):
+            self._absorb(image)
+
+    def follow_first(self) -> None:
+        """Keep of the residual block only what the product of the one basis row added: a chain from a known start."""
+        self._bring_forward(self.coefficients[1 : 1 + self.num_residual, 0])
+        self.num_residual, self.is_tridiagonal = 1, True
+
+    def restart(self, ritz: Ritz, kept: Sequence[int]) -> None:
+        """Shrink the basis to the numbered Ritz vectors, with their products; the residual block stays."""
+        m, r, b = self.size, len(kept), self.num_residual
+        mix = self.on_device(ritz.weights[:, list(kept)])  # (r, m)
+        for columns in self.slabs():
+            residual = self.rows[m : m + b, columns].clone()
+            self.rows[:r, columns] = (mix @ self.rows[:m, columns].double()).to(self.rows.dtype)
+            self.rows[r : r + b, columns] = residual
+            if self.products is not None:
+                mixed = mix @ self.products[:m, columns].double()
+                self.products[:r, columns] = mixed.to(self.products.dtype)
+        K = np.zeros_like(self.coefficients)
+        K[:r, :r] = np.diag(ritz.values[list(kept)])
+        K[r : r + b, :r] = ritz.coefficients[:, list(kept)]
+        self.coefficients, self.size, self.is_tridiagonal = K, r, False
+        self.num_restarts += 1
+
+    def ritz(self, which: str) -> Ritz:
+        """Eigenpairs of the symmetrised T, after a look at how symmetric it was."""
+        T = self.coefficients[: self.size, : self.size]  # as measured: above the diagonal from products
+        check_symmetric(T, self.operator.dtype)
+        S = (T + T.T) / 2
+        # LAPACK's tridiagonal solver is several times quicker, and runs on one thread: in between torch's threads,
+        # those of the dense solver can wait for each other a hundred times longer.
+        if self.is_tridiagonal:
+            values, weights = eigh_tridiagonal(S.diagonal(), S.diagonal(1))
+        else:
+            values, weights = np.linalg.eigh(S)
+        order = wanted_first(values, which)
+        coefficients = self.relation[self.size :]
+        return Ritz(values[order], weights[:, order], coefficients @ weights[:, order], float(np.abs(values).max()))
+
+    @property
+    def relation(self) -> Array:
+        """K (m + b, m)."""
+        return self.coefficients[: self.size + self.num_residual, : self.size]
+
+    def on_device(self, weights: Array) -> Tensor:
+        """The columns of weights (m, n) as rows (n, m), where the basis is."""
+        return torch.as_tensor(weights.T.copy(), device=self.rows.device)
+
+    def slabs(self) -> Iterator[slice]:
+        """Column ranges whose float64 copy of all rows stays near 64 MB."""
+        width = max(1, 2**23 // max(1, self.size + self.num_residual))
+        return (slice(start, start + width) for start in range(0, self.operator.size, width))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that the next step depends on."""
+        arrays = {
+            "rows": self.rows[: self.size + self.num_residual].cpu().numpy(),
+            "coefficients": self.relation,
+            "generator": self.generator.get_state().numpy(),
+            "counts": np.array([self.size, self.num_residual, len(self.rows), self.num_steps, self.num_restarts]),
+            "is_tridiagonal": np.array(self.is_tridiagonal),
+            "largest_image": np.array(self.largest_image),
+        }
+        return arrays if self.products is None else arrays | {"products": self.products[: self.size].cpu().numpy()}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Become what the space was when its `state` was taken."""
+        self.size, self.num_residual, capacity, self.num_steps, self.num_restarts = map(int, arrays["counts"])
+        self.is_tridiagonal, self.largest_image = bool(arrays["is_tridiagonal"]), float(arrays["largest_image"])
+        end = self.size + self.num_residual
+        self.rows = self.rows.new_empty((capacity, self.operator.size))
+        self.rows[:end] = torch.from_numpy(arrays["rows"]).to(self.rows)
+        self.products = torch.empty_like(self.rows) if "products" in arrays else None
+        if self.products is not None:
+            self.products[: self.size] = torch.from_numpy(arrays["products"]).to(self.rows)
+        self.coefficients = np.zeros((capacity, capacity))
+        self.coefficients[:end, : self.size] = arrays["coefficients"]
+        self.generator.set_state(torch.from_numpy(arrays["generator"]))
 
     def _make_room(self, needed: int) -> bool:
         capacity = len(self.rows)
@@ -153,134 +217,44 @@ class KrylovSpace:
         self.coefficients = np.pad(self.coefficients, ((0, spare), (0, spare)))
         return True
 
-    def residual_block(self, rows: Tensor) -> None:
-        """Open the span of these rows (j, p) in an empty space, their sum first; nothing where there is no room."""
-        exact = torch.linalg.qr(rows.double().T)[0].T  # of dependent rows, the later ones become random directions
-        if not self._make_room(min(2 * len(exact) + 2, self.operator.size)):
-            return
-        self.rows[: len(exact)] = exact.to(self.rows)
-        self.num_open = len(exact)
-        self._bring_forward(np.ones(len(exact)))
-
-    def open_random(self) -> None:
-        """Open a random unit row orthogonal to all others; nothing happens where they already span everything."""
-        end = self.size + self.num_open
-        if end == self.operator.size:
-            return
-        noise = torch.randn(self.operator.size, generator=self.generator, dtype=torch.float64, device="cpu")
-        row = (noise / noise.norm()).to(self.rows)
-        for _ in range(3):  # close to a full space almost all of it is projected away
-            row -= self.rows[:end].T @ dots(self.rows[:end], row).to(row)
-            row /= row.double().norm()
-        self.rows[end] = row
-        self.coefficients[end, : self.size] = 0.0
-        self.num_open += 1
-
-    def step(self, direction: Array | None = None) -> None:
-        """Move one open direction into the basis and take its product; call `has_room` first.
-
-        `direction` (b,) mixes the open rows; None is the newest of them. Costs one product and four sweeps of the rows.
-        """
-        if self.num_open == 0:
-            self.open_random()
-        self._bring_forward(direction)
-        self._absorb(self.operator.product(self.rows[self.size]))
-
-    def step_along(self, num: int) -> None:
-        """Move the first `num` open rows into the basis; their products are taken at once."""
-        if not self._make_room(min(self.size + self.num_open + num, self.operator.size)):
-            raise MemoryError("no room for what the products open")  # the search has seen to it that there is
-        self.is_tridiagonal = False
-        for image in self.operator.products_of(self.rows[self.size : self.size + num]):
-            self._absorb(image)
-
-    def follow_first(self) -> None:
-        """Keep of the open rows only what the product of the one basis row opened: a chain from a known start."""
-        self._bring_forward(self.coefficients[1 : 1 + self.num_open, 0])
-        self.num_open, self.is_tridiagonal = 1, True
-
     def _absorb(self, image: Tensor) -> None:
-        """Make the first open row one of the basis, `image` (p,) being its product, and open what remains of that."""
+        """Make the first residual row one of the basis, `image` (p,) being its product, and add what remains of it."""
         new = self.size
         self.num_steps += 1
         if self.products is not None:
             self.products[new] = image
-        self.size, self.num_open = self.size + 1, self.num_open - 1
-        rows = self.rows[: self.size + self.num_open]  # (m + b, p)
-        first = dots(rows, image)
-        remainder = image - rows.T @ first.to(image)
-        # Twice: one pass leaves an error of order eps * |image| / |remainder|, and the remainder becomes small.
-        second = dots(rows, remainder)
-        remainder -= rows.T @ second.to(image)
-        column = torch.cat([first + second, remainder.double().norm()[None]]).cpu().numpy()
-        if not np.isfinite(column).all():  # the step's one wait for the device was the line above
-            received = f"has NaN or infinite entries at product {self.operator.num_products}"
-            remedy = "Look for overflow in the loss and its derivatives here; float64 reaches further than float32."
-            raise FloatingPointError(argument_message("H @ v", received, "finite numbers", remedy))
+        self.size, self.num_residual = self.size + 1, self.num_residual - 1
+        rows = self.rows[: self.size + self.num_residual]  # (m + b, p)
+        remainder, column = orthogonalized(rows, image, self.operator.num_products)
         self.coefficients[: len(rows), new] = column[:-1]
         self.largest_image = max(self.largest_image, float(np.linalg.norm(column)))
-        # Below this the remainder is rounding, and a random row in its place (at the next step) knows as much.
-        is_breakdown = column[-1] <= 32 * torch.finfo(rows.dtype).eps * self.largest_image
-        if len(rows) < self.operator.size and not is_breakdown:
+        if len(rows) < self.operator.size and not is_breakdown(column, rows.dtype, self.largest_image):
             self.rows[len(rows)] = remainder / float(column[-1])
             self.coefficients[len(rows), :new] = 0.0
             self.coefficients[len(rows), new] = column[-1]
-            self.num_open += 1
+            self.num_residual += 1
 
     def _bring_forward(self, direction: Array | None) -> None:
-        """Reflect the open rows so that `direction` comes first; K's open rows turn with them."""
-        if self.num_open == 1:
+        """Reflect the residual block so that `direction` comes first; the rows of C turn with it."""
+        if self.num_residual == 1:
             return
         self.is_tridiagonal = False
-        mix = np.eye(self.num_open)[-1] if direction is None else direction / np.linalg.norm(direction)
+        mix = np.eye(self.num_residual)[-1] if direction is None else direction / np.linalg.norm(direction)
         sign = -1.0 if mix[0] > 0 else 1.0  # against cancellation: the first row becomes sign * mix
         mirror = sign * mix  # w = e_1 - sign mix, of length sqrt(2 (1 - sign mix_1)) >= sqrt(2)
         mirror[0] -= 1.0
         mirror /= np.linalg.norm(mirror)
-        opened = slice(self.size, self.size + self.num_open)
+        residual = slice(self.size, self.size + self.num_residual)
         w = torch.as_tensor(mirror, device=self.rows.device).to(self.rows.dtype)
-        self.rows[opened] -= 2 * w[:, None] * (w @ self.rows[opened])
-        K = self.coefficients[opened, : self.size]
-        K -= 2 * mirror[:, None] * (mirror @ K)
+        self.rows[residual] -= 2 * w[:, None] * (w @ self.rows[residual])
+        C = self.coefficients[residual, : self.size]
+        C -= 2 * mirror[:, None] * (mirror @ C)
 
-    def restart(self, ritz: Ritz, kept: Sequence[int]) -> None:
-        """Shrink the basis to the numbered Ritz vectors, with their products; the open rows stay. See the top."""
-        m, r, b = self.size, len(kept), self.num_open
-        mix = torch.as_tensor(ritz.weights[:, list(kept)].T.copy(), device=self.rows.device)  # (r, m)
-        for columns in self.slabs():
-            opened = self.rows[m : m + b, columns].clone()
-            self.rows[:r, columns] = (mix @ self.rows[:m, columns].double()).to(self.rows.dtype)
-            self.rows[r : r + b, columns] = opened
-            if self.products is not None:
-                mixed = mix @ self.products[:m, columns].double()
-                self.products[:r, columns] = mixed.to(self.products.dtype)
-        K = np.zeros_like(self.coefficients)
-        K[:r, :r] = np.diag(ritz.values[list(kept)])
-        K[r : r + b, :r] = ritz.coefficients[:, list(kept)]
-        self.coefficients, self.size, self.is_tridiagonal = K, r, False
-        self.num_restarts += 1
 
-    def ritz(self, which: str) -> Ritz:
-        """Eigenpairs of the symmetrised T, after a look at how symmetric it was."""
-        T = self.projected
-        share = float(np.linalg.norm(T - T.T)) / (float(np.linalg.norm(T)) or 1.0)
-        if share > ASYMMETRY[self.operator.dtype]:
-            raise not_symmetric(f"has an antisymmetric part, {share:.1e} of the whole on the {self.size} vectors tried")
-        S = (T + T.T) / 2
-        # LAPACK's tridiagonal solver is several times quicker, and runs on one thread: in between torch's threads,
-        # those of the dense solver can wait for each other a hundred times longer.
-        if self.is_tridiagonal:
-            values, weights = eigh_tridiagonal(S.diagonal(), S.diagonal(1))
-        else:
-            values, weights = np.linalg.eigh(S)
-        order = wanted_first(values, which)
-        coefficients = self.coefficients[self.size : self.size + self.num_open, : self.size]
-        return Ritz(values[order], weights[:, order], coefficients @ weights[:, order], float(np.abs(values).max()))
-
-    def slabs(self) -> Iterator[slice]:
-        """Column ranges whose float64 copy of all rows stays near 64 MB."""
-        width = max(1, 2**23 // max(1, self.size + self.num_open))
-        return (slice(start, start + width) for start in range(0, self.operator.size, width))
+def _enlarged(rows: Tensor, capacity: int) -> Tensor:
+    larger = rows.new_empty((capacity, rows.shape[1]))
+    larger[: len(rows)] = rows
+    return larger
 
 
 def dots(rows: Tensor, x: Tensor) -> Tensor:
@@ -294,20 +268,76 @@ def dots(rows: Tensor, x: Tensor) -> Tensor:
     return total
 
 
-def _enlarged(rows: Tensor, capacity: int) -> Tensor:
-    larger = torch.empty((capacity, rows.shape[1]), dtype=rows.dtype, device=rows.device)
-    larger[: len(rows)] = rows
-    return larger
+def random_row(others: Tensor, generator: torch.Generator) -> Tensor:
+    """A unit vector (p,), uniform in the complement of orthonormal rows (n, p); the same on any device."""
+    noise = torch.randn(others.shape[1], generator=generator, dtype=torch.float64, device="cpu")
+    row: Tensor = (noise / noise.norm()).to(others)
+    for _ in range(3):  # close to a full space almost all of it is projected away
+        row -= others.T @ dots(others, row).to(row)
+        row /= row.double().norm()
+    return row
 
 
-def column_norms(matrix: Array) -> Array:
-    return np.asarray(np.linalg.norm(matrix, axis=0), dtype=np.float64)
+def orthogonalized(rows: Tensor, image: Tensor, num_products: int) -> tuple[Tensor, Array]:
+    """What orthonormal rows (n, p) leave of a product (p,); and (n + 1,) the coefficients removed, |what is left|."""
+    first = dots(rows, image)
+    remainder = image - rows.T @ first.to(image)
+    # Twice: one pass leaves an error of order eps * |image| / |remainder|, and the remainder becomes small.
+    second = dots(rows, remainder)
+    remainder -= rows.T @ second.to(image)
+    column = torch.cat([first + second, remainder.double().norm()[None]]).cpu().numpy()
+    if not np.isfinite(column).all():  # the step's one wait for the device was the line above
+        raise not_finite(num_products)
+    return remainder, column
+
+
+def is_breakdown(column: Array, dtype: torch.dtype, scale: float) -> bool:
+    """Whether what `orthogonalized` left is rounding: a random row in its place knows as much."""
+    return bool(column[-1] <= 32 * torch.finfo(dtype).eps * scale)
+
+
+def not_finite(num_products: int) -> FloatingPointError:
+    """The error for a product with NaN or infinite entries."""
+    received = f"has NaN or infinite entries at product {num_products}"
+    remedy = "Look for overflow in the loss and its derivatives here; float64 reaches further than float32."
+    return FloatingPointError(argument_message("H @ v", received, "finite numbers", remedy))
+
+
+def not_symmetric(received: str, argument: str = "H") -> ValueError:
+    """The error for a map that is no Hessian."""
+    remedy = "Is it the derivative of one gradient (no dropout, no data drawn anew)? Elsewhere pass (H + H.T) / 2."
+    return ValueError(argument_message(argument, received, "a symmetric map", remedy))
+
+
+def check_symmetric(T: Array, dtype: torch.dtype, scale: float = 0.0) -> None:
+    """Refuse a map whose products with m vectors have an antisymmetric part, T (m, m) = Q H Q^T."""
+    share = float(np.linalg.norm(T - T.T)) / (max(float(np.linalg.norm(T)), scale) or 1.0)
+    if share > ASYMMETRY[dtype]:
+        raise not_symmetric(f"has an antisymmetric part, {share:.1e} of the whole on the {len(T)} vectors tried")
+
+
+# ---- Ritz pairs ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """All m Ritz pairs of a space, the wanted end first."""
+
+    values: Array  # (m,)
+    weights: Array  # (m, m), column j gives Ritz vector j = Q^T weights[:, j]
+    coefficients: Array  # (b, m) = C weights; column norms are the residuals in exact arithmetic
+    scale: float  # largest |Ritz value|
+
+    @property
+    def estimates(self) -> Array:
+        """(m,) residual norms by the relation: what costs nothing, but knows no rounding."""
+        return column_norms(self.coefficients)
 
 
 def ritz_vectors(space: KrylovSpace, weights: Array) -> Tensor:
     """Q^T weights as (k, p) unit rows in the map's dtype, accumulated in float64; weights (m, k)."""
     mixed = space.rows.new_empty((weights.shape[1], space.operator.size))
-    mix = torch.as_tensor(weights.T.copy(), device=space.rows.device)
+    mix = space.on_device(weights)
     for columns in space.slabs():
         mixed[:, columns] = (mix @ space.rows[: space.size, columns].double()).to(mixed.dtype)
     mixed /= torch.linalg.vector_norm(mixed, dim=1, keepdim=True, dtype=torch.float64).to(mixed.dtype)
@@ -318,11 +348,10 @@ def residuals_of(space: KrylovSpace, ritz: Ritz, pairs: Sequence[int]) -> Array:
     """|(HQ)^T s - theta Q^T s| of the numbered pairs, in float64; by the relation where products were not kept."""
     weights, values = ritz.weights[:, list(pairs)], ritz.values[list(pairs)]
     if space.products is None:
-        images = space.coefficients[: space.size + space.num_open, : space.size] @ weights
+        images = space.relation @ weights
         images[: space.size] -= weights * values
         return column_norms(images)
-    mix = torch.as_tensor(weights.T.copy(), device=space.rows.device)  # (k, m)
-    shift = torch.as_tensor((weights * values).T.copy(), device=space.rows.device)  # (k, m)
+    mix, shift = space.on_device(weights), space.on_device(weights * values)  # (k, m)
     total = torch.zeros(len(values), dtype=torch.float64, device=space.rows.device)
     for columns in space.slabs():
         products, rows = space.products[: space.size, columns], space.rows[: space.size, columns]
@@ -335,20 +364,23 @@ def fresh_checks(space: KrylovSpace, ritz: Ritz, pairs: Sequence[int]) -> tuple[
     weights = ritz.weights[:, list(pairs)]
     vectors = ritz_vectors(space, weights)
     images = space.operator.products_of(vectors)
-    expected = space.coefficients[: space.size + space.num_open, : space.size] @ weights  # (m + b, n)
-    expected /= _lengths(space, weights)  # `vectors` are unit, and rows are orthonormal to rounding only
-    mix = torch.as_tensor(expected.T.copy(), device=space.rows.device)
+    mix, m = space.on_device(weights), space.size
+    lengths = torch.zeros(len(mix), dtype=torch.float64, device=mix.device)
+    for columns in space.slabs():
+        lengths += (mix @ space.rows[:m, columns].double()).square().sum(dim=1)
+    # `vectors` are unit, and rows are orthonormal to rounding only.
+    expected = space.on_device(space.relation @ weights / lengths.sqrt().cpu().numpy())  # (n, m + b)
     values = torch.as_tensor(ritz.values[list(pairs)].copy(), device=space.rows.device)
     squares = torch.zeros((2, len(pairs)), dtype=torch.float64, device=space.rows.device)
     for columns in space.slabs():
         image = images[:, columns].double()
         squares[0] += (image - values[:, None] * vectors[:, columns].double()).square().sum(dim=1)
-        squares[1] += (image - mix @ space.rows[: mix.shape[1], columns].double()).square().sum(dim=1)
+        squares[1] += (image - expected @ space.rows[: expected.shape[1], columns].double()).square().sum(dim=1)
     residuals, noise = squares.sqrt().cpu().numpy()
     return residuals, noise
 
 
-def mixtures(ritz: Ritz, k: int) -> Array:
+def random_mixtures(ritz: Ritz, k: int) -> Array:
     """Weights (m, 2) of two unit vectors: one that mixes all Ritz vectors, and one that mixes the k wanted ones.
 
     Every vector gets a weight of the same size, to a factor of three, so that no direction of the basis is nearly
@@ -365,17 +397,14 @@ def mixtures(ritz: Ritz, k: int) -> Array:
 
 def kept_images(space: KrylovSpace, weights: Array) -> tuple[Tensor, Tensor]:
     """Unit vectors x = Q^T weights and H x as the kept products (or the relation) have it, (n, p) float64 each."""
-    mix = torch.as_tensor(weights.T.copy(), device=space.rows.device)
-    end = space.size + space.num_open
-    known = mix
-    if space.products is None:
-        known = torch.as_tensor((space.coefficients[:end, : space.size] @ weights).T.copy(), device=space.rows.device)
+    mix = space.on_device(weights)
+    known = mix if space.products is not None else space.on_device(space.relation @ weights)
     rows = torch.empty((len(mix), space.operator.size), dtype=torch.float64, device=space.rows.device)
     images = torch.empty_like(rows)
     for columns in space.slabs():
         rows[:, columns] = mix @ space.rows[: space.size, columns].double()
-        source = space.rows[:end, columns] if space.products is None else space.products[: space.size, columns]
-        images[:, columns] = known @ source.double()
+        source = space.rows if space.products is None else space.products
+        images[:, columns] = known @ source[: known.shape[1], columns].double()
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows / lengths, images / lengths
 
@@ -403,6 +432,32 @@ def disagreement(space: KrylovSpace, rows: Tensor, images: Tensor, noise: float)
     return largest if largest <= allowed else None
 
 
+def column_norms(matrix: Array) -> Array:
+    """Of (b, m): (m,)."""
+    return np.asarray(np.linalg.norm(matrix, axis=0), dtype=np.float64)
+
+
+# ---- which of them are wanted ------------------------------------------------------------------------------------
+
+
+def outward(values: Array, which: str) -> Array:
+    """How far out each value lies towards the wanted end; for BE, of values that are ordered by `wanted_first`."""
+    if which == "BE":
+        return values * np.where(np.arange(len(values)) % 2 == 0, 1.0, -1.0)
+    return {"LA": values, "SA": -values, "LM": np.abs(values)}[which]
+
+
+def wanted_first(values: Array, which: str) -> NDArray[np.int64]:
+    """The order from the wanted end inwards; for BE, from both in turns: largest, smallest, second largest, ..."""
+    if which != "BE":
+        return np.argsort(-outward(values, which), kind="stable")
+    falling = np.argsort(-values, kind="stable")
+    order = np.empty_like(falling)
+    num_large = len(order) - len(order) // 2
+    order[0::2], order[1::2] = falling[:num_large], falling[num_large:][::-1]
+    return order
+
+
 def by_end(k: int, which: str) -> list[int]:
     """The first k of `wanted_first` as they are reported: BE from the largest inwards, then from the smallest."""
     return [*range(0, k, 2), *range(1, k, 2)] if which == "BE" else list(range(k))
@@ -420,12 +475,3 @@ def reaching(ritz: Ritz, k: int, which: str, goal: float) -> NDArray[np.bool_]:
         return np.asarray(outward(values, which) + bars > outward(ritz.values[[k - 1]], which) + goal)
     above = values + bars > ritz.values[0:k:2][-1] + goal
     return np.asarray(above if k < 2 else above | (values - bars < ritz.values[1:k:2][-1] - goal))
-
-
-def _lengths(space: KrylovSpace, weights: Array) -> Array:
-    """(k,) norms of Q^T weights, which are 1 to the rounding of the rows."""
-    mix = torch.as_tensor(weights.T.copy(), device=space.rows.device)
-    squares = torch.zeros(len(mix), dtype=torch.float64, device=space.rows.device)
-    for columns in space.slabs():
-        squares += (mix @ space.rows[: space.size, columns].double()).square().sum(dim=1)
-    return np.asarray(squares.sqrt().cpu().numpy())

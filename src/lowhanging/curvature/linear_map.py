@@ -1,8 +1,7 @@
-"""How does anything that has `@` become a map whose products can be counted and trusted?
+"""Any symmetric map with `@` as counted, checked torch products.
 
-Torch and NumPy maps, ours and other people's, differ in what vectors they take, whether they alias or overwrite them,
-and what they return. All of that ends here: beyond this file a map takes and returns (p,) tensors of one dtype on one
-device.
+Torch and NumPy maps, ours and other people's, differ in what vectors they take, whether they keep or overwrite them,
+and what they return. Behind this file a map takes and returns (p,) tensors of one dtype on one device.
 """
 
 from __future__ import annotations

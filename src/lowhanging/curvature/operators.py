@@ -1,9 +1,4 @@
-"""What can be done with a symmetric matrix that is only known by its products?
-
-Multiplied with a vector or a block of columns, scaled, added to others, handed to SciPy. An operator says what one
-product is; the rest is here, once. Two of them make a third, which forms nothing either: `2.0 * H1 - H2 + matrix`.
-
-Which matrix is being studied? Curvature of a loss as a symmetric (p, p) map that is never formed.
+"""Symmetric (p, p) matrices of a loss that are never formed: Hessian, Gauss-Newton matrix, and sums of them.
 
 The Hessian is the curvature itself. The Gauss-Newton matrix is the part of it that the loss's own curvature makes,
 
@@ -11,7 +6,7 @@ The Hessian is the curvature itself. The Gauss-Newton matrix is the part of it t
 
 z the model's outputs, J = dz/dtheta, B = d2L/dz2. For softmax cross-entropy and squared errors it has no negative
 eigenvalue (for the first it is the Fisher information), and it equals the Hessian where the outputs are linear in the
-weights or the loss is flat in the outputs. What the Hessian has below zero, it lacks.
+weights or the loss is flat in the outputs.
 """
 
 from __future__ import annotations

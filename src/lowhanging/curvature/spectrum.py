@@ -1,27 +1,14 @@
-"""What does the spectrum of a symmetric map look like through one vector z? Lanczos as a Gauss quadrature.
+"""Spectral densities by stochastic Lanczos quadrature, and the sums over a spectrum that can be taken from them.
 
-A map A and a unit vector z define a measure on the real line: a step of height (v_i^T z)^2 at each eigenvalue. m steps
-of Lanczos from z give a tridiagonal T, and T gives the m nodes and weights of the measure's Gauss quadrature:
+Eigenvalues that stand out are taken as eigenpairs and removed from map and probes; the others, the bulk, are described
+by a few random vectors, a Gauss quadrature for each. Nodes and weights are kept rather than a curve: any sum over the
+spectrum, and the density on another grid, then takes no further product.
 
-    z^T f(A) z = sum_j w_j f(theta_j),
-
-exact for every polynomial f of degree up to 2 m - 1. Full reorthogonalization, since without it the nodes at the ends
-of the spectrum come back as copies, and steps are lost on them.
-
-A quadrature with one more node, at a chosen place x (Gauss-Radau), says what m steps leave open. By the inequalities of
-Chebyshev, Markov and Stieltjes *every* measure that agrees with the m steps has, above x, at least the weight of the
-nodes above x and at most that plus the weight at x: bounds that nothing can improve without another product.
-
-What is known of a whole spectrum, and what can be asked of it?
-
-Nodes and weights rather than a picture: any sum over the spectrum can be taken from them afterwards, and the density be
-drawn on another grid, without another product of the map.
-
-How are all p eigenvalues of a loss's curvature spread, when only a few dozen can be computed one by one?
-
-The eigenvalues that stand out are taken exactly, as eigenpairs, and removed from the map and from the probes; what
-remains, the bulk, is described by a few random vectors, a Gauss quadrature for each. The outliers carry no error of
-chance then, and no longer stretch the range over which the bulk must be resolved.
+A map A and a unit vector z define a measure: a step of height (v_i^T z)^2 at each eigenvalue. m steps of Lanczos from
+z give a tridiagonal T, and T the m nodes and weights of the measure's Gauss quadrature, z^T f(A) z = sum w_j f(theta_j),
+exact for polynomials of degree up to 2 m - 1. With one more node at a chosen x (Gauss-Radau) it bounds what m steps
+leave open: by Chebyshev, Markov and Stieltjes *every* measure that agrees with the m steps has, above x, at least the
+weight of the nodes above x, and at most that plus the weight at x.
 """
 
 from __future__ import annotations
@@ -40,7 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lowhanging.curvature.eigenpairs import Eigenpairs, top_eigs
-from lowhanging.curvature.krylov import ASYMMETRY, Array, SymmetricMap, dots, not_symmetric
+from lowhanging.curvature.krylov import Array, SymmetricMap, check_symmetric, is_breakdown, orthogonalized
 from lowhanging.curvature.linear_map import CountedMap
 from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.curvature.trace import Estimate, in_words, orthonormal_probes, standard_error
@@ -73,29 +60,19 @@ def lanczos_quadrature(
     while size < steps:
         known = rows[: num_fixed + size + 1]
         image = operator.product(known[-1])
-        first = dots(known, image)
-        remainder = image - known.T @ first.to(image)
-        second = dots(known, remainder)  # twice, see KrylovSpace
-        remainder -= known.T @ second.to(image)
-        column = torch.cat([first + second, remainder.double().norm()[None]]).cpu().numpy()
-        if not np.isfinite(column).all():
-            received = f"has NaN or infinite entries at product {operator.num_products}"
-            remedy = "Look for overflow in the loss and its derivatives here; float64 reaches further than float32."
-            raise FloatingPointError(argument_message("H @ v", received, "finite numbers", remedy))
+        remainder, column = orthogonalized(known, image, operator.num_products)
         scale = max(scale, float(np.linalg.norm(column)))
         T[: size + 1, size], remaining = column[num_fixed:-1], float(column[-1])
         size += 1
         after_step()
-        if len(known) == operator.size or remaining <= 32 * torch.finfo(rows.dtype).eps * scale:
+        if len(known) == operator.size or is_breakdown(column, rows.dtype, scale):
             remaining = 0.0  # nothing but rounding: the subspace is invariant
             break
         if size < steps:
             T[size, size - 1] = remaining
             rows[num_fixed + size] = remainder / remaining
     T = T[:size, :size]
-    share = float(np.linalg.norm(T - T.T)) / (max(float(np.linalg.norm(T)), scale) or 1.0)
-    if share > ASYMMETRY[operator.dtype]:
-        raise not_symmetric(f"has an antisymmetric part, {share:.1e} of the whole on the {size} vectors tried")
+    check_symmetric(T, operator.dtype, scale)
     nodes, vectors = eigh_tridiagonal(T.diagonal(), (T.diagonal(1) + T.diagonal(-1)) / 2)
     weights = vectors[0] ** 2
     return nodes, weights / weights.sum(), remaining * vectors[-1] * np.where(vectors[0] < 0, -1.0, 1.0)
@@ -394,8 +371,8 @@ DEFAULT_MEMORY = 4 * 2**30
 def spectral_density(
     H: Any,
     *,
-    steps: int = 80,
-    probes: int = 10,
+    num_steps: int = 80,
+    num_probes: int = 10,
     deflate: Eigenpairs | int | None = None,
     grid: Tensor | None = None,
     num: int | None = None,
@@ -410,23 +387,23 @@ def spectral_density(
 
         (1/p) tr f(H) = (1/p) sum_i f(lambda_i) + (p - r)/p mean_z sum_j w_j(z) f(theta_j(z)),
 
-    theta, w the Gauss quadrature that `steps` steps of Lanczos with full reorthogonalization on P H P give for a probe
-    z, uniform on the unit sphere of P's range. The probes are orthogonal to each other: as many as p - r give every
+    theta, w the Gauss quadrature that `num_steps` steps of Lanczos with full reorthogonalization on P H P give for a
+    probe z, uniform on the unit sphere of P's range. The probes are orthogonal to each other: as many as p - r give every
     sum without an error of chance. Standard errors are over the probes; with n of them a 95 % interval is Student's,
     with n - 1 degrees of freedom: +- 2.3 of them for n = 10.
 
     Args:
         H: symmetric map with `H @ v` and the shape (p, p), as in `top_eigs`.
-        steps: Lanczos steps per probe, at most p; more of them resolve finer structure.
-        probes: random vectors; 4 times as many halve the standard error. 2 at least, and not more than p - r are used.
+        num_steps: Lanczos steps per probe, at most p; more of them resolve finer structure.
+        num_probes: random vectors, 2 at least; 4 times as many halve the standard error. At most p - r are used.
         deflate: eigenpairs of H that are known (those of them that converged are used), or how many to compute, those
             of the largest magnitude. They appear as `spikes`.
         grid: (g,) where the density is evaluated; by default evenly over the bulk.
         num: number of grid points instead.
-        width: of the Gaussian that smooths it; by default what `steps` can resolve. See `SpectralDensity.smoothed`,
+        width: of the Gaussian that smooths it; by default what `num_steps` can resolve. See `SpectralDensity.smoothed`,
             which changes grid and width afterwards without a product.
         seed: of the probes. The global random state is not touched.
-        memory: bytes for the basis: (2 r + steps + probes) p numbers.
+        memory: bytes for the basis: (2 r + num_steps + num_probes) p numbers.
         progress: True or False; by default a bar appears after two seconds.
 
     Returns:
@@ -438,7 +415,7 @@ def spectral_density(
         FloatingPointError: a product has NaN or infinite entries.
 
     Cost:
-        steps * probes products, one to check the pairs that were given, about 2 k + 20 for k pairs to be computed.
+        num_steps * num_probes products, one to check the pairs that were given, about 2 k + 20 for k to be computed.
 
     Source:
         Golub & Meurant (1994); Ubaru, Chen & Saad (2017), "Fast estimation of tr(f(A)) via stochastic Lanczos
@@ -448,25 +425,27 @@ def spectral_density(
     started = time.perf_counter()
     counted = CountedMap(H)
     p = counted.size
-    steps = check_count("steps", steps, minimum=1, remedy="80 is a good start; more resolve finer structure.")
+    num_steps = check_count(
+        "num_steps", num_steps, minimum=1, remedy="80 is a good start; more resolve finer structure."
+    )
     remedy = "A single one says nothing of its error; 10 is a good start."
-    probes = check_count("probes", probes, minimum=min(2, p), remedy=remedy)
+    num_probes = check_count("num_probes", num_probes, minimum=min(2, p), remedy=remedy)
     seed = check_count("seed", seed, minimum=0, maximum=2**63 - 1, remedy="Any other number is as good.")
     grid, num, width = check_axis(grid, num, width)  # before the products, not after them
     pairs, spent = _known_pairs(H, counted, deflate, seed, progress)
     kept = pairs.is_converged if pairs is not None else torch.zeros(0, dtype=torch.bool)
     known = int(kept.sum())
-    steps, probes = min(steps, p - known), min(probes, p - known)
-    _check_memory(counted, known, steps, probes, memory)
-    rows = torch.empty((known + steps, p), dtype=counted.dtype, device=counted.device)
+    num_steps, num_probes = min(num_steps, p - known), min(num_probes, p - known)
+    _check_memory(counted, known, num_steps, num_probes, memory)
+    rows = torch.empty((known + num_steps, p), dtype=counted.dtype, device=counted.device)
     scale = 0.0
     if pairs is not None:
         rows[:known], scale = pairs.vectors[kept].to(rows), pairs.scale
     generator = torch.Generator().manual_seed(seed)
     rules = []
-    starts = orthonormal_probes(probes, rows[:known], generator)
+    starts = orthonormal_probes(num_probes, rows[:known], generator)
     delay = 0.0 if progress else 2.0
-    with tqdm(total=probes * steps, desc="spectral density", delay=delay, disable=is_silent(progress)) as bar:
+    with tqdm(total=num_probes * num_steps, desc="spectral density", delay=delay, disable=is_silent(progress)) as bar:
         for start in starts:
             rows[known : known + 1] = start
             rules.append(lanczos_quadrature(counted, rows, known, scale, bar.update))

@@ -1,16 +1,12 @@
-"""What do a few random vectors say about a sum over all eigenvalues, and how well?
+"""Traces from random vectors (probes), and the error of what probes say.
 
-For a unit vector z drawn uniformly from an N-dimensional space, N z^T A z has the mean tr A. The probes here are drawn
-orthogonal to each other. Each is still uniform by itself, so nothing becomes biased; and since N of them would give
-tr A without any error, n of them are a sample without replacement: the variance of their mean is estimated without bias
-by s^2 / n (1 - n / N), with s^2 the sample variance, as for a finite population (they are exchangeable, and the
-covariance of any two is -variance / (N - 1), because the sum over all N is no random number). The error thus ends at
-zero, where independent probes would go on guessing.
+For a unit vector z drawn uniformly from an N-dimensional space, N z^T A z has the mean tr A. The probes are drawn
+orthogonal to each other: each is still uniform, so nothing becomes biased, and n of them are a sample without
+replacement from N that would give tr A exactly. The variance of their mean is estimated without bias by
+s^2 / n (1 - n / N), with s^2 the sample variance, as for a finite population.
 
-What is the sum of all eigenvalues of a map that is known only by its products?
-
-Hutch++: the trace of a map is mostly that of its largest eigenvalues, where it has outliers. A sketch H S finds the
-subspace in which they live; there the trace is taken exactly, and random probes are left with what is small.
+The trace of a map with outliers is mostly theirs. Hutch++ finds their subspace by a sketch H S, takes the trace there
+exactly, and leaves what is small to the probes.
 """
 
 from __future__ import annotations
@@ -26,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lowhanging.curvature.krylov import dots
+from lowhanging.curvature.krylov import random_row
 from lowhanging.curvature.linear_map import CountedMap
 from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.errors import argument_message, check_count
@@ -68,12 +64,7 @@ def orthonormal_probes(num: int, away_from: Tensor, generator: torch.Generator) 
     fixed, p = away_from.shape
     rows = torch.cat([away_from, away_from.new_empty((num, p))])
     for i in range(fixed, fixed + num):
-        noise = torch.randn(p, generator=generator, dtype=torch.float64, device="cpu")  # the same on every device
-        row = (noise / noise.norm()).to(rows)
-        for _ in range(3):  # close to a full space almost all of it is projected away
-            row -= rows[:i].T @ dots(rows[:i], row).to(row)
-            row /= row.double().norm()
-        rows[i] = row
+        rows[i] = random_row(rows[:i], generator)
     return rows[fixed:]
 
 
@@ -117,7 +108,7 @@ class Trace(Saved):
 
 
 @plain_arithmetic()
-def trace(H: Any, *, probes: int = 60, seed: int = 0, progress: bool | None = None) -> Trace:
+def trace(H: Any, *, num_probes: int = 60, seed: int = 0, progress: bool | None = None) -> Trace:
     r"""The trace of a symmetric map by Hutch++, with its standard error.
 
     A third of the products goes into a sketch H S with a random S (p, s), a third into the exact trace on its range Q,
@@ -132,8 +123,8 @@ def trace(H: Any, *, probes: int = 60, seed: int = 0, progress: bool | None = No
 
     Args:
         H: symmetric map with `H @ v` and the shape (p, p), as in `top_eigs`.
-        probes: vectors that H is applied to, in all; 5 at least, so that two are left for the rest. With p or more the
-            p unit vectors are taken instead, and the trace is exact to rounding.
+        num_probes: vectors that H is applied to, in all; 5 at least, so that two are left for the rest. With p or more
+            the p unit vectors are taken instead, and the trace is exact to rounding.
         seed: of the random vectors. The global random state is not touched.
         progress: True or False; by default a bar appears after two seconds.
 
@@ -146,27 +137,29 @@ def trace(H: Any, *, probes: int = 60, seed: int = 0, progress: bool | None = No
         FloatingPointError: a product has NaN or infinite entries.
 
     Cost:
-        `probes` products, at most p; a QR decomposition of (p, probes / 3).
+        `num_probes` products, at most p; a QR decomposition of (p, num_probes / 3).
 
     Source:
         Meyer, Musco, Musco & Woodruff (2021), "Hutch++: optimal stochastic trace estimation". Their probes are
-        independent; for orthogonal ones see `basin/probes.py`.
+        independent; for orthogonal ones see `standard_error`.
     """
     started = time.perf_counter()
     counted = CountedMap(H)
     p = counted.size
     remedy = "60 is a good start; four times as many halve the error, or better."
-    probes = check_count("probes", probes, minimum=min(5, p), remedy=remedy)
+    num_probes = check_count("num_probes", num_probes, minimum=min(5, p), remedy=remedy)
     seed = check_count("seed", seed, minimum=0, maximum=2**63 - 1, remedy="Any other number is as good.")
-    with tqdm(total=min(probes, p), desc="trace", delay=0.0 if progress else 2.0, disable=is_silent(progress)) as bar:
-        if probes >= p:
+    with tqdm(
+        total=min(num_probes, p), desc="trace", delay=0.0 if progress else 2.0, disable=is_silent(progress)
+    ) as bar:
+        if num_probes >= p:
             captured, size, rest = float(_forms(counted, _unit_vectors(counted), bar).sum()), p, torch.zeros(0)
         else:
             generator = torch.Generator().manual_seed(seed)
-            size = probes // 3
+            size = num_probes // 3
             basis = _sketched(counted, size, generator, bar)
             captured = float(_forms(counted, basis, bar).sum())
-            rest = _forms(counted, orthonormal_probes(probes - 2 * size, basis, generator), bar)
+            rest = _forms(counted, orthonormal_probes(num_probes - 2 * size, basis, generator), bar)
     left = p - size
     operator, engine = in_words(H, counted)
     return Trace(
