@@ -1,6 +1,6 @@
-"""How far has a circuit come before the loss shows it, and which algorithm is it?
+"""Measures from the literature on modular addition: progress before the loss shows it, and which algorithm it is.
 
-Four measures from the literature on modular addition. The first two ask the logits over all p^2 pairs which part of the
+The first two ask the logits over all p^2 pairs which part of the
 loss is due to a few frequencies of a + b; the last two tell a "clock" (angles are multiplied, the result depends on
 a + b alone) from a "pizza" (embeddings are added first, the correct logit also depends on a - b). They need no special
 model: logits of token pairs, and for gradients an embedding that is read by token.
@@ -26,7 +26,7 @@ Logits = Callable[[Tensor], Tensor]
 CHUNK = 4096  # pairs run at once
 
 
-def restricted_loss(model: Logits, p: int, frequencies: Iterable[int], data: Any = None) -> float:
+def restricted_loss(model: Logits, p: int, *, frequencies: Iterable[int], data: Any = None) -> float:
     r"""Loss with only the key frequencies of a + b, and the constant, left in the logits.
 
     The logits (p, p, classes) over all pairs are projected on 1 and on cos(2 pi f (a + b) / p), sin(2 pi f (a + b) / p)
@@ -59,7 +59,7 @@ def restricted_loss(model: Logits, p: int, frequencies: Iterable[int], data: Any
     return _loss((constant + waves)[_sums(p)], data)
 
 
-def excluded_loss(model: Logits, p: int, frequencies: Iterable[int], data: Any = None) -> float:
+def excluded_loss(model: Logits, p: int, *, frequencies: Iterable[int], data: Any = None) -> float:
     r"""Loss with the key frequencies of a + b, and nothing else, taken out of the logits.
 
     The projection on cos(2 pi f (a + b) / p), sin(2 pi f (a + b) / p) for the given f is subtracted from the logits
@@ -131,7 +131,7 @@ def distance_irrelevance(model: Logits, p: int) -> float:
 
 
 def gradient_symmetricity(
-    model: nn.Module, p: int, *, embedding: str = "embedding", num: int | None = 1000, seed: int = 0
+    model: nn.Module, p: int, *, embedding: str = "embedding", num_samples: int | None = 1000, seed: int = 0
 ) -> float:
     r"""How alike a logit's gradients are in the embeddings of its two inputs: 1 if only their sum matters.
 
@@ -146,11 +146,11 @@ def gradient_symmetricity(
             after `model.eval()`.
         p: the modulus.
         embedding: name of that parameter, (>= p, d), such as "embed.weight".
-        num: triples, drawn at random with replacement; None takes all p^3.
+        num_samples: triples, drawn at random with replacement; None takes all p^3.
         seed: of the draw; the global random state is not used.
 
     Returns:
-        Mean cosine, in [-1, 1]; its standard error over draws is at most 1 / sqrt(num).
+        Mean cosine, in [-1, 1]; its standard error over draws is at most 1 / sqrt(num_samples).
 
     Raises:
         ValueError, TypeError: no such parameter, logits of another shape, no gradient that isn't zero.
@@ -172,11 +172,11 @@ def gradient_symmetricity(
             argument_message("embedding", f"is {embedding!r}", expected, "Name the one that tokens are looked up in.")
         )
     rows = named[embedding].detach()
-    if num is None:
+    if num_samples is None:
         triples = torch.cartesian_prod(*[torch.arange(p)] * 3)
     else:
-        check_count("num", num, remedy="1,000 triples give the mean to about 0.03; None takes all.")
-        triples = torch.randint(p, (num, 3), generator=torch.Generator().manual_seed(seed))
+        check_count("num_samples", num_samples, remedy="1,000 triples give the mean to about 0.03; None takes all.")
+        triples = torch.randint(p, (num_samples, 3), generator=torch.Generator().manual_seed(seed))
     cosines = torch.cat(
         [_cosines(private, embedding, rows, part) for part in torch.split(triples.to(rows.device), 1024)]
     )
@@ -194,9 +194,9 @@ def _cosines(model: nn.Module, name: str, rows: Tensor, triples: Tensor) -> Tens
     # Every example looks up two rows of its own, appended to the table: one backward pass gives all gradients apart.
     own = torch.cat([rows[triples[:, 0]], rows[triples[:, 1]]]).requires_grad_()
     n = len(triples)
-    places = len(rows) + torch.arange(2 * n, device=rows.device).reshape(2, n).T  # (n, 2)
+    tokens = len(rows) + torch.arange(2 * n, device=rows.device).reshape(2, n).T  # (n, 2)
     with differentiable_kernels(model), torch.enable_grad():
-        logits = functional_call(model, {name: torch.cat([rows, own])}, (places,))
+        logits = functional_call(model, {name: torch.cat([rows, own])}, (tokens,))
         checked_logits(logits.detach(), triples[:, 2])
         chosen = logits.gather(1, triples[:, 2:]).sum()
         (gradient,) = torch.autograd.grad(chosen, own)
