@@ -145,8 +145,8 @@ def pairing_test(
         check_pairs(slots, num_seeds=1)
         counted = _against_poisson(births, slots, times[order], lengths, num_resamples, rng)
     else:
-        which = {"what": "births after the first", "needed": "three"} if null == "clock" else {}
-        check_pairs(slots, **which)
+        later = null == "clock"
+        check_pairs(slots, "births after the first" if later else "births", needed="three" if later else "two")
         unique, codes = np.unique(times[order], return_inverse=True)
         counted = against_shuffling(slots, codes, close_tables(unique, lengths), num_resamples, rng)
     return PairingTest(
