@@ -131,16 +131,11 @@ def births(
     rise = np.where(is_formed & ~is_left_censored, padded[birth] - times[start], np.nan)
     found = _frequency_at(frequency, birth, values.shape) if frequency is not None else None
     return Births(
-        step=torch.from_numpy(padded[birth]),
-        death=torch.from_numpy(padded[death]),
-        rise_time=torch.from_numpy(rise),
-        survived=torch.from_numpy(is_formed & above[:, -1]),
-        is_left_censored=torch.from_numpy(is_left_censored),
-        frequency=found,
-        steps=torch.from_numpy(times),
-        threshold=threshold,
-        sustain=sustain,
-    )
+        step=torch.from_numpy(padded[birth]), death=torch.from_numpy(padded[death]),
+        rise_time=torch.from_numpy(rise), survived=torch.from_numpy(is_formed & above[:, -1]),
+        is_left_censored=torch.from_numpy(is_left_censored), frequency=found, steps=torch.from_numpy(times),
+        threshold=threshold, sustain=sustain,
+    )  # fmt: skip
 
 
 def check_births(found: Any) -> Births:

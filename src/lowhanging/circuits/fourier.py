@@ -89,13 +89,11 @@ def circle_score(embedding: Tensor) -> CircleScores:
     is_line = (best - opposite).abs() <= 1e-9 * best
     zero, none = torch.zeros_like(score), torch.zeros_like(signed)
     return CircleScores(
-        score=torch.where(is_flat, zero, score),
-        concentration=torch.where(is_flat, zero, concentration),
+        score=torch.where(is_flat, zero, score), concentration=torch.where(is_flat, zero, concentration),
         circularity=torch.where(is_flat, zero, score / concentration),
         frequency=torch.where(is_flat, none, torch.minimum(signed, p - signed)),
-        handedness=torch.where(is_flat | is_line, none, handedness),
-        rms=(z.abs().square().mean(-2)).sqrt(),
-    )
+        handedness=torch.where(is_flat | is_line, none, handedness), rms=(z.abs().square().mean(-2)).sqrt(),
+    )  # fmt: skip
 
 
 def fourier_modes(embedding: Tensor) -> Tensor:

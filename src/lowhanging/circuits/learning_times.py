@@ -109,15 +109,11 @@ class LearningTimes(Saved):
         later = (above > below).sum(1)
         p_values = [binomtest(count, num, 0.5, alternative="greater").pvalue for count in later.tolist()]
         return TimesRatio(
-            ratio=ratio,
-            interval=_quantiles(sampled),
-            num_later=later,
-            num_seeds=num,
+            ratio=ratio, interval=_quantiles(sampled), num_later=later, num_seeds=num,
             p_value=torch.tensor(p_values, dtype=torch.float64),
             growth=float(_growth(_ratio_of_medians(known, below[-1])[None], ratio[:1])),
-            growth_interval=_quantiles(growth),
-            is_growth_bound=bool(torch.isinf(self.median(slow)[-1])),
-        )
+            growth_interval=_quantiles(growth), is_growth_bound=bool(torch.isinf(self.median(slow)[-1])),
+        )  # fmt: skip
 
     def _rows(self, name: str) -> Tensor:
         check_choice("name", name, tuple(self.times))

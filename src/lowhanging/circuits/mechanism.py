@@ -66,20 +66,10 @@ def excluded_loss(model: Logits, p: int, *, frequencies: Iterable[int], data: An
     (p, p, classes); the constant stays. Nanda et al. take it on the training data, where it stays low as long as the
     network memorises, and rises as it comes to rely on the circuit.
 
-    Args:
-        model: as in `restricted_loss`.
-        p: the modulus.
-        frequencies: as in `restricted_loss`.
-        data: as in `restricted_loss`.
+    Arguments, errors and cost are those of `restricted_loss`.
 
     Returns:
         Mean cross-entropy in nats; log p where the circuit was all there was.
-
-    Raises:
-        ValueError, TypeError: as in `restricted_loss`.
-
-    Cost:
-        one forward pass over p^2 pairs, p^2 numbers per class.
 
     Source:
         Nanda et al. (2023).
@@ -124,9 +114,8 @@ def distance_irrelevance(model: Logits, p: int) -> float:
     total = float(correct.std(correction=0))
     if total <= 1e-12 * float(table.abs().max()):
         received = f"gives the correct answer the same logit, {float(correct[0, 0]):.6g}, for all pairs"
-        raise ValueError(
-            argument_message("model", received, "correct logits that vary", "Nothing depends on a - b here.")
-        )
+        remedy = "Nothing depends on a - b here."
+        raise ValueError(argument_message("model", received, "correct logits that vary", remedy))
     return float(correct.std(0, correction=0).mean()) / total
 
 
@@ -168,9 +157,8 @@ def gradient_symmetricity(
     if embedding not in named or named[embedding].ndim != 2 or len(named[embedding]) < p:
         matrices = [name for name, weight in named.items() if weight.ndim == 2 and len(weight) >= p]
         expected = f"the name of a parameter with a row per number, among {matrices}"
-        raise ValueError(
-            argument_message("embedding", f"is {embedding!r}", expected, "Name the one that tokens are looked up in.")
-        )
+        remedy = "Name the one that tokens are looked up in."
+        raise ValueError(argument_message("embedding", f"is {embedding!r}", expected, remedy))
     rows = named[embedding].detach()
     if num_samples is None:
         triples = torch.cartesian_prod(*[torch.arange(p)] * 3)
@@ -183,9 +171,8 @@ def gradient_symmetricity(
     known = cosines[~cosines.isnan()]
     if not len(known):
         remedy = f"Is {embedding!r} what tokens are looked up in, and do the logits depend on it?"
-        raise ValueError(
-            argument_message("model", "has only zero gradients", "logits that depend on both embeddings", remedy)
-        )
+        expected = "logits that depend on both embeddings"
+        raise ValueError(argument_message("model", "has only zero gradients", expected, remedy))
     return float(known.mean())
 
 
@@ -293,9 +280,8 @@ def checked_logits(logits: Any, targets: Tensor) -> Tensor:
     if not is_table or lowest < 0 or highest >= logits.shape[1]:
         received = f"has shape {shape} for {len(targets)} targets from {lowest} to {highest}"
         expected = "a row per target and a column per class"
-        raise ValueError(
-            argument_message("the model's output", received, expected, "Is it made for the modulus of the data?")
-        )
+        remedy = "Is it made for the modulus of the data?"
+        raise ValueError(argument_message("the model's output", received, expected, remedy))
     check_finite("the model's output", logits, remedy="Train with a smaller step.")
     table: Tensor = logits.double()
     return table

@@ -90,9 +90,8 @@ def check_resampling(births: Births, num_resamples: int, seed: int, strata: Any 
         return np.zeros(num_seeds, dtype=np.int64)
     if labels.shape != (num_seeds,):
         expected = f"({num_seeds},), one label per seed"
-        raise ValueError(
-            argument_message("strata", f"has shape {labels.shape}", expected, "Pass None for one stratum.")
-        )
+        remedy = "Pass None for one stratum."
+        raise ValueError(argument_message("strata", f"has shape {labels.shape}", expected, remedy))
     return np.asarray(np.unique(labels, return_inverse=True)[1])
 
 

@@ -69,9 +69,8 @@ def frequency_relations(births: Births, p: int, *, num_resamples: int = 2000, se
     wrong = frequency[(frequency < 1) | (frequency >= p)]
     if len(wrong):
         expected = f"frequencies from 1 to p - 1 = {p - 1}"
-        raise ValueError(
-            argument_message("births", f"has a circuit of frequency {wrong[0]}", expected, "Is p the task's?")
-        )
+        received = f"has a circuit of frequency {wrong[0]}"
+        raise ValueError(argument_message("births", received, expected, "Is p the task's?"))
     slots, order = slots_of(owners, labels)
     check_pairs(slots, "circuits")
     tables = _related(p)

@@ -213,19 +213,10 @@ def paired_mnist(
     test_views = _views(test, opacity, order[:0], order[:0])
     mixed, number, pattern = (PairedView(*pair) for pair in zip(train_views, test_views, strict=True))
     return PairedMNIST(
-        mixed=mixed,
-        number=number,
-        pattern=pattern,
-        conflict=_conflict(test, patterns, opacity, for_conflict),
-        patterns=patterns,
-        opacity=opacity,
-        number_only=number_only,
-        pattern_only=pattern_only,
-        noise=noise,
-        flip=flip,
-        seed=seed,
-        source=digits.source,
-    )
+        mixed=mixed, number=number, pattern=pattern, conflict=_conflict(test, patterns, opacity, for_conflict),
+        patterns=patterns, opacity=opacity, number_only=number_only, pattern_only=pattern_only, noise=noise,
+        flip=flip, seed=seed, source=digits.source,
+    )  # fmt: skip
 
 
 class _Cues(NamedTuple):

@@ -167,23 +167,13 @@ def parity_rules(
     train = _views(cues, num_bits, num_train, q, r, _generator(seed, 1))
     test = _views(cues, num_bits, num_test, q, r, _generator(seed, 2))
     atomic, decomposable, both = (ParityView(*pair) for pair in zip(train, test, strict=True))
+    witnesses = {"atomic": (q,), "decomposable": (r, r), "both": (q, r, r), "half": (r,)}
+    losses = {name: _ideal_loss(*right) for name, right in witnesses.items()}
     return ParityRules(
-        atomic=atomic,
-        decomposable=decomposable,
-        both=both,
-        whole_bits=cues[0],
-        half_bits=torch.stack(cues[1:]),
-        coefficients={"whole": math.log(q / (1 - q)), "half": math.log(r / (1 - r))},
-        losses={
-            "atomic": _ideal_loss(q),
-            "decomposable": _ideal_loss(r, r),
-            "both": _ideal_loss(q, r, r),
-            "half": _ideal_loss(r),
-        },
-        reliability=r,
-        whole_reliability=q,
-        seed=seed,
-    )
+        atomic=atomic, decomposable=decomposable, both=both, whole_bits=cues[0], half_bits=torch.stack(cues[1:]),
+        coefficients={"whole": math.log(q / (1 - q)), "half": math.log(r / (1 - r))}, losses=losses, reliability=r,
+        whole_reliability=q, seed=seed,
+    )  # fmt: skip
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:
