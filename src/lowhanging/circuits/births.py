@@ -3,7 +3,7 @@
 A circuit is born at the first log from which its score stays at or above the threshold for `sustain` logs in a row: a
 score that wavers around the threshold would otherwise be born many times, and a spike of an unstable step would count.
 Times are the steps of the logs themselves, not interpolated between them: the score of a forming circle is no line, and
-a time that looks finer than the logs would promise what nobody measured.
+a time that looks finer than the logs would promise what was not measured.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Times that many seeds take to learn, some of which never do within their budget.
 
-A run that ends before the rule is learned is censored: its time is infinite, which keeps its place in the order, and it
+A run that ends before the rule is learned is censored: its time is infinite, which keeps its order among the others, and it
 is never dropped. So there are medians, ratios of medians and counts, no means; a comparison of two runs of which
 neither learned is no win of either, and where the faster rule's median is infinite its ratio counts as 0: whatever is
 not known speaks against the claim that the other one is slower. For the growth of that ratio an infinite one at the
-last size would speak *for* what nobody saw: there a censored time counts as its budget, so that the growth is a lower
+last size would speak *for* what was not seen: there a censored time counts as its budget, so that the growth is a lower
 bound.
 """
 

@@ -175,7 +175,7 @@ Combination = Callable[[Tensor, list[Tensor]], Tensor]  # (parameters, logits of
 
 
 class Divergences(NamedTuple):
-    """KL divergence of every example from the mixed answer to each prediction of it, in nats."""
+    """KL divergence of every example from the softmax of the mixed logits to each prediction of it, in nats."""
 
     fitted: dict[str, Tensor]  # (n,) each; "logits", "probabilities", and the name of each cue for that one alone
     num_free: dict[str, int]  # free parameters of each
@@ -323,7 +323,7 @@ def _other_example(labels: Tensor, generator: torch.Generator) -> Tensor:
     for label in sorted(set(labels.tolist())):
         rows = (labels == label).nonzero()[:, 0]
         shuffled = rows[torch.randperm(len(rows), generator=generator)]
-        order[shuffled] = shuffled.roll(1)  # a cycle: nobody keeps their own
+        order[shuffled] = shuffled.roll(1)  # a cycle: no example keeps its own
     return order
 
 

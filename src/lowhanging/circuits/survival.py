@@ -92,7 +92,7 @@ def survival(births: Births) -> Survival:
     interval = np.stack([0.025 ** (1 / at_risk), np.ones(len(age))], axis=1)  # no death yet: P(none of n dies) = .025
     is_inside = (share > 0) & (share < 1)
     interval[is_inside] = _log_log_interval(watched, is_dead, age[is_inside])
-    if share[-1] == 0:  # the last age at the latest: nobody is left to watch
+    if share[-1] == 0:  # the last age at the latest: no circuit is left to watch
         interval[-1] = 0.0, interval[-2, 1] if len(share) > 1 else 1.0
     return Survival(
         age=torch.from_numpy(age), share=torch.from_numpy(share), interval=torch.from_numpy(interval),
