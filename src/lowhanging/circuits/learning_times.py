@@ -1,11 +1,10 @@
 """Times that many seeds take to learn, some of which never do within their budget.
 
-A run that ends before the rule is learned is censored: its time is infinite, which keeps its order among the others, and it
-is never dropped. So there are medians, ratios of medians and counts, no means; a comparison of two runs of which
-neither learned is no win of either, and where the faster rule's median is infinite its ratio counts as 0: whatever is
-not known speaks against the claim that the other one is slower. For the growth of that ratio an infinite one at the
-last size would speak *for* what was not seen: there a censored time counts as its budget, so that the growth is a lower
-bound.
+A run that ends before the rule is learned is censored: its time is infinite, which keeps its order among the others,
+and it is never dropped. So there are medians, ratios of medians and counts, no means. Whatever is not known speaks
+against the claim that one rule is slower: a comparison of two runs of which neither learned is no win of either, and
+where the faster rule's median is infinite the ratio counts as 0. For the growth of that ratio a censored time counts as
+its budget, so that the growth is a lower bound.
 """
 
 from __future__ import annotations
@@ -95,9 +94,8 @@ class LearningTimes(Saved):
         """
         from scipy.stats import binomtest
 
-        num_resamples = check_count(
-            "num_resamples", num_resamples, minimum=100, remedy="Pass a number of samples, such as 4000."
-        )
+        remedy = "Pass a number of samples, such as 4000."
+        check_count("num_resamples", num_resamples, minimum=100, remedy=remedy)
         above, below = self._rows(slow), self._rows(fast)
         num = above.shape[1]
         drawn = torch.from_numpy(np.random.default_rng(seed).integers(num, size=(num_resamples, num)))
