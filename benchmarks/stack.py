@@ -43,7 +43,7 @@ def reached(name: str, num_seeds: int) -> dict[str, Any]:
     if is_blocked:
         scores = lh.circuits.circle_score(embeddings).score  # (seeds, logs, blocks)
         circuits = (scores[:, -1] >= THRESHOLD).sum(-1).tolist()
-        first = lh.circuits.births(scores, run.steps, THRESHOLD).step.min(1).values.tolist()
+        first = lh.circuits.births(scores, run.steps, threshold=THRESHOLD).step.min(1).values.tolist()
     else:
         circuits = [len(keys) for keys in lh.circuits.key_frequencies(embeddings[:, -1])]
     return {

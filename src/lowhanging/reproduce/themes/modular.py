@@ -211,7 +211,10 @@ def _comparison(plenty: Births, scarce: Births) -> Row:
     alive = torch.cat([plenty.survived.sum(1), scarce.survived.sum(1)]).numpy()
     is_scarce = np.arange(len(formed)) >= len(plenty.counts)
     share = float(plenty.survived.sum() / plenty.is_formed.sum())
-    return {**clustered_survival_test(formed, alive, is_scarce), "detectable": detectable(formed, is_scarce, share)}
+    return {
+        **clustered_survival_test(formed, alive, is_second=is_scarce),
+        "detectable": detectable(formed, is_scarce, share=share),
+    }
 
 
 def _transformer(sizes: Sizes, shelf: ResultStore) -> Row:

@@ -322,7 +322,7 @@ def _progress(accuracies: Tensor, final: float) -> Tensor:
 
 
 def _crossing(steps: Tensor, progress: Tensor, share: float) -> float:
-    return float(first_crossing(steps, progress[None], share, is_rising=True)[0])
+    return float(first_crossing(steps, progress[None], threshold=share, is_rising=True)[0])
 
 
 def _plain(time: float) -> float | None:

@@ -231,7 +231,7 @@ def times_to_learn(
         resume=resume,
         progress=False,
     )
-    return first_crossing(run.steps, run.losses["test"], math.log(2) - SHARE * (math.log(2) - floor))
+    return first_crossing(run.steps, run.losses["test"], threshold=math.log(2) - SHARE * (math.log(2) - floor))
 
 
 def shares_over_training(rules: ParityRules, budget: int, seeds: int) -> tuple[Tensor, Tensor]:
@@ -433,7 +433,7 @@ def _joint(plan: Design, size: int, seeds: int) -> dict[str, Any]:
     budget = plan.budgets[plan.sizes.index(size)][0]
     rules, _ = runs.at_size(plan, size)["atomic"]
     steps, shares = runs.shares_over_training(rules, budget, seeds)
-    whole, first, second = (first_crossing(steps, shares[..., i], 0.5, is_rising=True) for i in range(3))
+    whole, first, second = (first_crossing(steps, shares[..., i], threshold=0.5, is_rising=True) for i in range(3))
     halves = torch.maximum(first, second)
     return {
         "size": size,
