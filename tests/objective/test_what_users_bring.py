@@ -275,7 +275,7 @@ def test_data_that_never_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert Objective(model, iter([batch] * 20), max_batches=20).num_examples == 240
     assert Objective(model, [batch] * 21, max_batches=20).num_examples == 252  # a list tells how many it has
     refused(lambda: Objective(model, [batch], max_batches=0), "max_batches is 0")
-    monkeypatch.setattr(shuffled, "_MAX_BATCHES", 30)
+    monkeypatch.setattr(shuffled, "_MAX_BATCHES_IN_EPOCH", 30)
     endless = DataLoader(Endless(), batch_size=None)
     refused(lambda: train(model, endless, epochs=1, batch_loss=one_by_one, progress=False), "may never end")
 
@@ -502,4 +502,4 @@ def test_a_file_of_a_newer_format_is_refused_by_name(tmp_path: Path, monkeypatch
     monkeypatch.setattr(results, "FORMAT", 9)
     path = space.save(tmp_path / "space.npz")
     monkeypatch.undo()
-    refused(lambda: Subspace.load(path), "of format 9; this version reads 1")
+    refused(lambda: Subspace.load(path), "of format 9; this version reads 2")

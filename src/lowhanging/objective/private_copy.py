@@ -69,7 +69,7 @@ def computed_tensors(model: nn.Module, private: nn.Module) -> dict[int, tuple[st
     Tensors with a graph, and those in the memory of a trainable parameter (`weight.data.t()`): they do not move with
     theta, and so must not be used.
     """
-    weights = {_memory(weight) for weight in model.parameters() if weight.requires_grad}
+    weights = {memory_of(weight) for weight in model.parameters() if weight.requires_grad}
     found: dict[int, tuple[str, Tensor]] = {}
     for owner, module in model.named_modules():
         for name, value in vars(module).items():
@@ -77,9 +77,9 @@ def computed_tensors(model: nn.Module, private: nn.Module) -> dict[int, tuple[st
                 continue
             for number, leaf in enumerate(tree_leaves(value)):
                 is_own = isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter)
-                if is_own and (not leaf.is_leaf or _memory(leaf) in weights):
+                if is_own and (not leaf.is_leaf or memory_of(leaf) in weights):
                     copy_of_leaf = tree_leaves(vars(private.get_submodule(owner))[name])[number]
-                    found[_memory(copy_of_leaf)] = name, copy_of_leaf
+                    found[memory_of(copy_of_leaf)] = name, copy_of_leaf
     return found
 
 
@@ -88,7 +88,8 @@ def _is_compressed(tensor: Tensor) -> bool:
     return tensor.layout not in (torch.strided, torch.sparse_coo)
 
 
-def _memory(tensor: Tensor) -> int:
+def memory_of(tensor: Tensor) -> int:
+    """A number that tensors in the same memory share."""
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
