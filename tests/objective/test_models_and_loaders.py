@@ -42,7 +42,7 @@ PEERS_DEFECTS = {
         "test_eigenpairs::test_budgets_on_a_network_spectrum",
     ],
     "fewer than k pairs": [
-        "test_curvature::test_softmax_regression_equals_the_hessian_on_paper",
+        "test_networks::test_softmax_regression_equals_the_hessian_on_paper",
         "test_eigenpairs::test_identity_of_any_size_gives_k_pairs",
     ],
     "deflation by vectors that are not normalised": [
