@@ -152,7 +152,7 @@ def test_training_and_slices_of_such_a_loss() -> None:
 
     model = small()
     run = train(
-        model, (GRID, GRID.cos()), epochs=3, batch_loss=residual, evaluate={"all": (GRID, GRID.cos())}, progress=False
+        model, (GRID, GRID.cos()), num_epochs=3, batch_loss=residual, evaluate={"all": (GRID, GRID.cos())}, progress=False
     )
     theta = torch.cat([weight.detach().reshape(-1) for weight in model.parameters()])
     assert float(run.losses["all"][-1]) == pytest.approx(float(slope_on_paper(theta)), rel=1e-9)
@@ -277,7 +277,7 @@ def test_data_that_never_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     refused(lambda: Objective(model, [batch], max_batches=0), "max_batches is 0")
     monkeypatch.setattr(shuffled, "_MAX_BATCHES_IN_EPOCH", 30)
     endless = DataLoader(Endless(), batch_size=None)
-    refused(lambda: train(model, endless, epochs=1, batch_loss=one_by_one, progress=False), "may never end")
+    refused(lambda: train(model, endless, num_epochs=1, batch_loss=one_by_one, progress=False), "may never end")
 
 
 def one_by_one(model: Any, batch: Any) -> tuple[Tensor, int]:
@@ -301,7 +301,7 @@ def test_lists_of_examples_are_recognised() -> None:
     trained = []
     for data in ((X, Y), [(X[i], int(Y[i])) for i in range(12)]):
         network = seeded(Net)
-        train(network, data, epochs=2, batch_size=5, progress=False)
+        train(network, data, num_epochs=2, batch_size=5, progress=False)
         trained.append(torch.cat([weight.detach().reshape(-1) for weight in network.parameters()]))
     assert torch.equal(*trained)
     agree(Objective(model, [[X[:5], Y[:5]], [X[5:], Y[5:]]]), plain_net)  # lists of batches
@@ -350,7 +350,7 @@ def test_outputs_reach_the_loss_as_the_model_gives_them(wrap: Any, loss_fn: Any)
         agree(Objective(model, (X, Y)), plain_net)
     else:
         refused(lambda: Objective(model, (X, Y)), "a tensor or .logits, for the default loss", "Pass loss_fn=lambda")
-    train(model, (X, Y), epochs=1, loss_fn=loss_fn, progress=False)
+    train(model, (X, Y), num_epochs=1, loss_fn=loss_fn, progress=False)
 
 
 def test_the_weights_of_a_loss_function_are_constants() -> None:

@@ -60,7 +60,7 @@ def test_a_name_is_its_factory_data_and_training(name):
 def test_what_is_given_wins():
     preset, name = lh.training.PRESETS["births"], "births"
     train = preset.data().train
-    assert int(few(name, steps=2).steps[-1]) == 2
+    assert int(few(name, num_steps=2).steps[-1]) == 2
     ours = {"lr": 0.003, "batch_size": 100, "penalty": 0.0}
     run = few(name, **ours)
     assert torch.equal(run.thetas, few(preset.factory, train, **ours).thetas)
@@ -97,4 +97,4 @@ def test_messages():
     with pytest.raises(TypeError, match="model_factory is a Preset, expected seed -> module, or the name of a preset"):
         lh.train_stack(lh.training.PRESETS["births"], lh.training.PRESETS["births"].data().train)
     with pytest.raises(ValueError, match="steps is 0"):
-        few("births", steps=0)
+        few("births", num_steps=0)

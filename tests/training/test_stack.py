@@ -128,7 +128,7 @@ def test_nothing_of_the_users_is_touched():
         return models[seed]
 
     state, inputs = torch.get_rng_state(), DATA.train.inputs.clone()
-    run = lh.train_stack(make, DATA.train, (0, 1), steps=3, progress=False)
+    run = lh.train_stack(make, DATA.train, (0, 1), num_steps=3, progress=False)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(DATA.train.inputs, inputs)
     for seed, model in models.items():
