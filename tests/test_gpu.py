@@ -158,7 +158,9 @@ def test_from_training_to_canyons() -> None:
 
 
 def test_stacks() -> None:
-    here, there = (lh.train_stack("births", seeds=range(2), num_steps=5, device=d, progress=False) for d in ("cpu", "cuda"))
+    here, there = (
+        lh.train_stack("births", seeds=range(2), num_steps=5, device=d, progress=False) for d in ("cpu", "cuda")
+    )
     torch.testing.assert_close(here.thetas, there.thetas.cpu(), rtol=1e-2, atol=1e-3)
 
 

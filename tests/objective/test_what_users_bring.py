@@ -152,7 +152,12 @@ def test_training_and_slices_of_such_a_loss() -> None:
 
     model = small()
     run = train(
-        model, (GRID, GRID.cos()), num_epochs=3, batch_loss=residual, evaluate={"all": (GRID, GRID.cos())}, progress=False
+        model,
+        (GRID, GRID.cos()),
+        num_epochs=3,
+        batch_loss=residual,
+        evaluate={"all": (GRID, GRID.cos())},
+        progress=False,
     )
     theta = torch.cat([weight.detach().reshape(-1) for weight in model.parameters()])
     assert float(run.losses["all"][-1]) == pytest.approx(float(slope_on_paper(theta)), rel=1e-9)

@@ -250,7 +250,8 @@ def test_a_run_that_diverged_goes_on_and_diverges_again(tmp_path: Path) -> None:
     path, results = tmp_path / "run.npz", []
     for _ in range(2):
         with pytest.raises(NotConvergedError, match="in epoch 3") as caught:
-            quiet(network(), POINTS, num_epochs=5, optimizer="sgd", lr=1.0, schedule=lambda done: 1 + 1e38 * (done >= 0.4),
+            quiet(network(), POINTS, num_epochs=5,
+                  optimizer="sgd", lr=1.0, schedule=lambda done: 1 + 1e38 * (done >= 0.4),
                   loss_fn=lambda outputs, targets: (outputs.square().mean() * 10), resume=path)  # fmt: skip
         results.append(caught.value.result)
     same(*results)

@@ -382,7 +382,13 @@ def test_a_learning_rate_that_explodes(points: tuple[Tensor, Tensor]) -> None:
     theta = weights(model)
     with pytest.raises(NotConvergedError, match=r"in epoch 1 \(rate 1e\+30, loss nan\).*\n.*smaller lr") as caught:
         quiet(
-            model, (points[0], points[0][:, :1]), num_epochs=5, lr=1e30, optimizer="sgd", loss_fn=F.mse_loss, batch_size=7
+            model,
+            (points[0], points[0][:, :1]),
+            num_epochs=5,
+            lr=1e30,
+            optimizer="sgd",
+            loss_fn=F.mse_loss,
+            batch_size=7,
         )
     assert caught.value.result.epochs.tolist() == [0]
     assert torch.equal(weights(model), theta)
@@ -398,7 +404,8 @@ def test_what_stops_it_half_way_is_raised_with_the_last_epoch_kept(
     states = torch.get_rng_state()
     with pytest.raises(type(error)) as caught:
         quiet(
-            model, points, num_epochs=5, batch_size=20, schedule="constant", optimizer=optimizer, loss_fn=Fails(6, error)
+            model, points, num_epochs=5, batch_size=20, schedule="constant", optimizer=optimizer,
+            loss_fn=Fails(6, error),
         )  # fmt: skip
     assert caught.value.__notes__ == ["lowhanging.train: the model holds the weights of the end of epoch 2."]
     assert torch.equal(weights(model), weights(reference))

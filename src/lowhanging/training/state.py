@@ -1,7 +1,7 @@
 """Rows of a training, an epoch each, and what tells one training from another.
 
-Each evaluation set is measured by the `Objective` that the rest of the library would measure it with, at the weights and
-the buffers (BatchNorm's statistics) as they are.
+Each evaluation set is measured by the `Objective` that the rest of the library would measure it with, at the weights
+and the buffers (BatchNorm's statistics) as they are.
 """
 
 from __future__ import annotations
