@@ -490,8 +490,11 @@ def test_a_killed_write_is_cleaned_up_by_the_next_one(tmp_path: Path) -> None:
 
 def test_where_nothing_can_be_written_the_users_path_is_named(tmp_path: Path) -> None:
     space, path = Subspace.span(torch.eye(2, 5)), tmp_path / "no such folder" / "space.npz"
-    with pytest.raises(FileNotFoundError, match=r"no such folder.*in a folder that does not exist.*\nMake the folder"):
-        space.save(path)
+    assert torch.equal(Subspace.load(space.save(path)).basis, space.basis)  # makes the folder
+    with pytest.raises(FileExistsError, match=r"space.npz.*File exists.*\nFree space on the disk, or name another"):
+        space.save(path / "below a file.npz")
+    with pytest.raises(FileNotFoundError, match=r"in a folder that does not exist.*\nMake the folder"):
+        results.write_atomically(tmp_path / "absent" / "space.npz", lambda stream: stream.write(b""))
 
     def full(stream: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -499,7 +502,7 @@ def test_where_nothing_can_be_written_the_users_path_is_named(tmp_path: Path) ->
     with pytest.raises(OSError, match=r"result.npz.*No space left on device.*\nFree space") as error:
         results.write_atomically(tmp_path / "result.npz", full)
     assert error.value.errno == errno.ENOSPC
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [path.parent]
 
 
 def test_a_file_of_a_newer_format_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
