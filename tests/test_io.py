@@ -176,7 +176,7 @@ def test_keys_of_any_kind_come_back_and_objects_are_never_pickled(tmp_path: Path
 
 @pytest.mark.parametrize("path", ["", "results/"])
 def test_a_file_has_a_name(path: str) -> None:
-    with pytest.raises(ValueError, match="path is '.*', expected the name of a file"):
+    with pytest.raises(ValueError, match=r"path is '.*', expected the name of a file"):
         pairs().save(path)
 
 

@@ -22,7 +22,7 @@ import re
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
 
@@ -406,7 +406,7 @@ def _damaged(path: Path, how: str) -> DamagedFileError:
     return DamagedFileError(argument_message("path", received, "a whole npz file", "Delete it, and make it again."))
 
 
-def write_atomically(path: str | Path, write: Callable[[Any], Any], *, makes_folder: bool = False) -> None:
+def write_atomically(path: str | Path, write: Any, *, makes_folder: bool = False) -> None:
     """Call write(stream) on a temporary file in the folder of `path` and move it there; on failure nothing is left.
 
     Nor is what a process that was killed has left of the same file.

@@ -603,7 +603,13 @@ def test_a_resumed_training_keeps_the_buffers_of_its_checkpoints(tmp_path: Path)
             raise StopError
         return 1.0
 
-    options: dict[str, Any] = {"epochs": 4, "lr": 0.02, "checkpoints": 1, "evaluate": {"all": DATA}, "progress": False}
+    options: dict[str, Any] = {
+        "num_epochs": 4,
+        "lr": 0.02,
+        "checkpoints": 1,
+        "evaluate": {"all": DATA},
+        "progress": False,
+    }
     options |= {"schedule": stopping, "resume": tmp_path / "run.npz"}
     model, is_interrupted = normed(), True
     with pytest.raises(StopError):

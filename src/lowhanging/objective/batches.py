@@ -45,23 +45,14 @@ _KINDS = "a DataLoader, an iterable of batches, a map-style Dataset or a tuple (
 class Batches:
     """The micro-batches of a data set: the same ones, in the same order, on every pass.
 
-    Args:
-        data: a DataLoader, an iterable of batches, a map-style Dataset, or one data set as a tuple of tensors.
-        device: where the batches are kept.
-        dtype: half-precision floating-point tensors are widened to this (the weights' dtype).
-        micro_batch: examples per micro-batch; None chooses by the size of an example.
-        cache: False re-reads `data` on every pass, uses its own batches, and checks that the passes agree.
-        shard: (i, n) keeps example i, i + n, i + 2 n ... of all that is read, or those batches where they can't be
-            joined or are not kept; and a digest of all is taken. None keeps everything and takes none.
-        num_params: weights of the model, as far as known: many are worth larger micro-batches.
-        recut: whether batches that can be joined are cut to micro-batches; else they are used as they come.
-        max_batches: of data that do not tell how many they are: more are taken for a loader that never ends.
+    `data` is of any kind that `Objective` takes. With a `shard` (i, n) examples i, i + n, i + 2 n ... of all that is
+    read are kept, or those batches where they can't be joined, and a digest of all is taken. `num_params` are the
+    model's: many are worth larger micro-batches. With `recut=False` batches are used as they come.
 
     Attributes:
         num_batches, num_examples: of what is used.
         is_recut: whether those are other batches than came.
-        num_read: examples in all that was read; 0 without a shard.
-        digest: of all that was read, in order; "" without a shard.
+        num_read, digest: of all that was read, in order; 0 and "" without a shard.
 
     Raises:
         ValueError, TypeError: no batch in it, not a data set, NaN or inf, an iterator with cache=False.
@@ -152,13 +143,12 @@ class Batches:
     def _check_number(self) -> None:
         if self.num_batches:
             return
-        received, expected = "holds no batch", "at least one example"
-        remedy = "Check the loader's data set and drop_last."
         if self.num_read:
             received = f"is too little for {self._step} processes: nothing is left for number {self._first}"
-            expected = "an example or a batch for each"
             remedy = "Start fewer processes, cut the data into more batches, or pass distributed=False."
-        raise ValueError(argument_message("data", received, expected, remedy))
+            raise ValueError(argument_message("data", received, "an example or a batch for each", remedy))
+        remedy = "Check the loader's data set and drop_last."
+        raise ValueError(argument_message("data", "holds no batch", "at least one example", remedy))
 
     def _read_twice(self) -> None:
         """Check and count what is not kept, and that a second pass gives the same."""
@@ -215,9 +205,8 @@ class Batches:
 class _Source:
     """What the user calls data, read pass after pass; between any two batches the global random states are the user's.
 
-    Attributes:
-        is_one: whether it is one data set of tensors, which has no batches of its own.
-        mapping: what makes of a dict a batch as the loader yields them.
+    It `is_one` if it is one data set of tensors, without batches of its own; `mapping` makes of a dict a batch as the
+    loader yields them.
     """
 
     def __init__(
@@ -235,12 +224,9 @@ class _Source:
         self._max_batches = None if has_length(self._batches) else max_batches
         self._num_passes = 0
         self.is_one = stored_tensors(data) is not None
+        self.is_used_up_by_reading = isinstance(self._batches, Iterator)
         self.mapping: Callable[[dict[str, Any]], Any] = dict
         self.num_read, self.digest = 0, ""
-
-    @property
-    def is_used_up_by_reading(self) -> bool:
-        return isinstance(self._batches, Iterator)
 
     def __iter__(self) -> Iterator[Any]:
         self._num_passes += 1
@@ -464,7 +450,8 @@ def _is_read_by_item(data: Any) -> bool:
     if not _is_indexed(data) or not len(data):
         return False
     some = data if isinstance(data, list) else [data[i] for i in sorted({0, len(data) // 2, len(data) - 1})]
-    shapes = {tuple(_shape(leaf) for leaf in _leaves(item)) for item in some}
+    leaves = [[leaf for leaf in _leaves(item) if not getattr(leaf, "is_nested", False)] for item in some]
+    shapes = {tuple(tuple(getattr(leaf, "shape", ())) for leaf in item) for item in leaves}
     return len(shapes) == 1 and all(map(_is_example, some))
 
 
@@ -476,10 +463,6 @@ def _is_example(item: Any) -> bool:
         target = item[-1] if isinstance(item, tuple | list) and len(item) > 1 else None
     is_scalar = isinstance(target, Tensor | np.ndarray | np.generic) and target.ndim == 0
     return is_scalar or (isinstance(target, int | float) and not isinstance(target, bool))
-
-
-def _shape(leaf: Any) -> tuple[int, ...]:
-    return () if isinstance(leaf, Tensor) and leaf.is_nested else tuple(getattr(leaf, "shape", ()))
 
 
 def has_length(source: Any) -> bool:

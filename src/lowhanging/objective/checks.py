@@ -40,7 +40,7 @@ _NORMS = {
     "native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_with_update",
 }  # fmt: skip
 _REWRITTEN = {"_weight_norm_interface", "_embedding_bag", "_embedding_bag_forward_only"}
-Stored = Mapping[int, tuple[str, Tensor]]  # memory -> name, tensor
+Stored = Mapping[int, tuple[str, Tensor]]  # memory -> name, and the tensor, so that no other one gets that memory
 Kind = Literal["kinked", "random", "batch", "rewrite", "stored", "recomputed"]
 
 
@@ -69,8 +69,8 @@ def findings(
 ) -> list[Finding]:
     """What `forward()`, a call that runs `model`, does that a smooth function of the weights does not.
 
-    `stored` are tensors that do not move with the weights though they were computed from them: memory -> name and
-    tensor, which keeps the memory from being used for another one. `theta` holds the weights.
+    `stored` are tensors that do not move with the weights though they were computed from them; `theta` holds the
+    weights.
     """
     found: dict[Finding, None] = {}
     weights = 0 if theta is None else memory_of(theta)
@@ -174,11 +174,7 @@ def _has_options(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches for the narrowest floating-point dtype in which something that depends on the weights is computed.
-
-    Attributes:
-        dtype: that one; float64 before anything was seen.
-    """
+    """Watches for the narrowest floating-point `dtype` in which something that depends on the weights is computed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -194,11 +190,7 @@ class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class SingularOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches for operations at points where torch has no derivative of them, zero as a rule.
-
-    Attributes:
-        found: their names, in the order of the calls.
-    """
+    """Watches for operations at points where torch has no derivative of them; `found` are their names, in order."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -108,6 +108,7 @@ class ModelLoss:
         self.loss_fn = own_function("loss_fn", loss_fn, self.space.device) or F.cross_entropy
         self._is_default = loss_fn is None and batch_loss is None
         self._batch_loss = own_function("batch_loss", batch_loss, self.space.device)
+        self.has_batch_loss = batch_loss is not None
         function = self.loss_fn if batch_loss is None else batch_loss
         self.name = getattr(function, "__name__", type(function).__name__)
         self.ranks = ranks
@@ -162,11 +163,6 @@ class ModelLoss:
         terms = _num_terms(targets, batch)
         return self.loss_fn(outputs, targets) * terms, terms
 
-    @property
-    def has_batch_loss(self) -> bool:
-        """Whether the loss is a `batch_loss`, which calls the model itself."""
-        return self._batch_loss is not None
-
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
         """Around every evaluation: one thread at a time in the model, and only kernels that can be differentiated."""
@@ -175,10 +171,9 @@ class ModelLoss:
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
         """Mean loss (float64 scalar, summed as in `Products.value`) and accuracy."""
-        tally = Tally()
 
         def sums() -> Sums:
-            total, count = torch.zeros((), dtype=torch.float64, device=theta.device), 0.0
+            total, count, tally = torch.zeros((), dtype=torch.float64, device=theta.device), 0.0, Tally()
             for batch in self.batches:
                 part, terms = self(theta, batch, tally)
                 total += part
@@ -330,7 +325,6 @@ class ModelLoss:
         return other
 
     def _outputs_at_start(self, batch: Any) -> Any:
-        """The outputs at theta0."""
         with self.context(), torch.no_grad():
             return attempt(lambda: self.outputs(self.theta0.clone(), batch), batch)
 
