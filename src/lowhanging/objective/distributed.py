@@ -35,15 +35,7 @@ _ALONE = "Make it on every rank, or pass distributed=False for a loss of this pr
 
 
 class Ranks:
-    """The processes that share the examples of one loss.
-
-    Args:
-        group: of `torch.distributed`; this process is a member of it.
-
-    Attributes:
-        rank: which one this process is, from 0.
-        size: how many there are.
-    """
+    """The processes that share the examples of one loss: this one is number `rank` of `size`."""
 
     def __init__(self, group: dist.ProcessGroup):
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
@@ -69,11 +61,7 @@ class Ranks:
             raise
 
     def agree(self, facts: Mapping[str, Any], same: Mapping[str, str]) -> list[dict[str, Any]]:
-        """The facts of every rank, in the order of the ranks.
-
-        Args:
-            facts: name -> what this rank has.
-            same: those that must be the same on every rank, and what to do where they are not.
+        """The facts of every rank, in order; those named in `same`, with a remedy, must be the same on all.
 
         Raises:
             RuntimeError: another rank failed to make its loss.
@@ -94,10 +82,8 @@ class Ranks:
     def total(self, question: str, sums: Callable[[], Sums], *inputs: Tensor) -> Sums:
         """The sums of all ranks, the same bits on each of them.
 
-        Args:
-            question: what is asked, in words: the same on every rank.
-            sums: this rank's part. What it raises is raised here, and something is on every other rank too.
-            inputs: what the answer depends on: vectors, or rows of them, the same bits on every rank.
+        The question, in words, and the vectors or rows that the sums depend on are the same on every rank; what `sums`
+        raises is raised here, and something is on every other rank too.
 
         Raises:
             RuntimeError: another rank failed (torch.OutOfMemoryError where it ran out of memory), or was asked for

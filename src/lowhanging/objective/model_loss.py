@@ -24,6 +24,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lowhanging.errors import NotSmoothWarning, argument_message, check_finite
+from lowhanging.objective import checks
 from lowhanging.objective.batches import (
     MAX_BATCHES,
     Batches,
@@ -36,25 +37,6 @@ from lowhanging.objective.batches import (
     split_batch,
 )
 from lowhanging.objective.checkpoints import CalibrationData, moving_buffers, recalibrated, same_values, tracked_buffers
-from lowhanging.objective.checks import (
-    LOSS_FUNCTION,
-    Finding,
-    Precision,
-    Slope,
-    check_class_range,
-    check_class_targets,
-    check_classes,
-    check_derivative,
-    check_terms,
-    check_together,
-    checked_sum,
-    findings,
-    is_real,
-    is_same_sum,
-    is_single,
-    num_classes,
-    refuse_impure,
-)
 from lowhanging.objective.distributed import Ranks, Sums, over_ranks
 from lowhanging.objective.hvp import tensors_in, vjp_of
 from lowhanging.objective.kernels import ONE_AT_A_TIME, GraphWhereNeeded, differentiable_kernels
@@ -123,7 +105,7 @@ class ModelLoss:
         with ONE_AT_A_TIME, untouched_random_state(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Using a (target|input) size")  # an error here, if they broadcast
             if loss_fn is None and batch_loss is None:
-                check_classes(batches.first_as_it_came(), batches, self._outputs_at_start)
+                checks.check_classes(batches.first_as_it_came(), batches, self._outputs_at_start)
             kinks = self._check_loss(batches.first_as_it_came(), computed_tensors(model, self.model))
             if loss_fn is not None:
                 self._check_mean(batches.as_they_came())
@@ -241,14 +223,14 @@ class ModelLoss:
         batch = widened_batch(self.sample(next(iter(self.batches))))
         try:
             wide = self.widened()
-            with Precision() as watch, wide.context(), torch.enable_grad():
+            with checks.Precision() as watch, wide.context(), torch.enable_grad():
                 wide(wide.theta0.clone().requires_grad_(), batch)
             is_wide = watch.dtype == torch.float64
         except Exception:  # whatever a model says to another precision
             is_wide = False
         if is_wide:
             with wide.context():
-                check_derivative("the loss", lambda at: wide(at, batch)[0], wide._near_theta0())
+                checks.check_derivative("the loss", lambda at: wide(at, batch)[0], wide._near_theta0())
         self._is_gradient_checked = True
 
     def sample(self, batch: Any) -> Any:
@@ -343,17 +325,17 @@ class ModelLoss:
         with self.context(), torch.enable_grad():
             draws = draws_so_far()
             with self._leaving() as left:
-                found = findings(self.model, evaluate, stored=stored, theta=point)
+                found = checks.findings(self.model, evaluate, stored=stored, theta=point)
             if draws_so_far() != draws:
-                found.append(Finding("random", "", self.space.owner, "numpy.random or random"))
-            refuse_impure(found, self.mode)
+                found.append(checks.Finding("random", "", self.space.owner, "numpy.random or random"))
+            checks.refuse_impure(found, self.mode)
             if left - _OF_TORCH:
                 self._check_state(batch, left)
             self._rewrites = any(finding.kind == "rewrite" for finding in found)
         with self.context(), torch.enable_grad():
             if self._rewrites:
                 evaluate()
-            total = attempt(lambda: checked_sum(results[-1], point, is_batch_loss=self.has_batch_loss), batch)
+            total = attempt(lambda: checks.checked_sum(results[-1], point, is_batch_loss=self.has_batch_loss), batch)
         check_finite("the loss at theta0", total, remedy="Check the weights and loss_fn for overflow or log(0).")
         changed = [name for name, buffer in self.model.named_buffers() if not _same(buffer, buffers[name])]
         if changed:
@@ -406,7 +388,7 @@ class ModelLoss:
     def _is_same_sum(self, batches: Batches, ranks: Ranks | None) -> bool:
         theta, sizes = self._near_theta0(), self.space.sizes
         try:
-            if is_same_sum(batches, batches.as_they_came(), self._slope(theta), sizes, ranks):
+            if checks.is_same_sum(batches, batches.as_they_came(), self._slope(theta), sizes, ranks):
                 return True
         except Exception:  # the model takes its own batches only, and says so in words of its own
             if ranks is not None:
@@ -416,7 +398,7 @@ class ModelLoss:
             return False
         try:  # rounding may have decided
             mine, theirs = _InDouble(batches), _InDouble(batches.as_they_came())
-            return is_same_sum(mine, theirs, self.widened()._slope(theta.double()), sizes, ranks)
+            return checks.is_same_sum(mine, theirs, self.widened()._slope(theta.double()), sizes, ranks)
         except Exception:  # the loss does not run in float64
             return False
 
@@ -426,7 +408,7 @@ class ModelLoss:
         drawn = torch.randn(len(theta), generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(theta)
         return theta + drawn * (0.01 * (float(theta.norm()) or 1.0) / float(drawn.norm()))
 
-    def _slope(self, theta: Tensor) -> Slope:
+    def _slope(self, theta: Tensor) -> checks.Slope:
         def slope(batch: Any) -> tuple[float, float, Tensor]:
             with self.context(), torch.enable_grad():
                 point = theta.clone().requires_grad_()
@@ -442,23 +424,23 @@ class ModelLoss:
             with self.context(), torch.no_grad():
                 outputs = attempt(functools.partial(self.outputs, theta, batch), batch)
             pair = outputs, split_batch(batch)[2]
-            if not check_terms(pair, self._sum_of_outputs) and not is_single(pair):
+            if not checks.check_terms(pair, self._sum_of_outputs) and not checks.is_single(pair):
                 continue
             if first is None:
                 first = pair
             else:
-                check_together(first, pair, self._sum_of_outputs)
+                checks.check_together(first, pair, self._sum_of_outputs)
 
     def _sum_of_outputs(self, outputs: Any, targets: Any) -> Tensor:
         with self.context():
             return self.loss_at(outputs, (outputs, targets))[0]
 
 
-def _kinks(found: list[Finding]) -> str:
+def _kinks(found: list[checks.Finding]) -> str:
     """What a warning says of operations that are not smooth; "" if there are none."""
     if not found:
         return ""
-    of_loss = [finding.class_name == LOSS_FUNCTION for finding in found]
+    of_loss = [finding.class_name == checks.LOSS_FUNCTION for finding in found]
     ways_out = ["sigmoid, SiLU or GELU"] * (not all(of_loss)) + ["a smooth loss_fn"] * any(of_loss)
     listed = "; ".join(map(str, found))
     return f"the loss is not smooth: {listed}. Its Hessian ignores the kinks; use {', and '.join(ways_out)}."
@@ -477,7 +459,7 @@ def _check_one_loss(loss_fn: LossFn | None, batch_loss: BatchLoss | None) -> Non
 
 def widened_batch(batch: Any) -> Any:
     """The batch, its floating-point tensors in float64."""
-    return tree_map(lambda leaf: leaf.double() if is_real(leaf) else leaf, batch)
+    return tree_map(lambda leaf: leaf.double() if checks.is_real(leaf) else leaf, batch)
 
 
 class _InDouble:
@@ -644,8 +626,8 @@ class BatchMean:
         outputs = model(*args, **kwargs)
         outputs = logits_of(outputs) if self.loss_fn is None else outputs
         if check and self.loss_fn is None:
-            check_class_targets(targets)
-            check_class_range(targets, num_classes(outputs))
+            checks.check_class_targets(targets)
+            checks.check_class_range(targets, checks.num_classes(outputs))
         if tally is not None:
             tally.add(outputs, targets)
         return (self.loss_fn or F.cross_entropy)(outputs, targets), float(_num_terms(targets, batch))
