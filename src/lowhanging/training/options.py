@@ -73,6 +73,13 @@ def optimizer_identity(optimizer: torch.optim.Optimizer, factor: Schedule) -> st
     return repr((type(optimizer).__name__, groups, [factor(i / 16) for i in range(16)]))
 
 
+def final_values(accuracies: Mapping[str, Any], losses: Mapping[str, Any], last: Callable[[Any], Any]) -> str:
+    """For a repr: "accuracy: train 98 %", or losses where nothing has classes; `last` is a curve's final value."""
+    curves, scale, unit = (accuracies, 100, " %") if accuracies else (losses, 1, "")
+    values = ", ".join(f"{name} {scale * float(last(curve)):.3g}{unit}" for name, curve in curves.items())
+    return f"{'accuracy' if accuracies else 'loss'}: {values}"
+
+
 def progress_bar(name: str, unit: str, *, total: int, done: int, progress: bool | None) -> tqdm[Any]:
     hidden, delay = progress is False, 2.0 if progress is None else 0.0
     return tqdm(desc=name, unit=unit, total=total, initial=done, disable=hidden, delay=delay)

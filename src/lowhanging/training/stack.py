@@ -39,6 +39,7 @@ from lowhanging.training.options import (
     as_optimizer,
     as_schedule,
     evaluation_sets,
+    final_values,
     optimizer_identity,
     progress_bar,
     set_rates,
@@ -68,21 +69,17 @@ class StackRun(Saved):
     preset: str | None = None  # the name that was given instead of a factory
 
     def __repr__(self) -> str:
-        rows, scale, unit = (self.accuracies, 100, " %") if self.accuracies else (self.losses, 1, "")
-        quantity = "accuracy" if self.accuracies else "loss"
-        final = ", ".join(f"{name} {scale * float(row[:, -1].median()):.3g}{unit}" for name, row in rows.items())
+        final = final_values(self.accuracies, self.losses, lambda curves: curves[:, -1].median())
         size = f"{len(self.seeds)} seeds, {int(self.steps[-1]):,} steps in {self.seconds:.1f} s"
-        return f"StackRun({size}; median {quantity}: {final})"
+        return f"StackRun({size}; median {final})"
 
     def index(self, seed: int) -> int:
         """The row of a seed."""
-        seed = int(seed)
-        found = (self.seeds == seed).nonzero()[:, 0].tolist()
-        if not found:
-            listed = f"{int(self.seeds.min())} to {int(self.seeds.max())}"
-            expected = f"one of the {len(self.seeds)} trained, {listed}"
-            raise ValueError(argument_message("seed", f"is {seed!r}", expected, "See run.seeds."))
-        return int(found[0])
+        seeds = self.seeds.tolist()
+        if int(seed) not in seeds:
+            expected = f"one of the {len(seeds)} trained, {min(seeds)} to {max(seeds)}"
+            raise ValueError(argument_message("seed", f"is {int(seed)}", expected, "See run.seeds."))
+        return seeds.index(int(seed))
 
     def model(self, seed: int, factory: ModelFactory | None = None) -> nn.Module:
         """A module of its own with the weights of one seed, for every other tool of the library.

@@ -37,6 +37,7 @@ from lowhanging.training.options import (
     as_optimizer,
     as_schedule,
     evaluation_sets,
+    final_values,
     progress_bar,
     set_rates,
 )
@@ -65,11 +66,9 @@ class TrainingRun(Saved):
     checkpoint_buffers: dict[str, Tensor] = field(default_factory=dict)  # name -> (t, ...) buffers that training moves
 
     def __repr__(self) -> str:
-        rows, scale, unit = (self.accuracies, 100, " %") if self.accuracies else (self.losses, 1, "")
-        final = ", ".join(f"{name} {scale * float(row[-1]):.3g}{unit}" for name, row in rows.items())
+        final = final_values(self.accuracies, self.losses, lambda curve: curve[-1])
         kept = f"; {len(self.checkpoints)} checkpoints" if len(self.checkpoints) else ""
-        quantity = "accuracy" if self.accuracies else "loss"
-        return f"TrainingRun({int(self.epochs[-1])} epochs in {self.seconds:.1f} s; {quantity}: {final}{kept})"
+        return f"TrainingRun({int(self.epochs[-1])} epochs in {self.seconds:.1f} s; {final}{kept})"
 
     def checkpoint(self, i: int = -1) -> Checkpoint:
         """Row i of the checkpoints with its buffers: a point for `loss.at`, `path_slice`, `principal_directions` ...
