@@ -126,13 +126,13 @@ def race(num_seeds: int, steps: int, rounds: int) -> dict[str, dict[str, Any]]:
         seconds: dict[str, list[float]] = {"loop": [], "stack": []}
         (
             by_loop(preset, data, range(1), 1),
-            lh.train_stack(name, seeds=(0,), steps=1, progress=False),
+            lh.train_stack(name, seeds=(0,), num_steps=1, progress=False),
         )  # torch's own start
         for _ in range(rounds):
             begun = time.perf_counter()
             models = by_loop(preset, data, seeds, steps)
             middle = time.perf_counter()
-            run = lh.train_stack(name, seeds=seeds, steps=steps, log_every=steps, progress=False)
+            run = lh.train_stack(name, seeds=seeds, num_steps=steps, log_every=steps, progress=False)
             seconds["loop"].append(middle - begun)
             seconds["stack"].append(time.perf_counter() - middle)
         space = lh.objective.ParameterSpace(models[0])

@@ -240,7 +240,7 @@ def test_losses_of_single_circuits_as_functions_of_the_weights(kind):
 def test_steering_ablates_one_circuit_of_a_trained_network_and_keeps_another():
     data = lh.modular_addition(37, 0.8)
     run = lh.train_stack(
-        lambda seed: lh.ModularMLP(37, width=14, hidden=16, seed=seed), data.train, [0], steps=1000, lr=0.01,
+        lambda seed: lh.ModularMLP(37, width=14, hidden=16, seed=seed), data.train, [0], num_steps=1000, lr=0.01,
         batch_size=256, penalty=1e-3, progress=False,
     )  # fmt: skip
     model = run.model(0)

@@ -224,7 +224,7 @@ def early(network: Learning, *, epochs: int, log_every: int, images: int, resume
         lambda seed: SigmoidCNN(seed=seed),
         network.views.mixed.train,
         [network.run.seed],
-        steps=epochs * _steps_per_epoch(network),
+        num_steps=epochs * _steps_per_epoch(network),
         batch_size=BATCH_SIZE,
         lr=LR,
         schedule=lambda done: 0.5 * (1 + math.cos(math.pi * done * share)),
