@@ -346,11 +346,11 @@ def test_the_quicker_way_is_measured_once(net: Objective, monkeypatch: pytest.Mo
 def test_vmap_that_is_wrong_or_fails_is_not_used(net: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `torch.func.hessian` of a layer norm is (torch 2.13): quick, and off, here on the second batch alone."""
     monkeypatch.setattr(blocks, "_seconds", lambda way, *rest: 1.0 if way.name == "loop" else 0.1)
-    right = Batching.products
+    right = Batching.add
     calls: list[int] = []
 
-    def off(self: Batching, engine: Any, prepared: Any, rows: Tensor, *, again: bool = True) -> Tensor:
-        found = right(LOOP, engine, prepared, rows)
+    def off(self: Batching, total: Tensor, engine: Any, prepared: Any, rows: Tensor, *, again: bool = True) -> Tensor:
+        found = right(LOOP, total, engine, prepared, rows)
         if self.name == "loop":
             return found
         calls.append(len(rows))
@@ -364,7 +364,7 @@ def test_vmap_that_is_wrong_or_fails_is_not_used(net: Objective, monkeypatch: py
     H, columns = hessian(net), draw(28, 4, seed=9)
     expected = matrix(H) @ columns
     for way, problem in ((off, "it is off by 1.0e-02 on batch 1"), (fails, "no batching rule")):
-        monkeypatch.setattr(Batching, "products", way)
+        monkeypatch.setattr(Batching, "add", way)
         for block in ("auto", "vmap"):
             calls.clear()
             other = net.at(net.theta0)
@@ -399,7 +399,7 @@ def test_out_of_memory_takes_fewer_at_once(monkeypatch: pytest.MonkeyPatch) -> N
             return 2 * v
 
     rows = draw(9, 3)
-    assert torch.equal(Batching("vmap", 16).products(Doubling(), None, rows), 2 * rows)  # type: ignore[arg-type]
+    assert torch.equal(Batching("vmap", 16).add(torch.zeros_like(rows), Doubling(), None, rows), 2 * rows)  # type: ignore[arg-type]
     assert sizes == [16, 8, 4]
 
 

@@ -182,17 +182,14 @@ def test_a_budget_changes_no_bit(engine: Any) -> None:
     for keep_bytes in (2**30, 1000, 0):
         products = Products(logistic, BATCHES, engine=engine, keep_bytes=keep_bytes)
         results.append(torch.stack([products.product(THETA, V * k) for k in (1, 2, 3)]))
-        assert sum(size for _, size in products._kept.values()) <= keep_bytes
+        assert products._kept.num_bytes <= keep_bytes  # type: ignore[union-attr]
         assert products.engine == engine
     assert all(torch.equal(result, results[0]) for result in results)
 
 
 def test_a_budget_keeps_what_fits_and_recomputes_the_rest() -> None:
     loss = Counted()
-    size = Products(logistic, BATCHES, engine="kept graph")
-    for _ in range(2):
-        size.product(THETA, V)
-    largest = max(bytes_ for _, bytes_ in size._kept.values())
+    largest = max(GraphEngine(HessianOfBatch(logistic), keeps=True).prepare(THETA, batch)[1] for batch in BATCHES)
     products = Products(loss, BATCHES, engine="kept graph", keep_bytes=largest)
     products.product(THETA, V)
     assert calls_per_product(products, loss, [THETA, THETA, THETA]) == [1, 1, 1]
@@ -358,8 +355,8 @@ def test_blocks_are_multiplied_at_once_only_where_every_rank_does(of_others: str
 
     products._ranks = SimpleNamespace(highest=highest)  # type: ignore[assignment]
     rows = torch.stack([V, THETA])
-    assert products._agreed_way(products._engine, THETA, rows, "vmap").name == name  # type: ignore[arg-type]
-    assert products._agreed_way(products._engine, THETA, rows, "loop").name == "loop"  # type: ignore[arg-type]
+    assert products._batching(products._engine, THETA, rows, "vmap").name == name  # type: ignore[arg-type]
+    assert products._batching(products._engine, THETA, rows, "loop").name == "loop"  # type: ignore[arg-type]
     assert asked == ["a way to multiply blocks"] * 2
 
 
