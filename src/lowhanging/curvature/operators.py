@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 from lowhanging.errors import a_type, argument_message, check_choice, check_finite, check_real
 from lowhanging.objective.checkpoints import Point
 from lowhanging.objective.parameters import Parameters
-from lowhanging.objective.protocol import BLOCKS, Block, Kind, Loss, around, check_loss
+from lowhanging.objective.protocol import BLOCKS, Block, Kind, Loss, around, check_loss, own_vector
 
 _SLAB = 2**24  # entries of a matrix that are widened at once
 _ASYMMETRY = 1e3  # machine epsilons of its largest entry by which a dense matrix may differ from its transpose
@@ -99,8 +99,12 @@ class SymmetricOperator(ABC):
             )
         check_finite("v", v, remedy="Pass finite vectors.")
         with torch.inference_mode(False):
-            own = v.detach().movedim(0, -1).to(  # (p,), or the columns as rows
-                device=self.device, dtype=self.dtype, copy=True, memory_format=torch.contiguous_format
+            own = (
+                v.detach()
+                .movedim(0, -1)
+                .to(  # (p,), or the columns as rows
+                    device=self.device, dtype=self.dtype, copy=True, memory_format=torch.contiguous_format
+                )
             )
         return self._product(own) if v.ndim == 1 else self._products(own).T
 
@@ -279,7 +283,7 @@ class LossMatrix(SymmetricOperator):
             self._positions = None if loss.space is None else loss.space.positions(parameters)
             self._inner = around(loss, theta).restricted(parameters)
         point = theta if parameters is None else self._inner.theta0
-        self._curvature = self._inner.curvature(self.kind, point)
+        self._curvature = self._inner.curvature(self.kind, own_vector(point))
         self.shape = (point.numel(), point.numel())
         self.dtype, self.device = theta.dtype, theta.device
 

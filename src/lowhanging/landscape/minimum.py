@@ -59,7 +59,7 @@ class RecordedLoss:
     """
 
     def __init__(self, loss: Loss, resume: str | Path, anchor: float):
-        if getattr(loss, "ranks", None) is not None:
+        if loss.ranks is not None:
             received = "is given with a loss whose examples several processes share"
             raise ValueError(argument_message("resume", received, "a loss of one process", "Leave resume= out."))
         self._loss, self._like = loss, loss.theta0

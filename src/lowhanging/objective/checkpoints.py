@@ -126,11 +126,8 @@ class CalibrationData:
         """Of whatever the user calls data."""
         if isinstance(data, CalibrationData):
             return data
-        inner = data
-        while hasattr(inner, "unanchored"):
-            inner = inner.unanchored
-        if hasattr(inner, "theta0") and hasattr(inner, "batches"):
-            return cls(list(inner.batches))
+        if hasattr(data, "theta0") and getattr(data, "space", None) is not None:  # the loss of a model
+            return cls(list(data.batches))
 
         def read(part: Any, size: int | None) -> list[Any]:
             try:
@@ -242,7 +239,7 @@ def thetas_of(argument: str, values: Iterable[Any], model: Any = None) -> list[A
     listed = list(values)
     modules = [value for value in listed if isinstance(value, nn.Module)]
     reference: tuple[nn.Module, ParameterSpace] | None = None
-    if hasattr(model, "as_checkpoint"):
+    if hasattr(model, "as_checkpoint") and getattr(model, "space", None) is not None:
         return [model.as_checkpoint(value, argument=_place(argument, i)).theta for i, value in enumerate(listed)]
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(

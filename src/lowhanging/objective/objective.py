@@ -103,15 +103,17 @@ class _Loss(ABC):
         From the second product at one theta on, what does not depend on v is kept (`keep_bytes`); then a product costs
         about 1.3 to 1.8 gradients, against 3 to 4 of a double backward (`benchmarks/products.py`).
         """
-        return self._curvature("hessian", self._checked(theta)).product(self._checked(v, "v"))
+        return self.curvature("hessian", self._checked(theta)).product(self._checked(v, "v"))
 
+    @abstractmethod
     def curvature(self, kind: Kind, theta: Tensor) -> Curvature:
-        """The Hessian or the Gauss-Newton matrix at theta (p,), for tools, which check the vectors.
+        """The Hessian or the Gauss-Newton matrix at theta (p,), for tools: nothing behind it is checked or copied.
+
+        Theta and the vectors must be finite, in the dtype and on the device of theta0, and stay as they are.
 
         Raises:
             ValueError, TypeError: "gauss_newton" of a loss that is no function of a model's outputs.
         """
-        return self._curvature(kind, self._checked(theta))
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
         """L(theta), bit for bit the objective's value, and the accuracy: None unless targets are classes.
@@ -167,8 +169,6 @@ class _Loss(ABC):
     def _value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         return self._products.value_and_gradient(theta)
 
-    @abstractmethod
-    def _curvature(self, kind: Kind, theta: Tensor) -> Curvature: ...
     @abstractmethod
     def _evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]: ...
     @abstractmethod
@@ -327,7 +327,7 @@ class Objective(_Loss):
         """Why `engine` is not the fastest one; None where it is, or before the first product."""
         return self._products.fallback_reason
 
-    def _curvature(self, kind: Kind, theta: Tensor) -> Curvature:
+    def curvature(self, kind: Kind, theta: Tensor) -> Curvature:
         if kind == "gauss_newton":
             self._outputs.check()
         return ProductsAt(self._products if kind == "hessian" else self._gauss_newton, theta)
@@ -572,7 +572,7 @@ class FunctionObjective(_Loss):
     def _owner(self) -> str:
         return "theta0"
 
-    def _curvature(self, kind: Kind, theta: Tensor) -> Curvature:
+    def curvature(self, kind: Kind, theta: Tensor) -> Curvature:
         if kind == "gauss_newton":
             received = "is a FunctionObjective, which knows no outputs"
             remedy = "Use hessian(), or an Objective of a model, its data and a loss_fn."
@@ -688,7 +688,7 @@ class AnchoredObjective(_Loss):
         value, gradient = self.unanchored.value_and_gradient(theta)
         return value + self._penalty(theta), gradient + self.epsilon * (theta - self.anchor)
 
-    def _curvature(self, kind: Kind, theta: Tensor) -> Curvature:
+    def curvature(self, kind: Kind, theta: Tensor) -> Curvature:
         return _Shifted(self.unanchored.curvature(kind, theta), self.epsilon)
 
     def _evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:

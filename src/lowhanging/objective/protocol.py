@@ -80,7 +80,7 @@ class Loss(Protocol):
     def model_at(self, theta: Point, *, buffers: BufferRule | None = None, recalibrate_on: Any = None) -> nn.Module: ...
 
 
-_INTERFACE = tuple(name for name in vars(Loss) if name == "__call__" or not name.startswith("_"))
+_INTERFACE = tuple(name for name in vars(Loss) if not name.startswith("_"))
 
 
 def check_rows(argument: str, rows: Any, *, like: Tensor) -> Tensor:
@@ -123,6 +123,7 @@ def check_loss(argument: str, value: Any) -> Loss:
     """`value` if it is an objective, or an error that names what it lacks, or says how to make one."""
     # The class is asked first: some properties of objectives cost something.
     missing = [name for name in _INTERFACE if not hasattr(type(value), name) and not hasattr(value, name)]
+    missing += [] if callable(value) else ["__call__"]
     if not missing:
         return cast(Loss, value)
     received = f"is {a_type(value)}"
