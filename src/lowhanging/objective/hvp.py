@@ -470,7 +470,7 @@ class Products:
         widened: Widened | None = None,
         check_gradient: Callable[[], None] = lambda: None,
         sample: Callable[[Any], Any] = lambda batch: batch,
-        is_smooth: Callable[[], bool] = lambda: True,
+        is_smooth: bool = True,
         name_of: Callable[[Tensor], str] = lambda vector: "",
     ):
         self._loss_sum, self._batches, self._wanted, self._keep_bytes = loss_sum, batches, engine, keep_bytes
@@ -617,7 +617,6 @@ class Products:
     def _choose(self, theta: Tensor, wanted: str) -> ProductEngine:
         """The wanted engine, or the first of all, whose products are right on every batch here."""
         self._check_gradient()
-        is_smooth = self._is_smooth()
         verification = Verification(
             self._matrix,
             self._batches,
@@ -625,10 +624,10 @@ class Products:
             reverse=lambda matrix: GraphEngine(matrix, keeps=False),
             forward=ForwardEngine(self._matrix),
             widened=self._widened,
-            is_smooth=is_smooth,
+            is_smooth=self._is_smooth,
             name_of=self._name_of,
         )
-        sample = self._sample(next(iter(self._batches))) if is_smooth else None
+        sample = self._sample(next(iter(self._batches))) if self._is_smooth else None
         fault = None if sample is None else verification.fault_of_both(sample)
         if fault is not None:
             raise verification.refusal([fault])

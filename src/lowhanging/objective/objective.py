@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -265,51 +266,33 @@ class Objective(_Loss):
             check_unwrapped(model)
             if shards == "given":
                 check_given(data)
-            self._terms = ModelLoss(
-                model,
-                data,
-                loss_fn=loss_fn,
-                batch_loss=batch_loss,
-                mode=mode,
-                device=device,
-                cache=cache,
-                micro_batch=micro_batch,
-                max_batches=max_batches,
-                ranks=self.ranks,
-                shard=shard,
-            )
-        self.batches, self.num_examples = self._terms.batches, self._terms.num_examples
+            terms = ModelLoss(
+                model, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, device=device, cache=cache,
+                micro_batch=micro_batch, max_batches=max_batches, ranks=self.ranks, shard=shard,
+            )  # fmt: skip
+        self.num_examples = terms.num_examples
         if self.ranks is not None:
-            self.num_examples = agree(self.ranks, self._terms, shards)
-            self._terms.settle_cut()
+            self.num_examples = agree(self.ranks, terms, shards)
+            terms.settle_cut()
         self._settings: dict[str, Any] = {"engine": engine, "keep_bytes": keep_bytes}
         self._whose_buffers = "own"
-        self._take(self._terms)
+        self._take(terms)
 
     def _take(self, terms: ModelLoss) -> None:
         """Be the loss that these terms add up to, around their theta0."""
-        self._terms, self.space, self._theta0 = terms, terms.space, terms.theta0
+        self._terms, self.space, self.batches, self._theta0 = terms, terms.space, terms.batches, terms.theta0
         self._outputs = OutputLoss(terms)
+        self._products, self._gauss_newton = self._products_of(HessianOfBatch), self._products_of(_gauss_newton_of)
 
-        self._products = self._summed(terms, HessianOfBatch(terms), HessianOfBatch)
-        self._gauss_newton = self._summed(terms, GaussNewtonOfBatch(self._outputs), _gauss_newton_of)
-
-    def _summed(self, terms: ModelLoss, matrix: BatchMatrix, make: Callable[[ModelLoss], BatchMatrix]) -> Products:
-        """The products of a matrix; `make` makes the same of another form of the loss."""
-        checks = _Checks(terms, make)
+    def _products_of(self, make: Callable[[ModelLoss], BatchMatrix]) -> Products:
+        """Those of the matrix that `make` makes of the loss, or of another form of it."""
+        terms = self._terms
         return Products(
-            terms,
-            terms.batches,
-            context=terms.context,
-            matrix=matrix,
-            ranks=terms.ranks,
-            widened=checks.widened,
-            check_gradient=terms.check_gradient,
-            sample=checks.sample,
-            is_smooth=checks.is_smooth,
-            name_of=terms.space.name_of_largest,
+            terms, terms.batches, matrix=make(terms), context=terms.context, ranks=terms.ranks,
+            widened=functools.partial(_widened, make, terms), sample=functools.partial(_sample, terms),
+            check_gradient=terms.check_gradient, is_smooth=terms.is_smooth, name_of=terms.space.name_of_largest,
             **self._settings,
-        )
+        )  # fmt: skip
 
     @property
     def _owner(self) -> str:
@@ -434,7 +417,7 @@ class Objective(_Loss):
         other = copy.copy(self)
         with torch.inference_mode(False):
             other._take(self._terms.in_double())
-        other.batches, other._theta0 = other._terms.batches, self._theta0.double()
+        other._theta0 = self._theta0.double()
         return other
 
     def in_double(self) -> Callable[[Tensor], Tensor]:
@@ -475,65 +458,49 @@ class FunctionObjective(_Loss):
         check_choice("engine", engine, ENGINES)
         if not isinstance(theta0, Tensor) or theta0.ndim != 1 or not theta0.numel() or not theta0.is_floating_point():
             received = f"is {tuple(theta0.shape) if isinstance(theta0, Tensor) else type(theta0).__name__}"
-            raise ValueError(
-                argument_message(
-                    "theta0",
-                    received,
-                    "a floating-point tensor of shape (p,)",
-                    "Use tensor.reshape(-1), torch.from_numpy(array) for an array.",
-                )
-            )
+            remedy = "Use tensor.reshape(-1), torch.from_numpy(array) for an array."
+            raise ValueError(argument_message("theta0", received, "a floating-point tensor of shape (p,)", remedy))
         check_finite("theta0", theta0, remedy="Start from a finite point.")
-        self._theta0 = own_vector(theta0)
-        self._function, self._graphs = function, GraphWhereNeeded()
-        self._rewrites, self._is_gradient_checked = False, False
-        self._engine = engine
-        self._products = Products(
-            self._terms,
-            [()],
-            engine=engine,
-            context=self._kernels,
-            widened=lambda: (HessianOfBatch(self._terms), lambda batch: batch),
-            check_gradient=self._check_gradient,
-            is_smooth=lambda: self._is_smooth,
-        )
         if not callable(function):
-            received = f"is {a_type(function)}"
-            raise TypeError(
-                argument_message("function", received, "a function theta (p,) -> scalar", "Pass lambda theta: ...")
-            )
-        point = own_vector(theta0)
+            expected, remedy = "a function theta (p,) -> scalar", "Pass lambda theta: ..."
+            raise TypeError(argument_message("function", f"is {a_type(function)}", expected, remedy))
+        self._theta0, self._engine = own_vector(theta0), engine
+        self._function, self._graphs = function, GraphWhereNeeded()
+        self._rewrites, self._is_smooth = self._check_function()
+        self._is_gradient_checked = False
+        self._products = Products(
+            self._terms, [()], engine=engine, context=self._kernels, check_gradient=self._check_gradient,
+            widened=lambda: (HessianOfBatch(self._terms), lambda batch: batch), is_smooth=self._is_smooth,
+        )  # fmt: skip
+
+    def _check_function(self) -> tuple[bool, bool]:
+        """Whether some of its operations are to be rewritten, and whether no kink is seen, in one watched call."""
+        self._rewrites = False
         with self._kernels(), torch.enable_grad(), untouched_random_state():
-            draws = draws_so_far()
-            point = point.requires_grad_().clone()  # no leaf: writing into it is found below, in our words
-            values: list[Any] = []
-            found = findings(nn.Module(), lambda: values.append(function(point)))
+            draws, values = draws_so_far(), []
+            point = self.theta0.requires_grad_().clone()  # no leaf: writing into it is found below, in our words
+            found = findings(nn.Module(), lambda: values.append(self._function(point)))
             kinds, value = {finding.kind for finding in found}, values[0]
-            self._rewrites, self._is_smooth = "rewrite" in kinds, "kinked" not in kinds
-            is_random = draws_so_far() != draws or not _is_same(
-                value, function(own_vector(theta0).requires_grad_().clone())
-            )
-        point = point.detach()
+            self._rewrites = "rewrite" in kinds
+            is_random = draws_so_far() != draws
+            is_random = is_random or not _is_same(value, self._function(self.theta0.requires_grad_().clone()))
+        received = ""
         if is_random:
-            received = "gives another value at the same theta"
-            raise ValueError(
-                argument_message(
-                    "function", received, "a function of theta alone", "Draw what is random once, outside."
-                )
-            )
-        if not torch.equal(point, self.theta0):
+            received, expected = "gives another value at the same theta", "a function of theta alone"
+            remedy = "Draw what is random once, outside."
+        elif not torch.equal(point.detach(), self._theta0):
+            received, expected = "writes into theta", "a pure function of theta"
             remedy = "Start it with theta = theta.clone()."
-            raise ValueError(argument_message("function", "writes into theta", "a pure function of theta", remedy))
-        if not isinstance(value, Tensor) or value.ndim:
+        elif not isinstance(value, Tensor) or value.ndim:
             received = f"returned {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
-            raise ValueError(
-                argument_message("function", received, "a scalar tensor, shape ()", "Sum or average its terms.")
-            )
-        if not value.requires_grad:
-            received = "returned a value that does not depend on theta"
+            expected, remedy = "a scalar tensor, shape ()", "Sum or average its terms."
+        elif not value.requires_grad:
+            received, expected = "returned a value that does not depend on theta", "a differentiable function of theta"
             remedy = "Use torch operations throughout: no float(...), no .detach(), no torch.tensor(...)."
-            raise ValueError(argument_message("function", received, "a differentiable function of theta", remedy))
+        if received:
+            raise ValueError(argument_message("function", received, expected, remedy))
         check_finite("function(theta0)", value.detach(), remedy="Check it for overflow or log(0).")
+        return self._rewrites, "kinked" not in kinds
 
     @contextlib.contextmanager
     def _kernels(self) -> Iterator[None]:
@@ -553,14 +520,14 @@ class FunctionObjective(_Loss):
             return
         theta = self._theta0.double()
         drawn = torch.randn(len(theta), generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(theta)
-        beside = theta + drawn * (1e-4 * (float(theta.norm()) or 1.0) / float(drawn.norm()))
+        nearby = theta + drawn * (1e-4 * (float(theta.norm()) or 1.0) / float(drawn.norm()))
+        points = [nearby, theta] if self._is_smooth else [nearby]  # at a kink there is no derivative
         try:
             with torch.no_grad():
-                self._at(beside)
+                self._at(nearby)
         except Exception:  # it does not run in float64
-            self._is_gradient_checked = True
-            return
-        for point in (beside, *([theta] if self._is_smooth else [])):  # at a kink there is no derivative
+            points = []
+        for point in points:
             check_derivative("function", self._at, point)
         self._is_gradient_checked = True
 
@@ -792,24 +759,14 @@ def _constants(terms: ModelLoss) -> Iterator[Tensor]:
             yield from module.buffers()
 
 
-@dataclass(frozen=True)
-class _Checks:
-    """What the check of a product asks of a loss; a class and no closures, so that objectives can be pickled."""
+def _widened(make: Callable[[ModelLoss], BatchMatrix], terms: ModelLoss) -> tuple[BatchMatrix, Callable[[Any], Any]]:
+    """The matrix of the loss in float64, and what makes a batch of it."""
+    return make(terms.widened()), widened_batch
 
-    terms: ModelLoss
-    make: Callable[[ModelLoss], BatchMatrix]
 
-    def widened(self) -> tuple[BatchMatrix, Callable[[Any], Any]]:
-        """The matrix of the loss in float64, and what makes a batch of it."""
-        return self.make(self.terms.widened()), widened_batch
-
-    def sample(self, batch: Any) -> Any:
-        """A few examples; None where a float64 copy of the model would be dear."""
-        return self.terms.sample(batch) if self.terms.can_be_widened else None
-
-    def is_smooth(self) -> bool:
-        """Whether no kink was seen."""
-        return self.terms.is_smooth
+def _sample(terms: ModelLoss, batch: Any) -> Any:
+    """A few examples; None where a float64 copy of the model would be dear."""
+    return terms.sample(batch) if terms.can_be_widened else None
 
 
 def _gauss_newton_of(terms: ModelLoss) -> BatchMatrix:

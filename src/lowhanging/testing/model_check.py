@@ -1,7 +1,6 @@
-"""Is a model one that can be studied at all?
+"""A report on whether a model can be studied: is its loss a smooth function of the weights, and a sum over examples?
 
-`check_model` asks of your own model and data what the library takes for granted: that the loss is a smooth function of
-the weights alone, and a sum over examples. It reports, where the other tools refuse.
+The other tools refuse what stands in the way, one thing at a time; `check_model` lists all of it.
 """
 
 from __future__ import annotations
