@@ -232,12 +232,12 @@ _MAX_RECORDINGS = 16  # shapes of batches: each recording costs as much as many 
 
 
 class SplitEngine:
-    """One recording per shape of batch, at most `limit` of them."""
+    """One recording per shape of batch."""
 
     name, keeps, route = "split graph", True, "recorded"
 
-    def __init__(self, matrix: BatchMatrix, limit: int | None):
-        self._matrix, self._limit = matrix, limit
+    def __init__(self, matrix: BatchMatrix):
+        self._matrix = matrix
         self._graphs: dict[Any, SplitGraph] = {}
 
     def prepare(self, theta: Tensor, batch: Any) -> tuple[Any, int]:
@@ -245,8 +245,6 @@ class SplitEngine:
             raise CannotSplitError("the batches hold more than tensors and numbers, which a recording would keep")
         key = shape_key(batch)
         if key not in self._graphs:
-            if len(self._graphs) == self._limit:
-                raise CannotSplitError(f"the batches have more than {self._limit} shapes, each to be recorded")
             with torch.no_grad():
                 self._matrix.run(theta, batch)  # so that what the model caches by the shape of a batch is real
             self._graphs[key] = SplitGraph(self._matrix.product, theta, batch)
@@ -439,39 +437,24 @@ class Products:
     """Mean loss over batches, its gradient and the products of a matrix of it, as functions of theta (p,).
 
     Theta and vectors were checked by the caller: they are finite, in one dtype, on one device, and nobody writes to
-    them afterwards.
-
-    Args:
-        loss_sum: (theta, batch) -> (scalar sum of the loss over the batch, number of loss terms in it).
-        batches: re-iterable; every pass yields the same batches in the same order.
-        engine: "auto" takes the first of the four that is right here.
-        keep_bytes: budget for what is kept between products at one theta; batches beyond it are recomputed.
-        context: a context manager factory around every evaluation (switches off kernels that can't be differentiated).
-        matrix: which one; by default the Hessian.
-        ranks: the processes that hold the other batches; every method is then called by all of them alike.
-        widened: () -> the same matrix in float64, and what makes a batch of it, for central differences.
-        check_gradient: raises where the gradient is not the derivative of the value; called before the first is used.
-        sample: some examples of a batch, on which products are compared with central differences whatever they agree
-            with; None for no such comparison.
-        is_smooth: whether no kink was seen in the loss.
-        name_of: (p,) -> the name of the parameter in which a vector is largest, for messages.
+    them afterwards. Every pass over the batches must yield the same ones.
     """
 
     def __init__(
         self,
-        loss_sum: LossSum,
+        loss_sum: LossSum,  # (theta, batch) -> (scalar sum over the batch, number of loss terms in it)
         batches: Iterable[Any],
         *,
-        engine: Engine = "auto",
-        keep_bytes: int = DEFAULT_KEEP_BYTES,
-        context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-        matrix: BatchMatrix | None = None,
-        ranks: Ranks | None = None,
-        widened: Widened | None = None,
-        check_gradient: Callable[[], None] = lambda: None,
-        sample: Callable[[Any], Any] = lambda batch: batch,
-        is_smooth: bool = True,
-        name_of: Callable[[Tensor], str] = lambda vector: "",
+        engine: Engine = "auto",  # the first of the four that is right here
+        keep_bytes: int = DEFAULT_KEEP_BYTES,  # for what is kept between products at one theta
+        context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,  # of every evaluation
+        matrix: BatchMatrix | None = None,  # None: the Hessian
+        ranks: Ranks | None = None,  # that hold other batches; every method is then called by all of them alike
+        widened: Widened | None = None,  # of the matrix, for central differences
+        check_gradient: Callable[[], None] = lambda: None,  # raises where it is not the derivative of the value
+        sample: Callable[[Any], Any] = lambda batch: batch,  # examples for central differences, or None
+        is_smooth: bool = True,  # whether no kink was seen in the loss
+        name_of: Callable[[Tensor], str] = lambda vector: "",  # the parameter in which a vector is largest
     ):
         self._loss_sum, self._batches, self._wanted, self._keep_bytes = loss_sum, batches, engine, keep_bytes
         self._matrix: BatchMatrix = HessianOfBatch(loss_sum) if matrix is None else matrix
@@ -543,12 +526,12 @@ class Products:
             if kept is None or not is_second:
                 kept = self._kept = Kept(theta)
             batching = self._batching(engine, theta, rows, block) if len(rows) > 1 else LOOP
-            keeps = engine.keeps and (is_second or len(rows) > 1)
+            keep_bytes = self._keep_bytes if engine.keeps and (is_second or len(rows) > 1) else -1  # -1: nothing
             if self._count is None:
                 self.value(theta)
 
             def sums() -> Sums:
-                total, self._kept = self._sum(engine, theta, rows, batching, kept, self._keep_bytes if keeps else -1)
+                total, self._kept = self._sum(engine, theta, rows, batching, kept, keep_bytes)
                 return [], [total]
 
             question = f"a product of the {type(self._matrix).__name__.removesuffix('OfBatch')}"
@@ -660,7 +643,7 @@ class Products:
     def _candidates(self, theta: Tensor, wanted: str) -> Iterator[ProductEngine]:
         """What may be tried, the fastest first."""
         if wanted == "split graph" or (wanted == "auto" and self._has_few_shapes()):
-            yield SplitEngine(self._matrix, _MAX_RECORDINGS if wanted == "auto" else None)
+            yield SplitEngine(self._matrix)
         if wanted in ("kept graph", "double backward"):
             yield GraphEngine(self._matrix, keeps=wanted == "kept graph")
         if wanted == "auto":

@@ -263,16 +263,14 @@ class Objective(_Loss):
         shard = None if self.ranks is None else (self.ranks.rank, self.ranks.size) if shards == "split" else (0, 1)
         together = contextlib.nullcontext() if self.ranks is None else self.ranks.making()
         with together, torch.inference_mode(False):  # tensors made in inference mode could enter no gradient
-            check_unwrapped(model)
-            if shards == "given":
-                check_given(data)
+            _check_shards(model, data, shards)
             terms = ModelLoss(
                 model, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, device=device, cache=cache,
                 micro_batch=micro_batch, max_batches=max_batches, ranks=self.ranks, shard=shard,
             )  # fmt: skip
         self.num_examples = terms.num_examples
         if self.ranks is not None:
-            self.num_examples = agree(self.ranks, terms, shards)
+            self.num_examples = _agree(self.ranks, terms, shards)
             terms.settle_cut()
         self._settings: dict[str, Any] = {"engine": engine, "keep_bytes": keep_bytes}
         self._whose_buffers = "own"
@@ -711,26 +709,23 @@ _WHOLE = {
 }
 
 
-def check_unwrapped(model: Any) -> None:
-    """Refuse a model in DistributedDataParallel: its forward pass would synchronise behind our back."""
+def _check_shards(model: Any, data: Any, shards: str) -> None:
+    """Refuse a model that would synchronise behind our back, and a sampler that repeats examples."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         received = "is wrapped in DistributedDataParallel"
         raise ValueError(argument_message("model", received, "the model itself", "Pass model.module."))
+    sampler = data.sampler if shards == "given" and isinstance(data, DataLoader) else None
+    if isinstance(sampler, DistributedSampler) and not sampler.drop_last:
+        extra = sampler.total_size - len(sampler.dataset)  # type: ignore[arg-type]
+        if extra:
+            received = f"repeats {extra} example{'s' * (extra > 1)} (DistributedSampler makes all shards equally long)"
+            remedy = (
+                'Pass the whole with shards="split", or Subset(data, range(rank, len(data), num_ranks)) on each rank.'
+            )
+            raise ValueError(argument_message("data", received, "every example once", remedy))
 
 
-def check_given(data: Any) -> None:
-    """Refuse a sampler that repeats examples so that all shards are equally long."""
-    sampler = getattr(data, "sampler", None) if isinstance(data, DataLoader) else None
-    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
-        return
-    extra = sampler.total_size - len(sampler.dataset)  # type: ignore[arg-type]
-    if extra:
-        received = f"repeats {extra} example{'s' * (extra > 1)} (DistributedSampler makes all shards equally long)"
-        remedy = 'Pass the whole with shards="split", or Subset(data, range(rank, len(data), num_ranks)) on each rank.'
-        raise ValueError(argument_message("data", received, "every example once", remedy))
-
-
-def agree(ranks: Ranks, terms: ModelLoss, shards: str) -> int:
+def _agree(ranks: Ranks, terms: ModelLoss, shards: str) -> int:
     """How many examples the ranks have together, if all have made the same loss; else an error on every rank."""
     own, space = cast(Batches, terms.batches), terms.space
     facts = {

@@ -109,18 +109,7 @@ class Fault:
 
 
 class Verification:
-    """Whether the products of an engine at theta are right, on every one of some batches.
-
-    Args:
-        matrix: whose products they are.
-        batches: the micro-batches.
-        theta: (p,) where.
-        reverse: (matrix) -> an engine for it that differentiates in reverse.
-        forward: one that differentiates this matrix forward over reverse.
-        widened: the matrix in float64; None where there is no other form of it.
-        is_smooth: whether it is a function without kinks, as far as is known.
-        name_of: (p,) -> the name of the parameter in which a vector is largest; "" where there are no names.
-    """
+    """Whether the products of an engine at theta (p,) are right, on every one of some batches."""
 
     def __init__(
         self,
@@ -128,11 +117,11 @@ class Verification:
         batches: Iterable[Any],
         theta: Tensor,
         *,
-        reverse: Callable[[Any], ProductEngine],
-        forward: ProductEngine,
+        reverse: Callable[[Any], ProductEngine],  # (matrix) -> an engine that differentiates it in reverse
+        forward: ProductEngine,  # for this matrix, forward over reverse
         widened: Widened | None = None,
-        is_smooth: bool = True,
-        name_of: Callable[[Tensor], str] = lambda vector: "",
+        is_smooth: bool = True,  # as far as is known
+        name_of: Callable[[Tensor], str] = lambda vector: "",  # the parameter in which a vector is largest
     ):
         self._matrix, self._batches, self._theta = matrix, batches, theta
         self._widened, self._name_of = widened, name_of
