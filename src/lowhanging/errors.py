@@ -45,6 +45,11 @@ def argument_message(argument: str, received: str, expected: str, remedy: str) -
     return f"{argument} {received}, expected {expected}.\n{remedy}"
 
 
+def first_line(error: Exception) -> str:
+    """The first line of its message; the kind of error where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def check_count(argument: str, value: Any, *, minimum: int = 1, maximum: int | None = None, remedy: str) -> int:
     """`value` as an int between `minimum` and `maximum`, or an error."""
     expected = f"an integer of at least {minimum}" if maximum is None else f"an integer from {minimum} to {maximum}"

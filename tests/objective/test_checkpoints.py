@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lowhanging as lh
 from lowhanging.objective.protocol import around
+from own_loss import OwnLoss
 
 torch.manual_seed(0)
 X = 3 * torch.randn(203, 4) + 2
@@ -691,15 +692,8 @@ def test_a_network_without_such_buffers_is_asked_nothing(tmp_path: Path) -> None
 
 
 def test_a_loss_of_the_users_own_needs_no_buffers() -> None:
-    class Bowl:
-        theta0, num_params, engine = torch.zeros(2), 2, "paper"
-
-        def at(self, theta: Tensor) -> Any:
-            other = Bowl()
-            other.theta0 = theta
-            return other
-
-    assert torch.equal(around(Bowl(), torch.ones(2)).theta0, torch.ones(2))  # type: ignore[arg-type]
+    point = torch.ones(3, dtype=torch.float64)
+    assert torch.equal(around(OwnLoss(), point).theta0, point)
 
 
 def test_the_conflict_control_answers_with_a_points_own_buffers(norms: tuple[nn.Module, nn.Module]) -> None:

@@ -119,11 +119,8 @@ class CalibrationData:
         """Of whatever the user calls data."""
         if isinstance(data, CalibrationData):
             return data
-        inner = data
-        while hasattr(inner, "unanchored"):
-            inner = inner.unanchored
-        if hasattr(inner, "theta0") and hasattr(inner, "batches"):
-            return cls(list(inner.batches))
+        if hasattr(data, "theta0") and getattr(data, "space", None) is not None:  # the loss of a model
+            return cls(list(data.batches))
 
         def read(part: Any, size: int | None) -> list[Any]:
             try:
@@ -226,7 +223,7 @@ def thetas_of(argument: str, values: Iterable[Any], model: Any = None) -> list[A
     """
     listed = list(values)
     names = argument.split("|") if "|" in argument else [f"{argument}[{i}]" for i in range(len(listed))]
-    if hasattr(model, "as_checkpoint"):
+    if hasattr(model, "as_checkpoint") and getattr(model, "space", None) is not None:
         return [model.as_checkpoint(value, argument=name).theta for name, value in zip(names, listed, strict=False)]
     if model is not None and not isinstance(model, nn.Module):
         expected = "a module or an objective of one"
