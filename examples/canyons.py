@@ -61,7 +61,7 @@ first[:, 2:], second[:, :2] = 0.0, 0.0  # one cue alone, the other blank
 
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 2)).double()
-lh.train(model, (cues, targets), epochs=100, progress=False)
+lh.train(model, (cues, targets), num_epochs=100, progress=False)
 loss = lh.Objective(model, (cues, targets))
 minimum = lh.polish(loss, anchor=1e-2, gtol=1e-9, progress=False)
 basin = minimum.objective  # with its anchor: that is the loss whose minimum this is

@@ -136,7 +136,7 @@ def test_spectra() -> None:
 def test_from_training_to_canyons() -> None:
     model = net(torch.float32).cuda()
     data = (X.float(), Y)
-    lh.train(model, data, epochs=20, seed=0, progress=False)
+    lh.train(model, data, num_epochs=20, seed=0, progress=False)
     minimum = lh.polish(lh.Objective(model, data), anchor=0.1, progress=False)
     loss = minimum.objective
     assert loss.theta0.device.type == "cuda"
@@ -159,7 +159,9 @@ def test_from_training_to_canyons() -> None:
 
 
 def test_stacks() -> None:
-    here, there = (lh.train_stack("births", seeds=range(2), steps=5, device=d, progress=False) for d in ("cpu", "cuda"))
+    here, there = (
+        lh.train_stack("births", seeds=range(2), num_steps=5, device=d, progress=False) for d in ("cpu", "cuda")
+    )
     torch.testing.assert_close(here.thetas, there.thetas.cpu(), rtol=1e-2, atol=1e-3)
 
 

@@ -367,6 +367,9 @@ def test_start_counts_budgets_and_determinism():
 
         theta0 = property(lambda self: loss.theta0)
 
+        def __call__(self, theta):
+            return loss(theta)
+
         def value_and_gradient(self, theta):
             counts["gradients"] += 1
             return loss.value_and_gradient(theta)

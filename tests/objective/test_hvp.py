@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import lowhanging as lh
+from lowhanging.objective import AnchoredObjective, Objective
 from lowhanging.objective import hvp as products_module
 from lowhanging.objective.hvp import ENGINES, GraphEngine, HessianOfBatch, LossSum, Products
 from lowhanging.objective.split_graph import CannotSplitError, SplitGraph, _cut
@@ -182,17 +186,14 @@ def test_a_budget_changes_no_bit(engine: Any) -> None:
     for keep_bytes in (2**30, 1000, 0):
         products = Products(logistic, BATCHES, engine=engine, keep_bytes=keep_bytes)
         results.append(torch.stack([products.product(THETA, V * k) for k in (1, 2, 3)]))
-        assert sum(size for _, size in products._kept.values()) <= keep_bytes
+        assert products._kept.num_bytes <= keep_bytes  # type: ignore[union-attr]
         assert products.engine == engine
     assert all(torch.equal(result, results[0]) for result in results)
 
 
 def test_a_budget_keeps_what_fits_and_recomputes_the_rest() -> None:
     loss = Counted()
-    size = Products(logistic, BATCHES, engine="kept graph")
-    for _ in range(2):
-        size.product(THETA, V)
-    largest = max(bytes_ for _, bytes_ in size._kept.values())
+    largest = max(GraphEngine(HessianOfBatch(logistic), keeps=True).prepare(THETA, batch)[1] for batch in BATCHES)
     products = Products(loss, BATCHES, engine="kept graph", keep_bytes=largest)
     products.product(THETA, V)
     assert calls_per_product(products, loss, [THETA, THETA, THETA]) == [1, 1, 1]
@@ -206,6 +207,84 @@ def test_without_room_for_one_graph_auto_falls_to_a_double_backward() -> None:
     products = Products(branches, BATCHES, keep_bytes=10)
     torch.testing.assert_close(products.product(THETA, V), logistic_hessian(THETA) @ V)
     assert products.engine == "double backward"
+
+
+# What a product costs beside its arithmetic ---------------------------------------------------------------------------
+
+
+class Counting(TorchDispatchMode):
+    """Waits for the device, and copies of tensors as large as theta."""
+
+    def __init__(self, num_params: int):
+        super().__init__()
+        self.num_params, self.waits, self.copies = num_params, [], []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.__name__.split(".")[0]
+        if name in ("_local_scalar_dense", "equal", "is_nonzero"):
+            self.waits.append(name)
+        if name in ("clone", "_to_copy", "copy_", "copy", "stack", "contiguous") and result.numel() >= self.num_params:
+            self.copies.append(name)
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("engine", ["split graph", "kept graph", "double backward"])  # torch.func.jvp copies inside
+def test_a_product_neither_waits_nor_copies(engine: Any, dtype: torch.dtype) -> None:
+    """One product is warm after the second; a mean in float32 is one rounded copy of the float64 sum."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 17), torch.nn.Tanh(), torch.nn.Linear(17, 3)).to(dtype)
+    loss = Objective(model, (torch.randn(12, 5).to(dtype), torch.arange(12) % 3), micro_batch=4, engine=engine)
+    p = loss.num_params
+    v, rows, rounded = torch.randn(p).to(dtype), torch.randn(4, p).to(dtype), ["_to_copy"] * (dtype == torch.float32)
+    for at in (loss, AnchoredObjective(loss, loss.theta0, 0.1)):
+        curvature, H = at.curvature("hessian", at.theta0), lh.hessian(at, block="loop")
+        for _ in range(2):
+            curvature.product(v), curvature.product(rows, "loop")
+        for vectors in (v, rows):
+            with Counting(p) as behind:
+                curvature.product(vectors, "loop")
+            assert (behind.waits, behind.copies) == ([], rounded)
+        H @ v
+        for vectors in (v, rows.T):  # the door: one look at the numbers of the vectors, and one copy of them
+            with Counting(p) as door:
+                H @ vectors
+            assert (len(door.waits), len(door.copies)) == (1, 1 + len(rounded))
+        at.hvp(at.theta0, v)
+        with Counting(p) as door:  # theta comes anew: it is checked, copied, and compared with the one before
+            at.hvp(loss._theta0, v)
+        assert (len(door.waits), len(door.copies)) == (3, 2 + len(rounded))
+
+
+@pytest.mark.parametrize("engine", ["split graph", "kept graph", "double backward"])
+def test_threads_at_two_points_get_the_products_of_their_own(engine: Any) -> None:
+    """Without the lock that an objective holds: nothing but the cache itself keeps what they find apart."""
+    points, vectors = (THETA, -THETA, THETA.cos()), [V * k for k in (1.0, -2.0, 0.5)]
+    expected = [[logistic_hessian(point) @ v for v in vectors] for point in points]
+    products, wrong = Products(logistic, BATCHES, engine=engine), []
+    products.product(THETA, V)
+
+    def work(number: int) -> None:
+        try:
+            for _ in range(60):
+                for v, right in zip(vectors, expected[number], strict=True):
+                    if not torch.allclose(products.product(points[number], v), right, rtol=1e-10, atol=1e-13):
+                        wrong.append(number)
+        except Exception as error:
+            wrong.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(number % 3,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert wrong == []
 
 
 # Losses with little curvature -----------------------------------------------------------------------------------------
@@ -358,8 +437,8 @@ def test_blocks_are_multiplied_at_once_only_where_every_rank_does(of_others: str
 
     products._ranks = SimpleNamespace(highest=highest)  # type: ignore[assignment]
     rows = torch.stack([V, THETA])
-    assert products._agreed_way(products._engine, THETA, rows, "vmap").name == name  # type: ignore[arg-type]
-    assert products._agreed_way(products._engine, THETA, rows, "loop").name == "loop"  # type: ignore[arg-type]
+    assert products._batching(products._engine, THETA, rows, "vmap").name == name  # type: ignore[arg-type]
+    assert products._batching(products._engine, THETA, rows, "loop").name == "loop"  # type: ignore[arg-type]
     assert asked == ["a way to multiply blocks"] * 2
 
 

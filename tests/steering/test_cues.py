@@ -182,7 +182,7 @@ def planted():
         model[0].bias[GATE] = 8.0
         model[2].weight[:, GATE] = 0.0
     everything = (torch.cat(list(views.values())), targets.repeat(3))
-    lh.train(model, everything, epochs=40, lr=0.05, batch_size=100, seed=0, progress=False)
+    lh.train(model, everything, num_epochs=40, lr=0.05, batch_size=100, seed=0, progress=False)
     losses = {name: lh.Objective(model, (inputs, targets)) for name, inputs in views.items()}
     inputs = torch.cat([number, conflicting], 1)
     control = lh.ConflictControl(losses["mixed"], inputs, {"number": targets, "pattern": other})

@@ -25,10 +25,8 @@ from torch.utils._pytree import tree_leaves
 
 from lowhanging.errors import a_type, argument_message, check_choice, check_finite, check_real
 from lowhanging.objective.checkpoints import Point
-from lowhanging.objective.hvp import BLOCKS, Block, Kind
-from lowhanging.objective.objective import Objective
 from lowhanging.objective.parameters import Parameters
-from lowhanging.objective.protocol import Loss, around, check_loss
+from lowhanging.objective.protocol import BLOCKS, Block, Kind, Loss, around, check_loss, own_vector
 
 _SLAB = 2**24  # entries of a matrix that are widened at once
 _ASYMMETRY = 1e3  # machine epsilons of its largest entry by which a dense matrix may differ from its transpose
@@ -96,8 +94,14 @@ class SymmetricOperator(ABC):
             )
         check_finite("v", v, remedy="Pass finite vectors.")
         with torch.inference_mode(False):
-            own = v.detach().clone().to(device=self.device, dtype=self.dtype)
-        return self._product(own) if v.ndim == 1 else self._products(own.T.contiguous()).T
+            own = (
+                v.detach()
+                .movedim(0, -1)
+                .to(  # (p,), or the columns as rows
+                    device=self.device, dtype=self.dtype, copy=True, memory_format=torch.contiguous_format
+                )
+            )
+        return self._product(own) if v.ndim == 1 else self._products(own).T
 
     def __add__(self, other: Any) -> OperatorSum:
         return OperatorSum([(1.0, self), (1.0, other)])
@@ -271,12 +275,11 @@ class LossMatrix(SymmetricOperator):
         self._wanted_block = block
         self._inner, self._positions = loss, None
         if parameters is not None:
-            self._positions = cast(Objective, loss).space.positions(parameters)
-            self._inner = cast(Objective, around(loss, theta)).restricted(parameters)
-        self._point = theta if parameters is None else self._inner.theta0
-        knows = hasattr(self._inner, "curvature")
-        self._curvature = cast(Objective, self._inner).curvature(self.kind) if knows else None
-        self.shape = (self._point.numel(), self._point.numel())
+            self._positions = None if loss.space is None else loss.space.positions(parameters)
+            self._inner = around(loss, theta).restricted(parameters)
+        point = theta if parameters is None else self._inner.theta0
+        self._curvature = self._inner.curvature(self.kind, own_vector(point))
+        self.shape = (point.numel(), point.numel())
         self.dtype, self.device = theta.dtype, theta.device
 
     def __repr__(self) -> str:
@@ -286,19 +289,18 @@ class LossMatrix(SymmetricOperator):
     @property
     def engine(self) -> str:
         """How products are computed; chosen at the first."""
-        return self._inner.engine if self._curvature is None else self._curvature.engine
+        return self._curvature.engine
 
     @property
     def block(self) -> str:
         """How blocks of columns are multiplied, "loop" or "vmap"; chosen at the first."""
-        return "loop" if self._curvature is None else self._curvature.block(self._wanted_block)
+        return self._curvature.block(self._wanted_block)
 
     def double(self) -> LossMatrix:
         """The same matrix of the same loss in float64, at the same point: a copy of model and data."""
-        loss: Any = self.loss
-        if self.dtype == torch.float64 or not hasattr(loss, "double"):
+        if self.dtype == torch.float64:
             return self
-        return type(self)(loss.double(), self.theta.double(), parameters=self.parameters, block=self._wanted_block)
+        return type(self)(self.loss.double(), self.theta.double(), parameters=self.parameters, block=self._wanted_block)
 
     def exact_products(self, rows: Tensor, *, by_differences: bool) -> Tensor | None:
         """In a float64 copy of the loss; None where it has none, or where its data would take too much memory."""
@@ -332,12 +334,10 @@ class LossMatrix(SymmetricOperator):
         return embedded
 
     def _product(self, v: Tensor) -> Tensor:
-        return self._products(v[None])[0]
+        return self._curvature.product(v)
 
     def _products(self, rows: Tensor) -> Tensor:
-        if self._curvature is None:  # an objective that is not ours
-            return torch.stack([self._inner.hvp(self._point, row) for row in rows]) if len(rows) else rows
-        return self._curvature.product(self._point, rows, self._wanted_block)
+        return self._curvature.product(rows, self._wanted_block)
 
 
 class Hessian(LossMatrix):
@@ -352,9 +352,6 @@ class Hessian(LossMatrix):
     """
 
     kind = "hessian"
-
-    def _product(self, v: Tensor) -> Tensor:
-        return self._inner.hvp(self._point, v)
 
 
 class GaussNewton(LossMatrix):
@@ -425,12 +422,10 @@ def gauss_newton(
     return cast(GaussNewton, _matrix(GaussNewton, loss, theta, parameters, block))
 
 
-def _fits(loss: Any) -> bool:
+def _fits(loss: Loss) -> bool:
     """Whether a float64 copy of a loss's data is small; one pass over them, which cache=False reads once more."""
-    while hasattr(loss, "unanchored"):
-        loss = loss.unanchored
     total = 0
-    for batch in getattr(loss, "batches", ()):
+    for batch in loss.batches:
         leaves = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
         total += sum(leaf.numel() * (8 if leaf.is_floating_point() else leaf.element_size()) for leaf in leaves)
         if total > _MAX_COPY:
@@ -439,19 +434,16 @@ def _fits(loss: Any) -> bool:
 
 
 def _matrix(
-    kind: type[LossMatrix], loss: Any, theta: Point | None, parameters: Parameters | None, block: Block
+    kind: type[LossMatrix], loss: Loss, theta: Point | None, parameters: Parameters | None, block: Block
 ) -> LossMatrix:
     check_loss("loss", loss)
     check_choice("block", block, BLOCKS)
-    if kind is GaussNewton and not hasattr(loss, "curvature"):
-        remedy = "Use hessian(), or an Objective of a model, its data and a loss_fn."
-        raise TypeError(argument_message("loss", f"is {a_type(loss)}", "the loss of a model's outputs", remedy))
     located = loss if theta is None else loss.at(theta)
     point = located.theta0
     loss = loss if isinstance(theta, Tensor | np.ndarray) else located  # any other point brings its buffers
     if parameters is None:
         return kind(loss, point, block=block)
-    if not hasattr(loss, "space") or not hasattr(loss, "restricted"):
+    if loss.space is None:
         received = f"are given with a {type(loss).__name__}, which has no named parameters"
         raise TypeError(argument_message("parameters", received, "an objective of a model", "Leave them out."))
     return kind(loss, point, parameters=loss.space.named(parameters), block=block)

@@ -20,7 +20,6 @@ from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.errors import a_type, argument_message, check_choice, check_count, check_vector
 from lowhanging.io import Saved
 from lowhanging.objective.checkpoints import Point, listed_points, thetas_of
-from lowhanging.objective.parameters import ParameterSpace
 from lowhanging.objective.protocol import Loss, check_loss
 
 Normalisation = Literal["gaussian", "layer", "filter"]
@@ -101,7 +100,7 @@ def random_direction(
     if normalization == "gaussian":
         unit: Tensor = drawn / drawn.norm()
         return unit.to(theta.dtype)
-    space: ParameterSpace | None = getattr(loss, "space", None)
+    space = loss.space
     if space is None:
         received = f"is {normalization!r} for a loss without named tensors ({type(loss).__name__})"
         expected = "an Objective, whose model has layers and filters"

@@ -100,7 +100,7 @@ def path_buffers(
 
     def loss_at(loss: Loss, number: int, theta: Tensor) -> Loss:
         i, t = where[number]
-        if not hasattr(loss, "moving_names"):
+        if loss.space is None:
             return loss  # a function of theta alone
         if not t and knots[i].buffers:
             return around(loss, knots[i], buffers=None)
@@ -142,12 +142,10 @@ def centered(
     if word is None and place.buffers:
         word = "own"
         losses = {
-            name: around(loss, place, buffers=None) if hasattr(loss, "moving_names") else loss
-            for name, loss in losses.items()
+            name: around(loss, place, buffers=None) if loss.space is not None else loss for name, loss in losses.items()
         }
     is_elsewhere = center is not None and any(
-        getattr(loss, "moving_names", ()) and not torch.equal(loss.theta0.double(), point.double())
-        for loss in losses.values()
+        loss.moving_names and not torch.equal(loss.theta0.double(), point.double()) for loss in losses.values()
     )
     if word is None and (is_through or is_elsewhere):
         refuse_plain("directions" if is_through else "center", names, choices=_CHOICES)
@@ -161,7 +159,7 @@ def centered(
     _check_recalibrated(losses, [place])
 
     def loss_at(loss: Loss, number: int, theta: Tensor) -> Loss:
-        if not hasattr(loss, "moving_names"):
+        if loss.space is None:
             return loss
         return around(loss, theta, buffers="recalibrate", recalibrate_on=calibration)
 
@@ -187,7 +185,7 @@ def trajectory_buffers(
         refuse_plain(f"checkpoints[{plain[0]}]", names, choices=_CHOICES)
 
     def loss_at(loss: Loss, number: int, theta: Tensor) -> Loss:
-        if not hasattr(loss, "moving_names"):
+        if loss.space is None:
             return loss
         is_above = number < len(checkpoints)
         if is_above and checkpoints[number].buffers:
@@ -206,7 +204,7 @@ def said(buffers: str) -> str:
     return "" if buffers == "none" else f"; buffers: {buffers}"
 
 
-def _read(place: str, value: Any, reader: Any, owner: str, like: Tensor, remedy: str) -> Checkpoint:
+def _read(place: str, value: Any, reader: Loss | None, owner: str, like: Tensor, remedy: str) -> Checkpoint:
     """One point."""
     if reader is not None and (isinstance(value, nn.Module | Mapping) or with_buffers(value) is not None):
         found = reader.as_checkpoint(value, argument=place)
@@ -217,20 +215,14 @@ def _read(place: str, value: Any, reader: Any, owner: str, like: Tensor, remedy:
     return Checkpoint(own_vector(check_vector(place, value, len(like), owner=owner, remedy=remedy, like=like)))
 
 
-def _reader(losses: Mapping[str, Loss]) -> Any:
+def _reader(losses: Mapping[str, Loss]) -> Loss | None:
     """A loss of a model, which knows the names of a point; None where all are functions of theta."""
-    for loss in losses.values():
-        inner: Any = loss
-        while hasattr(inner, "unanchored"):
-            inner = inner.unanchored
-        if hasattr(inner, "as_checkpoint"):
-            return inner
-    return None
+    return next((loss for loss in losses.values() if loss.space is not None), None)
 
 
 def _names(losses: Mapping[str, Loss], points: Sequence[Checkpoint]) -> list[str]:
     """The buffers that must be thought of: those that training moves, and others in which given points differ."""
-    names = [name for loss in losses.values() for name in getattr(loss, "moving_names", ())]
+    names = [name for loss in losses.values() for name in loss.moving_names]
     reader = _reader(losses)
     own = reader.checkpoint.buffers if reader is not None and any(point.buffers for point in points) else {}
     for point in points:
@@ -242,7 +234,7 @@ def _held(losses: Mapping[str, Loss], names: Sequence[str]) -> list[dict[str, Te
     """The named buffers of every loss that has them all, on the CPU."""
     found = []
     for loss in losses.values():
-        every = cast(Any, loss).checkpoint.buffers if hasattr(loss, "moving_names") else {}
+        every = loss.checkpoint.buffers if loss.space is not None else {}
         if all(name in every for name in names):
             found.append({name: every[name].cpu() for name in names})
     return found
@@ -270,7 +262,7 @@ def _calibration(
 
 def _check_recalibrated(losses: Mapping[str, Loss], points: Sequence[Checkpoint]) -> None:
     """An error if points differ in buffers that no recalibration sets."""
-    moving = {name for loss in losses.values() for name in getattr(loss, "moving_names", ())}
+    moving = {name for loss in losses.values() for name in loss.moving_names}
     fixed = [name for name in _names(losses, points) if name not in moving]
     if fixed:
         received = f"is 'recalibrate', and the points differ from the loss in {fixed[:3]}, which training does not move"
@@ -474,7 +466,7 @@ def _choose(losses: Mapping[str, Loss], point: Callable[[int], Tensor], num: int
     alone = ("point by point", 1)
     if wanted == "point by point" or (wanted == "auto" and num < 2):
         return alone
-    if wanted == "auto" and any(getattr(loss, "ranks", None) is not None for loss in losses.values()):
+    if wanted == "auto" and any(loss.ranks is not None for loss in losses.values()):
         return alone  # ranks that measure would not all decide the same
     is_cpu = point(0).device.type == "cpu"
     repeats = 1 if is_cpu else 2  # the first call on a GPU loads its kernels

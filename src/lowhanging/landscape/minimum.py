@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import numpy as np
 import scipy.optimize
@@ -59,7 +59,7 @@ class RecordedLoss:
     """
 
     def __init__(self, loss: Loss, resume: str | Path, anchor: float):
-        if getattr(loss, "ranks", None) is not None:
+        if loss.ranks is not None:
             received = "is given with a loss whose examples several processes share"
             raise ValueError(argument_message("resume", received, "a loss of one process", "Leave resume= out."))
         self._loss, self._like = loss, loss.theta0
@@ -79,9 +79,9 @@ class RecordedLoss:
         """Where the descent starts, (p,)."""
         return self._loss.theta0
 
-    def at(self, theta: Tensor) -> Loss:
+    def at(self, theta: Tensor, *, buffers: Literal["fixed"] = "fixed") -> Loss:
         """The loss itself, around another point."""
-        return around(self._loss, theta)
+        return self._loss.at(theta, buffers=buffers)
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """As of the loss."""
@@ -494,7 +494,7 @@ def polish(
 
 def _certified(descent: Descent, objective: Loss, anchor: float, begun: float) -> tuple[Minimum, Tensor]:
     """The point reached with both ends of its spectrum, and the eigenvector (p,) of the smallest eigenvalue."""
-    loss, unanchored = around(cast(Loss, descent.loss), descent.theta), around(objective, descent.theta)
+    loss, unanchored = (each.at(descent.theta, buffers="fixed") for each in (descent.loss, objective))
     H: Any = hessian(loss)
     H = descent.loss.matrix(H) if isinstance(descent.loss, RecordedLoss) else H
     descent.bar.set_postfix_str("smallest eigenvalue")

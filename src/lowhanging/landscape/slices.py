@@ -282,11 +282,11 @@ def as_direction(argument: str, value: Any, losses: Mapping[str, Loss], center: 
     )
     if isinstance(value, str):
         kind = cast(Normalisation, check_choice(argument, value, NORMALISATIONS, remedy=remedy))
-        named = [loss for loss in losses.values() if getattr(loss, "space", None) is not None]
+        named = [loss for loss in losses.values() if loss.space is not None]
         there = around((named or list(losses.values()))[0], center)
         return random_direction(there, normalization=kind, seed=seed)
     if isinstance(value, Mapping):
-        spaces = [space for loss in losses.values() if (space := getattr(loss, "space", None)) is not None]
+        spaces = [loss.space for loss in losses.values() if loss.space is not None]
         if not spaces:
             received = "is a mapping, and no loss has named parameters"
             raise TypeError(argument_message(argument, received, f"a tensor of shape ({len(center)},)", remedy))

@@ -1,45 +1,22 @@
-"""What is one batch's Hessian, or its Gauss-Newton matrix, times a vector?
+r"""Products of a loss's Hessian, or of its Gauss-Newton matrix, with vectors.
 
-    Hessian         H v = d/de grad L(theta + e v)               L the batch's sum
-    Gauss-Newton    G v = J' B J v,  J = dz/dtheta, B = d2L/dz2  z the model's outputs
+    Hessian         H v = sum_b (d/de grad L_b(theta + e v)) / n     L_b the sum of batch b, n the number of terms
+    Gauss-Newton    G v = sum_b (J_b' B_b J_b v) / n                 J_b = dz/dtheta, B_b = d2L_b/dz2, z the outputs
 
-Each is written down by three routes that share nothing: `product`, forward over reverse by torch.func, which
-`split_graph.py` can record and cut; `graph` with `from_graph`, in reverse only, whose first part can be kept between
-products; and `differences`, central differences of first derivatives. `verification.py` compares them before any is
-trusted.
+The term of one batch is `HessianOfBatch.product` (or `GaussNewtonOfBatch.product`), the sum over batches `Products`. It
+is accumulated in float64 and divided once, so any partition of the examples gives the same mean.
 
-How is one batch's product computed, and what of it is kept between products?
+Four engines compute the term of a batch, because none is right and fast for every loss. The first whose product with a
+random vector agrees with one of another kind on every batch (`verification.py`) is used:
 
-Two ways, one interface: a recording that is cut where the vector enters (`split_graph.py`), and an autograd graph, kept
-or built anew for every vector. Both serve any `BatchMatrix`.
-
-Are products with several vectors quicker one by one, or at once?
-
-At once (`torch.vmap`) keeps a GPU busy and saves the overhead of small operations; one by one fits a processor's cache.
-Which is quicker depends on model, data and device, so it is measured at the first block of vectors; and because torch's
-batched derivatives are not always those of a single vector (torch 2.13: `torch.func.hessian` of a net with a layer norm
-is off by tenths), the two are compared on every micro-batch before the quicker one is trusted.
-
-How are a loss, its gradient and its second-order products summed over batches?
-
-This file knows a function (theta, batch) -> (sum, count), a list of batches, and what one batch's matrix times a vector
-is (`batch_matrices.py`: its Hessian, or its Gauss-Newton matrix); no model and no loader. Every total is accumulated in
-float64 and divided by the count once, so any partition of the examples gives the same mean.
-
-Four engines compute the same product; the fastest that is right on *these* batches runs:
-
-* "split graph": the part that does not depend on the vector is computed once (`split_graph.py`);
-* "kept graph": the graph of the gradient is kept, one backward pass per product;
+* "split graph": the part that does not depend on the vector is recorded and computed once (`split_graph.py`);
+* "kept graph": the autograd graph of the gradient is kept, one backward pass per product;
 * "double backward": gradient and backward pass anew for every product, or for every block of them; keeps nothing;
 * "forward over reverse": anew for every product, where second derivatives in reverse are wrong.
 
-Before one is used, its product with a random vector is compared with one of another kind on every batch
-(`verification.py`).
-
-Which matrices of second derivatives does a loss have, and what is added to them?
-
-The Hessian of any loss; the Gauss-Newton matrix of one that is a function of a model's outputs; and epsilon times the
-identity, where the loss is anchored.
+Several vectors are multiplied one by one or at once by `torch.vmap`: which is quicker depends on model, data and device
+and is measured, and vmap must agree with the loop on every batch (in torch 2.13 `torch.func.hessian` of a layer norm is
+off by tenths).
 """
 
 from __future__ import annotations
@@ -56,42 +33,24 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lowhanging.errors import argument_message
+from lowhanging.errors import argument_message, first_line
 from lowhanging.objective.distributed import Ranks, Sums, over_ranks
+from lowhanging.objective.protocol import Block
 from lowhanging.objective.split_graph import CannotSplitError, SplitGraph, contained, shape_key
-from lowhanging.objective.verification import Fault, Verification, Widened
+from lowhanging.objective.verification import (
+    RTOL,
+    BatchMatrix,
+    Fault,
+    Kept,
+    ProductEngine,
+    Verification,
+    Widened,
+)
 
 LossSum = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 
-class BatchMatrix(Protocol):
-    """A symmetric (p, p) matrix of one batch's sum, by three routes."""
-
-    def run(self, theta: Tensor, batch: Any) -> None:
-        """Evaluate what is differentiated, once and for nothing."""
-
-    def product(self, theta: Tensor, v: Tensor, batch: Any) -> Tensor:
-        """Times v (p,), forward over reverse."""
-
-    def graph(self, theta: Tensor, batch: Any) -> Any:
-        """What does not depend on the vector, as an autograd graph."""
-
-    def from_graph(self, graph: Any, v: Tensor, *, again: bool) -> Tensor:
-        """Times v (p,), in reverse; afterwards the graph serves another vector only if `again`."""
-
-    def magnitude(self, graph: Any, v: Tensor) -> Tensor:
-        """The size of what cancels where the product nearly vanishes: its rounding is relative to this."""
-
-    def differences(self, theta: Tensor, v: Tensor, batch: Any, step: float) -> tuple[Tensor, float]:
-        """Times v (p,), by central differences along `step` v; and the size of what was subtracted, over the step."""
-
-
-class LossOfOutputs(Protocol):
-    """A loss that is a function of outputs: see `OutputLoss`."""
-
-    def outputs(self, theta: Tensor, batch: Any) -> Any: ...
-    def loss_at(self, outputs: Any, batch: Any) -> Tensor: ...
-    def closed_form(self, outputs: Any, batch: Any, u: Tensor) -> Tensor | None: ...
+# The matrix of one batch: `BatchMatrix`, by three routes that share nothing
 
 
 @dataclass(frozen=True)
@@ -99,9 +58,6 @@ class HessianOfBatch:
     """H v, the derivative along v of the gradient of a batch's sum."""
 
     loss_sum: LossSum  # (theta, batch) -> (sum, count); the count may depend on the data and is never recorded
-
-    def run(self, theta: Tensor, batch: Any) -> None:
-        self.loss_sum(theta, batch)
 
     def product(self, theta: Tensor, v: Tensor, batch: Any) -> Tensor:
         def loss_sum(point: Tensor) -> Tensor:
@@ -122,6 +78,9 @@ class HessianOfBatch:
         tangents = (v, *(torch.zeros_like(leaf) for leaf in leaves))
         tangent: Tensor = jvp(lambda *at: grad(loss_sum)(*at), (theta, *leaves), tangents)[1]
         return tangent
+
+    def run(self, theta: Tensor, batch: Any) -> None:
+        self.loss_sum(theta, batch)
 
     def graph(self, theta: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
         point = theta.detach().requires_grad_()
@@ -146,15 +105,23 @@ class HessianOfBatch:
         return (high - low) / (2 * step), float(high.norm() + low.norm()) / (2 * step)
 
 
+class LossOfOutputs(Protocol):
+    """A loss that is a function of outputs: see `OutputLoss`."""
+
+    def outputs(self, theta: Tensor, batch: Any) -> Any: ...
+    def loss_at(self, outputs: Any, batch: Any) -> Tensor: ...
+    def closed_form(self, outputs: Any, batch: Any, u: Tensor) -> Tensor | None: ...
+
+
 @dataclass(frozen=True, eq=False)
 class _OutputGraph:
-    """The ways from theta to the outputs z and from z to the loss, each as an autograd graph."""
+    """Autograd graphs from theta to the outputs z, and from z to the loss."""
 
     point: Tensor  # (p,)
     z: list[Tensor]  # the model's outputs, functions of point
     u: list[Tensor]  # zeros, as z; J' u is linear in them
     back: Tensor  # (p,) J' u, a function of u: its derivative along v gives J v
-    start: list[Tensor]  # z again, where the way to the loss starts
+    start: list[Tensor]  # z again, as leaves
     slope: list[Tensor]  # dL/dz, a function of start
 
 
@@ -163,9 +130,6 @@ class GaussNewtonOfBatch:
     """G v = J' (B (J v)): forward with a tangent, the curvature of the loss in the outputs, and back."""
 
     loss: LossOfOutputs
-
-    def run(self, theta: Tensor, batch: Any) -> None:
-        self.loss.loss_at(self.loss.outputs(theta, batch), batch)
 
     def product(self, theta: Tensor, v: Tensor, batch: Any) -> Tensor:
         seen: list[Any] = []
@@ -177,14 +141,17 @@ class GaussNewtonOfBatch:
         def loss_at(z: list[Tensor]) -> Tensor:
             return self.loss.loss_at(with_tensors(seen[0], z), batch)
 
-        # J v is an auxiliary result of the function that is pulled back: one forward pass serves both.
+        # J v is an auxiliary result of the function whose vjp is taken: one forward pass serves both.
         with_tangent: Any = vjp(lambda point: jvp(outputs, (point,), (v,)), theta, has_aux=True)
-        z, pull_back, jv = with_tangent
+        z, transposed, jv = with_tangent
         closed_form = self.loss.closed_form(with_tensors(seen[0], z), batch, jv[0])
         # B is symmetric, and more losses can be differentiated twice in reverse than forward over reverse.
         bjv = vjp(grad(loss_at), z)[1](jv)[0] if closed_form is None else [closed_form]
-        result: Tensor = pull_back(bjv)[0]
+        result: Tensor = transposed(bjv)[0]
         return result
+
+    def run(self, theta: Tensor, batch: Any) -> None:
+        self.loss.loss_at(self.loss.outputs(theta, batch), batch)
 
     def graph(self, theta: Tensor, batch: Any) -> _OutputGraph:
         point = theta.detach().requires_grad_()
@@ -198,7 +165,7 @@ class GaussNewtonOfBatch:
         return _OutputGraph(point, z, u, back, start, slope)
 
     def from_graph(self, graph: _OutputGraph, v: Tensor, *, again: bool) -> Tensor:
-        # B by differentiation whatever the loss: what is known on paper is then tested with the recording.
+        # B by differentiation whatever the loss: a closed form is then tested with the recording.
         jv = vjp_of([graph.back], graph.u, [v], retain_graph=True)
         bjv = vjp_of(graph.slope, graph.start, jv, retain_graph=again)
         return vjp_of(graph.z, [graph.point], bjv, retain_graph=again)[0]
@@ -254,26 +221,30 @@ def with_tensors(outputs: Any, tensors: Sequence[Tensor]) -> Any:
     return tree_map(lambda leaf: next(values) if isinstance(leaf, Tensor) else leaf, outputs)
 
 
+# The engines: `ProductEngine`
+
+
+Engine = Literal["auto", "split graph", "kept graph", "double backward", "forward over reverse"]
+ENGINES = ("auto", "split graph", "kept graph", "double backward", "forward over reverse")
+
 _UNKNOWN = 2**62  # bytes of a graph that can't be measured: it is never kept
+_MAX_RECORDINGS = 16  # shapes of batches: each recording costs as much as many products
 
 
 class SplitEngine:
-    """One recording per shape of batch, at most `limit` of them."""
+    """One recording per shape of batch."""
 
     name, keeps, route = "split graph", True, "recorded"
 
-    def __init__(self, matrix: BatchMatrix, limit: int | None):
-        self._matrix, self._limit = matrix, limit
+    def __init__(self, matrix: BatchMatrix):
+        self._matrix = matrix
         self._graphs: dict[Any, SplitGraph] = {}
 
     def prepare(self, theta: Tensor, batch: Any) -> tuple[Any, int]:
-        """What does not depend on the vector, and its size in bytes."""
         if any(not isinstance(leaf, Tensor | int | float | str | None) for leaf in tree_leaves(batch)):
             raise CannotSplitError("the batches hold more than tensors and numbers, which a recording would keep")
         key = shape_key(batch)
         if key not in self._graphs:
-            if len(self._graphs) == self._limit:
-                raise CannotSplitError(f"the batches have more than {self._limit} shapes, each to be recorded")
             with torch.no_grad():
                 self._matrix.run(theta, batch)  # so that what the model caches by the shape of a batch is real
             self._graphs[key] = SplitGraph(self._matrix.product, theta, batch)
@@ -282,7 +253,6 @@ class SplitEngine:
         return (graph, kept), sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
     def product(self, prepared: Any, v: Tensor, *, again: bool = True) -> Tensor:
-        """The batch's product with v (p,)."""
         graph, kept = prepared
         result: Tensor = graph.product(kept, v)
         return result
@@ -298,7 +268,6 @@ class GraphEngine:
         self.name = "kept graph" if keeps else "double backward"
 
     def prepare(self, theta: Tensor, batch: Any) -> tuple[Any, int]:
-        """The graph, and the size in bytes of what it holds."""
         sizes: dict[int, int] = {}
 
         def note(tensor: Tensor) -> tuple[Tensor, int]:
@@ -321,7 +290,6 @@ class GraphEngine:
         return graph, sum(sizes.values())
 
     def product(self, prepared: Any, v: Tensor, *, again: bool = True) -> Tensor:
-        """The batch's product with v (p,); `again` if what was prepared is to serve another vector."""
         with torch.enable_grad(), _second_derivative():
             return self.matrix.from_graph(prepared, v, again=again)
 
@@ -335,27 +303,17 @@ class ForwardEngine:
         self._matrix = matrix
 
     def prepare(self, theta: Tensor, batch: Any) -> tuple[Any, int]:
-        """Nothing is kept."""
         return (theta, batch), 0
 
     def product(self, prepared: Any, v: Tensor, *, again: bool = True) -> Tensor:
-        """The batch's product with v (p,)."""
         theta, batch = prepared
         with _second_derivative(), contained():
-            return forward_product(self._matrix, theta, v, batch)
-
-
-def forward_product(matrix: BatchMatrix, theta: Tensor, v: Tensor, batch: Any) -> Tensor:
-    """One product, forward over reverse, nothing recorded."""
-    try:
-        return matrix.product(theta, v, batch)
-    except RuntimeError as error:
-        if "ZeroTensor" not in str(error) or not isinstance(matrix, HessianOfBatch):
-            raise
-        return matrix.product_with_tangents(theta, v, batch)
-
-
-ProductEngine = SplitEngine | GraphEngine | ForwardEngine
+            try:
+                return self._matrix.product(theta, v, batch)
+            except RuntimeError as error:
+                if "ZeroTensor" not in str(error) or not isinstance(self._matrix, HessianOfBatch):
+                    raise
+                return self._matrix.product_with_tangents(theta, v, batch)
 
 
 def _unchanged(noted: tuple[Tensor, int]) -> Tensor:
@@ -374,18 +332,16 @@ def _second_derivative() -> Iterator[None]:
     except RuntimeError as error:
         if not any(words in str(error) for words in ("derivative", "differentiate twice", "inplace operation")):
             raise
-        received = f"can't be differentiated twice ({(str(error).splitlines() or [''])[0]})"
+        received = f"can't be differentiated twice ({first_line(error)})"
         remedy = "Write that operation with others, such as exp, log and sums, and none in place."
         raise ValueError(argument_message("the loss", received, "one with a second derivative", remedy)) from error
 
 
-Block = Literal["auto", "loop", "vmap"]
-BLOCKS = ("auto", "loop", "vmap")
+# Several vectors
+
 
 _MARGIN = 1.5  # so much quicker must vmap be: a tie is decided the same way every time
 _AT_ONCE = 16  # vectors on a CPU; elsewhere twice as many
-_RTOL = {torch.float64: 1e-9, torch.float32: 1e-3}
-_FAILURES = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError)
 
 
 @dataclass(frozen=True)
@@ -395,23 +351,25 @@ class Batching:
     name: Literal["loop", "vmap"]
     at_once: int = 1
 
-    def products(self, engine: ProductEngine, prepared: Any, rows: Tensor, *, again: bool = True) -> Tensor:
-        """One batch's products with rows (b, p), as rows (b, p); `again` if what was prepared is to serve more."""
+    def add(self, total: Tensor, engine: ProductEngine, prepared: Any, rows: Tensor, *, again: bool = True) -> Tensor:
+        """Add one batch's products with rows (b, p) to total (b, p); `again` if what was prepared is to serve more."""
         if self.name == "loop":
             last = len(rows) - 1
-            parts = [engine.product(prepared, row, again=again or i < last) for i, row in enumerate(rows)]
-            return torch.stack(parts) if parts else torch.zeros_like(rows)
+            for i, (sum_, row) in enumerate(zip(total, rows, strict=True)):
+                sum_ += engine.product(prepared, row, again=again or i < last)
+            return total
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop")  # the measurement has seen it
             try:
                 times: Callable[[Tensor], Tensor] = torch.vmap(
                     lambda row: engine.product(prepared, row, again=True), chunk_size=self.at_once
                 )
-                return times(rows)
+                total += times(rows)
+                return total
             except torch.OutOfMemoryError:
                 if self.at_once == 1:
                     raise
-            return replace(self, at_once=self.at_once // 2).products(engine, prepared, rows)
+            return replace(self, at_once=self.at_once // 2).add(total, engine, prepared, rows)
 
 
 LOOP = Batching("loop")
@@ -420,7 +378,7 @@ LOOP = Batching("loop")
 def choose_batching(
     engine: ProductEngine, theta: Tensor, batches: Iterable[Any], rows: Tensor, wanted: str
 ) -> Batching:
-    """The quicker way for blocks such as rows (b, p), or the one that is wanted; vmap only where it is right.
+    """The quicker one for blocks such as rows (b, p), or the one that is wanted; vmap only where it is right.
 
     Raises:
         ValueError: vmap is wanted, and fails on this loss.
@@ -430,38 +388,36 @@ def choose_batching(
     vmap = Batching("vmap", _AT_ONCE if theta.device.type == "cpu" else 2 * _AT_ONCE)
     rows = rows[: vmap.at_once]
     try:
-        if wanted == "auto" and not _is_quicker(vmap, engine, engine.prepare(theta, next(iter(batches)))[0], rows):
-            return LOOP
+        if wanted == "auto":
+            prepared = engine.prepare(theta, next(iter(batches)))[0]
+            alone, together = (_seconds(batching, engine, prepared, rows) for batching in (LOOP, vmap))
+            if not _MARGIN * together < alone:
+                return LOOP
         problem = _difference(vmap, engine, theta, batches, rows)
-    except _FAILURES as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        problem = first_line(error)
     if problem and wanted == "vmap":
         received = f"is 'vmap', which fails on this loss ({problem})"
         raise ValueError(argument_message("block", received, "a way that can follow it", 'Use block="auto".'))
     return LOOP if problem else vmap
 
 
-def _is_quicker(vmap: Batching, engine: ProductEngine, prepared: Any, rows: Tensor) -> bool:
-    alone, together = (_seconds(way, engine, prepared, rows) for way in (LOOP, vmap))
-    return _MARGIN * together < alone
-
-
-def _seconds(way: Batching, engine: ProductEngine, prepared: Any, rows: Tensor) -> float:
+def _seconds(batching: Batching, engine: ProductEngine, prepared: Any, rows: Tensor) -> float:
     """Of one block, the quicker of two: the first call loads what later ones find."""
     elapsed = []
     for _ in range(2):
         begun = time.perf_counter()
-        way.products(engine, prepared, rows).sum().item()  # waits for the device
+        batching.add(torch.zeros_like(rows), engine, prepared, rows).sum().item()  # waits for the device
         elapsed.append(time.perf_counter() - begun)
     return min(elapsed)
 
 
 def _difference(vmap: Batching, engine: ProductEngine, theta: Tensor, batches: Iterable[Any], rows: Tensor) -> str:
     """How vmap differs from the loop on some batch; "" where it does not."""
-    rtol = _RTOL.get(theta.dtype, 1e-3)
+    rtol = RTOL.get(theta.dtype, 1e-3)
     for index, batch in enumerate(batches):
         prepared, _ = engine.prepare(theta, batch)
-        expected, found = (way.products(engine, prepared, rows) for way in (LOOP, vmap))
+        expected, found = (each.add(torch.zeros_like(rows), engine, prepared, rows) for each in (LOOP, vmap))
         norms = expected.norm(dim=1)
         error = (found - expected).norm(dim=1)
         # A product that nearly vanishes is the rounding of the others' size.
@@ -471,61 +427,43 @@ def _difference(vmap: Batching, engine: ProductEngine, theta: Tensor, batches: I
     return ""
 
 
-Engine = Literal["auto", "split graph", "kept graph", "double backward", "forward over reverse"]
-ENGINES = ("auto", "split graph", "kept graph", "double backward", "forward over reverse")
-DEFAULT_KEEP_BYTES = 2 * 2**30
+# The sum over batches
 
-_MAX_RECORDINGS = 16  # shapes of batches: each recording costs as much as many products
+
+DEFAULT_KEEP_BYTES = 2 * 2**30
 
 
 class Products:
     """Mean loss over batches, its gradient and the products of a matrix of it, as functions of theta (p,).
 
-    Args:
-        loss_sum: (theta, batch) -> (scalar sum of the loss over the batch, number of loss terms in it).
-        batches: re-iterable; every pass yields the same batches in the same order.
-        engine: "auto" takes the first of the four that is right here.
-        keep_bytes: budget for what is kept between products at one theta; batches beyond it are recomputed.
-        context: a context manager factory around every evaluation (switches off kernels that can't be differentiated).
-        matrix: which one; by default the Hessian.
-        ranks: the processes that hold the other batches; every method is then called by all of them alike.
-        widened: () -> the same matrix in float64, and what makes a batch of it, for central differences.
-        check_gradient: raises where the gradient is not the derivative of the value; called before the first is used.
-        sample: some examples of a batch, on which products are compared with central differences whatever they agree
-            with; None for no such comparison.
-        is_smooth: whether no kink was seen in the loss.
-        name_of: (p,) -> the name of the parameter in which a vector is largest, for messages.
+    Theta and vectors were checked by the caller: they are finite, in one dtype, on one device, and nobody writes to
+    them afterwards. Every pass over the batches must yield the same ones.
     """
 
     def __init__(
         self,
-        loss_sum: LossSum,
+        loss_sum: LossSum,  # (theta, batch) -> (scalar sum over the batch, number of loss terms in it)
         batches: Iterable[Any],
         *,
-        engine: Engine = "auto",
-        keep_bytes: int = DEFAULT_KEEP_BYTES,
-        context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-        matrix: BatchMatrix | None = None,
-        ranks: Ranks | None = None,
-        widened: Widened | None = None,
-        check_gradient: Callable[[], None] = lambda: None,
-        sample: Callable[[Any], Any] = lambda batch: batch,
-        is_smooth: Callable[[], bool] = lambda: True,
-        name_of: Callable[[Tensor], str] = lambda vector: "",
+        engine: Engine = "auto",  # the first of the four that is right here
+        keep_bytes: int = DEFAULT_KEEP_BYTES,  # for what is kept between products at one theta
+        context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,  # of every evaluation
+        matrix: BatchMatrix | None = None,  # None: the Hessian
+        ranks: Ranks | None = None,  # that hold other batches; every method is then called by all of them alike
+        widened: Widened | None = None,  # of the matrix, for central differences
+        check_gradient: Callable[[], None] = lambda: None,  # raises where it is not the derivative of the value
+        sample: Callable[[Any], Any] = lambda batch: batch,  # examples for central differences, or None
+        is_smooth: bool = True,  # whether no kink was seen in the loss
+        name_of: Callable[[Tensor], str] = lambda vector: "",  # the parameter in which a vector is largest
     ):
+        self._loss_sum, self._batches, self._wanted, self._keep_bytes = loss_sum, batches, engine, keep_bytes
+        self._matrix: BatchMatrix = HessianOfBatch(loss_sum) if matrix is None else matrix
+        self._context, self._ranks = context, ranks
         self._widened, self._check_gradient, self._name_of = widened, check_gradient, name_of
         self._sample, self._is_smooth = sample, is_smooth
-        self._loss_sum = loss_sum
-        self._batches = batches
-        self._wanted = engine
-        self._keep_bytes = keep_bytes
-        self._context = context
-        self._matrix = HessianOfBatch(loss_sum) if matrix is None else matrix
-        self._ranks = ranks
         self._engine: ProductEngine | None = None
-        self._ways: dict[str, Batching] = {}  # how blocks of vectors are multiplied, by what was asked for
-        self._theta: Tensor | None = None  # where the last product was taken, and so what `_kept` belongs to
-        self._kept: dict[int, tuple[Any, int]] = {}
+        self._batchings: dict[str, Batching] = {}  # by what was asked for
+        self._kept: Kept | None = None  # at the theta of the last product; only ever replaced as a whole
         self._count: float | None = None  # of the data alone, so one pass finds it once
         self.fallback_reason: str | None = None
 
@@ -538,7 +476,7 @@ class Products:
         """Mean loss, a float64 scalar."""
 
         def sums() -> Sums:
-            total, count = _zero(theta), 0.0
+            total, count = _zeros(theta), 0.0
             for batch in self._batches:
                 part, terms = self._loss_sum(theta, batch)
                 total += part
@@ -554,7 +492,7 @@ class Products:
 
         def sums() -> Sums:
             self._check_gradient()  # in here: what one rank refuses, all do
-            total, gradient, count = _zero(theta), _zero(theta, theta.numel()), 0.0
+            total, gradient, count = _zeros(theta), _zeros(theta, theta.numel()), 0.0
             for batch in self._batches:
                 point = theta.detach().requires_grad_()
                 part, terms = self._loss_sum(point, batch)
@@ -576,61 +514,55 @@ class Products:
     def product(self, theta: Tensor, v: Tensor, block: str = "auto") -> Tensor:
         """The matrix of the mean loss at theta times v (p,), one product, or times the rows of v (b, p), b products.
 
-        Args:
-            theta: where.
-            v: one vector, or rows.
-            block: how rows are multiplied, "loop" one after the other, "vmap" at once, "auto" what is quicker.
+        `block` is how rows are multiplied. No product waits for the device or copies a vector, as long as theta is the
+        object that it was at the last one; another one has its numbers compared.
         """
         with self._context():
             if self._engine is None:
                 self._engine = self._agreed_engine(theta)  # which leaves what it has prepared here, for this theta
-            is_second = self._theta is not None and torch.equal(theta, self._theta)
-            if not is_second:
-                self.release()
-                self._theta = theta.detach().clone()
-            rows = v.reshape(-1, theta.numel())
-            if len(rows) < 2:
-                return self._mean(self._engine, theta, rows, LOOP, keep=is_second).reshape(v.shape)
-            if block not in self._ways:
-                self._ways[block] = self._agreed_way(self._engine, theta, rows, block)
-            return self._mean(self._engine, theta, rows, self._ways[block], keep=True)
+            engine, rows = self._engine, v.reshape(-1, theta.numel())
+            kept = self._kept
+            is_second = kept is not None and (kept.theta is theta or torch.equal(kept.theta, theta))
+            if kept is None or not is_second:
+                kept = self._kept = Kept(theta)
+            batching = self._batching(engine, theta, rows, block) if len(rows) > 1 else LOOP
+            keep_bytes = self._keep_bytes if engine.keeps and (is_second or len(rows) > 1) else -1  # -1: nothing
+            if self._count is None:
+                self.value(theta)
+
+            def sums() -> Sums:
+                total, self._kept = self._sum(engine, theta, rows, batching, kept, keep_bytes)
+                return [], [total]
+
+            question = f"a product of the {type(self._matrix).__name__.removesuffix('OfBatch')}"
+            _, (total,) = over_ranks(self._ranks, question, sums, theta, rows)
+            return total.div_(cast(float, self._count)).to(theta.dtype).reshape(v.shape)
 
     def block(self, wanted: str = "auto") -> str:
         """How blocks of vectors are multiplied, "loop" or "vmap"; "not chosen yet" before the first."""
-        return self._ways[wanted].name if wanted in self._ways else "not chosen yet"
+        return self._batchings[wanted].name if wanted in self._batchings else "not chosen yet"
 
     def release(self) -> None:
         """Forget what is kept between products."""
-        self._kept, self._theta = {}, None
+        self._kept = None
 
-    def _mean(self, engine: ProductEngine, theta: Tensor, rows: Tensor, way: Batching, *, keep: bool) -> Tensor:
-        """The products of rows (b, p), summed over the batches and divided by the count once."""
-        if self._count is None:
-            self.value(theta)
-
-        def sums() -> Sums:
-            return [], [self._sum(engine, theta, rows, way, keep=keep)]
-
-        question = f"a product of the {type(self._matrix).__name__.removesuffix('OfBatch')}"
-        _, (total,) = over_ranks(self._ranks, question, sums, theta, rows)
-        return (total / cast(float, self._count)).to(theta.dtype)
-
-    def _sum(self, engine: ProductEngine, theta: Tensor, rows: Tensor, way: Batching, *, keep: bool) -> Tensor:
-        """The products of rows (b, p), summed over the batches that are here."""
-        total = _zero(theta, *rows.shape)
-        used = sum(size for _, size in self._kept.values())
-        is_full = not (keep and engine.keeps)
+    def _sum(
+        self, engine: ProductEngine, theta: Tensor, rows: Tensor, batching: Batching, kept: Kept, keep_bytes: int
+    ) -> tuple[Tensor, Kept]:
+        """The products of rows (b, p), summed over the batches that are here; and what is kept now."""
+        total, prepared, num_bytes = _zeros(theta, *rows.shape), list(kept.prepared), kept.num_bytes
+        is_full = False
         for index, batch in enumerate(self._batches):
-            if index in self._kept:
-                prepared = self._kept[index][0]
+            if index < len(kept.prepared):
+                this = kept.prepared[index]
             else:
-                prepared, size = engine.prepare(theta, batch)
-                is_full = is_full or used + size > self._keep_bytes
+                this, size = engine.prepare(theta, batch)
+                is_full = is_full or num_bytes + size > keep_bytes
                 if not is_full:
-                    self._kept[index] = (prepared, size)
-                    used += size
-            total += way.products(engine, prepared, rows, again=engine.keeps)
-        return total
+                    prepared.append(this)
+                    num_bytes += size
+            batching.add(total, engine, this, rows, again=engine.keeps)
+        return total, Kept(theta, tuple(prepared), num_bytes)
 
     def _agreed_engine(self, theta: Tensor) -> ProductEngine:
         """The engine that is right on the batches of every rank."""
@@ -650,22 +582,24 @@ class Products:
         self._ranks.highest("the same engine", lambda: choose(name), theta)
         return chosen[-1]
 
-    def _agreed_way(self, engine: ProductEngine, theta: Tensor, rows: Tensor, block: str) -> Batching:
+    def _batching(self, engine: ProductEngine, theta: Tensor, rows: Tensor, block: str) -> Batching:
         """How all ranks multiply blocks: at once only where that is quicker, and right, on every one."""
-        if self._ranks is None:
-            return choose_batching(engine, theta, self._batches, rows, block)
-        chosen: list[Batching] = []
+        if block not in self._batchings:
+            chosen: list[Batching] = []
 
-        def choose() -> int:
-            chosen.append(choose_batching(engine, theta, self._batches, rows, block))
-            return int(chosen[0].name == "loop")
+            def choose() -> int:
+                chosen.append(choose_batching(engine, theta, self._batches, rows, block))
+                return int(chosen[0].name == "loop")
 
-        return LOOP if self._ranks.highest("a way to multiply blocks", choose, theta, rows) else chosen[0]
+            is_loop = self._ranks and self._ranks.highest("a way to multiply blocks", choose, theta, rows)
+            if self._ranks is None:
+                choose()
+            self._batchings[block] = LOOP if is_loop else chosen[0]
+        return self._batchings[block]
 
     def _choose(self, theta: Tensor, wanted: str) -> ProductEngine:
         """The wanted engine, or the first of all, whose products are right on every batch here."""
         self._check_gradient()
-        is_smooth = self._is_smooth()
         verification = Verification(
             self._matrix,
             self._batches,
@@ -673,18 +607,18 @@ class Products:
             reverse=lambda matrix: GraphEngine(matrix, keeps=False),
             forward=ForwardEngine(self._matrix),
             widened=self._widened,
-            is_smooth=is_smooth,
+            is_smooth=self._is_smooth,
             name_of=self._name_of,
         )
-        sample = self._sample(next(iter(self._batches))) if is_smooth else None
+        sample = self._sample(next(iter(self._batches))) if self._is_smooth else None
         fault = None if sample is None else verification.fault_of_both(sample)
         if fault is not None:
             raise verification.refusal([fault])
         faults: list[Fault] = []
-        failure, num_failed = None, 0
+        failures: list[Exception] = []
         for engine in self._candidates(theta, wanted):
             try:
-                fault, kept = verification.fault(engine, self._keep_bytes)
+                found = verification.verified(engine, self._keep_bytes)
             except CannotSplitError as error:
                 if wanted == "split graph":
                     received = f"is 'split graph', which fails on this loss ({error})"
@@ -692,19 +626,35 @@ class Products:
                     raise ValueError(message) from error
                 self.fallback_reason = str(error)
                 continue
-            except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
+            except (RuntimeError, ValueError, TypeError, AttributeError) as error:
                 if wanted != "auto" or isinstance(error, torch.OutOfMemoryError):
                     raise
-                failure, num_failed = failure or error, num_failed + 1
-                fault, kept = Fault((str(error).splitlines() or [type(error).__name__])[0]), {}
-            if fault is None:
-                self._kept, self._theta = kept, theta.detach().clone()
+                failures.append(error)
+                found = Fault(first_line(error))
+            if isinstance(found, Kept):
+                self._kept = found
                 return engine
-            faults.append(fault)
-            self.fallback_reason = fault.reason
-        if failure is not None and len(faults) == num_failed:  # no product was there to be compared
-            raise failure
+            faults.append(found)
+            self.fallback_reason = found.reason
+        if failures and len(faults) == len(failures):  # no product was there to be compared
+            raise failures[0]
         raise verification.refusal(faults)
+
+    def _candidates(self, theta: Tensor, wanted: str) -> Iterator[ProductEngine]:
+        """What may be tried, the fastest first."""
+        if wanted == "split graph" or (wanted == "auto" and self._has_few_shapes()):
+            yield SplitEngine(self._matrix)
+        if wanted in ("kept graph", "double backward"):
+            yield GraphEngine(self._matrix, keeps=wanted == "kept graph")
+        if wanted == "auto":
+            # Keeping graphs pays only if what they hold fits; else each product is a double backward in fact and name.
+            try:
+                size = GraphEngine(self._matrix, keeps=True).prepare(theta, next(iter(self._batches)))[1]
+            except (RuntimeError, ValueError, TypeError):  # said by the engine itself, below
+                size = 0
+            yield GraphEngine(self._matrix, keeps=size <= self._keep_bytes)
+        if wanted in ("auto", "forward over reverse"):
+            yield ForwardEngine(self._matrix)
 
     def _has_few_shapes(self) -> bool:
         """Whether recordings for all shapes of batches are worth making."""
@@ -716,49 +666,27 @@ class Products:
                 return False
         return True
 
-    def _candidates(self, theta: Tensor, wanted: str) -> Iterator[ProductEngine]:
-        """What may be tried, the fastest first."""
-        if wanted == "split graph" or (wanted == "auto" and self._has_few_shapes()):
-            yield SplitEngine(self._matrix, _MAX_RECORDINGS if wanted == "auto" else None)
-        if wanted == "kept graph":
-            yield GraphEngine(self._matrix, keeps=True)
-        if wanted == "double backward":
-            yield GraphEngine(self._matrix, keeps=False)
-        if wanted == "auto":
-            # Keeping graphs pays only if what they hold fits; else each product is a double backward in fact and name.
-            try:
-                size = GraphEngine(self._matrix, keeps=True).prepare(theta, next(iter(self._batches)))[1]
-            except (RuntimeError, ValueError, TypeError):  # said by the engine itself, below
-                size = 0
-            yield GraphEngine(self._matrix, keeps=size <= self._keep_bytes)
-        if wanted in ("auto", "forward over reverse"):
-            yield ForwardEngine(self._matrix)
 
-
-def _zero(theta: Tensor, *shape: int) -> Tensor:
+def _zeros(theta: Tensor, *shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64, device=theta.device)
 
 
-Kind = Literal["hessian", "gauss_newton"]
-
-
 @dataclass(frozen=True)
-class Curvature:
-    """The products of one matrix of a loss, as a function of theta: (matrix + shift I) v."""
+class ProductsAt:
+    """The matrix at one theta: a `Curvature`."""
 
     products: Products
-    shift: float = 0.0
+    theta: Tensor  # (p,), nobody else's
 
     @property
     def engine(self) -> str:
         """How products are computed; "not chosen yet" before the first."""
         return self.products.engine
 
-    def product(self, theta: Tensor, v: Tensor, block: str = "auto") -> Tensor:
-        """Times v (p,), or times the rows of v (b, p); vectors are in theta's dtype, on its device, and finite."""
-        image = self.products.product(theta, v, block)
-        return image + self.shift * v if self.shift else image
+    def product(self, v: Tensor, block: Block = "auto") -> Tensor:
+        """Times v (p,), or times the rows of v (b, p)."""
+        return self.products.product(self.theta, v, block)
 
-    def block(self, wanted: str = "auto") -> str:
+    def block(self, wanted: Block = "auto") -> str:
         """How blocks of vectors are multiplied, "loop" or "vmap"; "not chosen yet" before the first."""
         return self.products.block(wanted)

@@ -1,31 +1,19 @@
-"""Which examples are this rank's, and have all ranks made the same loss?
+"""The three losses that every tool takes: of a model on a data set, of any torch function, and either plus a quadratic.
 
-Every rank has either all of the data, of which it takes its part ("split"), or has only its part ("given"). Nothing is
-guessed: data that differ where they should be the same, or are the same where they should differ, are refused, since
-either way some examples would count twice and others not at all.
-
-What is the loss of a model on a data set, as a function of the weights?
-
-Three kinds of objective, one interface (`Loss`): `Objective` here, `FunctionObjective` (any torch function of theta)
-and `AnchoredObjective` (either plus a quadratic). All are pure functions of a flat vector theta (p,): the user's model
-is copied once and never written to, and what a value depends on besides theta is fixed when the objective is made.
-Every tool of the library takes any of the three.
-
-What is any torch function of theta, as a loss?
-
-`FunctionObjective` has the interface of `Objective` (see `loss.py`), and so every tool takes it: toys, quadratics whose
-answers are known, losses that are no mean over data.
-
-What keeps a minimum near the trained weights? A loss plus a weak quadratic around a point.
+All are pure functions of a flat vector theta (p,): the user's model is copied once and never written to, and what a
+value depends on besides theta is fixed when the objective is made. Vectors are checked and copied in the public methods
+that the three have in common, once; what lies behind them takes vectors as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,118 +23,160 @@ from torch.utils.data.distributed import DistributedSampler
 from lowhanging.errors import a_type, argument_message, check_choice, check_finite, check_real, check_vector
 from lowhanging.io import digest
 from lowhanging.objective.batches import MAX_BATCHES, Batches
-from lowhanging.objective.checkpoints import Checkpoint, Point, read_point, refuse_plain
+from lowhanging.objective.checkpoints import Checkpoint, Point, read_point, refuse_plain, with_buffers
 from lowhanging.objective.checks import check_derivative, findings
 from lowhanging.objective.distributed import Ranks, find_ranks
 from lowhanging.objective.hvp import (
     DEFAULT_KEEP_BYTES,
     ENGINES,
-    BatchMatrix,
-    Curvature,
     Engine,
     GaussNewtonOfBatch,
     HessianOfBatch,
-    Kind,
     Products,
+    ProductsAt,
 )
 from lowhanging.objective.kernels import ONE_AT_A_TIME, GraphWhereNeeded, differentiable_kernels
 from lowhanging.objective.model_loss import BatchLoss, LossFn, ModelLoss, OutputLoss, widened_batch
 from lowhanging.objective.parameters import ParameterSpace
-from lowhanging.objective.protocol import Loss, around, batched_evaluation, check_loss, check_rows, own_vector
+from lowhanging.objective.protocol import (
+    Block,
+    BufferRule,
+    Curvature,
+    Kind,
+    Loss,
+    batched_evaluation,
+    check_loss,
+    check_rows,
+    own_vector,
+)
 from lowhanging.objective.random_state import draws_so_far, untouched_random_state
+from lowhanging.objective.verification import BatchMatrix
 
 Shards = Literal["split", "given"]
 SHARDS = ("split", "given")
 
-_OWN = "Make it of the same model and with the same arguments on every rank, or pass distributed=False."
-_SAME = {
-    "model": _OWN,
-    "theta0": "Give all ranks the same whole weights first (torch.distributed.broadcast), or pass distributed=False.",
-    "constants": "Give all ranks the same frozen parameters and buffers first: in training each rank gathers BatchNorm "
-    "statistics of its own.",
-    "loss": _OWN,
-    "mode": _OWN,
-    "shards": _OWN,
-}
-_WHOLE = {
-    "data": "Read the same examples in the same order on every rank (shuffle with a generator of the same seed); or "
-    'pass Objective(..., shards="given") loaders that yield each rank its own part.'
-}
+
+class _Loss(ABC):
+    """What the three objectives have in common: the public methods, in which vectors are checked and copied once."""
+
+    space: ParameterSpace | None = None
+    batches: Iterable[Any] = ()
+    ranks: Ranks | None = None
+    _theta0: Tensor
+    _products: Products  # which compute, where a subclass does not
+    _remedy: str  # for a vector that does not fit
+
+    @property
+    @abstractmethod
+    def _owner(self) -> str:
+        """Whose parameters vectors must fit."""
+
+    @property
+    def engine(self) -> str:
+        """How products are computed; chosen, and tested on every micro-batch, at the first product."""
+        return self._products.engine
+
+    @property
+    def theta0(self) -> Tensor:
+        """The point around which the loss is studied, (p,); a copy of its own each time."""
+        return own_vector(self._theta0)
+
+    @property
+    def num_params(self) -> int:
+        """The length of theta, p."""
+        return self._theta0.numel()
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """L(theta), a float64 scalar; theta (p,)."""
+        return self._value(self._checked(theta))
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """Gradient of L at theta, (p,)."""
+        return self.value_and_gradient(theta)[1]
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """L(theta), a float64 scalar, and its gradient (p,)."""
+        return self._value_and_gradient(self._checked(theta))
+
+    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
+        """Hessian of L at theta times v (p,): one product.
+
+        From the second product at one theta on, what does not depend on v is kept (`keep_bytes`); then a product costs
+        about 1.3 to 1.8 gradients, against 3 to 4 of a double backward (`benchmarks/products.py`).
+        """
+        return self.curvature("hessian", self._checked(theta)).product(self._checked(v, "v"))
+
+    @abstractmethod
+    def curvature(self, kind: Kind, theta: Tensor) -> Curvature:
+        """The Hessian or the Gauss-Newton matrix at theta (p,), for tools: nothing behind it is checked or copied.
+
+        Theta and the vectors must be finite, in the dtype and on the device of theta0, and stay as they are.
+
+        Raises:
+            ValueError, TypeError: "gauss_newton" of a loss that is no function of a model's outputs.
+        """
+
+    def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
+        """L(theta), bit for bit the objective's value, and the accuracy: None unless targets are classes.
+
+        The accuracy is the share of targets equal to the argmax of the outputs over dimension 1.
+        """
+        return self._evaluate(self._checked(theta))
+
+    def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`evaluate` at every row of thetas (b, p) at once, (b,) each, by `torch.vmap`: equal to rounding only.
+
+        Quick where one evaluation leaves the processor idle (GPUs, tiny models); b times the memory.
+        """
+        thetas = check_rows("thetas", thetas, like=self._theta0)
+        with batched_evaluation():
+            return self._evaluate_many(thetas)
+
+    @property
+    def buffers(self) -> str:
+        """Where the buffers come from that training moves (BatchNorm's statistics): "none" where the model has none.
+
+        "own": they came with theta0; "fixed": from the point that the loss was at before; "recalibrate": recomputed.
+        """
+        return "none"
+
+    @property
+    def moving_names(self) -> tuple[str, ...]:
+        """Names of the buffers that training moves: those that a forward pass in training mode writes."""
+        return ()
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Theta0 with all buffers of the model as they are used here: a point for every tool that takes points."""
+        return Checkpoint(self.theta0)
+
+    def as_checkpoint(self, point: Point, *, argument: str = "point") -> Checkpoint:
+        """A module, a state_dict, a checkpoint, a minimum or a vector as theta (p,) and the buffers that it brings.
+
+        Raises:
+            ValueError, TypeError: names, shapes or tied weights are not those of this model, or a frozen parameter,
+                which is a constant of the loss, has another value; only some of the buffers that training moves.
+        """
+        checkpoint = with_buffers(point)
+        return Checkpoint(self._checked(point if checkpoint is None else checkpoint.theta, argument))
+
+    def _checked(self, vector: Any, name: str = "theta") -> Tensor:
+        like = self._theta0
+        return own_vector(check_vector(name, vector, like.numel(), owner=self._owner, remedy=self._remedy, like=like))
+
+    def _value(self, theta: Tensor) -> Tensor:
+        return self._products.value(theta)
+
+    def _value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        return self._products.value_and_gradient(theta)
+
+    @abstractmethod
+    def _evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]: ...
+    @abstractmethod
+    def _evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]: ...
 
 
-def check_unwrapped(model: Any) -> None:
-    """Refuse a model in DistributedDataParallel: its forward pass would synchronise behind our back."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        received = "is wrapped in DistributedDataParallel"
-        raise ValueError(argument_message("model", received, "the model itself", "Pass model.module."))
-
-
-def check_given(data: Any) -> None:
-    """Refuse a sampler that repeats examples so that all shards are equally long."""
-    sampler = getattr(data, "sampler", None) if isinstance(data, DataLoader) else None
-    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
-        return
-    extra = sampler.total_size - len(sampler.dataset)  # type: ignore[arg-type]
-    if extra:
-        received = f"repeats {extra} example{'s' * (extra > 1)} (DistributedSampler makes all shards equally long)"
-        remedy = 'Pass the whole with shards="split", or Subset(data, range(rank, len(data), num_ranks)) on each rank.'
-        raise ValueError(argument_message("data", received, "every example once", remedy))
-
-
-def agree(ranks: Ranks, terms: ModelLoss, shards: str) -> int:
-    """How many examples the ranks have together, if all have made the same loss; else an error on every rank."""
-    own, space = cast(Batches, terms.batches), terms.space
-    facts = {
-        "model": f"{space.owner} with {space.num_params:,} parameters in {space.dtype}",
-        "theta0": digest(terms.theta0),
-        "constants": digest(*_constants(terms)),
-        "loss": terms.name,
-        "mode": terms.mode,
-        "shards": shards,
-        "data": f"{own.num_read:,} examples ({own.digest})",
-        "num_examples": own.num_examples,
-    }
-    found = ranks.agree(facts, _SAME | (_WHOLE if shards == "split" else {}))
-    if shards == "given" and len({theirs["data"] for theirs in found}) < ranks.size:
-        received = "is the same on several ranks"
-        remedy = 'Pass shards="split" where every rank has all of the data.'
-        raise ValueError(argument_message("data", received, "a part of its own on each rank", remedy))
-    return sum(theirs["num_examples"] for theirs in found)
-
-
-def _constants(terms: ModelLoss) -> Iterator[Tensor]:
-    """What the loss depends on besides theta and the data."""
-    for module in (terms.model, terms.loss_fn):
-        if isinstance(module, nn.Module):
-            yield from (weight for weight in module.parameters() if not weight.requires_grad)
-            yield from module.buffers()
-
-
-@dataclass(frozen=True)
-class _Checks:
-    """What the check of a product asks of a loss; a class and no closures, so that objectives can be pickled."""
-
-    terms: ModelLoss
-    make: Callable[[ModelLoss], BatchMatrix]
-
-    def widened(self) -> tuple[BatchMatrix, Callable[[Any], Any]]:
-        """The matrix of the loss in float64, and what makes a batch of it."""
-        return self.make(self.terms.widened()), widened_batch
-
-    def sample(self, batch: Any) -> Any:
-        """A few examples; None where a float64 copy of the model would be dear."""
-        return self.terms.sample(batch) if self.terms.can_be_widened else None
-
-    def is_smooth(self) -> bool:
-        """Whether no kink was seen."""
-        return self.terms.is_smooth
-
-
-def _gauss_newton_of(terms: ModelLoss) -> BatchMatrix:
-    return GaussNewtonOfBatch(OutputLoss(terms))
-
-
-class Objective:
+class Objective(_Loss):
     r"""Mean loss of a model over one data set, as a function of its flat trainable parameters.
 
     L(theta) = (sum over batches of the batch's loss sum) / (number of loss terms), so that ragged, permuted or re-cut
@@ -171,7 +201,7 @@ class Objective:
             is cut only on request.
         max_batches: of data that do not tell how many batches they have; more are taken for a loader that never ends.
             None for no bound.
-        engine: how Hessian products are computed, see `products.py`; `objective.engine` says what runs.
+        engine: how Hessian products are computed, see `lowhanging.objective.hvp`; `objective.engine` says what runs.
         keep_bytes: budget in bytes for what is kept between products at one theta; Gauss-Newton products have another
             one of the same size.
         distributed: None shares the examples among all ranks where `torch.distributed` is initialised; True does, or
@@ -205,6 +235,9 @@ class Objective:
         Pearlmutter (1994), "Fast exact multiplication by the Hessian".
     """
 
+    space: ParameterSpace
+    _remedy = "Build vectors from named tensors with objective.space.flatten({...})."
+
     def __init__(
         self,
         model: nn.Module,
@@ -230,54 +263,38 @@ class Objective:
         shard = None if self.ranks is None else (self.ranks.rank, self.ranks.size) if shards == "split" else (0, 1)
         together = contextlib.nullcontext() if self.ranks is None else self.ranks.making()
         with together, torch.inference_mode(False):  # tensors made in inference mode could enter no gradient
-            check_unwrapped(model)
-            if shards == "given":
-                check_given(data)
-            self._terms = ModelLoss(
-                model,
-                data,
-                loss_fn=loss_fn,
-                batch_loss=batch_loss,
-                mode=mode,
-                device=device,
-                cache=cache,
-                micro_batch=micro_batch,
-                max_batches=max_batches,
-                ranks=self.ranks,
-                shard=shard,
-            )
-        self.batches, self.num_examples = self._terms.batches, self._terms.num_examples
+            _check_shards(model, data, shards)
+            terms = ModelLoss(
+                model, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, device=device, cache=cache,
+                micro_batch=micro_batch, max_batches=max_batches, ranks=self.ranks, shard=shard,
+            )  # fmt: skip
+        self.num_examples = terms.num_examples
         if self.ranks is not None:
-            self.num_examples = agree(self.ranks, self._terms, shards)
-            self._terms.settle_cut()
+            self.num_examples = _agree(self.ranks, terms, shards)
+            terms.settle_cut()
         self._settings: dict[str, Any] = {"engine": engine, "keep_bytes": keep_bytes}
         self._whose_buffers = "own"
-        self._take(self._terms)
+        self._take(terms)
 
     def _take(self, terms: ModelLoss) -> None:
         """Be the loss that these terms add up to, around their theta0."""
-        self._terms, self.space, self._theta0 = terms, terms.space, terms.theta0
+        self._terms, self.space, self.batches, self._theta0 = terms, terms.space, terms.batches, terms.theta0
         self._outputs = OutputLoss(terms)
+        self._products, self._gauss_newton = self._products_of(HessianOfBatch), self._products_of(_gauss_newton_of)
 
-        self._products = self._summed(terms, HessianOfBatch(terms), HessianOfBatch)
-        self._gauss_newton = self._summed(terms, GaussNewtonOfBatch(self._outputs), _gauss_newton_of)
-
-    def _summed(self, terms: ModelLoss, matrix: BatchMatrix, make: Callable[[ModelLoss], BatchMatrix]) -> Products:
-        """The products of a matrix; `make` makes the same of another form of the loss."""
-        checks = _Checks(terms, make)
+    def _products_of(self, make: Callable[[ModelLoss], BatchMatrix]) -> Products:
+        """Those of the matrix that `make` makes of the loss, or of another form of it."""
+        terms = self._terms
         return Products(
-            terms,
-            terms.batches,
-            context=terms.context,
-            matrix=matrix,
-            ranks=terms.ranks,
-            widened=checks.widened,
-            check_gradient=terms.check_gradient,
-            sample=checks.sample,
-            is_smooth=checks.is_smooth,
-            name_of=terms.space.name_of_largest,
+            terms, terms.batches, matrix=make(terms), context=terms.context, ranks=terms.ranks,
+            widened=functools.partial(_widened, make, terms), sample=functools.partial(_sample, terms),
+            check_gradient=terms.check_gradient, is_smooth=terms.is_smooth, name_of=terms.space.name_of_largest,
             **self._settings,
-        )
+        )  # fmt: skip
+
+    @property
+    def _owner(self) -> str:
+        return self.space.owner
 
     def __repr__(self) -> str:
         size = f"{self.num_params:,} parameters, {self.num_examples:,} examples"
@@ -287,98 +304,36 @@ class Objective:
         return f"Objective({self.space.owner}, {size}, {how})"
 
     @property
-    def theta0(self) -> Tensor:
-        """The point around which the loss is studied, (p,); a copy of its own each time."""
-        return own_vector(self._theta0)
-
-    @property
-    def num_params(self) -> int:
-        """The length of theta, p."""
-        return self.space.num_params
-
-    @property
-    def engine(self) -> str:
-        """How products are computed; chosen, and tested on every micro-batch, at the first product."""
-        return self._products.engine
-
-    @property
     def fallback_reason(self) -> str | None:
         """Why `engine` is not the fastest one; None where it is, or before the first product."""
         return self._products.fallback_reason
 
-    def __call__(self, theta: Tensor) -> Tensor:
-        """L(theta), a float64 scalar; theta (p,)."""
-        return self._products.value(self._checked(theta))
-
-    def gradient(self, theta: Tensor) -> Tensor:
-        """Gradient of L at theta, (p,)."""
-        return self.value_and_gradient(theta)[1]
-
-    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """L(theta), a float64 scalar, and its gradient (p,)."""
-        return self._products.value_and_gradient(self._checked(theta))
-
-    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
-        """Hessian of L at theta times v (p,): one product.
-
-        From the second product at one theta on, what does not depend on v is kept (`keep_bytes`); then a product costs
-        about 1.3 to 1.8 gradients, against 3 to 4 of a double backward (`benchmarks/products.py`).
-        """
-        return self._products.product(self._checked(theta), self._checked(v, "v"))
-
-    def curvature(self, kind: Kind) -> Curvature:
-        """The Hessian or the Gauss-Newton matrix as products, for `hessian` and `gauss_newton`, which check vectors.
-
-        Raises:
-            ValueError: "gauss_newton" of a loss that is no function of the model's outputs.
-        """
+    def curvature(self, kind: Kind, theta: Tensor) -> Curvature:
         if kind == "gauss_newton":
             self._outputs.check()
-        return Curvature(self._products if kind == "hessian" else self._gauss_newton)
+        return ProductsAt(self._products if kind == "hessian" else self._gauss_newton, theta)
 
-    def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
-        """L(theta), bit for bit the objective's value, and the accuracy (None unless targets are classes).
+    def _evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
+        return self._terms.evaluate(theta)
 
-        The accuracy is the share of targets equal to the argmax of the outputs over dimension 1.
-        """
-        return self._terms.evaluate(self._checked(theta))
-
-    def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`evaluate` at every row of thetas (b, p) at once, (b,) each, by `torch.vmap`: equal to rounding only.
-
-        Quick where one evaluation leaves the processor idle (GPUs, tiny models); b times the memory.
-        """
-        thetas = check_rows("thetas", thetas, like=self.theta0)
-        with batched_evaluation():
-            return self._terms.evaluate_many(thetas)
+    def _evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self._terms.evaluate_many(thetas)
 
     @property
     def buffers(self) -> str:
-        """Where the buffers come from that training moves (BatchNorm's statistics): "none" where the model has none.
-
-        "own": they came with theta0; "fixed": from the point that the loss was at before; "recalibrate": recomputed.
-        """
         return self._whose_buffers if self._terms.moving_buffers else "none"
 
     @property
     def moving_names(self) -> tuple[str, ...]:
-        """Names of the buffers that training moves: those that a forward pass in training mode writes."""
         return self._terms.moving_buffers
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """Theta0 with all buffers of the model as they are used here: a point for every tool that takes points."""
         with torch.inference_mode(False):
             buffers = {name: buffer.detach().clone() for name, buffer in self._terms.model.named_buffers()}
         return Checkpoint(self.theta0, buffers)
 
     def as_checkpoint(self, point: Point, *, argument: str = "point") -> Checkpoint:
-        """A module, a state_dict, a checkpoint, a minimum or a vector as theta (p,) and the buffers that it brings.
-
-        Raises:
-            ValueError, TypeError: names, shapes or tied weights are not those of this model, or a frozen parameter,
-                which is a constant of the loss, has another value; only some of the buffers that training moves.
-        """
         with torch.inference_mode(False):
             found = read_point(argument, point, self._terms.model, self.space)
             missing = {name for name, _ in self._terms.model.named_buffers()} - set(found.buffers)
@@ -389,9 +344,7 @@ class Objective:
             raise ValueError(argument_message(argument, received, "all buffers that training moves, or none", remedy))
         return found
 
-    def at(
-        self, theta: Point, *, buffers: Literal["fixed", "recalibrate"] | None = None, recalibrate_on: Any = None
-    ) -> Objective:
+    def at(self, theta: Point, *, buffers: BufferRule | None = None, recalibrate_on: Any = None) -> Objective:
         """The same loss around another point: a cheap copy whose `theta0` is that point.
 
         As a function of theta, a loss holds its buffers fixed. Where training moves some (BatchNorm's statistics), they
@@ -449,9 +402,7 @@ class Objective:
         other._take(self._terms.restricted(names, self._theta0))
         return other
 
-    def model_at(
-        self, theta: Point, *, buffers: Literal["fixed", "recalibrate"] | None = None, recalibrate_on: Any = None
-    ) -> nn.Module:
+    def model_at(self, theta: Point, *, buffers: BufferRule | None = None, recalibrate_on: Any = None) -> nn.Module:
         """A copy of the model at a point, on its device and with the train/eval flags used here.
 
         Theta and the keywords as in `at`: a vector other than `theta0` needs `buffers=` where training moves buffers.
@@ -464,7 +415,7 @@ class Objective:
         other = copy.copy(self)
         with torch.inference_mode(False):
             other._take(self._terms.in_double())
-        other.batches, other._theta0 = other._terms.batches, self._theta0.double()
+        other._theta0 = self._theta0.double()
         return other
 
     def in_double(self) -> Callable[[Tensor], Tensor]:
@@ -481,14 +432,8 @@ class Objective:
         with torch.inference_mode(False):
             return self._terms.in_double().mean
 
-    def _checked(self, theta: Tensor, name: str = "theta") -> Tensor:
-        remedy = "Build vectors from named tensors with objective.space.flatten({...})."
-        return own_vector(
-            check_vector(name, theta, self.num_params, owner=self.space.owner, remedy=remedy, like=self.theta0)
-        )
 
-
-class FunctionObjective:
+class FunctionObjective(_Loss):
     """Any scalar torch function of theta as an objective: every tool of the library takes it.
 
     Args:
@@ -505,69 +450,55 @@ class FunctionObjective:
         tensor([12., 12., 12.])
     """
 
+    _remedy = "Pass vectors as long as theta0."
+
     def __init__(self, function: Callable[[Tensor], Tensor], theta0: Tensor, *, engine: Engine = "auto"):
         check_choice("engine", engine, ENGINES)
         if not isinstance(theta0, Tensor) or theta0.ndim != 1 or not theta0.numel() or not theta0.is_floating_point():
             received = f"is {tuple(theta0.shape) if isinstance(theta0, Tensor) else type(theta0).__name__}"
-            raise ValueError(
-                argument_message(
-                    "theta0",
-                    received,
-                    "a floating-point tensor of shape (p,)",
-                    "Use tensor.reshape(-1), torch.from_numpy(array) for an array.",
-                )
-            )
+            remedy = "Use tensor.reshape(-1), torch.from_numpy(array) for an array."
+            raise ValueError(argument_message("theta0", received, "a floating-point tensor of shape (p,)", remedy))
         check_finite("theta0", theta0, remedy="Start from a finite point.")
-        self._theta0 = own_vector(theta0)
-        self._function, self._graphs = function, GraphWhereNeeded()
-        self._rewrites, self._is_gradient_checked = False, False
-        self._engine = engine
-        self._products = Products(
-            self._terms,
-            [()],
-            engine=engine,
-            context=self._kernels,
-            widened=lambda: (HessianOfBatch(self._terms), lambda batch: batch),
-            check_gradient=self._check_gradient,
-            is_smooth=lambda: self._is_smooth,
-        )
         if not callable(function):
-            received = f"is {a_type(function)}"
-            raise TypeError(
-                argument_message("function", received, "a function theta (p,) -> scalar", "Pass lambda theta: ...")
-            )
-        point = own_vector(theta0)
+            expected, remedy = "a function theta (p,) -> scalar", "Pass lambda theta: ..."
+            raise TypeError(argument_message("function", f"is {a_type(function)}", expected, remedy))
+        self._theta0, self._engine = own_vector(theta0), engine
+        self._function, self._graphs = function, GraphWhereNeeded()
+        self._rewrites, self._is_smooth = self._check_function()
+        self._is_gradient_checked = False
+        self._products = Products(
+            self._terms, [()], engine=engine, context=self._kernels, check_gradient=self._check_gradient,
+            widened=lambda: (HessianOfBatch(self._terms), lambda batch: batch), is_smooth=self._is_smooth,
+        )  # fmt: skip
+
+    def _check_function(self) -> tuple[bool, bool]:
+        """Whether some of its operations are to be rewritten, and whether no kink is seen, in one watched call."""
+        self._rewrites = False
         with self._kernels(), torch.enable_grad(), untouched_random_state():
-            draws = draws_so_far()
-            point = point.requires_grad_().clone()  # no leaf: writing into it is found below, in our words
-            values: list[Any] = []
-            found = findings(nn.Module(), lambda: values.append(function(point)))
+            draws, values = draws_so_far(), []
+            point = self.theta0.requires_grad_().clone()  # no leaf: writing into it is found below, in our words
+            found = findings(nn.Module(), lambda: values.append(self._function(point)))
             kinds, value = {finding.kind for finding in found}, values[0]
-            self._rewrites, self._is_smooth = "rewrite" in kinds, "kinked" not in kinds
-            is_random = draws_so_far() != draws or not _is_same(
-                value, function(own_vector(theta0).requires_grad_().clone())
-            )
-        point = point.detach()
+            self._rewrites = "rewrite" in kinds
+            is_random = draws_so_far() != draws
+            is_random = is_random or not _is_same(value, self._function(self.theta0.requires_grad_().clone()))
+        received = ""
         if is_random:
-            received = "gives another value at the same theta"
-            raise ValueError(
-                argument_message(
-                    "function", received, "a function of theta alone", "Draw what is random once, outside."
-                )
-            )
-        if not torch.equal(point, self.theta0):
+            received, expected = "gives another value at the same theta", "a function of theta alone"
+            remedy = "Draw what is random once, outside."
+        elif not torch.equal(point.detach(), self._theta0):
+            received, expected = "writes into theta", "a pure function of theta"
             remedy = "Start it with theta = theta.clone()."
-            raise ValueError(argument_message("function", "writes into theta", "a pure function of theta", remedy))
-        if not isinstance(value, Tensor) or value.ndim:
+        elif not isinstance(value, Tensor) or value.ndim:
             received = f"returned {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
-            raise ValueError(
-                argument_message("function", received, "a scalar tensor, shape ()", "Sum or average its terms.")
-            )
-        if not value.requires_grad:
-            received = "returned a value that does not depend on theta"
+            expected, remedy = "a scalar tensor, shape ()", "Sum or average its terms."
+        elif not value.requires_grad:
+            received, expected = "returned a value that does not depend on theta", "a differentiable function of theta"
             remedy = "Use torch operations throughout: no float(...), no .detach(), no torch.tensor(...)."
-            raise ValueError(argument_message("function", received, "a differentiable function of theta", remedy))
+        if received:
+            raise ValueError(argument_message("function", received, expected, remedy))
         check_finite("function(theta0)", value.detach(), remedy="Check it for overflow or log(0).")
+        return self._rewrites, "kinked" not in kinds
 
     @contextlib.contextmanager
     def _kernels(self) -> Iterator[None]:
@@ -587,14 +518,14 @@ class FunctionObjective:
             return
         theta = self._theta0.double()
         drawn = torch.randn(len(theta), generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(theta)
-        beside = theta + drawn * (1e-4 * (float(theta.norm()) or 1.0) / float(drawn.norm()))
+        nearby = theta + drawn * (1e-4 * (float(theta.norm()) or 1.0) / float(drawn.norm()))
+        points = [nearby, theta] if self._is_smooth else [nearby]  # at a kink there is no derivative
         try:
             with torch.no_grad():
-                self._at(beside)
+                self._at(nearby)
         except Exception:  # it does not run in float64
-            self._is_gradient_checked = True
-            return
-        for point in (beside, *([theta] if self._is_smooth else [])):  # at a kink there is no derivative
+            points = []
+        for point in points:
             check_derivative("function", self._at, point)
         self._is_gradient_checked = True
 
@@ -603,58 +534,27 @@ class FunctionObjective:
         return f"FunctionObjective({name}, {self.num_params:,} parameters, engine={self.engine!r})"
 
     @property
-    def theta0(self) -> Tensor:
-        """The point around which the loss is studied, (p,); a copy of its own each time."""
-        return own_vector(self._theta0)
+    def _owner(self) -> str:
+        return "theta0"
 
-    @property
-    def num_params(self) -> int:
-        """The length of theta, p."""
-        return self.theta0.numel()
-
-    @property
-    def engine(self) -> str:
-        """How products are computed; chosen at the first product."""
-        return self._products.engine
-
-    def __call__(self, theta: Tensor) -> Tensor:
-        """f(theta), a float64 scalar."""
-        return self._products.value(self._checked(theta))
-
-    def gradient(self, theta: Tensor) -> Tensor:
-        """Gradient of f at theta, (p,)."""
-        return self.value_and_gradient(theta)[1]
-
-    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """f(theta), a float64 scalar, and its gradient (p,)."""
-        return self._products.value_and_gradient(self._checked(theta))
-
-    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
-        """Hessian of f at theta times v (p,): one product."""
-        return self._products.product(self._checked(theta), self._checked(v, "v"))
-
-    def curvature(self, kind: Kind) -> Curvature:
-        """The Hessian as products; a function has no outputs, and so no Gauss-Newton matrix."""
+    def curvature(self, kind: Kind, theta: Tensor) -> Curvature:
         if kind == "gauss_newton":
             received = "is a FunctionObjective, which knows no outputs"
             remedy = "Use hessian(), or an Objective of a model, its data and a loss_fn."
             raise TypeError(argument_message("loss", received, "the loss of a model's outputs", remedy))
-        return Curvature(self._products)
+        return ProductsAt(self._products, theta)
 
-    def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
-        """f(theta) and None: a function has no accuracy."""
-        return self(theta), None
+    def _evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
+        return self._value(theta), None
 
-    def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`evaluate` at every row of thetas (b, p) at once, by `torch.vmap`: equal to rounding only."""
-        thetas = check_rows("thetas", thetas, like=self.theta0)
-        with batched_evaluation(), self._kernels(), torch.no_grad():
+    def _evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
+        with self._kernels(), torch.no_grad():
             return torch.vmap(self._at)(thetas).double(), None
 
-    def at(self, theta: Tensor) -> FunctionObjective:
-        """The same function around another point."""
+    def at(self, theta: Point, *, buffers: BufferRule | None = None, recalibrate_on: Any = None) -> FunctionObjective:
+        """The same function around another point; it has no buffers to be told about."""
         other = copy.copy(self)
-        other._theta0 = self._checked(theta)
+        other._theta0 = self.as_checkpoint(theta, argument="theta").theta
         return other
 
     def double(self) -> FunctionObjective:
@@ -665,9 +565,15 @@ class FunctionObjective:
         """The function itself, for float64 vectors."""
         return self._function
 
-    def _checked(self, theta: Tensor, name: str = "theta") -> Tensor:
-        remedy = "Pass vectors as long as theta0."
-        return own_vector(check_vector(name, theta, self.num_params, owner="theta0", remedy=remedy, like=self.theta0))
+    def restricted(self, names: Collection[str]) -> NoReturn:
+        """Raises TypeError: there are no named parameters."""
+        received = "are given with a FunctionObjective, which has no named parameters"
+        raise TypeError(argument_message("parameters", received, "an objective of a model", "Leave them out."))
+
+    def model_at(self, theta: Point, *, buffers: BufferRule | None = None, recalibrate_on: Any = None) -> NoReturn:
+        """Raises TypeError: there is no model."""
+        remedy = "Make one: lh.Objective(model, data)."
+        raise TypeError(argument_message("loss", "is a FunctionObjective", "an objective of a model", remedy))
 
 
 def _is_same(a: Any, b: Any) -> bool:
@@ -675,141 +581,188 @@ def _is_same(a: Any, b: Any) -> bool:
     return not is_pair or torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-class AnchoredObjective:
+@dataclass(frozen=True)
+class _Shifted:
+    """A matrix plus a multiple of the identity."""
+
+    inner: Curvature
+    shift: float
+
+    @property
+    def engine(self) -> str:
+        return self.inner.engine
+
+    def product(self, v: Tensor, block: Block = "auto") -> Tensor:
+        return self.inner.product(v, block) + self.shift * v
+
+    def block(self, wanted: Block = "auto") -> str:
+        return self.inner.block(wanted)
+
+
+class AnchoredObjective(_Loss):
     r"""A loss plus a quadratic that keeps it near a point: L(theta) + epsilon/2 |theta - anchor|^2.
 
-    Gradient and Hessian gain epsilon (theta - anchor) and epsilon I. On spheres around theta0 the added term is a tilt
-    plus a constant, epsilon <theta - theta0, theta0 - anchor>: it makes no canyon.
+    Gradient and Hessian gain epsilon (theta - anchor) and epsilon I, the accuracy nothing. On spheres around theta0 the
+    added term is a tilt plus a constant, epsilon <theta - theta0, theta0 - anchor>: it makes no canyon.
 
     Args:
-        loss: any objective.
+        loss: any loss.
         anchor: (p,) the point.
         epsilon: >= 0, in units of loss per squared unit of theta.
     """
+
+    _remedy = "Pass loss.theta0 or another theta."
 
     def __init__(self, loss: Loss, anchor: Tensor, epsilon: float):
         remedy = "Choose about a hundredth of the largest eigenvalue."
         self.epsilon = check_real("epsilon", epsilon, minimum=0.0, remedy=remedy)
         self.unanchored = check_loss("loss", loss)
+        self.space, self.batches, self.ranks, self._theta0 = loss.space, loss.batches, loss.ranks, loss.theta0
         self.anchor = self._checked(anchor, "anchor")
 
     def __repr__(self) -> str:
         return f"AnchoredObjective({self.unanchored!r}, epsilon={self.epsilon:g})"
 
     @property
-    def theta0(self) -> Tensor:
-        """The point around which the loss is studied, (p,); a copy of its own each time."""
-        return self.unanchored.theta0
-
-    @property
-    def num_params(self) -> int:
-        """The length of theta, p."""
-        return self.unanchored.num_params
-
-    @property
-    def space(self) -> ParameterSpace:
-        """Theta <-> named tensors, where the loss has them."""
-        return cast(Objective, self.unanchored).space
-
-    @property
-    def ranks(self) -> Ranks | None:
-        """The processes that share its examples; None where this one has all."""
-        return getattr(self.unanchored, "ranks", None)
+    def _owner(self) -> str:
+        return str(self.unanchored)
 
     @property
     def engine(self) -> str:
-        """How products are computed."""
         return self.unanchored.engine
-
-    def __call__(self, theta: Tensor) -> Tensor:
-        """L(theta) + epsilon/2 |theta - anchor|^2, a float64 scalar."""
-        theta = self._checked(theta)
-        return self.unanchored(theta) + self._penalty(theta)
-
-    def gradient(self, theta: Tensor) -> Tensor:
-        """Gradient (p,), the anchor's included."""
-        return self.value_and_gradient(theta)[1]
-
-    def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Value (float64 scalar) and gradient (p,), the anchor's included."""
-        theta = self._checked(theta)
-        value, gradient = self.unanchored.value_and_gradient(theta)
-        return value + self._penalty(theta), gradient + self.epsilon * (theta - self.anchor)
-
-    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
-        """(H + epsilon I) v, (p,): one product."""
-        v = self._checked(v, "v")
-        return self.unanchored.hvp(theta, v) + self.epsilon * v
-
-    def curvature(self, kind: Kind) -> Curvature:
-        """The Hessian or the Gauss-Newton matrix, plus epsilon I."""
-        inner = cast(Objective, self.unanchored).curvature(kind)
-        return replace(inner, shift=inner.shift + self.epsilon)
-
-    def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
-        """Value, the anchor's included, and accuracy."""
-        theta = self._checked(theta)
-        value, accuracy = self.unanchored.evaluate(theta)
-        return value + self._penalty(theta), accuracy
-
-    def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`evaluate` at every row of thetas (b, p) at once: equal to rounding only."""
-        thetas = check_rows("thetas", thetas, like=self.theta0)
-        values, accuracies = self.unanchored.evaluate_many(thetas)
-        return values + 0.5 * self.epsilon * (thetas - self.anchor).double().square().sum(1), accuracies
 
     @property
     def buffers(self) -> str:
-        """Where the buffers come from that training moves, as `Objective.buffers`."""
-        return getattr(self.unanchored, "buffers", "none")
+        return self.unanchored.buffers
 
     @property
     def moving_names(self) -> tuple[str, ...]:
-        """Names of the buffers that training moves, as `Objective.moving_names`."""
-        return getattr(self.unanchored, "moving_names", ())
+        return self.unanchored.moving_names
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """Theta0 with its buffers, as `Objective.checkpoint`."""
-        return getattr(self.unanchored, "checkpoint", None) or Checkpoint(self.theta0)
+        return self.unanchored.checkpoint
 
     def as_checkpoint(self, point: Point, *, argument: str = "point") -> Checkpoint:
-        """Theta (p,) of a point and the buffers that it brings, as `Objective.as_checkpoint`."""
-        return cast(Objective, self.unanchored).as_checkpoint(point, argument=argument)
+        return self.unanchored.as_checkpoint(point, argument=argument)
 
-    def at(
-        self, theta: Point, *, buffers: Literal["fixed", "recalibrate"] | None = None, recalibrate_on: Any = None
-    ) -> AnchoredObjective:
+    def _value(self, theta: Tensor) -> Tensor:
+        return self.unanchored(theta) + self._penalty(theta)
+
+    def _value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = self.unanchored.value_and_gradient(theta)
+        return value + self._penalty(theta), gradient + self.epsilon * (theta - self.anchor)
+
+    def curvature(self, kind: Kind, theta: Tensor) -> Curvature:
+        return _Shifted(self.unanchored.curvature(kind, theta), self.epsilon)
+
+    def _evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
+        value, accuracy = self.unanchored.evaluate(theta)
+        return value + self._penalty(theta), accuracy
+
+    def _evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
+        values, accuracies = self.unanchored.evaluate_many(thetas)
+        return values + self._penalty(thetas), accuracies
+
+    def _penalty(self, theta: Tensor) -> Tensor:
+        """Of theta (p,), or of each of rows (b, p)."""
+        return 0.5 * self.epsilon * (theta - self.anchor).double().square().sum(-1)
+
+    def at(self, theta: Point, *, buffers: BufferRule | None = None, recalibrate_on: Any = None) -> AnchoredObjective:
         """The same loss, with the same anchor, around another point; theta and the keywords as in `Objective.at`."""
-        inner = around(self.unanchored, theta, buffers=buffers, recalibrate_on=recalibrate_on)
+        inner = self.unanchored.at(theta, buffers=buffers, recalibrate_on=recalibrate_on)
         return AnchoredObjective(inner, self.anchor, self.epsilon)
 
     def restricted(self, names: Collection[str]) -> AnchoredObjective:
         """The anchored loss of the named parameters alone, up to the constant that the others' anchor adds."""
-        where = self.space.positions(names)
-        return AnchoredObjective(cast(Objective, self.unanchored).restricted(names), self.anchor[where], self.epsilon)
+        inner = self.unanchored.restricted(names)
+        where = slice(0) if self.space is None else self.space.positions(names)
+        return AnchoredObjective(inner, self.anchor[where], self.epsilon)
 
-    def model_at(
-        self, theta: Point, *, buffers: Literal["fixed", "recalibrate"] | None = None, recalibrate_on: Any = None
-    ) -> nn.Module:
+    def model_at(self, theta: Point, *, buffers: BufferRule | None = None, recalibrate_on: Any = None) -> nn.Module:
         """A copy of the model at a point, as `Objective.model_at`."""
-        return cast(Objective, self.unanchored).model_at(theta, buffers=buffers, recalibrate_on=recalibrate_on)
+        return self.unanchored.model_at(theta, buffers=buffers, recalibrate_on=recalibrate_on)
 
     def double(self) -> AnchoredObjective:
         """The same anchored loss in float64, around the same point."""
-        inner: Any = self.unanchored
-        if not hasattr(inner, "double"):
-            inner = FunctionObjective(inner.in_double(), inner.theta0)
-        return AnchoredObjective(inner.double(), self.anchor.double(), self.epsilon)
+        return AnchoredObjective(self.unanchored.double(), self.anchor.double(), self.epsilon)
 
     def in_double(self) -> Callable[[Tensor], Tensor]:
         """The loss, the anchor's included, as a float64 torch function of theta (p,)."""
         function = self.unanchored.in_double()
         return lambda theta: function(theta) + self._penalty(theta)
 
-    def _penalty(self, theta: Tensor) -> Tensor:
-        return 0.5 * self.epsilon * (theta - self.anchor).double().square().sum()
 
-    def _checked(self, theta: Tensor, name: str = "theta") -> Tensor:
-        loss, remedy = self.unanchored, "Pass loss.theta0 or another theta."
-        return own_vector(check_vector(name, theta, loss.num_params, owner=str(loss), remedy=remedy, like=loss.theta0))
+_OWN = "Make it of the same model and with the same arguments on every rank, or pass distributed=False."
+_SAME = {
+    "model": _OWN,
+    "theta0": "Give all ranks the same whole weights first (torch.distributed.broadcast), or pass distributed=False.",
+    "constants": "Give all ranks the same frozen parameters and buffers first: in training each rank gathers BatchNorm "
+    "statistics of its own.",
+    "loss": _OWN,
+    "mode": _OWN,
+    "shards": _OWN,
+}
+_WHOLE = {
+    "data": "Read the same examples in the same order on every rank (shuffle with a generator of the same seed); or "
+    'pass Objective(..., shards="given") loaders that yield each rank its own part.'
+}
+
+
+def _check_shards(model: Any, data: Any, shards: str) -> None:
+    """Refuse a model that would synchronise behind our back, and a sampler that repeats examples."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        received = "is wrapped in DistributedDataParallel"
+        raise ValueError(argument_message("model", received, "the model itself", "Pass model.module."))
+    sampler = data.sampler if shards == "given" and isinstance(data, DataLoader) else None
+    if isinstance(sampler, DistributedSampler) and not sampler.drop_last:
+        extra = sampler.total_size - len(sampler.dataset)  # type: ignore[arg-type]
+        if extra:
+            received = f"repeats {extra} example{'s' * (extra > 1)} (DistributedSampler makes all shards equally long)"
+            remedy = (
+                'Pass the whole with shards="split", or Subset(data, range(rank, len(data), num_ranks)) on each rank.'
+            )
+            raise ValueError(argument_message("data", received, "every example once", remedy))
+
+
+def _agree(ranks: Ranks, terms: ModelLoss, shards: str) -> int:
+    """How many examples the ranks have together, if all have made the same loss; else an error on every rank."""
+    own, space = cast(Batches, terms.batches), terms.space
+    facts = {
+        "model": f"{space.owner} with {space.num_params:,} parameters in {space.dtype}",
+        "theta0": digest(terms.theta0),
+        "constants": digest(*_constants(terms)),
+        "loss": terms.name,
+        "mode": terms.mode,
+        "shards": shards,
+        "data": f"{own.num_read:,} examples ({own.digest})",
+        "num_examples": own.num_examples,
+    }
+    found = ranks.agree(facts, _SAME | (_WHOLE if shards == "split" else {}))
+    if shards == "given" and len({theirs["data"] for theirs in found}) < ranks.size:
+        received = "is the same on several ranks"
+        remedy = 'Pass shards="split" where every rank has all of the data.'
+        raise ValueError(argument_message("data", received, "a part of its own on each rank", remedy))
+    return sum(theirs["num_examples"] for theirs in found)
+
+
+def _constants(terms: ModelLoss) -> Iterator[Tensor]:
+    """What the loss depends on besides theta and the data."""
+    for module in (terms.model, terms.loss_fn):
+        if isinstance(module, nn.Module):
+            yield from (weight for weight in module.parameters() if not weight.requires_grad)
+            yield from module.buffers()
+
+
+def _widened(make: Callable[[ModelLoss], BatchMatrix], terms: ModelLoss) -> tuple[BatchMatrix, Callable[[Any], Any]]:
+    """The matrix of the loss in float64, and what makes a batch of it."""
+    return make(terms.widened()), widened_batch
+
+
+def _sample(terms: ModelLoss, batch: Any) -> Any:
+    """A few examples; None where a float64 copy of the model would be dear."""
+    return terms.sample(batch) if terms.can_be_widened else None
+
+
+def _gauss_newton_of(terms: ModelLoss) -> BatchMatrix:
+    return GaussNewtonOfBatch(OutputLoss(terms))

@@ -1,24 +1,49 @@
-"""What does every tool of the library ask of a loss, and what do losses that are studied together share?
+"""The interface that every tool of the library asks of a loss, and what losses that are studied together must share.
 
-`Loss` is the interface. `Objective`, `FunctionObjective` and `AnchoredObjective` have it, and so may anything else;
-what a tool checks at its door, it checks here.
+A tool uses nothing of a loss that is not in `Loss`, so that an object of anyone's that has it can be studied. What only
+the loss of a model has (named parameters, buffers, batches) is in it too, empty elsewhere: a tool asks `loss.space is
+None`, never of what class a loss is.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from lowhanging.errors import a_type, argument_message, check_names, check_vector
-from lowhanging.objective.checkpoints import with_buffers
+from lowhanging.errors import a_type, argument_message, check_names, check_vector, first_line
+from lowhanging.objective.checkpoints import Checkpoint, Point
+from lowhanging.objective.distributed import Ranks
+from lowhanging.objective.parameters import ParameterSpace
+
+Kind = Literal["hessian", "gauss_newton"]
+Block = Literal["auto", "loop", "vmap"]
+BLOCKS = ("auto", "loop", "vmap")
+BufferRule = Literal["fixed", "recalibrate"]  # of a point that comes without its buffers
+
+
+class Curvature(Protocol):
+    """A matrix of second derivatives of a loss at one point, for vectors that were checked and are nobody else's."""
+
+    @property
+    def engine(self) -> str:
+        """How products are computed."""
+
+    def product(self, v: Tensor, block: Block = "auto") -> Tensor:
+        """Times v (p,), or times the rows of v (b, p); `block` is how rows are multiplied."""
+
+    def block(self, wanted: Block = "auto") -> str:
+        """How rows are multiplied where that was asked for: "loop", "vmap", "not chosen yet"."""
 
 
 class Loss(Protocol):
-    """What every tool of the library asks of a loss: pure functions of theta (p,) around the point `theta0`."""
+    """What every tool of the library asks of a loss: pure functions of theta (p,) around the point `theta0`.
+
+    `Objective`, which documents each of them, `FunctionObjective` and `AnchoredObjective` have it.
+    """
 
     @property
     def theta0(self) -> Tensor: ...
@@ -30,20 +55,39 @@ class Loss(Protocol):
     def gradient(self, theta: Tensor) -> Tensor: ...
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]: ...
     def hvp(self, theta: Tensor, v: Tensor) -> Tensor: ...
+    def curvature(self, kind: Kind, theta: Tensor) -> Curvature: ...
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]: ...
     def evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]: ...
-    def at(self, theta: Tensor) -> Loss: ...
+    def at(self, theta: Point, *, buffers: BufferRule | None = None, recalibrate_on: Any = None) -> Loss: ...
+    def double(self) -> Loss: ...
     def in_double(self) -> Callable[[Tensor], Tensor]: ...
+
+    # Of the loss of a model; of any other None, empty, "none" or theta alone; the last two raise.
+    @property
+    def space(self) -> ParameterSpace | None: ...
+    @property
+    def batches(self) -> Iterable[Any]: ...
+    @property
+    def ranks(self) -> Ranks | None: ...
+    @property
+    def buffers(self) -> str: ...
+    @property
+    def moving_names(self) -> tuple[str, ...]: ...
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+    def as_checkpoint(self, point: Point, *, argument: str = "point") -> Checkpoint: ...
+    def restricted(self, names: Collection[str]) -> Loss: ...
+    def model_at(self, theta: Point, *, buffers: BufferRule | None = None, recalibrate_on: Any = None) -> nn.Module: ...
+
+
+_INTERFACE = tuple(name for name in vars(Loss) if not name.startswith("_"))
 
 
 def check_rows(argument: str, rows: Any, *, like: Tensor) -> Tensor:
     """A private copy of rows (b, p), on the device and in the dtype of the vector `like` (p,), or an error."""
     if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != len(like) or not rows.is_floating_point():
-        received = (
-            f"is a {rows.dtype} tensor of shape {tuple(rows.shape)}"
-            if isinstance(rows, Tensor)
-            else (f"is {a_type(rows)}")
-        )
+        is_tensor = isinstance(rows, Tensor)
+        received = f"is a {rows.dtype} tensor of shape {tuple(rows.shape)}" if is_tensor else f"is {a_type(rows)}"
         remedy = "Stack vectors as rows: torch.stack([theta, ...])."
         raise ValueError(argument_message(argument, received, f"floating-point rows of shape (b, {len(like)})", remedy))
     return own_vector(rows).to(like)
@@ -56,9 +100,8 @@ def batched_evaluation() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, TypeError, NotImplementedError, IndexError, AttributeError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        received = f"can't be evaluated at several points at once ({first_line})"
+    except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+        received = f"can't be evaluated at several points at once ({first_line(error)})"
         remedy = "Call evaluate(theta) for each of them; slices do so by themselves."
         raise ValueError(
             argument_message("the loss", received, "operations that torch.vmap follows", remedy)
@@ -71,42 +114,43 @@ def own_vector(vector: Tensor) -> Tensor:
         return vector.detach().clone()
 
 
-def around(loss: Loss, point: Any, *, buffers: str | None = "fixed", recalibrate_on: Any = None) -> Loss:
+def around(loss: Loss, point: Point, *, buffers: BufferRule | None = "fixed", recalibrate_on: Any = None) -> Loss:
     """The loss around another point, by default one that was reached by moving theta with the loss's buffers fixed."""
-    if not hasattr(loss, "moving_names"):
-        checkpoint = with_buffers(point)
-        return loss.at(point if checkpoint is None else checkpoint.theta)
-    return cast(Any, loss).at(point, buffers=buffers, recalibrate_on=recalibrate_on)  # type: ignore[no-any-return]
+    return loss.at(point, buffers=buffers, recalibrate_on=recalibrate_on)
 
 
 def check_loss(argument: str, value: Any) -> Loss:
-    """`value` if it is an objective, or an error that says how to make one."""
-    if not all(hasattr(value, name) for name in ("theta0", "num_params", "hvp", "evaluate", "at")):
-        is_model = isinstance(value, nn.Module)
-        remedy = (
-            "Wrap it: lh.Objective(model, data)." if is_model else "Wrap it: lh.FunctionObjective(function, theta0)."
-        )
-        if hasattr(value, "objective"):
-            remedy = "Pass its .objective."
-        raise TypeError(argument_message(argument, f"is {a_type(value)}", "an objective", remedy))
-    return cast(Loss, value)
+    """`value` if it is an objective, or an error that names what it lacks, or says how to make one."""
+    # The class is asked first: some properties of objectives cost something.
+    missing = [name for name in _INTERFACE if not hasattr(type(value), name) and not hasattr(value, name)]
+    missing += [] if callable(value) else ["__call__"]
+    if not missing:
+        return cast(Loss, value)
+    received = f"is {a_type(value)}"
+    remedy = "Wrap it: lh.Objective(model, data)."
+    if hasattr(value, "objective"):
+        remedy = "Pass its .objective."
+    elif "hvp" not in missing:
+        received += f" without {', '.join(missing)}"
+        remedy = "Give it what lowhanging.objective.Loss lists, or wrap it: lh.FunctionObjective(function, theta0)."
+    elif not isinstance(value, nn.Module):
+        remedy = "Wrap it: lh.FunctionObjective(function, theta0)."
+    raise TypeError(argument_message(argument, received, "an objective", remedy))
 
 
 def moving_values(loss: Loss) -> dict[str, Tensor]:
     """Name -> values of the buffers that training moves, on the CPU; nothing where the loss has none."""
-    names = getattr(loss, "moving_names", ())
-    if not names:
-        return {}
-    return {name: value.cpu() for name, value in cast(Any, loss).checkpoint.buffers.items() if name in names}
+    names = loss.moving_names
+    return {name: value.cpu() for name, value in loss.checkpoint.buffers.items() if name in names} if names else {}
 
 
-def check_same_buffers(losses: Mapping[str, Any]) -> None:
+def check_same_buffers(losses: Mapping[str, Loss]) -> None:
     """An error if losses hold different values of buffers that training moves, except where one was recalibrated."""
     first: tuple[str, Mapping[str, Tensor]] | None = None
     for name, loss in losses.items():
-        if not getattr(loss, "moving_names", ()) or loss.buffers == "recalibrate":
+        held = {} if loss.buffers == "recalibrate" else moving_values(loss)
+        if not held:
             continue
-        held = moving_values(loss)
         if first is None:
             first = name, held
             continue

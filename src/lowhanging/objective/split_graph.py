@@ -1,14 +1,11 @@
-"""Which part of a Hessian product does not depend on the vector, and how is it computed once?
+"""Recorded products, cut into the part that depends on the vector and the part that does not.
 
 H v = jvp(grad L)(theta; v). Traced to a graph of tensor operations, the nodes that v does not reach (activations, the
 whole backward pass, the derivatives of the activations) are a function of (theta, batch) alone; so it is in any product
-that is linear in v, such as a Gauss-Newton matrix's. `SplitGraph` cuts the graph there: `first` (theta, batch) -> kept
-tensors, run once per micro-batch and theta; `second` (v, kept) -> H v, run per product. A traced graph is a recording:
-it is only right where the recorded operations do not depend on the values seen, so whoever uses one compares it with
-another route of differentiation on every batch (`products.py` does).
-
-Differentiating forward over reverse costs less than reverse over reverse, and the recording is made once per shape of
-batch, where `torch.func.linearize` would trace every micro-batch anew.
+that is linear in v. The graph is cut there: `first` (theta, batch) -> kept tensors, run once per micro-batch and theta;
+`second` (v, kept) -> H v, run per product. A recording is only right where the operations do not depend on the values
+seen, so `verification.py` compares it with another route on every batch. It is made once per shape of batch, where
+`torch.func.linearize` would trace every micro-batch anew.
 """
 
 from __future__ import annotations
@@ -44,18 +41,10 @@ class CannotSplitError(RuntimeError):
 
 
 class SplitGraph:
-    """H v of one shape of batch, cut into what v does not reach and what it does.
-
-    Args:
-        product: (theta, v, batch) -> H v (p,), by torch.func.
-        theta: (p,) any point; only its shape, dtype and device count.
-        batch: a pytree of tensors; other batches must have the same structure, shapes and dtypes.
+    """H v of one shape of batch (a pytree of tensors), cut into what v does not reach and what it does.
 
     Raises:
         CannotSplitError: tracing failed, or an in-place operation writes v-dependent numbers into a kept tensor.
-
-    Cost:
-        tracing takes about as long as a few hundred operations of the model, once.
     """
 
     def __init__(self, product: Callable[[Tensor, Tensor, Any], Tensor], theta: Tensor, batch: Any):
@@ -107,8 +96,7 @@ def _trace(function: Callable[..., Tensor], *inputs: Tensor) -> fx.GraphModule:
         with contained():
             traced = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:  # whatever a model does that a tracer can't follow
-        first_line = (str(error).splitlines() or [""])[0]
-        words = f"{type(error).__name__}: {first_line}"
+        words = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         if any(name in words for name in ("FakeTensor", "fake", "Proxy", "functorch", "INTERNAL ASSERT", "_C._")):
             words = "torch's tracer does not follow it"  # in words about its own insides
         raise CannotSplitError(words) from error
@@ -199,16 +187,12 @@ def _same_kind(a: fx.Node, b: fx.Node) -> bool:
 def _written_arguments(node: fx.Node) -> list[fx.Node]:
     """Arguments that the operation of `node` writes to in place."""
     schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return []
-    found = []
-    for position, argument in enumerate(schema.arguments):
+    found: list[Any] = []
+    for position, argument in enumerate(schema.arguments if schema is not None and schema.is_mutable else ()):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-            found += [
-                item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, fx.Node)
-            ]
-    return found
+            found += value if isinstance(value, list | tuple) else [value]
+    return [item for item in found if isinstance(item, fx.Node)]
 
 
 def _cut(traced: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:

@@ -1,6 +1,6 @@
 """Comparison of an engine's first product with an independent one, on every micro-batch.
 
-No way of differentiating twice is right for every loss: a recording is wrong where a model branches on its data,
+No method of differentiating twice is right for every loss: a recording is wrong where a model branches on its data,
 torch's second derivatives in reverse are wrong for some operations (2.13: `_weight_norm_interface` leaves out a term)
 and NaN for others (a norm at zero), and forward derivatives are missing for many. So no engine is used before its
 product with a random vector agreed with one of another kind:
@@ -9,9 +9,8 @@ product with a random vector agreed with one of another kind:
     forward over reverse   of an autograd graph (reverse over reverse)
     central differences    of first derivatives, where those two disagree or only one exists
 
-The differences are taken in float64 where the model can be widened, at steps of several lengths; a product is taken for
-right if it agrees with one of them within the rounding of both (where it nearly vanishes, that says little). In float32
-they are good to about one percent.
+The differences are taken in float64 where the model can be widened, at steps of several lengths; a product is right if
+it agrees with one of them within the rounding of both. In float32 they are good to about one percent.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from lowhanging.objective.checks import Precision, SingularOperations
 from lowhanging.objective.split_graph import CannotSplitError
 
 # Two right routes differ by rounding only; a recording of the wrong branch differs by percents.
-_RTOL = {torch.float64: 1e-9, torch.float32: 1e-3}
+RTOL = {torch.float64: 1e-9, torch.float32: 1e-3}
 # Against central differences, by the dtype of the product and that of the differences.
 _RTOL_DIFFERENCES = {(torch.float64, torch.float64): 1e-5, (torch.float32, torch.float64): 1e-3}
 _RTOL_NARROW = 1e-2
@@ -46,28 +45,59 @@ _EXPECTED = "one that autograd differentiates twice correctly"
 _REWRITE = "Write that operation with others, such as products, sums, exp and log; lh.testing.check_model says more."
 
 
-class Matrix(Protocol):
-    """What is asked of a batch's matrix here; see `BatchMatrix` in hvp.py."""
+class BatchMatrix(Protocol):
+    """A symmetric (p, p) matrix of one batch's sum, by three routes that share nothing."""
 
-    def run(self, theta: Tensor, batch: Any) -> None: ...
-    def graph(self, theta: Tensor, batch: Any) -> Any: ...
-    def magnitude(self, graph: Any, v: Tensor) -> Tensor: ...
-    def differences(self, theta: Tensor, v: Tensor, batch: Any, step: float) -> tuple[Tensor, float]: ...
+    def run(self, theta: Tensor, batch: Any) -> None:
+        """Evaluate what is differentiated, once and for nothing."""
+
+    def product(self, theta: Tensor, v: Tensor, batch: Any) -> Tensor:
+        """Times v (p,), forward over reverse."""
+
+    def graph(self, theta: Tensor, batch: Any) -> Any:
+        """What does not depend on the vector, as an autograd graph."""
+
+    def from_graph(self, graph: Any, v: Tensor, *, again: bool) -> Tensor:
+        """Times v (p,), in reverse; afterwards the graph serves another vector only if `again`."""
+
+    def magnitude(self, graph: Any, v: Tensor) -> Tensor:
+        """The size of what cancels where the product nearly vanishes: its rounding is relative to this."""
+
+    def differences(self, theta: Tensor, v: Tensor, batch: Any, step: float) -> tuple[Tensor, float]:
+        """Times v (p,), by central differences along `step` v; and the size of what was subtracted, over the step."""
 
 
-class Engine(Protocol):
-    """One way to compute a batch's products, see hvp.py; `route` is "recorded", "forward" or "reverse"."""
+class ProductEngine(Protocol):
+    """One method to compute the products of a batch's matrix."""
 
     @property
-    def keeps(self) -> bool: ...
+    def name(self) -> str: ...
     @property
-    def route(self) -> str: ...
-    def prepare(self, theta: Tensor, batch: Any) -> tuple[Any, int]: ...
-    def product(self, prepared: Any, v: Tensor, *, again: bool = True) -> Tensor: ...
+    def keeps(self) -> bool:
+        """Whether what is prepared serves several vectors."""
+
+    @property
+    def route(self) -> str:
+        """How it differentiates: "recorded" or "forward" (both forward over reverse), or "reverse"."""
+
+    def prepare(self, theta: Tensor, batch: Any) -> tuple[Any, int]:
+        """What does not depend on the vector, and its size in bytes."""
+
+    def product(self, prepared: Any, v: Tensor, *, again: bool = True) -> Tensor:
+        """The batch's product with v (p,); `again` if what was prepared is to serve another vector."""
 
 
 # () -> the same matrix in float64 and what makes a batch of it; raises where the loss can't be widened.
 Widened = Callable[[], tuple[Any, Callable[[Any], Any]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What an engine has prepared at one theta, for as many of the first batches as may be kept."""
+
+    theta: Tensor  # (p,)
+    prepared: tuple[Any, ...] = ()  # of batches 0, 1, 2, ...
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,30 +109,19 @@ class Fault:
 
 
 class Verification:
-    """Whether the products of an engine at theta are right, on every one of some batches.
-
-    Args:
-        matrix: whose products they are.
-        reverse: (matrix) -> an engine for it that differentiates in reverse.
-        forward: one that differentiates this matrix forward over reverse.
-        batches: the micro-batches.
-        theta: (p,) where.
-        widened: the matrix in float64; None where there is no other form of it.
-        is_smooth: whether it is a function without kinks, as far as is known.
-        name_of: (p,) -> the name of the parameter in which a vector is largest; "" where there are no names.
-    """
+    """Whether the products of an engine at theta (p,) are right, on every one of some batches."""
 
     def __init__(
         self,
-        matrix: Matrix,
+        matrix: BatchMatrix,
         batches: Iterable[Any],
         theta: Tensor,
         *,
-        reverse: Callable[[Any], Engine],
-        forward: Engine,
+        reverse: Callable[[Any], ProductEngine],  # (matrix) -> an engine that differentiates it in reverse
+        forward: ProductEngine,  # for this matrix, forward over reverse
         widened: Widened | None = None,
-        is_smooth: bool = True,
-        name_of: Callable[[Tensor], str] = lambda vector: "",
+        is_smooth: bool = True,  # as far as is known
+        name_of: Callable[[Tensor], str] = lambda vector: "",  # the parameter in which a vector is largest
     ):
         self._matrix, self._batches, self._theta = matrix, batches, theta
         self._widened, self._name_of = widened, name_of
@@ -110,20 +129,20 @@ class Verification:
         generator = torch.Generator("cpu").manual_seed(0)
         drawn = torch.randn(theta.numel(), generator=generator, dtype=torch.float64, device="cpu")
         self._v = drawn.to(theta)
-        self._reverse_of, self._reverse, self._forwards = reverse, reverse(matrix), forward
+        self._reverse_of, self._reverse, self._forward = reverse, reverse(matrix), forward
         self._has_forward = True  # until an operation has shown to have no forward derivative
         self._is_smooth = is_smooth
         self._precision = self._narrowest()
         self._is_narrow = self._precision != torch.float64
 
-    def fault(self, engine: Engine, keep_bytes: int = 0) -> tuple[Fault | None, dict[int, tuple[Any, int]]]:
-        """What is wrong with the engine's products, if anything, and what it has prepared for the first batches.
+    def verified(self, engine: ProductEngine, keep_bytes: int) -> Kept | Fault:
+        """What the engine has prepared for the first batches, or what is wrong with its products.
 
         Raises:
             CannotSplitError: the engine can't record the loss.
             ValueError: the engine can't differentiate it twice.
         """
-        kept: dict[int, tuple[Any, int]] = {}
+        kept: list[Any] = []
         used = 0
         for index, batch in enumerate(self._batches):
             try:
@@ -137,10 +156,11 @@ class Verification:
                 raise CannotSplitError(f"the recording fails on batch {index}: {failure}") from failure
             fault = self._fault_on(engine, prepared, ours, index, batch)
             if fault is not None:
-                return fault, {}
+                return fault
             if engine.keeps and used + size <= keep_bytes and len(kept) == index:
-                kept[index], used = (prepared, size), used + size
-        return None, kept
+                kept.append(prepared)
+                used += size
+        return Kept(self._theta, tuple(kept), used)
 
     def fault_of_both(self, batch: Any) -> Fault | None:
         """What is wrong on some examples though two kinds of product agree on it.
@@ -174,30 +194,30 @@ class Verification:
                 return Fault(f"the product on some examples is off {words}")
         return None
 
-    def _fault_on(self, engine: Engine, prepared: Any, ours: Tensor, index: int, batch: Any) -> Fault | None:
+    def _fault_on(self, engine: ProductEngine, prepared: Any, ours: Tensor, index: int, batch: Any) -> Fault | None:
         if not bool(ours.isfinite().all()):
             return Fault(f"the product of batch {index} has NaN or infinite entries", is_finite=False)
-        theirs, floor = self._other(engine, prepared, batch)
+        theirs, rounding = self._other(engine, prepared, batch)
         is_finite = theirs is None or bool(theirs.isfinite().all())
         words = "has none of another kind beside it"
         if theirs is not None and is_finite:
-            apart = (ours - theirs).norm()
-            if bool(apart <= _RTOL.get(self._precision, 1e-3) * theirs.norm() + floor):
+            error = (ours - theirs).norm()
+            if bool(error <= RTOL.get(self._precision, 1e-3) * theirs.norm() + rounding):
                 return None
-            words = f"is off by {_relative(apart, theirs)} from one of another kind"
-        more = self._off_from_differences(self._theta, ours, theirs if is_finite else None, floor, batch)
-        if more is None or (not self._is_smooth and self._is_right_beside(engine, batch)):
+            words = f"is off by {_relative(error, theirs)} from one of another kind"
+        more = self._off_from_differences(self._theta, ours, theirs if is_finite else None, rounding, batch)
+        if more is None or (not self._is_smooth and self._is_right_nearby(engine, batch)):
             return None
         return Fault(f"the product of batch {index} {words}{more}", is_finite)
 
-    def _is_right_beside(self, engine: Engine, batch: Any) -> bool:
+    def _is_right_nearby(self, engine: ProductEngine, batch: Any) -> bool:
         """Whether the engine agrees with differences at a point near theta: at a kink there are two Hessians."""
-        beside = self._theta + self._v.cos() * (0.01 * (float(self._theta.norm()) or 1.0) / len(self._v) ** 0.5)
-        ours = engine.product(engine.prepare(beside, batch)[0], self._v)
-        return bool(ours.isfinite().all()) and self._off_from_differences(beside, ours, None, 0.0, batch) is None
+        nearby = self._theta + self._v.cos() * (0.01 * (float(self._theta.norm()) or 1.0) / len(self._v) ** 0.5)
+        ours = engine.product(engine.prepare(nearby, batch)[0], self._v)
+        return bool(ours.isfinite().all()) and self._off_from_differences(nearby, ours, None, 0.0, batch) is None
 
     def _off_from_differences(
-        self, theta: Tensor, ours: Tensor, theirs: Tensor | None, floor: float, batch: Any
+        self, theta: Tensor, ours: Tensor, theirs: Tensor | None, rounding: float, batch: Any
     ) -> str | None:
         """How far a product is from central differences, in words; None where it agrees with them.
 
@@ -206,26 +226,26 @@ class Verification:
         """
         is_near, nearest, others, words = False, math.inf, math.inf, ""
         for differences, noise in self._differences(batch, theta):
-            apart = ours.to(differences) - differences
-            error, size = float(apart.norm()), float(differences.norm())
+            gap = ours.to(differences) - differences
+            error, size = float(gap.norm()), float(differences.norm())
             rtol = _RTOL_DIFFERENCES.get((self._precision, differences.dtype), _RTOL_NARROW)
-            is_near = is_near or error <= rtol * size + noise + floor
+            is_near = is_near or error <= rtol * size + noise + rounding
             if is_near and theirs is None:
                 return None
             if theirs is not None:
                 others = min(others, float((theirs.to(differences) - differences).norm()))
                 is_near = is_near or (self._is_narrow and error <= min(1e-2 * size, 3 * others))
             if error < nearest:
-                nearest, where = error, self._name_of(apart.abs()) or "theta"
-                words = f", and by {_relative(apart.norm(), differences)} from central differences, most in {where}"
+                nearest, where = error, self._name_of(gap.abs()) or "theta"
+                words = f", and by {_relative(gap.norm(), differences)} from central differences, most in {where}"
         return None if is_near and (nearest <= others or self._is_narrow) else words
 
-    def _other(self, engine: Engine, prepared: Any, batch: Any) -> tuple[Tensor | None, float]:
+    def _other(self, engine: ProductEngine, prepared: Any, batch: Any) -> tuple[Tensor | None, float]:
         """A product of another kind, if there is one, and the size of the rounding of one that nearly vanishes."""
         eps, other, graph = torch.finfo(self._precision).eps, None, prepared
         try:
             if engine.route == "reverse":
-                other = self._forward(batch)
+                other = self._forward_product(batch)
             else:
                 graph, _ = self._reverse.prepare(self._theta, batch)
                 other = self._reverse.product(graph, self._v)
@@ -245,12 +265,12 @@ class Verification:
         except _FAILURES:
             return self._theta.dtype
 
-    def _forward(self, batch: Any) -> Tensor | None:
+    def _forward_product(self, batch: Any) -> Tensor | None:
         if self._has_forward:
             try:
                 with torch.no_grad():
-                    return self._forwards.product((self._theta, batch), self._v)
-            except Exception:  # whatever an operation without a forward derivative raises
+                    return self._forward.product((self._theta, batch), self._v)
+            except _FAILURES:  # an operation has no forward derivative
                 self._has_forward = False
         return None
 
@@ -270,7 +290,7 @@ class Verification:
             if bool(found.isfinite().all()):
                 yield found, 50 * torch.finfo(dtype).eps * scale
 
-    def _wide(self, batch: Any, theta: Tensor) -> tuple[Matrix, Tensor, Any, Tensor]:
+    def _wide(self, batch: Any, theta: Tensor) -> tuple[BatchMatrix, Tensor, Any, Tensor]:
         """Matrix, theta, batch and v in float64, or as they are where the loss does not run in it."""
         if self._theta.dtype != torch.float64 and self._wide_matrix is not None:
             matrix, widen = self._wide_matrix
@@ -284,7 +304,7 @@ class Verification:
         return self._matrix, theta, batch, self._v
 
     @functools.cached_property
-    def _wide_matrix(self) -> tuple[Matrix, Callable[[Any], Any]] | None:
+    def _wide_matrix(self) -> tuple[BatchMatrix, Callable[[Any], Any]] | None:
         try:
             return None if self._widened is None else self._widened()
         except _FAILURES:

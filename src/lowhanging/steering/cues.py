@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,18 +28,9 @@ from lowhanging.io import Saved
 from lowhanging.objective.batches import Batches, logits_of
 from lowhanging.objective.kernels import differentiable_kernels
 from lowhanging.objective.objective import AnchoredObjective
+from lowhanging.objective.protocol import Loss, check_loss
 
 NEITHER = "neither"
-
-
-class ModelObjective(Protocol):
-    """What the control asks of an objective: a model at theta (p,)."""
-
-    @property
-    def theta0(self) -> Tensor: ...
-    @property
-    def num_params(self) -> int: ...
-    def model_at(self, theta: Tensor) -> nn.Module: ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,7 +91,7 @@ class ConflictControl:
         {'number': 0.294, 'pattern': 0.442, 'neither': 0.264}
     """
 
-    def __init__(self, objective: ModelObjective, inputs: Tensor, targets: Mapping[str, Tensor]):
+    def __init__(self, objective: Loss, inputs: Tensor, targets: Mapping[str, Tensor]):
         self._objective, point = _with_model(objective), objective.theta0
         self.num_params = objective.num_params
         inputs = _checked_inputs(inputs)
@@ -112,7 +103,7 @@ class ConflictControl:
         self._check_outputs(labels)
 
     @property
-    def objective(self) -> ModelObjective:
+    def objective(self) -> Loss:
         """The objective that it was made with: its buffers (BatchNorm's statistics) are those of the answers."""
         return self._objective
 
@@ -124,10 +115,8 @@ class ConflictControl:
 
         A module, a checkpoint or a minimum is answered with its own buffers, a vector with those of the objective.
         """
-        words: dict[str, Any] = {}
-        if hasattr(self._objective, "moving_names") and isinstance(theta, Tensor | np.ndarray):
-            words = {"buffers": "fixed"}
-        model, found = self._objective.model_at(theta, **words), []
+        is_plain = isinstance(theta, Tensor | np.ndarray)
+        model, found = self._objective.model_at(theta, buffers="fixed" if is_plain else None), []
         for inputs, labels in self._batches:
             outputs = self._outputs(model, inputs)
             is_hit = (outputs.argmax(1)[:, None] == labels) & ~outputs.isnan().any(1, keepdim=True)  # (b, cues)
@@ -217,15 +206,15 @@ class ConflictControl:
             raise ValueError(argument_message("targets", f"range from {low} to {high}", expected, "Check the labels."))
 
 
-def _with_model(objective: Any) -> ModelObjective:
+def _with_model(objective: Any) -> Loss:
     """The objective, if there is a model behind it."""
-    inner = objective
+    inner = loss = check_loss("objective", objective)
     while isinstance(inner, AnchoredObjective):
         inner = inner.unanchored
-    if not all(hasattr(inner, name) for name in ("theta0", "num_params", "model_at")):
+    if loss.space is None:
         remedy = "Make one: lh.Objective(model, data)."
         raise TypeError(argument_message("objective", f"is {a_type(inner)}", "an objective of a model", remedy))
-    return cast(ModelObjective, objective)
+    return loss
 
 
 def _checked_inputs(inputs: Any) -> Tensor:

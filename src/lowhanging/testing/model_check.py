@@ -1,7 +1,6 @@
-"""Is a model one that can be studied at all?
+"""A report on whether a model can be studied: is its loss a smooth function of the weights, and a sum over examples?
 
-`check_model` asks of your own model and data what the library takes for granted: that the loss is a smooth function of
-the weights alone, and a sum over examples. It reports, where the other tools refuse.
+The other tools refuse what stands in the way, one thing at a time; `check_model` lists all of it.
 """
 
 from __future__ import annotations
@@ -87,17 +86,16 @@ def check_model(
     device: torch.device | str | None = None,
     seed: int = 0,
 ) -> ModelCheck:
-    """Can this model be studied on these data? Reports, layer by layer, what stands in the way, instead of raising.
+    """Report on whether a model can be studied on these data; layer by layer, what stands in the way.
 
     Asked in this order: is the loss accepted by `Objective` (a function of the weights, a sum over examples, finite);
-    is it deterministic; independent of how the examples are batched; smooth (gradients along a line converge to a
-    derivative as fast as those of a smooth function do); are products right by finite differences, and symmetric; is
-    your model bit-identical afterwards. The derivatives are taken on at most 64 examples.
+    is it deterministic; independent of how the examples are batched; smooth (differences of gradients converge as fast
+    as those of a smooth function do); are products right by finite differences, and symmetric; is your model
+    bit-identical afterwards. The derivatives are taken on at most 64 examples.
 
     What it can't see: operations that are used at other weights or on other examples only; a state that a model keeps
-    in a list or a mapping of its own and changes in place; a loss that is smooth where it is looked at and kinked
-    elsewhere; batches that a loader would draw differently next time (it is read once); and whether the loss is the one
-    that you mean.
+    in a list or a mapping of its own and changes in place; a loss that is kinked elsewhere; batches that a loader would
+    draw differently next time (it is read once); and whether the loss is the one that you mean.
 
     Args:
         model: any nn.Module.
@@ -153,7 +151,12 @@ def check_model(
             notes.append(f"products by {small.engine}" + (f" ({why})" if (why := small.fallback_reason) else ""))
         except _REFUSALS as error:
             checks.append(Check(stage, False, _line(error)))
-            notes += [] if mode == "eval" else [_in_eval_mode(model, data, settings)]
+            if mode != "eval":
+                try:
+                    Objective(model, data, mode="eval", **settings)
+                    notes.append('mode="eval", the default, accepts this model')
+                except _REFUSALS as again:
+                    notes.append(f'mode="eval" is refused too: {_line(again)}')
     after = _state(model)
     changed = [name for name, value in before.items() if not _is_same(value, after.get(name))]
     detail = f"changed: {', '.join(changed)}" if changed else "the model and the global random states are as they were"
@@ -176,14 +179,6 @@ def _layers(model: nn.Module, mode: str) -> tuple[list[Check], list[str]]:
         else:
             notes.append(f"{line}, and is evaluated in eval mode")
     return checks, notes
-
-
-def _in_eval_mode(model: nn.Module, data: Any, settings: dict[str, Any]) -> str:
-    try:
-        Objective(model, data, mode="eval", **settings)
-    except _REFUSALS as error:
-        return f'mode="eval" is refused too: {_line(error)}'
-    return 'mode="eval", the default, accepts this model'
 
 
 def _few(objective: Objective) -> Any:
@@ -218,19 +213,13 @@ def _independent_of_batching(small: Objective, few: Any, make: Callable[[Any, in
             return Check(name, False, _line(error))
         off = math.inf
     if not off <= _ROUNDING[gradient.dtype]:
-        return (
-            "the loss of an example depends on the others of its batch, or dimension 0 is not that of the examples: "
-            "batches are used as they come"
-        )
-    detail = f"re-cut or in reverse, the examples give gradients that differ by {off:.1e}"
-    return Check(name, True, detail)
+        why = "the loss of an example depends on the others of its batch, or dimension 0 is not that of the examples"
+        return f"{why}: batches are used as they come"
+    return Check(name, True, f"re-cut or in reverse, the examples give gradients that differ by {off:.1e}")
 
 
 def _smooth(small: Objective, kinks: str | None, seed: int) -> Check:
-    """Do central differences at steps h, h/2, h/4 ... approach each other by 4 per halving, as of a smooth function?
-
-    Kinks inside the step make them differ by an amount that does not shrink, and by none once the last is passed.
-    """
+    """Whether central differences at steps h, h/2, h/4 ... approach each other by 4 per halving, as without kinks."""
     loss = _precise(small)
     theta, unit = loss.theta0, _random_rows(loss, 1, seed)[0]
     unit, eps = unit / unit.norm(), torch.finfo(loss.theta0.dtype).eps
@@ -238,9 +227,9 @@ def _smooth(small: Objective, kinks: str | None, seed: int) -> Check:
     noise = 1e2 * eps * float(loss.gradient(theta).norm())
     slopes = [(loss.gradient(theta + h * unit) - loss.gradient(theta - h * unit)) / (2 * h) for h in steps]
     changes = [float((a - b).norm()) for a, b in itertools.pairwise(slopes)]
-    floors = [noise / h + 1e2 * eps * float(slope.norm()) for h, slope in zip(steps[1:], slopes[1:], strict=True)]
+    limits = [noise / h + 1e2 * eps * float(slope.norm()) for h, slope in zip(steps[1:], slopes[1:], strict=True)]
     # The first two halvings may still be too coarse for any law.
-    orders = [math.log2(a / b) for a, b, floor in zip(changes[2:-1], changes[3:], floors[3:], strict=True) if b > floor]
+    orders = [math.log2(a / b) for a, b, limit in zip(changes[2:-1], changes[3:], limits[3:], strict=True) if b > limit]
     worst = max(orders, key=lambda order: abs(order - 2), default=2.0)
     law = f"differences of gradients shrink as step^{worst:.1f} (2 for a smooth loss)"
     if not orders:
@@ -259,9 +248,8 @@ def _products(small: Objective, seed: int) -> Iterator[Check]:
     # Where H v nearly vanishes, what is left is the rounding of the gradient.
     scale = float(image.norm()) + float(small.gradient(theta).norm() * v.norm())
     off = float((image.to(expected.product) - expected.product).norm())
-    detail = (
-        f"off by {off:.1e}, |Hv| = {float(image.norm()):.2e}, predicted error of the differences {expected.error:.1e}"
-    )
+    detail = f"off by {off:.1e}, |Hv| = {float(image.norm()):.2e}"
+    detail += f", predicted error of the differences {expected.error:.1e}"
     if expected.error > 0.1 * scale:  # then agreement within the error would prove nothing
         yield Check("products not checkable by finite differences, which are too rough", True, detail)
     else:
@@ -280,7 +268,6 @@ def _precise(small: Objective) -> Loss:
 
 
 def _random_rows(loss: Loss, num: int, seed: int) -> Tensor:
-    """(num, p), independent normal entries."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(num, loss.num_params, generator=generator, dtype=torch.float64).to(loss.theta0)
 

@@ -1,8 +1,7 @@
-"""Is a number right? Two oracles that share nothing with the products they judge.
+"""Dense Hessians and finite-difference products: oracles that share nothing with the products they judge.
 
-The dense Hessian differentiates twice in reverse, in float64, where the products go forward over reverse from a
-recorded graph; finite differences use gradients only, and come with an estimate of their own error, so that a test can
-demand agreement to what was predicted and not to what happened to pass.
+The dense Hessian differentiates twice in reverse, in float64, where products go forward over reverse from a recorded
+graph. Finite differences use gradients only and predict their own error, so that a test can demand that agreement.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def dense_hessian(
     over batches. It is not symmetrised: its asymmetry shows rounding, or a gradient that is not one.
 
     Args:
-        loss: any objective, or a model; the objective's own data and settings are used.
+        loss: any loss, with its own data and settings, or a model.
         data: with a model only: its data, as in `Objective`.
         theta: (p,) where; by default at `theta0`.
         loss_fn: with a model only, as in `Objective`.
@@ -61,7 +60,7 @@ def dense_hessian(
         remedy = "Pass a model with its data, or an objective alone."
         raise ValueError(argument_message("data", f"are given beside {loss!r}", "an objective's own data", remedy))
     function, start = loss.in_double(), loss.theta0 if theta is None else theta
-    size, owner, remedy = loss.num_params, str(loss), "Pass objective.theta0 or another theta."
+    size, owner, remedy = loss.num_params, str(loss), "Pass loss.theta0 or another theta."
     with torch.enable_grad(), differentiable_kernels(None), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vmap's note where an operation is batched by a loop
         point = check_vector("theta", start, size, owner=owner, remedy=remedy, like=loss.theta0).double().clone()
@@ -99,7 +98,7 @@ class FiniteDifference:
         return f"FiniteDifference(|Hv| {float(self.product.norm()):.4g} +- {self.error:.1g}, step {self.step:.1g})"
 
 
-def finite_difference_hvp(objective: Loss, theta: Tensor, v: Tensor, step: float | None = None) -> FiniteDifference:
+def finite_difference_hvp(loss: Loss, theta: Tensor, v: Tensor, step: float | None = None) -> FiniteDifference:
     r"""H v from gradients alone, with a prediction of its error.
 
     Central differences D(h) = (g(theta + h u) - g(theta - h u)) |v| / 2h, u = v / |v|, at h, 2h and 4h are
@@ -107,7 +106,7 @@ def finite_difference_hvp(objective: Loss, theta: Tensor, v: Tensor, step: float
     the truncation (15 times that of R(h)) and the rounding of the gradients (about as large as that of R(h)).
 
     Args:
-        objective: any objective; its precision is used.
+        loss: any loss; its precision is used.
         theta: (p,) where.
         v: (p,), not zero.
         step: h in units of weight space; by default eps^(1/5) max(1, |theta|), where the two errors balance.
@@ -123,23 +122,18 @@ def finite_difference_hvp(objective: Loss, theta: Tensor, v: Tensor, step: float
         six gradients.
     """
     remedy = "Pass vectors as long as theta0."
-    theta, v = (
-        check_vector(
-            name, vector, objective.num_params, owner=str(objective), remedy=remedy, allow_zero=name == "theta"
-        )
-        for name, vector in (("theta", theta), ("v", v))
-    )
-    theta, v = theta.to(objective.theta0), v.to(objective.theta0)
+    size, owner, like = loss.num_params, str(loss), loss.theta0
+    theta = check_vector("theta", theta, size, owner=owner, remedy=remedy, like=like)
+    v = check_vector("v", v, size, owner=owner, remedy=remedy, like=like, allow_zero=False)
     eps = torch.finfo(theta.dtype).eps
-    if step is None:
-        step = eps**0.2 * max(1.0, float(theta.norm()))
+    step = eps**0.2 * max(1.0, float(theta.norm())) if step is None else step
     step = check_real("step", step, minimum=0.0, exclusive=True, remedy="Leave it out: it is chosen for the precision.")
     length = v.double().norm()
     unit = v.double() / length
     differences, largest = [], 0.0
     for multiple in (1, 2, 4):
         ends = [(theta.double() + sign * multiple * step * unit).to(theta.dtype) for sign in (1, -1)]
-        ahead, behind = (objective.gradient(end).double() for end in ends)
+        ahead, behind = (loss.gradient(end).double() for end in ends)
         # The distance that was really walked: rounding theta + h u in float32 moves the ends.
         distance = (ends[0].double() - ends[1].double()) @ unit
         differences.append((ahead - behind) / distance * length)
