@@ -79,7 +79,7 @@ def step(space: KrylovSpace, direction: np.ndarray | None = None) -> None:
 
 def check_relation(space: KrylovSpace, H: Tensor, tol: float = 1e-13) -> None:
     """V V^T = I, H Q^T = V^T K and, above its diagonal, T = Q H Q^T."""
-    end, scale = space.size + space.num_open, float(torch.linalg.matrix_norm(H, 2)) or 1.0
+    end, scale = space.size + space.num_residual, float(torch.linalg.matrix_norm(H, 2)) or 1.0
     V, Q = space.rows[:end].double(), space.rows[: space.size].double()
     K = torch.from_numpy(space.coefficients[:end, : space.size])
     assert float((V @ V.T - torch.eye(end)).abs().max()) < tol

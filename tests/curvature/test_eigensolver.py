@@ -56,13 +56,13 @@ def test_the_relation_holds_after_every_restart() -> None:
     for i in range(120):
         if i in (15, 40):  # with one, two, three chains
             assert space.has_room()
-            space.open_random()
-        step(space, np.full(space.num_open, space.num_open**-0.5) if i in (17, 42) else None)
+            space.add_random()
+        step(space, np.full(space.num_residual, space.num_residual**-0.5) if i in (17, 42) else None)
         if space.size == 30:
             ritz = space.ritz("LA")
             kept = [*range(9), len(ritz.values) - 1]
             space.restart(ritz, kept)
-            assert (space.size, space.num_open) == (10, 1 + (i >= 15) + (i >= 40))
+            assert (space.size, space.num_residual) == (10, 1 + (i >= 15) + (i >= 40))
             assert np.abs(np.sort(space.ritz("LA").values) - np.sort(ritz.values[kept])).max() < 1e-14
         check_relation(space, H, tol=3e-13)
     assert (space.num_restarts, space.num_steps) == (5, 120)

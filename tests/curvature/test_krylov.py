@@ -49,11 +49,11 @@ def test_relation_holds_at_every_step_and_with_several_chains() -> None:
     for i in range(60):
         if i in (10, 20):
             assert space.has_room()
-            space.open_random()
+            space.add_random()
             check_relation(space, H)
-        step(space, np.full(space.num_open, space.num_open**-0.5) if i in (12, 24, 30) else None)
+        step(space, np.full(space.num_residual, space.num_residual**-0.5) if i in (12, 24, 30) else None)
         check_relation(space, H)
-    assert (space.size, space.num_open) == (60, 3)
+    assert (space.size, space.num_residual) == (60, 3)
 
 
 def test_relation_holds_until_the_space_is_full() -> None:
@@ -62,7 +62,7 @@ def test_relation_holds_until_the_space_is_full() -> None:
     while not space.is_full:
         step(space)
         check_relation(space, H)
-    assert space.num_open == 0
+    assert space.num_residual == 0
     assert np.abs(np.sort(space.ritz("SA").values) - np.linspace(-1, 2, 12)).max() < 1e-13
 
 
@@ -82,7 +82,7 @@ def test_breakdown_goes_on_from_a_random_row() -> None:
     for _ in range(9):
         step(space)
         check_relation(space, H)
-        opened.append(space.num_open)
+        opened.append(space.num_residual)
     assert opened == [1, 1, 0] * 3
     assert np.allclose(np.sort(space.ritz("LA").values), np.sort([3, 1, -2] * 3), atol=1e-12)
 
@@ -92,7 +92,7 @@ def test_estimates_are_the_residuals_of_dense_products() -> None:
     space = space_of(H)
     for i in range(15):
         if i == 8 and space.has_room():
-            space.open_random()
+            space.add_random()
         step(space)
     for which in ("LA", "SA", "LM"):
         ritz = space.ritz(which)

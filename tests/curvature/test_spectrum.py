@@ -559,8 +559,12 @@ OTHER = lh.top_eigs(symmetric([3.0, 2.0, 1.0], seed=5), k=1)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"steps": 0}, ValueError, r"steps is 0, expected an integer of at least 1"),
-        ({"probes": 1}, ValueError, r"probes is 1, expected an integer of at least 2\.\nA single one says nothing"),
+        ({"num_steps": 0}, ValueError, r"num_steps is 0, expected an integer of at least 1"),
+        (
+            {"num_probes": 1},
+            ValueError,
+            r"num_probes is 1, expected an integer of at least 2\.\nA single one says nothing",
+        ),
         ({"seed": -1}, ValueError, r"seed is -1, expected an integer from 0"),
         ({"deflate": 4}, ValueError, r"deflate is 4, expected an integer from 0 to 3"),
         ({"deflate": "all"}, TypeError, r"deflate is 'all', expected an integer from 0 to 3\.\nPass what top_eigs"),
@@ -631,7 +635,7 @@ def test_messages_of_effective_dimension(source: object, arguments: dict, error:
 
 
 def test_messages_of_trace_and_of_questions() -> None:
-    with pytest.raises(ValueError, match=r"probes is 4, expected an integer of at least 5\.\n60 is a good start"):
+    with pytest.raises(ValueError, match=r"num_probes is 4, expected an integer of at least 5\.\n60 is a good start"):
         lh.trace(torch.eye(9), num_probes=4)
     with pytest.raises(TypeError, match=r"seed is 0\.5, expected an integer"):
         lh.trace(SMALL, seed=0.5)
