@@ -51,7 +51,7 @@ from lowhanging.errors import (
 )
 from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
-from lowhanging.objective.protocol import Loss, around, check_loss, check_same_buffers
+from lowhanging.objective.protocol import Loss, around, as_losses, check_loss, check_same_buffers
 from lowhanging.steering.cues import ConflictControl
 
 DEFAULT_RTOL = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -89,12 +89,9 @@ def aims(shell: Shell, initial_directions: Mapping[str, Tensor] | None) -> dict[
     return starts
 
 
-def check_around(loss: Loss, evaluate: Mapping[str, Loss] | None, conflict: Any) -> Evaluations:
+def check_around(loss: Loss, evaluate: Loss | Mapping[str, Loss] | None, conflict: Any) -> Evaluations:
     """What is to be evaluated at every point, with its values at theta0."""
-    remedy = 'Pass a mapping such as {"number": objective}.'
-    if evaluate is not None and not isinstance(evaluate, Mapping):
-        raise TypeError(argument_message("evaluate", f"is {a_type(evaluate)}", "a mapping name -> objective", remedy))
-    named = dict(evaluate or {})
+    named = {} if evaluate is None else as_losses(evaluate, argument="evaluate")
     for name, objective in named.items():
         check_loss(f"evaluate[{name!r}]", objective)
         if objective.num_params != loss.num_params:
@@ -105,9 +102,9 @@ def check_around(loss: Loss, evaluate: Mapping[str, Loss] | None, conflict: Any)
             )
     if conflict is not None and not isinstance(conflict, ConflictControl):
         received = f"is {a_type(conflict)}"
-        remedy = "Make one: lh.ConflictControl(objective, inputs, targets)."
+        remedy = "Make one: lh.ConflictControl(loss, inputs, targets)."
         raise TypeError(argument_message("conflict", received, "a ConflictControl", remedy))
-    control = {} if conflict is None else {"the conflict control": conflict.objective}
+    control = {} if conflict is None else {"the conflict control": conflict.loss}
     check_same_buffers({"the loss": loss, **named, **control})
     return Evaluations.of(loss.theta0, named, conflict)
 
@@ -407,7 +404,7 @@ def find_canyons(
     levels: float | Sequence[float],
     starts: int = 32,
     initial_directions: Mapping[str, Tensor] | None = None,
-    evaluate: Mapping[str, Loss] | None = None,
+    evaluate: Loss | Mapping[str, Loss] | None = None,
     conflict: ConflictControl | None = None,
     stationary: Literal["minima", "all"] = "minima",
     floor: float | None = None,
@@ -438,7 +435,7 @@ def find_canyons(
         starts: random starts per level, uniform on the shell.
         initial_directions: name -> vector (p,) to start from as well, in both directions: steering directions, differences of
             weights. Only the part inside the space counts.
-        evaluate: name -> objective to evaluate at every point.
+        evaluate: name -> loss to evaluate at every point; or one loss.
         conflict: a control on which a point may be called after a circuit, where its cues are evaluated (see
             `attribute_circuit`).
         stationary: "minima", or "all": stationary points of any kind, by Levenberg and Marquardt's steps (not in the

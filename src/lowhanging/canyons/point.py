@@ -178,7 +178,7 @@ class Evaluations:
             return {**unnamed, "circuit_reason": f"no loss on {', '.join(missing) or 'two cues'} is evaluated"}
         if not all(_has_logarithm(known[cue]) for known in (losses, self.losses) for cue in control.cues):
             return {**unnamed, "circuit_reason": "a loss is not positive and finite: their ratio has no logarithm"}
-        found = attribute_circuit(control, theta, self.theta0, losses=losses, basin_losses=self.losses)
+        found = attribute_circuit(control, theta, theta0=self.theta0, losses=losses, basin_losses=self.losses)
         shift = found.shift
         return {
             "circuit": found.name,
