@@ -60,9 +60,6 @@ _MARGIN = 1.2  # so much quicker must vmap be: a tie is decided the same way eve
 _TIES = 0.02  # of accuracies: rounding decides between two equal outputs
 
 
-# The buffers at each point -------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class PointBuffers:
     """Which buffers the losses have at each numbered point."""
@@ -284,9 +281,6 @@ def _identity(
     return {"buffers": f"{word} {digest(*tensors)} {data}".strip()}
 
 
-# The values at each point --------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class PointValues:
     """Losses and accuracies at n numbered points, of which the first `num_done` are known."""
@@ -313,20 +307,8 @@ def evaluate_points(
 ) -> PointValues:
     """Every loss, and its accuracy, at point(0), ..., point(num - 1), each a vector (p,).
 
-    Args:
-        losses: name -> loss.
-        point: number -> theta (p,), the same whenever it is asked.
-        num: how many points.
-        center: (p,) where each loss is evaluated by itself, so that the value there is the loss's bit for bit.
-        buffers: of each point; where they differ, it is evaluated point by point.
-        title: of the bar.
-        identity: names and digests of what determines the points; the file of a run with another one is refused.
-        engine: "auto" measures; "point by point" or "vmap" names one.
-        resume: npz file that is written now and then, and continued from if it exists.
-        progress: a bar; None shows one after two seconds.
-
-    Raises:
-        ValueError: the resume file belongs to something else, or `engine="vmap"` fails on a loss.
+    At the center each loss is evaluated by itself, so that the value there is the loss's bit for bit. `identity` has
+    the names and digests of what determines the points; a resume file of a run with another one is refused.
     """
     check_choice("engine", engine, ("auto", "point by point", "vmap"))
     if buffers.at is not None:

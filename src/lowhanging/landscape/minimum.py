@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,9 @@ def polish(
         max_gradients: limit on gradients in all.
         max_products: number of Hessian products after which no Newton step begins.
         max_drift: how far it may go, as a share of |theta0| (any distance if theta0 = 0).
-        resume: npz file of every gradient and product so far: the same call goes on from it, to the same bits (on the
-            same device, with as many threads), at the price of two gradients. A call with another `gtol` or other
-            limits takes from it what it asks for, too; the file of another loss, theta0 or anchor is refused. The
-            file of a finished call stays.
+        resume: npz file of every gradient and product so far: the same call, also with another `gtol` or other limits,
+            goes on from it, to the same bits (on the same device, with as many threads). The file of another loss,
+            theta0 or anchor is refused; that of a finished call stays.
         progress: a bar; by default one appears when it takes more than two seconds.
 
     Returns:
@@ -178,7 +178,7 @@ def polish(
                 descent.leave(ends.vectors[0])
     finally:
         if record is not None:
-            record.flush()
+            record.file.flush()
     unanchored = around(loss, descent.theta)
     result = Minimum(
         theta=descent.theta.cpu(),
@@ -273,14 +273,8 @@ class _Descent:
         left = self.max_gradients - self.num_gradients
         options = {"maxcor": 20, "maxfun": left, "maxiter": left, "ftol": 0.0, "gtol": 0.0}
         with contextlib.suppress(_StopDescentError):
-            scipy.optimize.minimize(
-                function,
-                self.theta.cpu().double().numpy(),
-                jac=True,
-                method="L-BFGS-B",
-                callback=accepted,
-                options=options,
-            )
+            start = self.theta.cpu().double().numpy()
+            scipy.optimize.minimize(function, start, jac=True, method="L-BFGS-B", callback=accepted, options=options)
 
     def newton(self) -> None:
         """Newton steps by conjugate gradients, each accepted only if the gradient norm falls."""
@@ -323,8 +317,10 @@ class _Descent:
 
     def smallest_eigenpair(self, accuracy: float) -> Eigenpairs:
         """Of the Hessian at theta, known to `accuracy` or to 1e-5 of the largest, as far as that can be reached."""
-        H: Any = hessian(around(self.loss.loss if isinstance(self.loss, _RecordedLoss) else self.loss, self.theta))
-        H = _RecordedHessian(self.loss, H) if isinstance(self.loss, _RecordedLoss) else H
+        if isinstance(self.loss, _RecordedLoss):
+            H: Any = _RecordedHessian(self.loss, hessian(around(self.loss.loss, self.theta)))
+        else:
+            H = hessian(around(self.loss, self.theta))
         self.bar.set_postfix_str("smallest eigenvalue")
         ends = _smallest(H, 1e-3)
         self.num_products += ends.num_products
@@ -416,14 +412,14 @@ class _RecordedLoss:
             received = "is given with a loss whose examples several processes share"
             raise ValueError(argument_message("resume", received, "a loss of one process", "Leave resume= out."))
         self.loss, self.theta0 = loss, loss.theta0
-        self._file = ResumeFile(resume, {"theta0": digest(loss.theta0), "anchor": repr(anchor)}, kind="a polish")
+        self.file = ResumeFile(resume, {"theta0": digest(loss.theta0), "anchor": repr(anchor)}, kind="a polish")
         self._calls: list[str] = []  # what was asked for, and a digest of where
         self._values: list[float] = []  # NaN for a product
         self._rows: list[Tensor] = []  # gradients and products, (p,) on the CPU
         self._next = 0  # number of the next call
-        stored = self._file.read()
+        stored = self.file.read()
         if stored is not None:
-            with self._file.decoding():
+            with self.file.decoding():
                 self._calls, self._values, self._rows = stored["calls"], stored["values"], stored["rows"]
                 if not len(self._calls) == len(self._values) == len(self._rows):
                     raise ValueError("lists of different lengths")
@@ -442,10 +438,6 @@ class _RecordedLoss:
         """As of the loss."""
         return self.recorded(f"product {digest(theta, v)}", lambda: (math.nan, self.loss.hvp(theta, v)))[1]
 
-    def flush(self) -> None:
-        """Write what is not written yet."""
-        self._file.flush()
-
     def recorded(self, call: str, compute: Callable[[], tuple[float | Tensor, Tensor]]) -> tuple[float, Tensor]:
         """A value and a vector (p,): from the file where the call is the next one there, else computed and kept."""
         number, self._next = self._next, self._next + 1
@@ -456,15 +448,15 @@ class _RecordedLoss:
                 fresh, other = compute()
                 if repr(float(fresh)) != repr(value) or not torch.equal(row, other.cpu()):
                     remedy = "Name another file, or repeat the call that made this one, with as many threads."
-                    self._file.refuse(["loss"], remedy)
-            return value, row.to(self.theta0, copy=True)
+                    self.file.refuse(["loss"], remedy)
+            return value, row.to(self.theta0.device, copy=True)
         # From here on other calls follow, as where a limit was raised: what came of the old ones is no use.
         del self._calls[number:], self._values[number:], self._rows[number:]
         fresh, row = compute()
         self._calls.append(call)
         self._values.append(float(fresh))
         self._rows.append(row.detach().cpu().clone())
-        self._file.keep({"calls": [*self._calls], "values": [*self._values], "rows": [*self._rows]})
+        self.file.keep({"calls": [*self._calls], "values": [*self._values], "rows": [*self._rows]})
         return self._values[-1], row
 
 
@@ -478,23 +470,15 @@ class _RecordedHessian:
     def __matmul__(self, v: Tensor) -> Tensor:
         return self._record.recorded(f"matrix {digest(self._H.theta, v)}", lambda: (math.nan, self._H @ v))[1]
 
-    def exact_products(self, rows: Tensor, *, by_differences: bool) -> Tensor | None:
-        """As of the Hessian; raises where it has none."""
-        return torch.stack([self._exact_product(row, by_differences) for row in rows])
+    def exact_products(self, rows: Tensor, *, by_differences: bool) -> Tensor:
+        """As of the Hessian, (b, p) float64; raises where it has none."""
 
-    def _exact_product(self, row: Tensor, by_differences: bool) -> Tensor:
-        """H row in float64, (p,); kept as two vectors in the loss's dtype, what is rounded and what remains."""
-        fresh: list[Tensor] = []
+        def exact(row: Tensor) -> tuple[float, Tensor]:
+            found = self._H.exact_products(row[None], by_differences=by_differences)
+            if found is None:
+                raise TypeError("the loss has no float64 form")
+            return math.nan, found[0]
 
-        def image() -> Tensor:
-            if not fresh:
-                found = self._H.exact_products(row[None], by_differences=by_differences)
-                if found is None:
-                    raise TypeError("the loss has no float64 form")
-                fresh.append(found[0])
-            return fresh[0]
-
-        like, name = self._record.theta0, f"{digest(self._H.theta, row)} {by_differences}"
-        high = self._record.recorded(f"exact {name}", lambda: (math.nan, image().to(like)))[1].double()
-        rest = self._record.recorded(f"rest {name}", lambda: (math.nan, (image() - high.to(image())).to(like)))[1]
-        return high + rest.double()
+        calls = [f"exact {digest(self._H.theta, row)} {by_differences}" for row in rows]
+        pairs = zip(calls, rows, strict=True)
+        return torch.stack([self._record.recorded(call, partial(exact, row))[1] for call, row in pairs])

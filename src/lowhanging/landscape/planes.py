@@ -175,12 +175,9 @@ def plane_slice(
     if plane is not None and center is not None:
         received, remedy = "is given, and so is a Plane, which has its own", "Pass plane.directions with your center."
         raise ValueError(argument_message("center", received, "one of the two", remedy))
+    center = center if plane is None else plane.center
     losses, middle, held = center_buffers(
-        as_losses(losses),
-        center if plane is None else plane.center,
-        buffers,
-        recalibrate_on,
-        is_through=plane is not None,
+        as_losses(losses), center, buffers, recalibrate_on, is_through=plane is not None
     )
     is_random = isinstance(directions, str)
     pair = [
@@ -349,15 +346,9 @@ def plane_trajectory(
     coordinates = solved / basis.norm(dim=1)
     thetas = [*(point.theta for point in points), *map(grid.at, coordinates)]
     values = evaluate_points(
-        losses,
-        lambda i: thetas[i],
-        len(thetas),
-        center=center,
-        buffers=held,
-        engine="point by point",
-        title="plane trajectory",
-        progress=progress,
-    )
+        losses, thetas.__getitem__, len(thetas), center=center, buffers=held, title="plane trajectory",
+        engine="point by point", progress=progress,
+    )  # fmt: skip
     t = len(points)
     return PlaneTrajectory(
         coordinates=coordinates.cpu(),

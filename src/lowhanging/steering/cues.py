@@ -153,9 +153,6 @@ class ConflictControl:
 
         Cost:
             two passes over the inputs, without gradients.
-
-        Source:
-            Student's t interval of paired differences, as in any textbook.
         """
         check_choice("towards", towards, self.cues)
         check_choice("away", away, [cue for cue in self.cues if cue != towards], remedy="Name another cue.")

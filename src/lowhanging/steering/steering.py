@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -250,20 +249,22 @@ def steering_report(
     return SteeringReport(u.to(center.dtype), quotients, positions, eigenvalues, overlaps, step, cue_shares)
 
 
-def _checked_step(conflict: Any, step: Any, center: Tensor) -> float | None:
+def _checked_step(conflict: ConflictControl | None, step: float | None, center: Tensor) -> float | None:
     """Where cue shares are compared: None without a control."""
     remedy = "Pass lh.ConflictControl(loss, views.conflict.inputs, views.conflict.answers)."
     if conflict is None:
-        if step is not None:
-            received, expected = f"is {step!r} and conflict is None", "a step with conflict= only"
-            raise ValueError(argument_message("step", received, expected, remedy))
-        return None
+        if step is None:
+            return None
+        received, expected = f"is {step!r} and conflict is None", "a step with conflict= only"
+        raise ValueError(argument_message("step", received, expected, remedy))
     if not isinstance(conflict, ConflictControl):
         raise TypeError(argument_message("conflict", f"is {a_type(conflict)}", "a ConflictControl", remedy))
     if conflict.num_params != center.numel():
-        received = f"is of a model with {conflict.num_params} parameters"
-        remedy = "Make it with one of the losses."
-        raise ValueError(argument_message("conflict", received, f"{center.numel()} as in the losses", remedy))
+        received, expected = (
+            f"is of a model with {conflict.num_params} parameters",
+            f"{center.numel()} as in the losses",
+        )
+        raise ValueError(argument_message("conflict", received, expected, "Make it with one of the losses."))
     return check_real("step", 2.0 if step is None else step, remedy="Leave it out: 2.")
 
 
