@@ -27,7 +27,7 @@ def main() -> None:
         run = lh.train(
             lh.SigmoidCNN(seed=seed),
             views.mixed.train,
-            epochs=options.epochs,
+            num_epochs=options.epochs,
             evaluate=held_out,
             seed=seed,
             progress=False,

@@ -68,7 +68,7 @@ def _cnn(is_quick: bool) -> tuple[nn.Module, Data]:
 
 def _train_cnn(model: nn.Module, data: Data, is_quick: bool) -> None:
     """As `lowhanging reproduce` trains it: 60 epochs, by default settings."""
-    lh.train(model, data, epochs=10 if is_quick else 60, progress=False)
+    lh.train(model, data, num_epochs=10 if is_quick else 60, progress=False)
 
 
 def _transformer(is_quick: bool) -> tuple[nn.Module, Data]:
@@ -99,7 +99,7 @@ def _mlp(is_quick: bool) -> tuple[nn.Module, Data]:
 
 def _train_mlp(model: nn.Module, data: Data, is_quick: bool) -> None:
     """Three epochs of Adam."""
-    lh.train(model, data, epochs=3, lr=1e-3, progress=False)
+    lh.train(model, data, num_epochs=3, lr=1e-3, progress=False)
 
 
 _CNN = "paired-digit CNN, 3,340 weights, 3,200 images, 60 epochs"

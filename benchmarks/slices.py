@@ -222,7 +222,7 @@ def main() -> None:
     tests = {name: getattr(paired, name).test for name in ("mixed", "number", "pattern")}
     views = {name: (view.inputs[: options.images], view.targets[: options.images]) for name, view in tests.items()}
     trained = lh.SigmoidCNN(seed=0)
-    lh.train(trained, paired.mixed.train, epochs=options.epochs, progress=False)
+    lh.train(trained, paired.mixed.train, num_epochs=options.epochs, progress=False)
     pairs = lh.top_hessian_eigs(trained, views["mixed"], k=2, progress=False)
     mixed = lh.Objective(trained, views["mixed"])
     u, v = (mixed.space.unflatten(row * mixed.theta0.norm()) for row in pairs.vectors)

@@ -43,7 +43,7 @@ def reached(name: str, num_seeds: int) -> dict[str, Any]:
     if is_blocked:
         scores = lh.circuits.circle_score(embeddings).score  # (seeds, logs, blocks)
         circuits = (scores[:, -1] >= THRESHOLD).sum(-1).tolist()
-        first = lh.circuits.births(scores, run.steps, THRESHOLD).step.min(1).values.tolist()
+        first = lh.circuits.births(scores, run.steps, threshold=THRESHOLD).step.min(1).values.tolist()
     else:
         circuits = [len(keys) for keys in lh.circuits.key_frequencies(embeddings[:, -1])]
     return {
@@ -126,13 +126,13 @@ def race(num_seeds: int, steps: int, rounds: int) -> dict[str, dict[str, Any]]:
         seconds: dict[str, list[float]] = {"loop": [], "stack": []}
         (
             by_loop(preset, data, range(1), 1),
-            lh.train_stack(name, seeds=(0,), steps=1, progress=False),
+            lh.train_stack(name, seeds=(0,), num_steps=1, progress=False),
         )  # torch's own start
         for _ in range(rounds):
             begun = time.perf_counter()
             models = by_loop(preset, data, seeds, steps)
             middle = time.perf_counter()
-            run = lh.train_stack(name, seeds=seeds, steps=steps, log_every=steps, progress=False)
+            run = lh.train_stack(name, seeds=seeds, num_steps=steps, log_every=steps, progress=False)
             seconds["loop"].append(middle - begun)
             seconds["stack"].append(time.perf_counter() - middle)
         space = lh.objective.ParameterSpace(models[0])

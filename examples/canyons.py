@@ -23,7 +23,7 @@ import lowhanging as lh
 
 # %%
 cartoon = lh.toys.sloped_canyons()
-found = lh.find_canyons(cartoon, space="full", metric="euclidean", levels=1.0, starts=16)
+found = lh.find_canyons(cartoon, space="full", metric="euclidean", levels=1.0, num_starts=16)
 for point in found:
     x, y = point.theta.tolist()
     print(f"({x:+.3f}, {y:+.3f})  rise {point.rise:.6f}  slope {point.slope:.4f}")
@@ -40,11 +40,11 @@ ax = lh.plots.descents(ground, paths)
 # Descent finds a canyon first, one behaviour, and then walks down its sloping floor to the joint minimum.
 #
 # A bowl has none. On an *energy shell*, all displacements by which a bowl rises equally, it is constant by
-# construction. *Expect* "no isolated canyon", and a depth of 1, which is the bowl itself:
+# construction. *Expect* "no isolated canyon", and a relative rise of 1, which is the bowl itself:
 
 # %%
 bowl = lh.toys.quadratic([3.0, 2.0, 1.0, 0.5], seed=0)
-print(lh.find_canyons(bowl, space="full", levels=0.5, starts=8))
+print(lh.find_canyons(bowl, space="full", levels=0.5, num_starts=8))
 
 # %% [markdown]
 # ## Your model
@@ -61,7 +61,7 @@ first[:, 2:], second[:, :2] = 0.0, 0.0  # one cue alone, the other blank
 
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 2)).double()
-lh.train(model, (cues, targets), epochs=100, progress=False)
+lh.train(model, (cues, targets), num_epochs=100, progress=False)
 loss = lh.Objective(model, (cues, targets))
 minimum = lh.polish(loss, anchor=1e-2, gtol=1e-9, progress=False)
 basin = minimum.objective  # with its anchor: that is the loss whose minimum this is
@@ -83,15 +83,16 @@ watched = {"evaluate": losses, "conflict": conflict, "progress": False}
 #
 # The space to look in: the three directions of largest curvature. The levels: energies, in units of loss, from that of
 # the minimum (0.05) to most of the way to guessing (ln 2 = 0.69). From many random starts, descent on the shell; Newton
-# steps make each end stationary; the eigenvalues of the Hessian across certify it. *Depth* is the rise of the loss over
-# that of the bowl. *Expect* it to fall below 1 where the loss is not a bowl any more, and further below further out.
+# steps make each end stationary; the eigenvalues of the Hessian across certify it. *Relative rise* is the rise of the
+# loss over that of the bowl. *Expect* it to fall below 1 where the loss is not a bowl any more, and further below
+# further out.
 
 # %%
 space = lh.top_hessian_eigs(basin, k=3).subspace()
 levels = (0.05, 0.15, 0.45)
-found = lh.find_canyons(basin, space=space, levels=levels, starts=16, **watched)
+found = lh.find_canyons(basin, space=space, levels=levels, num_starts=16, **watched)
 print(found)
-ax = lh.plots.canyon_depths(found)
+ax = lh.plots.canyon_rises(found)
 
 # %% [markdown]
 # A filled point is a canyon: certified, and deeper than the bowl. One in full:
@@ -110,7 +111,7 @@ print(found.canyons[0])
 
 # %%
 stiff = lh.top_hessian_eigs(basin, k=12).subspace()
-print(lh.canyons.depth_null(basin, found, within=stiff, num=7, progress=False))
+print(lh.canyons.depth_null(basin, found, within=stiff, num_subspaces=7, progress=False))
 
 # %% [markdown]
 # Read p with care: with seven random subspaces it cannot be smaller than 1/8. Ask for more where it matters.

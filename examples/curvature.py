@@ -32,7 +32,7 @@ model = nn.Sequential(
     nn.Linear(32, 2),
 )
 loader = DataLoader(TensorDataset(inputs, targets), batch_size=64, shuffle=True)
-print(lh.train(model, loader, epochs=150, lr=0.01, progress=False))
+print(lh.train(model, loader, num_epochs=150, lr=0.01, progress=False))
 
 # %% [markdown]
 # ## The top

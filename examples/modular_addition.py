@@ -28,7 +28,7 @@ stack = lh.train_stack(
     factory,
     sums.train,
     seeds=range(12),
-    steps=800,
+    num_steps=800,
     lr=0.01,
     batch_size=128,
     penalty=1e-3,

@@ -49,7 +49,7 @@ held_out = {
 run = lh.train(
     model,
     views.mixed.train,
-    epochs=40,
+    num_epochs=40,
     batch_size=32,
     evaluate=held_out,
     progress=False,

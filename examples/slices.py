@@ -39,7 +39,7 @@ model = network(seed=0)
 run = lh.train(
     model,
     train,
-    epochs=60,
+    num_epochs=60,
     lr=0.01,
     evaluate={"test": test},
     checkpoints=10,
@@ -123,7 +123,7 @@ ax = lh.plots.path_slice(lh.path_slice(losses, run.checkpoints, num=41), log=Tru
 ends = [losses["train"].theta0]
 for seed in (1, 2):
     again = network(seed)
-    lh.train(again, train, epochs=60, lr=0.01, progress=False)
+    lh.train(again, train, num_epochs=60, lr=0.01, progress=False)
     ends.append(lh.Objective(again, train).theta0)
 
 through = lh.plane_through(*ends, names=("seed 0", "seed 1", "seed 2"))

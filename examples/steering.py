@@ -55,7 +55,7 @@ held_out = {
 torch.manual_seed(0)
 layers = nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 6)
 model = nn.Sequential(*layers)
-run = lh.train(model, (inputs, targets), epochs=30, lr=0.01, evaluate=held_out, progress=False)
+run = lh.train(model, (inputs, targets), num_epochs=30, lr=0.01, evaluate=held_out, progress=False)
 print(run)
 ax = lh.plots.training_run(run)
 

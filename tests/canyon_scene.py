@@ -1,14 +1,16 @@
-"""A network with two redundant cues that trains in a second, at its minimum: what the canyon tests look at."""
+"""What the canyon tests look at: a network with two redundant cues at its minimum, and a bowl of known curvatures."""
 
 from __future__ import annotations
 
 import functools
 import math
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import lowhanging as lh
+from lowhanging.canyons.shell import SHELLS, Shell
 
 
 def two_cues(num: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,3 +55,44 @@ def angle_in(plane: lh.Subspace, delta: torch.Tensor) -> float:
     """Polar angle of a displacement in a plane, from 0 to 2 pi."""
     x, y = plane.coordinates(delta).tolist()
     return math.atan2(y, x) % (2 * math.pi)
+
+
+P, DIM = 6, 3
+CURVATURES = torch.tensor([5.0, 3.0, 2.0, 1.0, 0.7, 0.2], dtype=torch.float64)
+
+
+def turned() -> Tensor:
+    """(p, p) orthonormal rows, the eigenvectors."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.linalg.qr(torch.randn(P, P, generator=generator, dtype=torch.float64))[0]
+
+
+AXES = turned()
+H0 = AXES.T @ (CURVATURES[:, None] * AXES)
+THETA0 = torch.linspace(-0.4, 0.6, P, dtype=torch.float64)
+CUBIC = torch.linspace(0.3, -0.2, P, dtype=torch.float64)
+
+
+def curved() -> lh.FunctionObjective:
+    """A bowl of known curvatures around THETA0 that bends away from its quadratic, its gradient there not quite 0."""
+
+    def function(theta: Tensor) -> Tensor:
+        x = theta - THETA0
+        return 0.5 * x @ H0 @ x + (CUBIC * x**3).sum() + 0.05 * (x**4).sum() + 0.01 * x.sum()
+
+    return lh.FunctionObjective(function, THETA0, engine="double backward")
+
+
+def hessian_at(theta: Tensor) -> Tensor:
+    x = theta - THETA0
+    return H0 + torch.diag(6 * CUBIC * x + 0.6 * x**2)
+
+
+def shell_of(where: str, metric: str, min_curvature: float | None = None) -> Shell:
+    """Of all of weight space, or of a subspace that is no span of eigenvectors."""
+    rows = torch.randn(DIM, P, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return SHELLS[metric](curved(), "full" if where == "full" else lh.Subspace.span(rows), min_curvature)
+
+
+def coordinates(shell: Shell, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shell.dim)

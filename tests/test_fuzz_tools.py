@@ -65,7 +65,7 @@ def tools(scene: Scene, model: nn.Module, data: Callable[[], Any], reference: Re
         return "" if bool((apart <= rtol * wanted.abs() + 1e-2 * rtol).all()) else f"off by {float(apart.max()):.1e}"
 
     def train() -> str:
-        lh.train(scene.build(), data(), epochs=1, lr=1e-3, progress=False, **loss_of)
+        lh.train(scene.build(), data(), num_epochs=1, lr=1e-3, progress=False, **loss_of)
         return ""
 
     def polish() -> str:

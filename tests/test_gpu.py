@@ -136,7 +136,7 @@ def test_spectra() -> None:
 def test_from_training_to_canyons() -> None:
     model = net(torch.float32).cuda()
     data = (X.float(), Y)
-    lh.train(model, data, epochs=20, seed=0, progress=False)
+    lh.train(model, data, num_epochs=20, seed=0, progress=False)
     minimum = lh.polish(lh.Objective(model, data), anchor=0.1, progress=False)
     loss = minimum.objective
     assert loss.theta0.device.type == "cuda"
@@ -150,7 +150,8 @@ def test_from_training_to_canyons() -> None:
     assert float(scan.losses["loss"][2]) == middle
     a, b = (found.losses["loss"] for found in plane.values())
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    canyons = lh.find_canyons(loss, space=pairs.subspace(), metric="euclidean", levels=0.5, starts=4, progress=False)
+    options = {"metric": "euclidean", "levels": 0.5, "num_starts": 4, "progress": False}
+    canyons = lh.find_canyons(loss, space=pairs.subspace(), **options)
     assert len(canyons)
     assert all(point.is_certified for point in canyons)
     direction = lh.steering_direction(preserve=loss, ablate=lh.Objective(model, data).at(minimum.theta), k=2, index=4)
@@ -158,7 +159,9 @@ def test_from_training_to_canyons() -> None:
 
 
 def test_stacks() -> None:
-    here, there = (lh.train_stack("births", seeds=range(2), steps=5, device=d, progress=False) for d in ("cpu", "cuda"))
+    here, there = (
+        lh.train_stack("births", seeds=range(2), num_steps=5, device=d, progress=False) for d in ("cpu", "cuda")
+    )
     torch.testing.assert_close(here.thetas, there.thetas.cpu(), rtol=1e-2, atol=1e-3)
 
 

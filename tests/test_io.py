@@ -5,11 +5,16 @@ Oracles: equality with what was saved; `numpy.load`.
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
+import importlib
 import json
 import math
 import os
+import pkgutil
 import stat
+import types
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,14 +127,12 @@ def test_results_within_results_come_back_and_what_they_share_is_stored_once(tmp
 
 
 @pytest.mark.parametrize(
-    "name", ["os.system", "lowhanging.io.Path", "lowhanging.errors.argument_message", "shutil.Foo"]
+    "name",
+    ["lowhanging.__main__.main", "os.system", "lowhanging.io.Path", "lowhanging.errors.argument_message", "shutil.Foo"],
 )
 def test_a_file_makes_no_class_but_our_results(tmp_path: Path, name: str) -> None:
     path = lh.Subspace.span(torch.eye(3)[:2]).save(tmp_path / "s")
-    with np.load(path) as stored:
-        arrays = {key: stored[key] for key in stored.files}
-    meta = json.loads(str(arrays["__lowhanging__"])) | {"class": name}
-    np.savez(path, **(arrays | {"__lowhanging__": np.array(json.dumps(meta))}))
+    with_meta(path, **{"class": name})
     with pytest.raises(DamagedFileError, match="not a result of lowhanging"):
         lh.load(path)
 
@@ -138,6 +141,43 @@ def test_what_can_not_be_saved_is_named_and_leaves_no_file(tmp_path: Path) -> No
     with pytest.raises(TypeError, match=r"settings/f is a function, which can't be saved"):
         dataclasses.replace(pairs(), settings={"f": lambda: 0}).save(tmp_path / "p")
     assert list(tmp_path.iterdir()) == []
+
+
+def with_meta(path: Path, **changed: Any) -> None:
+    with np.load(path) as stored:
+        arrays = {key: stored[key] for key in stored.files}
+    meta = json.loads(str(arrays["__lowhanging__"])) | changed
+    np.savez(path, **(arrays | {"__lowhanging__": np.array(json.dumps(meta))}))
+
+
+def test_results_of_another_version_are_told_from_damage(tmp_path: Path) -> None:
+    path = lh.Subspace.span(torch.eye(3)[:2]).save(tmp_path / "s")
+    with_meta(path, fields=[["rows", 1]])
+    for read in (lh.load, lh.Subspace.load):
+        with pytest.raises(
+            ValueError, match=r"by another version: Subspace with other fields \(basis, rows\)"
+        ) as error:
+            read(path)
+        assert not isinstance(error.value, DamagedFileError)
+    with_meta(path, **{"class": "lowhanging.curvature.subspace.Hyperspace"})
+    with pytest.raises(
+        ValueError, match=r"another version: lowhanging.curvature.subspace.Hyperspace is not in this one"
+    ):
+        lh.load(path)
+
+
+def test_keys_of_any_kind_come_back_and_objects_are_never_pickled(tmp_path: Path) -> None:
+    settings = {(1, "a"): torch.ones(1), 2: None}
+    found = Pairs.load(dataclasses.replace(pairs(), settings=settings).save(tmp_path / "p"))
+    assert list(found.settings) == [(1, "a"), 2]
+    with pytest.raises(TypeError, match="settings/x is an array of objects"):
+        dataclasses.replace(pairs(), settings={"x": np.array([{}])}).save(tmp_path / "p")
+
+
+@pytest.mark.parametrize("path", ["", "results/"])
+def test_a_file_has_a_name(path: str) -> None:
+    with pytest.raises(ValueError, match=r"path is '.*', expected the name of a file"):
+        pairs().save(path)
 
 
 def resume_file(path: Path, kind: str = "a training", **identity: str) -> ResumeFile:
@@ -307,3 +347,67 @@ def test_a_dtype_that_is_none_is_damage(tmp_path: Path) -> None:
     np.savez(path, **(arrays | {"__lowhanging__": np.array(meta.replace("bfloat16", "nonsense"))}))
     with pytest.raises(DamagedFileError, match="not a result of lowhanging"):
         Pairs.load(path)
+
+
+# Every result of the library ------------------------------------------------------------------------------------------
+
+
+def result_classes() -> list[type[Saved]]:
+    """All that are defined inside lowhanging, wherever."""
+    for module in pkgutil.walk_packages(lh.__path__, "lowhanging."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found, waiting = set(), [Saved]
+    while waiting:
+        below = [each for each in waiting.pop().__subclasses__() if each.__module__.startswith("lowhanging.")]
+        found |= set(below)
+        waiting += below
+    return sorted(found, key=lambda cls: cls.__qualname__)
+
+
+def sample(kind: Any, number: int = 3) -> Any:
+    """A value of a type, as annotated; `number` tells one from the next."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Tensor:
+        return torch.arange(12, dtype=torch.float64).reshape(3, 4) + number
+    if kind is lh.Subspace:
+        return lh.Subspace.span(torch.eye(4, dtype=torch.float64)[: 1 + number % 3])
+    if kind in (int, float, str, bool, Any):
+        return {int: number, float: number + 0.5, str: f"word {number}", bool: True, Any: None}[kind]
+    if origin in (typing.Union, types.UnionType):
+        return sample(next(each for each in arguments if each is not types.NoneType), number)
+    if origin is typing.Literal:
+        return arguments[-1]
+    if origin is tuple:
+        items = arguments[:1] * 2 if arguments[-1] is ... else arguments
+        return tuple(sample(each, number + i) for i, each in enumerate(items))
+    if origin is list:
+        return [sample(arguments[0], number), sample(arguments[0], number + 1)]
+    if isinstance(origin, type) and issubclass(origin, collections.abc.Mapping):
+        return {sample(arguments[0], number + i): sample(arguments[1], number + i) for i in range(2)}
+    if origin is collections.abc.Callable or not dataclasses.is_dataclass(kind):
+        raise TypeError(f"no sample of {kind}")
+    types_ = typing.get_type_hints(kind)
+    lost = getattr(kind, "unsaved", ())
+    fields = [field for field in dataclasses.fields(kind) if field.init]
+    return kind(**{f.name: None if f.name in lost else sample(types_[f.name], i) for i, f in enumerate(fields)})
+
+
+def same(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if dataclasses.is_dataclass(a):
+        return all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+@pytest.mark.parametrize("cls", result_classes(), ids=lambda cls: cls.__qualname__)
+def test_every_result_class_comes_back(tmp_path: Path, cls: type[Saved]) -> None:
+    before = sample(cls)
+    assert same(lh.load(before.save(tmp_path / "result")), before)

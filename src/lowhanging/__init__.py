@@ -1,8 +1,8 @@
 """The microscope for the low-hanging fruit prior.
 
 The names that most scripts need are here; result classes, data sets in parts and nulls are in the modules:
-`datasets` and `models`, `objective` (losses as functions of the weights), `training`, `curvature` (eigenpairs, spectra),
-`landscape` (minima, directions, slices), `steering`, `canyons`, `circuits`, `toys`, `plots` and `testing`.
+`datasets` and `models`, `objective` (losses as functions of the weights), `training`, `curvature` (eigenpairs,
+spectra), `landscape` (minima, directions, slices), `steering`, `canyons`, `circuits`, `toys`, `plots` and `testing`.
 """
 
 from lowhanging import (

@@ -1,7 +1,7 @@
-"""What does a message of this library look like, and what is raised when a computation did not get there?
+"""Exceptions, and the checks of arguments that write every message of the library.
 
-Every boundary message has four parts: argument, what was received, what is expected, what to do. They are written here
-and nowhere else, so that `ValueError: k received 0, expected ...` reads the same from every door of the library.
+A message has four parts: argument, what was received, what is expected, what to do. They are written here and nowhere
+else, so that `ValueError: k is 0, expected ...` reads the same from every door of the library.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class NotConvergedError(RuntimeError):
 class DamagedFileError(ValueError):
     """A file that can be opened is not what was written: cut short, changed, or never a file of this library's.
 
-    A file that can't be opened (missing, no permission) raises the `OSError` that says so, never this.
+    A file that can't be opened (missing, no permission) raises its `OSError`, never this.
     """
 
 
@@ -67,10 +67,9 @@ def check_real(
 ) -> float:
     """`value` as a finite float in [minimum, maximum] (open interval if `exclusive`), or an error."""
     brackets = "()" if exclusive else "[]"
-    is_bounded = minimum > -math.inf or maximum < math.inf
-    expected = (
-        f"a finite number in {brackets[0]}{minimum:g}, {maximum:g}{brackets[1]}" if is_bounded else "a finite number"
-    )
+    expected = "a finite number"
+    if minimum > -math.inf or maximum < math.inf:
+        expected += f" in {brackets[0]}{minimum:g}, {maximum:g}{brackets[1]}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(argument_message(argument, f"is {value!r}", expected, remedy))
     number = float(value)
@@ -89,7 +88,8 @@ def a_type(value: Any) -> str:
 def check_choice(argument: str, value: Any, choices: Sequence[str], *, remedy: str = "Name one of them.") -> str:
     """`value` as one of `choices`, or an error."""
     if value not in choices:
-        raise ValueError(argument_message(argument, f"is {value!r}", "one of " + ", ".join(map(repr, choices)), remedy))
+        expected = "one of " + ", ".join(map(repr, choices))
+        raise ValueError(argument_message(argument, f"is {value!r}", expected, remedy))
     return str(value)
 
 
@@ -134,9 +134,8 @@ def check_device(device: Any) -> torch.device:
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            argument_message("device", f"is {device!r}", "a torch device such as 'cpu' or 'cuda:0'", remedy)
-        ) from error
+        expected = "a torch device such as 'cpu' or 'cuda:0'"
+        raise ValueError(argument_message("device", f"is {device!r}", expected, remedy)) from error
     try:
         torch.empty(1, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -150,9 +149,8 @@ def check_names(argument: str, names: Iterable[Any], *, remedy: str) -> list[str
     """Non-empty list of strings, or an error."""
     found = list(names)
     if not found or not all(isinstance(name, str) and name for name in found):
-        raise ValueError(
-            argument_message(argument, f"has the names {found!r}", "at least one name, each a non-empty string", remedy)
-        )
+        expected = "at least one name, each a non-empty string"
+        raise ValueError(argument_message(argument, f"has the names {found!r}", expected, remedy))
     return found
 
 
@@ -164,16 +162,13 @@ def check_writable_folder(argument: str, folder: str | Path, *, remedy: str) -> 
     missing = [parent for parent in (path, *path.parents) if not parent.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".lowhanging-probe"
-        probe.touch()
-        probe.unlink()
+        empty = path / ".lowhanging-empty"
+        empty.touch()
+        empty.unlink()
     except OSError as error:
         for parent in missing:  # what this call made, deepest first, and only if empty
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
-        raise OSError(
-            argument_message(
-                argument, f"is {str(path)!r} ({error.strerror})", "a folder that can be written to", remedy
-            )
-        ) from error
+        received = f"is {str(path)!r} ({error.strerror})"
+        raise OSError(argument_message(argument, received, "a folder that can be written to", remedy)) from error
     return path

@@ -1,12 +1,9 @@
-"""Saving, loading and resuming: results of any class as npz files, and the one file format of every long call.
+"""Saved results and resume files: one npz format, written whole or not at all, loaded without pickle.
 
 A result is a frozen dataclass of tensors, numbers, strings, and mappings and sequences of them. Every tensor is an
-array of the npz, named by where it stands, everything else one JSON entry: NumPy alone can read it, and nothing is
-pickled. The file names the result's class, which is imported by that name from inside lowhanging only. A tensor of a dtype that
-NumPy has not (bfloat16, the 8-bit floats) is stored as integers of its bits beside the name of its dtype.
-
-`ResumeFile` keeps the state of a long call in the same form, beside what kind of call wrote it and what determines that
-call's result (its identity). The file of another call is refused by the name of what differs, and left as it is.
+array of the npz, named by its path in the result (its bits, if NumPy lacks its dtype), everything else one JSON entry:
+NumPy alone can read it. The file names the result's class; of such names only dataclasses that are defined inside
+lowhanging are imported. `ResumeFile` keeps the state of a long call in the same form.
 """
 
 from __future__ import annotations
@@ -39,6 +36,7 @@ FORMAT = 2  # of saved files; a newer one is refused by name, an older one is re
 SHARE = 0.1  # of a long call's time that may go into writing its file
 _META = "__lowhanging__"
 _MOST_PACKED = 2**28  # bytes: a small file that unpacks to more than this and a hundred times itself was not saved here
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]  # files on a shared disk may be another machine's
 
 
 class Saved:
@@ -47,9 +45,14 @@ class Saved:
     unsaved: ClassVar[tuple[str, ...]] = ()  # fields that are None in a result that was loaded
 
     def save(self, path: str | Path) -> Path:
-        """Write to `path` as npz; the file appears whole or not at all. Returns the path written."""
-        target = _with_suffix(path)
-        _write(target, {"class": _name_of(type(self)), "fields": _fields(self)})
+        """Write to `path` as npz, in a folder that is made if missing; the file appears whole or not at all.
+
+        Returns:
+            The path written, its suffix `.npz` added where it was left out.
+        """
+        target = _npz_path("path", path, "the name of a file", 'Name a file: result.save("result.npz").')
+        content = {"class": _name_of(type(self)), "fields": _fields(self)}
+        _write(target, content, makes_folder=True)
         return target
 
     @classmethod
@@ -58,7 +61,7 @@ class Saved:
 
         Raises:
             DamagedFileError: the file is cut short or changed, or was never a result.
-            ValueError: it is a result of another class, or of a version with other fields.
+            ValueError: it is a result of another class, or of another version of this one.
             OSError: it can't be opened, or does not exist.
         """
         result: Self = _load(path, cls)
@@ -76,65 +79,55 @@ def load(path: str | Path) -> Any:
 
     Raises:
         DamagedFileError: the file is cut short or changed, or was never a result.
-        ValueError: it is of a version with other fields.
+        ValueError: it is of another version.
         OSError: it can't be opened, or does not exist.
     """
     return _load(path, None)
 
 
 def _load(path: str | Path, wanted: type | None) -> Any:
-    source = _with_suffix(path)
     expected = "a result saved by lowhanging" if wanted is None else f"a file saved by {wanted.__name__}.save"
+    source = _npz_path("path", path, expected, "Load a file that a result's .save(path) wrote.")
     try:
-        arrays, meta = _read(source)
-        name, fields = meta["class"], meta["fields"]
-        check_format("path", source, meta, expected)
-        cls: Any = wanted if wanted is not None and name == _name_of(wanted) else _class_of(name)
+        arrays, meta = _read(source, "path", expected)
+        name = meta["class"]
+        cls = wanted if wanted is not None and name == _name_of(wanted) else _class_of(name)
+        if wanted is None or cls is wanted:
+            return _decoded({"class": name, "fields": meta["fields"]}, arrays, {}, {name: cls})
     except FileNotFoundError as error:
-        received = f"is {str(source)!r}, which does not exist"
-        remedy = "Check the name and the folder."
+        received, remedy = f"is {str(source)!r}, which does not exist", "Check the name and the folder."
         raise FileNotFoundError(argument_message("path", received, expected, remedy)) from error
-    except (_NewerFormatError, PermissionError, MemoryError):
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
-        raise _no_result(source, expected) from error
-    if wanted is not None and cls is not wanted:
-        remedy = f"Load it with {cls.__name__}.load(path), or with lh.load(path)."
-        raise ValueError(argument_message("path", f"is {str(source)!r}, a saved {cls.__name__}", expected, remedy))
-    try:
-        return _decoded({"class": name, "fields": fields}, arrays, {}, {name: cls})
-    except TypeError as error:
-        received = f"is {str(source)!r}, a saved {cls.__name__} with other fields"
+    except _OtherFieldsError as error:
+        received = f"is {str(source)!r}, saved by another version: {error}"
         remedy = "Load it with the version of lowhanging that saved it."
         raise ValueError(argument_message("path", received, expected, remedy)) from error
-    except (KeyError, AttributeError, ValueError, RuntimeError) as error:
-        raise _no_result(source, expected) from error
-
-
-def _no_result(source: Path, expected: str) -> DamagedFileError:
-    received = f"is {str(source)!r}, not a result of lowhanging"
-    remedy = "Load a file that a result's .save(path) wrote."
-    return DamagedFileError(argument_message("path", received, expected, remedy))
+    except _WholeFileError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        received = f"is {str(source)!r}, not a result of lowhanging"
+        remedy = "Load a file that a result's .save(path) wrote."
+        raise DamagedFileError(argument_message("path", received, expected, remedy)) from error
+    received = f"is {str(source)!r}, a saved {cls.__name__}"
+    remedy = f"Load it with {cls.__name__}.load(path), or with lh.load(path)."
+    raise ValueError(argument_message("path", received, expected, remedy))
 
 
 class ResumeFile:
     """The file in which one long call keeps its state.
 
     Args:
-        resume: its path; made at the first write.
+        resume: its path, in an existing folder; made at the first write.
         identity: what determines the result, in words; the file of a call with another one is refused.
         kind: what writes it, with its article, such as "a training".
     """
 
     def __init__(self, resume: str | Path, identity: Mapping[str, str], *, kind: str):
-        if not isinstance(resume, str | Path) or not str(resume):
-            remedy = 'Name a file: resume="plane.npz".'
-            raise TypeError(argument_message("resume", f"is {resume!r}", "the path of a file, or None", remedy))
-        self.path = _with_suffix(resume)
+        self.path = _npz_path("resume", resume, "the path of a file, or None", 'Name a file: resume="plane.npz".')
         if not self.path.parent.is_dir():
             expected = "a file in an existing folder"
             raise ValueError(argument_message("resume", f"is {str(self.path)!r}", expected, "Make the folder."))
         self.identity, self.kind = dict(identity), kind
+        self._expected = f"a new file or that of this {kind.split(' ', 1)[-1]}"
         self._next = 0.0  # when the next write may begin
         self._waiting: Mapping[str, Any] | None = None  # the newest state, where the file has an older one
 
@@ -143,23 +136,21 @@ class ResumeFile:
 
         Raises:
             DamagedFileError: it is no such file, or no longer a whole one.
-            ValueError: it belongs to another call.
+            ValueError: it belongs to another call, or to another version.
         """
         try:
-            arrays, meta = _read(self.path)
-            kind, identity, state = meta["kind"], dict(meta["identity"]), meta["state"]
+            with self.decoding():
+                arrays, meta = _read(self.path, "resume", self._expected)
+                kind, identity = meta["kind"], dict(meta["identity"])
+                if kind != self.kind:
+                    raise self.damaged()
+                keys = {**self.identity, **identity}
+                different = [key for key in keys if self.identity.get(key) != identity.get(key)]
+                if different:
+                    self.refuse(different)
+                return dict(_decoded(meta["state"], arrays, {}, {}))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError) as error:
-            raise self.damaged() from error
-        check_format("resume", self.path, meta, self._expected)
-        if kind != self.kind:
-            raise self.damaged()
-        different = [key for key in {**self.identity, **identity} if self.identity.get(key) != identity.get(key)]
-        if different:
-            self.refuse(different)
-        with self.decoding():
-            return dict(_decoded(state, arrays, {}, {}))
 
     @property
     def is_due(self) -> bool:
@@ -167,13 +158,7 @@ class ResumeFile:
         return time.monotonic() >= self._next
 
     def keep(self, state: Mapping[str, Any], *, now: bool = False) -> None:
-        """Write the state, unless that would take more than a tenth of the time; then it waits for `flush`.
-
-        Args:
-            state: a mapping of tensors, arrays, plain values, and mappings and sequences of them, none of which is
-                changed afterwards.
-            now: write it in any case.
-        """
+        """Write the state if a write is due, or `now`; else hold it. It must not change meanwhile."""
         self._waiting = state
         if now or self.is_due:
             self.write(state)
@@ -196,7 +181,9 @@ class ResumeFile:
         """What goes wrong with a state that was read, turned into the error for a damaged file."""
         try:
             yield
-        except (_OtherCallError, DamagedFileError):
+        except _OtherFieldsError as error:
+            self.refuse([f"version of lowhanging ({error})"])
+        except _WholeFileError:
             raise
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
             raise self.damaged() from error
@@ -210,37 +197,24 @@ class ResumeFile:
         """Raise the error for the file of a call that was given something else."""
         received = f"is {str(self.path)!r}, the file of {self.kind} with another {', '.join(sorted(different))}"
         remedy = "Name another file, or repeat the call that made this one." if remedy is None else remedy
-        raise _OtherCallError(argument_message("resume", received, self._expected, remedy))
-
-    @property
-    def _expected(self) -> str:
-        return f"a new file or that of this {self.kind.split(' ', 1)[-1]}"
+        raise _WholeFileError(argument_message("resume", received, self._expected, remedy))
 
 
-class _OtherCallError(ValueError):
-    """Never damage: the file is whole."""
+class _WholeFileError(ValueError):
+    """The file is refused, and never called damaged: another call's, or a newer version's."""
 
 
-class _NewerFormatError(ValueError):
-    """Never damage: the file is whole."""
+class _OtherFieldsError(_WholeFileError):
+    """A result class has other fields in this version, or is not in it."""
 
 
-def check_format(argument: str, path: Path, meta: Mapping[str, Any], expected: str) -> None:
-    """Refuse a file that a newer version of the library wrote."""
-    found = meta.get("format", FORMAT)
-    if not isinstance(found, int) or found > FORMAT:
-        received = f"is {str(path)!r}, of format {found}; this version reads {FORMAT}"
-        remedy = "Read it with the version of lowhanging that wrote it."
-        raise _NewerFormatError(argument_message(argument, received, expected, remedy))
+# Results as JSON and arrays -------------------------------------------------------------------------------------------
 
 
 def _fields(result: Any) -> dict[str, Any]:
     unsaved = getattr(result, "unsaved", ())
-    return {
-        field.name: None if field.name in unsaved else getattr(result, field.name)
-        for field in dataclasses.fields(result)
-        if field.init
-    }
+    names = [field.name for field in dataclasses.fields(result) if field.init]
+    return {name: None if name in unsaved else getattr(result, name) for name in names}
 
 
 def _name_of(cls: type) -> str:
@@ -248,42 +222,48 @@ def _name_of(cls: type) -> str:
 
 
 def _class_of(name: str) -> type:
-    """A dataclass of lowhanging by its name."""
-    if not re.fullmatch(r"lowhanging(\.\w+)+", name):
+    """A dataclass that is defined in lowhanging, by its name; `__main__`, the command, is never imported."""
+    if not re.fullmatch(r"lowhanging(\.[a-zA-Z]\w*)+", name):
         raise ValueError(f"{name!r} is no class of lowhanging")
     module, _, short = name.rpartition(".")
-    found = getattr(importlib.import_module(module), short)
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+    try:
+        found = getattr(importlib.import_module(module), short)
+    except (ImportError, AttributeError) as error:
+        raise _OtherFieldsError(f"{name} is not in this one") from error
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found) and _name_of(found) == name):
         raise ValueError(f"{name!r} is no result class")
     return found
 
 
-def _encoded(value: Any, place: str, arrays: dict[str, np.ndarray], names: dict[int, str]) -> Any:
-    """The value as JSON, its tensors and arrays put into `arrays` under the name of their place, each object once."""
+def _encoded(value: Any, path: str, arrays: dict[str, np.ndarray], names: dict[int, str]) -> Any:
+    """The value as JSON, its tensors and arrays put into `arrays` under the name of their path, each object once."""
     if isinstance(value, Tensor | np.ndarray):
         if id(value) not in names:
-            names[id(value)] = place if place not in arrays else f"{place} ({len(arrays)})"
-            arrays[names[id(value)]] = value if isinstance(value, np.ndarray) else as_array(value)
-        kind = "tensor" if isinstance(value, Tensor) else "array"
-        is_stored_by_bits = isinstance(value, Tensor) and _bits_of(value.dtype) is not None
-        dtype = {"dtype": str(value.dtype).removeprefix("torch.")} if is_stored_by_bits else {}
-        return {kind: names[id(value)], **dtype}
+            array = value if isinstance(value, np.ndarray) else _as_array(value)
+            if array.dtype.hasobject:
+                raise TypeError(f"{path} is an array of objects, which can't be saved")
+            names[id(value)] = path if path not in arrays else f"{path} ({len(arrays)})"
+            arrays[names[id(value)]] = array
+        if isinstance(value, np.ndarray):
+            return {"array": names[id(value)]}
+        dtype = {} if _bits_of(value.dtype) is None else {"dtype": str(value.dtype).removeprefix("torch.")}
+        return {"tensor": names[id(value)], **dtype}
 
     def each(key: Any, item: Any) -> Any:
-        return _encoded(item, f"{place}/{key}" if place else str(key), arrays, names)
+        return _encoded(item, f"{path}/{key}" if path else str(key), arrays, names)
 
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [[key, each(key, item)] for key, item in _fields(value).items()]
         return {"class": _name_of(type(value)), "fields": fields}
     if isinstance(value, Mapping):
-        return {"mapping": [[key, each(key, item)] for key, item in value.items()]}
+        return {"mapping": [[each(key, key), each(key, item)] for key, item in value.items()]}
     if isinstance(value, tuple | list):
         items = [each(i, item) for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"tuple": items}
     plain = value.item() if isinstance(value, np.generic) else value
     if plain is None or isinstance(plain, bool | int | float | str):
         return plain
-    raise TypeError(f"{place} is a {type(value).__name__}, which can't be saved")
+    raise TypeError(f"{path} is a {type(value).__name__}, which can't be saved")
 
 
 def _decoded(code: Any, arrays: Mapping[str, np.ndarray], made: dict[str, Tensor], classes: dict[str, type]) -> Any:
@@ -299,55 +279,30 @@ def _decoded(code: Any, arrays: Mapping[str, np.ndarray], made: dict[str, Tensor
     if "tensor" in code:
         name = code["tensor"]
         if name not in made:
-            made[name] = as_tensor(arrays[name], getattr(torch, code["dtype"]) if "dtype" in code else None)
+            stored = torch.from_numpy(arrays[name])
+            made[name] = stored.view(_dtype_of(code["dtype"])) if "dtype" in code else stored
         return made[name]
     if "array" in code:
         return arrays[code["array"]]
     if "tuple" in code:
         return tuple(each(item) for item in code["tuple"])
     if "mapping" in code:
-        return {key: each(item) for key, item in code["mapping"]}
-    cls = classes[code["class"]] if code["class"] in classes else _class_of(code["class"])
-    return cls(**{key: each(item) for key, item in code["fields"]})
+        return {each(key): each(item) for key, item in code["mapping"]}
+    cls: Any = classes[code["class"]] if code["class"] in classes else _class_of(code["class"])
+    values = {key: each(item) for key, item in code["fields"]}
+    own = [field for field in dataclasses.fields(cls) if field.init]
+    needed = {field.name for field in own if field.default is field.default_factory is dataclasses.MISSING}
+    other = sorted((values.keys() - {field.name for field in own}) | (needed - values.keys()))
+    if other:
+        raise _OtherFieldsError(f"{cls.__name__} with other fields ({', '.join(other)})")
+    return cls(**values)
 
 
-def _write(path: Path, content: Mapping[str, Any], *, packs: bool = True) -> None:
-    arrays: dict[str, np.ndarray] = {}
-    names: dict[int, str] = {}
-    # Of what a file is about, only the fields or the state hold tensors; their names then begin with the field's.
-    plain = {key: value for key, value in content.items() if key not in ("fields", "state")}
-    nested = {key: _encoded(content[key], "", arrays, names) for key in ("fields", "state") if key in content}
-    if "fields" in nested:
-        nested["fields"] = nested["fields"]["mapping"]
-    entries: dict[str, Any] = {**arrays, _META: np.array(json.dumps({"format": FORMAT, **plain, **nested}))}
-    is_large = sum(array.nbytes for array in arrays.values()) > _MOST_PACKED  # then packing costs more than it saves
-    pack = np.savez if is_large or not packs else np.savez_compressed
-    write_atomically(path, lambda stream: pack(stream, **entries))
-
-
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    arrays = read_arrays(path)
-    meta = json.loads(str(arrays.pop(_META)))
-    if not isinstance(meta, dict):
-        raise ValueError("no mapping")
-    return arrays, meta
-
-
-def _with_suffix(path: str | Path) -> Path:
-    return Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
-
-
-def as_array(tensor: Tensor) -> np.ndarray:
+def _as_array(tensor: Tensor) -> np.ndarray:
     """The numbers of a tensor; of a dtype that NumPy has not, integers of its bits."""
     plain, bits = tensor.detach().cpu().contiguous(), _bits_of(tensor.dtype)
     array: np.ndarray = (plain if bits is None else plain.view(bits)).numpy()
     return array
-
-
-def as_tensor(array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
-    """What `as_array` was given, `dtype` being that of a tensor that was stored by its bits."""
-    found = torch.from_numpy(array)
-    return found if dtype is None or _bits_of(dtype) is None else found.view(dtype)
 
 
 def _bits_of(dtype: torch.dtype) -> torch.dtype | None:
@@ -359,6 +314,63 @@ def _bits_of(dtype: torch.dtype) -> torch.dtype | None:
     return None
 
 
+def _dtype_of(name: str) -> torch.dtype:
+    found = getattr(torch, name)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{name!r} is no dtype")
+    return found
+
+
+def digest(*tensors: Tensor) -> str:
+    """A digest of the numbers, dtypes and shapes of tensors."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        array = _as_array(tensor)
+        found.update(f"{array.dtype} {array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()[:32]
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def _npz_path(argument: str, path: Any, expected: str, remedy: str) -> Path:
+    if not isinstance(path, str | Path):
+        raise TypeError(argument_message(argument, f"is {path!r}", expected, remedy))
+    if not Path(path).name or str(path).endswith(("/", os.sep)):
+        raise ValueError(argument_message(argument, f"is {str(path)!r}", expected, remedy))
+    return Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
+
+
+def _write(path: Path, content: Mapping[str, Any], *, packs: bool = True, makes_folder: bool = False) -> None:
+    arrays: dict[str, np.ndarray] = {}
+    names: dict[int, str] = {}
+    # Of what a file is about, only the fields or the state hold tensors; their names then begin with the field's.
+    meta = {"format": FORMAT} | {
+        key: _encoded(value, "", arrays, names) if key in ("fields", "state") else value
+        for key, value in content.items()
+    }
+    if "fields" in meta:
+        meta["fields"] = meta["fields"]["mapping"]
+    entries: dict[str, Any] = {**arrays, _META: np.array(json.dumps(meta))}
+    is_large = sum(array.nbytes for array in arrays.values()) > _MOST_PACKED  # then packing costs more than it saves
+    pack = np.savez if is_large or not packs else np.savez_compressed
+    write_atomically(path, lambda stream: pack(stream, **entries), makes_folder=makes_folder)
+
+
+def _read(path: Path, argument: str, expected: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    arrays = read_arrays(path)
+    meta = json.loads(str(arrays.pop(_META)))
+    if not isinstance(meta, dict):
+        raise ValueError("no mapping")
+    found = meta.get("format", FORMAT)
+    if not isinstance(found, int) or found > FORMAT:
+        received = f"is {str(path)!r}, of format {found}; this version reads {FORMAT}"
+        remedy = "Read it with the version of lowhanging that wrote it."
+        raise _WholeFileError(argument_message(argument, received, expected, remedy))
+    return arrays, meta
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an npz file, if every byte of them is as it was written.
 
@@ -367,7 +379,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         OSError: it can't be opened, or the disk fails.
     """
     if path.is_dir():
-        raise DamagedFileError(_damaged(path, "a folder"))
+        raise _damaged(path, "a folder")
     arrays = {}
     with open(path, "rb") as stream:
         try:
@@ -381,44 +393,36 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                     arrays[name.removesuffix(".npy")] = np.lib.format.read_array(entry, allow_pickle=False)
         except MemoryError:
             raise
-        except OSError as error:
-            if error.errno not in (None, errno.EINVAL):  # EINVAL: an offset that leads out of the file
-                raise
-            raise DamagedFileError(_damaged(path, str(error))) from error
         except Exception as error:  # a byte that has changed fails in a dozen ways, as zipfile, zlib and struct please
-            raise DamagedFileError(_damaged(path, str(error))) from error
+            # EINVAL: an offset that leads out of the file
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise
+            raise _damaged(path, str(error)) from error
     return arrays
 
 
-def _damaged(path: Path, how: str) -> str:
+def _damaged(path: Path, how: str) -> DamagedFileError:
     received = f"is {str(path)!r}, cut short, changed or never an npz file ({how})"
-    return argument_message("path", received, "a whole npz file", "Delete it, and make it again.")
+    return DamagedFileError(argument_message("path", received, "a whole npz file", "Delete it, and make it again."))
 
 
-def digest(*tensors: Tensor) -> str:
-    """A digest of the numbers, dtypes and shapes of tensors."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        array = as_array(tensor)
-        found.update(f"{array.dtype} {array.shape}".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()[:32]
-
-
-def write_atomically(path: str | Path, write: Any) -> None:
-    """Call write(stream) on a temporary file beside `path` and move it into place; on failure nothing is left.
+def write_atomically(path: str | Path, write: Any, *, makes_folder: bool = False) -> None:
+    """Call write(stream) on a temporary file in the folder of `path` and move it there; on failure nothing is left.
 
     Nor is what a process that was killed has left of the same file.
     """
     target = Path(path)
-    _remove_stale(target)
     try:
-        descriptor, name = tempfile.mkstemp(
-            dir=target.parent or Path("."), prefix=f".{target.name}.{_HOST}-{os.getpid()}.", suffix=".part"
-        )
+        if makes_folder:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(target)
+        prefix = f".{target.name}.{_HOST}-{os.getpid()}."
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=".part")
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())  # else a power cut can leave the new name with nothing in it
             os.chmod(name, 0o666 & ~_umask())
             os.replace(name, target)
         except BaseException:
@@ -426,16 +430,12 @@ def write_atomically(path: str | Path, write: Any) -> None:
                 os.unlink(name)
             raise
     except OSError as error:
-        is_missing = not target.parent.is_dir()
-        received = f"is {str(path)!r}, " + ("in a folder that does not exist" if is_missing else f"{error.strerror}")
-        remedy = "Make the folder first." if is_missing else "Free space on the disk, or name another file."
-        message = argument_message("path", received, "a place that can be written to", remedy)
-        failure = type(error)(message)
+        received, remedy = f"is {str(path)!r}, {error.strerror}", "Free space on the disk, or name another file."
+        if isinstance(error, FileNotFoundError) and not target.parent.is_dir():
+            received, remedy = f"is {str(path)!r}, in a folder that does not exist", "Make the folder first."
+        failure = type(error)(argument_message("path", received, "a place that can be written to", remedy))
         failure.errno = error.errno
         raise failure from error
-
-
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]  # files on a shared disk may be another machine's
 
 
 def _remove_stale(target: Path) -> None:
@@ -448,6 +448,8 @@ def _remove_stale(target: Path) -> None:
 
 
 def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # there os.kill ends it, whatever the signal
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""`trace_canyon`: is the branch the same all along, and are its events where they should be?
+"""`trace_canyon`: the branch stays the same all along, and its events are where they should be.
 
 Oracles: functions of two weights whose branches, folds and crossings are known on paper or by a scan of the circle;
 central differences of the branch itself for the predictor; the finder at the far end.
@@ -6,13 +6,15 @@ central differences of the branch itself for the predictor; the finder at the fa
 
 import dataclasses
 import functools
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,10 +24,12 @@ import torch
 
 import lowhanging as lh
 from canyon_scene import two_cue_minimum
-from lowhanging.canyons.continuation import along
-from lowhanging.canyons.shell import Shell
-from lowhanging.canyons.sphere_search import SphereSearch, TangentHessian
+from lowhanging.canyons.continuation import CanyonEvent, Continuation, branch_derivative
+from lowhanging.canyons.point import NUMBERS
+from lowhanging.canyons.shell import SHELLS
+from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch
 
+HERE = Path(__file__).parent
 PLANE = lh.Subspace(torch.eye(2, dtype=torch.float64))
 
 
@@ -60,7 +64,9 @@ cartoon = functools.cache(lh.toys.sloped_canyons)
 
 @functools.cache
 def points_on(loss, radius, **options):
-    return lh.find_canyons(loss, space=PLANE, metric="euclidean", levels=radius, starts=16, progress=False, **options)
+    return lh.find_canyons(
+        loss, space=PLANE, metric="euclidean", levels=radius, num_starts=16, progress=False, **options
+    )
 
 
 def test_the_floor_of_the_cartoon_is_followed_both_ways():
@@ -138,8 +144,8 @@ def test_a_fold_is_bracketed_and_ends_the_branch():
     assert folded.is_complete
     # Nothing was followed onto the other branch: neighbours stay within a cosine of 0.95 of each other.
     for path in paths:
-        ways = torch.stack([point.delta / point.radius for point in path])
-        assert float((ways[1:] * ways[:-1]).sum(1).min()) > 0.95
+        directions = torch.stack([point.delta / point.radius for point in path])
+        assert float((directions[1:] * directions[:-1]).sum(1).min()) > 0.95
 
 
 def test_followed_inwards_a_fold_is_a_birth():
@@ -203,33 +209,38 @@ def test_the_predictor_is_the_derivative_of_the_branch(metric):
     loss = two_cue_minimum().objective
     space = lh.top_eigs(lh.hessian(loss), k=5, progress=False).subspace()
     level = 2.0 if metric == "euclidean" else 0.06
-    point = lh.find_canyons(loss, space=space, metric=metric, levels=level, starts=4, progress=False)[0]
-    shell = Shell(loss, space, metric)
+    point = lh.find_canyons(loss, space=space, metric=metric, levels=level, num_starts=4, progress=False)[0]
+    shell = SHELLS[metric](loss, space)
     search, radius, h = SphereSearch(shell, rtol=1e-11), shell.radius_of(level), 1e-3
-    here, _ = search.newton(search.place(shell.coordinates(point.delta), radius))
-    after, _ = search.newton(search.place(here.y, radius + h))
-    before, _ = search.newton(search.place(here.y, radius - h))
-    difference = (after.y - before.y) / (2 * h)
-    assert np.linalg.norm(along(TangentHessian(shell, here)) - difference) < 1e-5 * np.linalg.norm(difference)
+
+    def newton(y, radius):
+        return search.newton(SpherePoint.towards(shell, y, radius))
+
+    here = newton(shell.coordinates(point.delta), radius)
+    after, before = (newton(here.point.y, radius + step) for step in (h, -h))
+    difference = (after.point.y - before.point.y) / (2 * h)
+    assert np.linalg.norm(branch_derivative(here) - difference) < 1e-5 * np.linalg.norm(difference)
 
 
 def test_a_followed_canyon_is_the_one_that_is_found_there():
     loss = two_cue_minimum().objective
     space = lh.top_eigs(lh.hessian(loss), k=4, progress=False).subspace()
-    near, far = (lh.find_canyons(loss, space=space, levels=level, starts=24, progress=False) for level in (0.03, 0.12))
+    near, far = (
+        lh.find_canyons(loss, space=space, levels=level, num_starts=24, progress=False) for level in (0.03, 0.12)
+    )
     path = lh.trace_canyon(loss, near[0], to=0.12, progress=False)
     end = path[-1]
     assert end.level == 0.12
     assert end.is_certified
     gap = min(float((end.delta - point.delta).norm()) for point in far)
     assert gap < 1e-4
-    assert torch.allclose(path.values("depth"), path.values("rise") / path.values("level"), rtol=1e-12)
+    assert torch.allclose(path.values("relative_rise"), path.values("rise") / path.values("level"), rtol=1e-12)
 
 
 def test_a_budget_leaves_a_flagged_part():
     loss = two_cue_minimum().objective
     space = lh.top_eigs(lh.hessian(loss), k=4, progress=False).subspace()
-    point = lh.find_canyons(loss, space=space, levels=0.03, starts=4, progress=False)[0]
+    point = lh.find_canyons(loss, space=space, levels=0.03, num_starts=4, progress=False)[0]
     with pytest.raises(lh.NotConvergedError, match=r"trace_canyon spent its 12 gradients at level 0\.0") as caught:
         lh.trace_canyon(loss, point, to=0.12, max_gradients=12, progress=False)
     path = caught.value.result
@@ -249,41 +260,54 @@ def test_a_path_survives_being_saved(tmp_path):
 
 
 SCRIPT = """
-import sys, torch, lowhanging as lh
-def function(t):
-    x, y = t
-    c2 = x * x - y * y
-    return x * x + y * y + 0.2 * c2 - 0.1 * (c2 * c2 - 4 * x * x * y * y)
-loss = lh.FunctionObjective(function, torch.zeros(2, dtype=torch.float64), engine="double backward")
+import sys, time
+import torch
+import lowhanging as lh
+from test_continuation import crossing
+def slow(t):
+    time.sleep(0.01)
+    return crossing(t)
+loss = lh.FunctionObjective(slow, torch.zeros(2, dtype=torch.float64), engine="double backward")
 point = lh.canyons.CanyonSet.load(sys.argv[3])[-1]
-print("ready", flush=True)
 path = lh.trace_canyon(loss, point, to=(0.2, 1.5), step=0.03, resume=sys.argv[1], progress=False)
 path.save(sys.argv[2])
 """
 
 
+def assert_same_path(path, other):
+    assert path.events == other.events
+    assert len(path) == len(other)
+    for a, b in zip(path, other, strict=True):
+        assert torch.equal(a.delta, b.delta)
+        assert torch.equal(a.theta, b.theta)
+        for name in NUMBERS:
+            assert getattr(a, name) == getattr(b, name) or math.isnan(getattr(a, name))
+
+
+def num_points_in(resume) -> int:
+    """How far the path had come when its file was written."""
+    state = json.loads(str(np.load(resume)["__lowhanging__"]))["state"]
+    return len(dict(state["mapping"])["points"])
+
+
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(textwrap.dedent(SCRIPT))
     resume, out = tmp_path / "state.npz", tmp_path / "path.npz"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     loss = polar(crossing)
     canyons = points_on(loss, 1.0)
-    command = [sys.executable, str(script), str(resume), str(out), str(canyons.save(tmp_path / "canyons"))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as run:
-        run.stdout.readline()
-        while not resume.exists() and run.poll() is None:
-            time.sleep(0.002)
+    command = [sys.executable, "-c", SCRIPT, str(resume), str(out), str(canyons.save(tmp_path / "canyons"))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as run:
+        while run.poll() is None and not (resume.exists() and num_points_in(resume) > 3):
+            time.sleep(0.01)
         run.send_signal(signal.SIGKILL)
+        errors = run.stderr.read()
+    assert run.returncode == -signal.SIGKILL, errors
     assert not out.exists()
     point = canyons[-1]
-    resumed = lh.trace_canyon(loss, point, to=(0.2, 1.5), step=0.03, resume=resume, progress=False)
     straight = lh.trace_canyon(loss, point, to=(0.2, 1.5), step=0.03, progress=False)
-    assert len(resumed) == len(straight)
-    assert resumed.events == straight.events
-    for a, b in zip(resumed, straight, strict=True):
-        assert torch.equal(a.delta, b.delta)
-        assert (a.loss, a.shell_eigenvalue, a.num_gradients) == (b.loss, b.shell_eigenvalue, b.num_gradients)
+    assert 3 < num_points_in(resume) < len(straight)
+    resumed = lh.trace_canyon(loss, point, to=(0.2, 1.5), step=0.03, resume=resume, progress=False)
+    assert_same_path(resumed, straight)
     again = lh.trace_canyon(loss, point, to=(0.2, 1.5), step=0.03, resume=resume, progress=False)
     assert again.num_gradients == straight.num_gradients  # finished: nothing is computed but where it stands
     with pytest.raises(ValueError, match="the file of a canyon's path with another arguments"):
@@ -291,6 +315,41 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     (tmp_path / "other.npz").write_text("no npz")
     with pytest.raises(ValueError, match="no resume file of a canyon"):
         lh.trace_canyon(loss, point, to=1.5, resume=tmp_path / "other.npz", progress=False)
+
+
+@pytest.mark.parametrize("num_calls", [35, 42, 51, 60])
+def test_an_interrupted_step_leaves_the_state_before_it(tmp_path, monkeypatch, num_calls):
+    """Also where the file's turn to be written had not come."""
+    monkeypatch.setattr("lowhanging.io.SHARE", 1e-9)
+    calls = []
+
+    def interrupted(t):
+        calls.append(t)
+        if len(calls) == num_calls:
+            raise KeyboardInterrupt
+        return crossing(t)
+
+    resume = tmp_path / "state.npz"
+    loss = polar(crossing)
+    given = {"to": (0.2, 1.5), "step": 0.1, "progress": False}
+    stopped = lh.FunctionObjective(interrupted, torch.zeros(2, dtype=torch.float64), engine="double backward")
+    point = points_on(loss, 1.0)[-1]
+    with pytest.raises(KeyboardInterrupt):
+        lh.trace_canyon(stopped, point, resume=resume, **given)
+    straight = lh.trace_canyon(loss, point, **given)
+    assert 1 < num_points_in(resume) < len(straight)
+    assert_same_path(lh.trace_canyon(loss, point, resume=resume, **given), straight)
+
+
+def test_a_spent_budget_leaves_all_that_was_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("lowhanging.io.SHARE", 1e-9)
+    loss, resume = polar(crossing), tmp_path / "state.npz"
+    point = points_on(loss, 1.0)[-1]
+    given = {"to": 1.5, "step": 0.03, "progress": False}
+    with pytest.raises(lh.NotConvergedError) as caught:
+        lh.trace_canyon(loss, point, resume=resume, max_gradients=10, **given)
+    assert num_points_in(resume) == len(caught.value.result)
+    assert_same_path(lh.trace_canyon(loss, point, resume=resume, **given), lh.trace_canyon(loss, point, **given))
 
 
 @pytest.mark.parametrize(
@@ -341,11 +400,11 @@ def test_a_loss_may_be_called_like_a_field_and_is_never_taken_for_it():
     levels = path.values("level")
     assert torch.allclose(path.values("rise", of="loss"), 3.0 + levels**2, rtol=1e-9)
     assert torch.allclose(path.values("rise", of="point"), -0.1 * torch.expm1(-(levels**2)), rtol=1e-9)
-    message = r"name is 'rise', a field of CanyonPoint and an evaluated objective, expected one of .*\n.*of=.loss."
+    message = r"name is 'rise', a field of CanyonPoint and an evaluated loss, expected one of .*\n.*of=.loss."
     with pytest.raises(ValueError, match=message):
         path.values("rise")
     fields = [field.name for field in dataclasses.fields(lh.canyons.CanyonPoint)] + [
-        "depth",
+        "relative_rise",
         "is_certified",
         "asymmetry",
     ]
@@ -369,7 +428,7 @@ def test_a_loss_may_be_called_like_a_field_and_is_never_taken_for_it():
     assert some.values("full_error").isnan().tolist() == [True] + [False] * (len(path) - 1)
 
 
-def test_the_resume_file_of_other_evaluated_objectives_is_refused(tmp_path):
+def test_the_resume_file_of_other_evaluated_losses_is_refused(tmp_path):
     """An anchor at theta0 is 0 there: the values at theta0 alone would not tell them apart."""
     loss = cartoon()
     start = points_on(loss, 1.0)[0]
@@ -382,6 +441,18 @@ def test_the_resume_file_of_other_evaluated_objectives_is_refused(tmp_path):
     first = run(0.1)
     assert torch.equal(run(0.1).values("anchored"), first.values("anchored"))
     with pytest.raises(
-        ValueError, match="the file of a canyon's path with another evaluated objectives or conflict control"
+        ValueError, match="the file of a canyon's path with another evaluated losses or conflict control"
     ):
         run(0.2)
+
+
+def test_an_event_that_touches_one_of_its_kind_is_part_of_it():
+    branch = SimpleNamespace(shell=SimpleNamespace(level_of=lambda radius: 2 * radius), events=[])
+    Continuation._event(branch, "crossing", (2.0, 20.0), (1.0, 10.0))
+    Continuation._event(branch, "plane", (2.0, 20.0), (3.0, 30.0))
+    Continuation._event(branch, "crossing", (3.5, 35.0), (4.0, 40.0))
+    assert [event.kind for event in branch.events] == ["crossing", "plane", "crossing"]
+    Continuation._event(branch, "crossing", (2.0, 20.0), (3.0, 30.0))  # shares an end with the first
+    assert branch.events[0] == CanyonEvent("crossing", 2.0, 6.0, 10.0, 30.0)
+    assert branch.events[2] == CanyonEvent("crossing", 7.0, 8.0, 35.0, 40.0)
+    assert len(branch.events) == 3

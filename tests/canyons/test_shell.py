@@ -1,7 +1,7 @@
-"""`Shell` and the geometry of its spheres, `TangentHessian`: are they what weight space says?
+"""Shells and the coordinates in which they are spheres, against what weight space says.
 
-Oracles: the dense Hessian of a polynomial on paper; finite differences along the sphere; orthogonality. `find_canyons`
-reaches the same answers from coordinates that are merely stretched, so its own tests cannot tell: these can.
+Oracles: the dense Hessian of a polynomial on paper; finite differences. `find_canyons` reaches the same results from
+coordinates that are merely stretched, so its own tests cannot tell: these can.
 """
 
 from __future__ import annotations
@@ -12,52 +12,11 @@ import torch
 from torch import Tensor
 
 import lowhanging as lh
-from lowhanging.canyons.shell import METRICS, Shell
-from lowhanging.canyons.sphere_search import SphereSearch, TangentHessian, complement
-
-P, DIM = 6, 3
-CURVATURES = torch.tensor([5.0, 3.0, 2.0, 1.0, 0.7, 0.2], dtype=torch.float64)
-
-
-def turned() -> Tensor:
-    """(p, p) orthonormal rows, the eigenvectors."""
-    generator = torch.Generator().manual_seed(1)
-    return torch.linalg.qr(torch.randn(P, P, generator=generator, dtype=torch.float64))[0]
-
-
-AXES = turned()
-H0 = AXES.T @ (CURVATURES[:, None] * AXES)
-THETA0 = torch.linspace(-0.4, 0.6, P, dtype=torch.float64)
-CUBIC = torch.linspace(0.3, -0.2, P, dtype=torch.float64)
-
-
-def curved() -> lh.FunctionObjective:
-    """A bowl of known curvatures around THETA0 that bends away from its quadratic, its gradient there not quite 0."""
-
-    def function(theta: Tensor) -> Tensor:
-        x = theta - THETA0
-        return 0.5 * x @ H0 @ x + (CUBIC * x**3).sum() + 0.05 * (x**4).sum() + 0.01 * x.sum()
-
-    return lh.FunctionObjective(function, THETA0, engine="double backward")
-
-
-def hessian_at(theta: Tensor) -> Tensor:
-    x = theta - THETA0
-    return H0 + torch.diag(6 * CUBIC * x + 0.6 * x**2)
-
-
-def shell_of(where: str, metric: str, floor: float | None = None) -> Shell:
-    """Of all of weight space, or of a subspace that is no span of eigenvectors."""
-    rows = torch.randn(DIM, P, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    return Shell(curved(), "full" if where == "full" else lh.Subspace.span(rows), metric, floor)
-
-
-def coordinates(shell: Shell, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shell.dim)
-
+from canyon_scene import AXES, DIM, H0, THETA0, coordinates, curved, shell_of
+from lowhanging.canyons.shell import SHELLS, EnergyShell, SphereShell
 
 everywhere = pytest.mark.parametrize(
-    ("where", "metric", "floor"),
+    ("where", "metric", "min_curvature"),
     [
         ("subspace", "euclidean", None),
         ("subspace", "hessian", None),
@@ -69,26 +28,26 @@ everywhere = pytest.mark.parametrize(
 
 
 @everywhere
-def test_coordinates_measure_what_the_metric_does(where, metric, floor):
-    shell = shell_of(where, metric, floor)
+def test_coordinates_measure_what_the_metric_does(where, metric, min_curvature):
+    shell = shell_of(where, metric, min_curvature)
     y, z = coordinates(shell), coordinates(shell, 1)
     delta, other = shell.delta(y), shell.delta(z)
     assert np.allclose(shell.coordinates(delta), y, atol=1e-12)
     assert torch.allclose(shell.inside(delta), delta, atol=1e-12)
     assert shell.flat(y) @ shell.flat(z) == pytest.approx(float(delta @ other), abs=1e-12)
     assert shell.energy(y) == pytest.approx(0.5 * float(delta @ H0 @ delta), rel=1e-10)
-    # Clamped to the floor: in its own eigenvectors, of H0 or of what the subspace sees of it.
+    # Clamped from below: in its own eigenvectors, of H0 or of what the subspace sees of it.
     basis = AXES if where == "full" else shell.rows
     values, vectors = torch.linalg.eigh(basis @ H0 @ basis.T)
-    metric_matrix = basis.T @ vectors @ torch.diag(values.clamp(min=floor or 0.0)) @ vectors.T @ basis
+    metric_matrix = basis.T @ vectors @ torch.diag(values.clamp(min=min_curvature or 0.0)) @ vectors.T @ basis
     level = float(delta.norm()) if metric == "euclidean" else 0.5 * float(delta @ metric_matrix @ delta)
     assert shell.level_of(float(np.linalg.norm(y))) == pytest.approx(level, rel=1e-8)
     assert shell.radius_of(level) == pytest.approx(float(np.linalg.norm(y)), rel=1e-8)
 
 
 @everywhere
-def test_derivatives_by_coordinates_are_differences_of_the_loss(where, metric, floor):
-    shell, h = shell_of(where, metric, floor), 1e-5
+def test_derivatives_by_coordinates_are_differences_of_the_loss(where, metric, min_curvature):
+    shell, h = shell_of(where, metric, min_curvature), 1e-5
     y, v = coordinates(shell), coordinates(shell, 1)
     gradient = shell.value_and_gradient(y)[1]
     up, down = shell.value_and_gradient(y + h * v), shell.value_and_gradient(y - h * v)
@@ -101,18 +60,20 @@ def test_derivatives_by_coordinates_are_differences_of_the_loss(where, metric, f
 
 def test_the_softest_overlap_is_a_squared_cosine_in_weight_space():
     space = lh.Subspace(AXES[[0, 2, 4]].clone())
-    for metric in METRICS:
-        shell = Shell(curved(), space, metric)
+    for metric in SHELLS:
+        shell = SHELLS[metric](curved(), space)
         delta = 1.0 * AXES[0] + 2.0 * AXES[2] + 3.0 * AXES[4]
         assert shell.softest_overlap(shell.coordinates(delta)) == pytest.approx(9 / 14)
-    even = Shell(lh.toys.quadratic([2.0, 2.0]), lh.Subspace(torch.eye(2, dtype=torch.float64)), "euclidean")
+    even = SphereShell(lh.toys.quadratic([2.0, 2.0]), lh.Subspace(torch.eye(2, dtype=torch.float64)))
     assert even.softest_overlap(np.array([1.0, 2.0])) == 0.0  # no axis is softer than the other
 
 
 def test_the_tilt_is_what_the_anchor_adds_to_the_slope():
     loss, epsilon = curved(), 0.3
-    anchored = lh.objective.AnchoredObjective(loss, THETA0 + torch.linspace(1, 2, P, dtype=torch.float64), epsilon)
-    shell = Shell(anchored, lh.Subspace(AXES[:DIM].clone()), "hessian")
+    anchored = lh.objective.AnchoredObjective(
+        loss, THETA0 + torch.linspace(1, 2, len(THETA0), dtype=torch.float64), epsilon
+    )
+    shell = EnergyShell(anchored, lh.Subspace(AXES[:DIM].clone()))
     y = coordinates(shell)
     delta = shell.delta(y)
     theta = THETA0 + delta
@@ -137,65 +98,6 @@ class _Lopsided:
 
 def test_a_curvature_below_the_asymmetry_of_the_products_is_no_metric():
     plane = lh.Subspace(torch.eye(2, dtype=torch.float64))
-    assert Shell(_Lopsided(1e-5), plane, "hessian").asymmetry == pytest.approx(1e-5)
+    assert EnergyShell(_Lopsided(1e-5), plane).asymmetry == pytest.approx(1e-5)
     with pytest.raises(ValueError, match=r"space has curvatures from 1 down to 0\.0001 at theta0"):
-        Shell(_Lopsided(1e-3), plane, "hessian")
-
-
-@pytest.mark.parametrize("normal", [[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.6, -0.8], [-0.48, 0.6, 0.64]])
-def test_the_complement_is_an_orthonormal_frame_of_the_tangent_space(normal):
-    n = np.array(normal)
-    frame = complement(n)
-    assert frame.shape == (3, 2)
-    assert np.abs(frame.T @ frame - np.eye(2)).max() < 1e-15
-    assert np.abs(n @ frame).max() < 1e-15
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_the_tangent_hessian_is_the_second_derivative_along_great_circles(metric):
-    shell = shell_of("subspace", metric)
-    search = SphereSearch(shell, rtol=1e-10)
-    place = search.place(coordinates(shell), 1.3)
-    tangent = TangentHessian(shell, place)
-    n, radius, h = place.normal, place.radius, 1e-3
-    frame = complement(n)
-    for way in (*frame.T, (frame[:, 0] + frame[:, 1]) / 2**0.5):
-
-        def value(angle: float, way: np.ndarray = way) -> float:
-            return search.place(np.cos(angle) * n + np.sin(angle) * way, radius).value
-
-        second = (value(h) - 2 * value(0.0) + value(-h)) / (radius * h) ** 2
-        assert way @ tangent.apply(way) == pytest.approx(second, rel=1e-5)
-    assert np.abs(tangent.apply(n)).max() < 1e-12
-    dense = frame.T @ np.stack([tangent.apply(way) for way in frame.T], axis=1)
-    assert np.allclose(tangent.values, np.linalg.eigvalsh(dense), atol=1e-12)
-    assert tangent.lowest == tangent.values[0]
-    K = shell.hessian(place.y)
-    assert np.allclose(tangent.times_normal(), K @ n - (n @ K @ n) * n, atol=1e-12)
-
-
-def test_solving_at_a_saddle_divides_by_negative_eigenvalues_too():
-    shell = Shell(curved(), lh.Subspace(AXES[:DIM].clone()), "euclidean")
-    search = SphereSearch(shell, rtol=1e-10)
-    tangent = TangentHessian(shell, search.place(np.array([0.1, 1.0, 0.2]), 0.5))
-    assert tangent.values[0] < -tangent.error  # between the softest and the stiffest axis: one down, one up
-    assert tangent.values[1] > tangent.error
-    rhs = complement(tangent.place.normal) @ np.array([0.3, -0.8])
-    assert np.allclose(tangent.apply(tangent.solve(rhs)), rhs, atol=1e-12)
-
-
-@pytest.mark.parametrize("side", [1.0, -1.0])
-def test_a_saddle_is_left_on_its_lower_side(side):
-    def two_valleys(theta: Tensor) -> Tensor:
-        """R^2 (1 + 0.3 cos 2 phi) + 0.02 side r^3 sin 3 phi: a maximum near phi = 0, falling faster on one side."""
-        x, y = theta
-        return x * x + y * y + 0.3 * (x * x - y * y) + 0.02 * side * (3 * x * x * y - y**3)
-
-    loss = lh.FunctionObjective(two_valleys, torch.zeros(2, dtype=torch.float64), engine="double backward")
-    shell = Shell(loss, lh.Subspace(torch.eye(2, dtype=torch.float64)), "euclidean")
-    search = SphereSearch(shell, rtol=1e-10)
-    along_x = shell.coordinates(torch.tensor([1.0, 0.0], dtype=torch.float64))
-    place, tangent = search.minimum(search.place(along_x, 1.0))
-    assert search.is_stationary(place)
-    assert tangent.lowest > tangent.error
-    assert side * float(shell.delta(place.y)[1]) > 0.9
+        EnergyShell(_Lopsided(1e-3), plane)

@@ -1,76 +1,73 @@
-"""The bookkeeping on the way to canyons: which ends are one branch, who speaks for it, which points are copies.
+"""Searches on one sphere, and the Hessian on its tangent space.
 
-On ends made by hand, because a search that works hardly ever brings the rarer cases about.
+Oracles: finite differences along the sphere; orthogonality; two valleys of known depths.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import lowhanging as lh
-from lowhanging.canyons.continuation import CanyonEvent, Continuation
-from lowhanging.canyons.find import BranchSearch, _End
-from lowhanging.canyons.shell import Shell
-from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch
+from canyon_scene import AXES, DIM, coordinates, curved, shell_of
+from lowhanging.canyons.shell import SHELLS, SphereShell
+from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch, TangentHessian, complement
 
 
-@pytest.fixture
-def finder() -> BranchSearch:
-    loss = lh.toys.quadratic([3.0, 2.0, 1.0])
-    shell = Shell(loss, lh.Subspace(torch.eye(3, dtype=torch.float64)), "euclidean")
-    return BranchSearch(SphereSearch(shell, rtol=1e-6), SimpleNamespace(), "minima", 1, {}, 0, 100)
+@pytest.mark.parametrize("normal", [[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.6, -0.8], [-0.48, 0.6, 0.64]])
+def test_the_complement_is_an_orthonormal_frame_of_the_tangent_space(normal):
+    n = np.array(normal)
+    frame = complement(n)
+    assert frame.shape == (3, 2)
+    assert np.abs(frame.T @ frame - np.eye(2)).max() < 1e-15
+    assert np.abs(n @ frame).max() < 1e-15
 
 
-def end(way, value: float, tangent_gradient, num_starts: int = 1, source: str = "", **tangent) -> _End:
-    """On the unit sphere; the gradient has a slope of 1 along the way."""
-    y = np.array(way) / np.linalg.norm(way)
-    place = SpherePoint(y, value, y + np.array(tangent_gradient))
-    return _End(place, num_starts, source, 0, tangent=SimpleNamespace(**tangent) if tangent else None)
+@pytest.mark.parametrize("metric", list(SHELLS))
+def test_the_tangent_hessian_is_the_second_derivative_along_great_circles(metric):
+    shell = shell_of("subspace", metric)
+    point = SpherePoint.towards(shell, coordinates(shell), 1.3)
+    tangent = TangentHessian(shell, point)
+    n, radius, h = point.normal, point.radius, 1e-3
+    frame = complement(n)
+    for direction in (*frame.T, (frame[:, 0] + frame[:, 1]) / 2**0.5):
+
+        def value(angle: float, direction: np.ndarray = direction) -> float:
+            return SpherePoint.towards(shell, np.cos(angle) * n + np.sin(angle) * direction, radius).value
+
+        second = (value(h) - 2 * value(0.0) + value(-h)) / (radius * h) ** 2
+        assert direction @ tangent.apply(direction) == pytest.approx(second, rel=1e-5)
+    assert np.abs(tangent.apply(n)).max() < 1e-12
+    dense = frame.T @ np.stack([tangent.apply(column) for column in frame.T], axis=1)
+    assert np.allclose(tangent.values, np.linalg.eigvalsh(dense), atol=1e-12)
+    assert tangent.lowest == tangent.values[0]
+    K = shell.hessian(point.y)
+    assert np.allclose(tangent.times_normal(), K @ n - (n @ K @ n) * n, atol=1e-12)
 
 
-def test_the_end_closest_to_stationary_speaks_for_its_branch_and_all_starts_count(finder):
-    one = [
-        end([1, 0, 0], 1.0, [0, 1e-3, 0], 3, "far"),
-        end([1, 1e-6, 0], 1.0, [0, 1e-9, 0], 2, "near"),
-        end([1, 0, 1e-6], 1.0, [0, 1e-5, 0], 4, "between"),
-    ]
-    mirrored = end([-1, 0, 0], 1.0, [0, 0, 0], 5, "mirrored")  # another canyon, though on the same line
-    for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
-        found = finder._joined([*(one[i] for i in order), mirrored], 1)
-        assert sorted((group.source, group.num_starts) for group in found) == [("mirrored", 5), ("near", 9)]
-        one[1].num_starts = 2
+def test_solving_at_a_saddle_divides_by_negative_eigenvalues_too():
+    shell = SphereShell(curved(), lh.Subspace(AXES[:DIM].clone()))
+    tangent = TangentHessian(shell, SpherePoint.towards(shell, np.array([0.1, 1.0, 0.2]), 0.5))
+    assert tangent.values[0] < -tangent.error  # between the softest and the stiffest axis: one down, one up
+    assert tangent.values[1] > tangent.error
+    rhs = complement(tangent.point.normal) @ np.array([0.3, -0.8])
+    assert np.allclose(tangent.apply(tangent.solve(rhs)), rhs, atol=1e-12)
 
 
-def test_ends_of_another_loss_are_another_branch(finder):
-    ends = [end([1, 0, 0], 1.0, [0, 0, 0]), end([1, 1e-6, 0], 1.001, [0, 1e-9, 0])]
-    assert len(finder._joined(ends, 1)) == 2
-    ends[1].place = SpherePoint(ends[1].place.y, 1.00001, ends[1].place.gradient)  # within 1e-4 of the rise
-    assert len(finder._joined(ends, 1)) == 1
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_a_saddle_is_left_on_its_lower_side(side):
+    def two_valleys(theta: Tensor) -> Tensor:
+        """R^2 (1 + 0.3 cos 2 phi) + 0.02 side r^3 sin 3 phi: a maximum near phi = 0, falling faster on one side."""
+        x, y = theta
+        return x * x + y * y + 0.3 * (x * x - y * y) + 0.02 * side * (3 * x * x * y - y**3)
 
-
-def test_a_copy_has_the_same_rise_the_same_slope_and_the_same_certificates(finder):
-    same = {"matrix": np.eye(3), "values": np.array([0.5, 1.0]), "error": 0.0}
-    first = end([1, 0, 0], 1.0, [0, 0, 0], **same)
-    copy = end([0, 1, 0], 1.0, [0, 0, 0], **same)
-    higher = end([0, 1, 0], 1.01, [0, 0, 0], **same)
-    softer = end([0, 1, 0], 1.0, [0, 0, 0], **{**same, "values": np.array([0.4, 1.0])})
-    steeper = end([0, 1, 0], 1.0, [0, 0.01, 0], **same)
-    assert finder._copied([first, copy], 1) == 0
-    for other in (higher, softer, steeper):
-        assert finder._copied([first, other], 1) is None
-
-
-def test_an_event_that_touches_one_of_its_kind_is_part_of_it():
-    tracer = SimpleNamespace(shell=SimpleNamespace(level_of=lambda radius: 2 * radius), events=[])
-    Continuation._event(tracer, "crossing", (2.0, 20.0), (1.0, 10.0))
-    Continuation._event(tracer, "plane", (2.0, 20.0), (3.0, 30.0))
-    Continuation._event(tracer, "crossing", (3.5, 35.0), (4.0, 40.0))
-    assert [event.kind for event in tracer.events] == ["crossing", "plane", "crossing"]
-    Continuation._event(tracer, "crossing", (2.0, 20.0), (3.0, 30.0))  # shares an end with the first
-    assert tracer.events[0] == CanyonEvent("crossing", 2.0, 6.0, 10.0, 30.0)
-    assert tracer.events[2] == CanyonEvent("crossing", 7.0, 8.0, 35.0, 40.0)
-    assert len(tracer.events) == 3
+    loss = lh.FunctionObjective(two_valleys, torch.zeros(2, dtype=torch.float64), engine="double backward")
+    shell = SphereShell(loss, lh.Subspace(torch.eye(2, dtype=torch.float64)))
+    search = SphereSearch(shell, rtol=1e-10)
+    along_x = shell.coordinates(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    point, tangent = search.minimum(SpherePoint.towards(shell, along_x, 1.0))
+    assert search.is_stationary(point)
+    assert tangent.lowest > tangent.error
+    assert side * float(shell.delta(point.y)[1]) > 0.9

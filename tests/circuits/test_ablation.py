@@ -57,7 +57,7 @@ def by_hand(model, data, kept):
 
 def test_losses_on_paper_of_circuits_that_add_up():
     worth = [2.0, 0.5, 0.0, -1.0]
-    found = circuits.ablate_circuits(Additive(worth), DATA.test, range(4), ablation=without)
+    found = circuits.ablate_circuits(Additive(worth), DATA.test, circuits=range(4), ablation=without)
     assert found.kept.shape == (16, 4)
     assert found.kept[5].tolist() == [True, False, True, False]
     loss = lambda total: math.log(1 + (P - 1) * math.exp(-total))  # noqa: E731
@@ -72,7 +72,7 @@ def test_losses_on_paper_of_circuits_that_add_up():
 
 
 def test_the_shapley_value_is_the_mean_over_all_orders():
-    found = circuits.ablate_circuits(network(), DATA.test, range(4))
+    found = circuits.ablate_circuits(network(), DATA.test, circuits=range(4))
     means = torch.zeros(4, dtype=torch.float64)
     for order in itertools.permutations(range(4)):
         row = 0
@@ -85,7 +85,7 @@ def test_the_shapley_value_is_the_mean_over_all_orders():
 
 def test_inclusion_and_exclusion_give_the_losses_back():
     """Nats of a set alone are the sum of its subsets' interactions; Shapley shares each among its members."""
-    found = circuits.ablate_circuits(network(3), DATA.train, [0, 2, 3])
+    found = circuits.ablate_circuits(network(3), DATA.train, circuits=[0, 2, 3])
     sets = [frozenset(j for j in range(3) if row >> j & 1) for row in range(8)]
     loss = dict(zip(sets, found.losses.tolist(), strict=True))
     parts = {K: sum((-1) ** (len(K) - len(S)) * loss[S] for S in sets if S <= K) for K in sets}
@@ -99,7 +99,7 @@ def test_inclusion_and_exclusion_give_the_losses_back():
 @pytest.mark.parametrize("data", [DATA.test, ALL])
 def test_blocks_against_sums_written_out(data):
     model = network(1)
-    found = circuits.ablate_circuits(model, data, [0, 1, 3])
+    found = circuits.ablate_circuits(model, data, circuits=[0, 1, 3])
     full = by_hand(model, data, range(4))[2]
     deviation = full - full.mean(1, keepdim=True)
     deviation = deviation - deviation.mean(0)
@@ -118,14 +118,14 @@ def test_blocks_against_sums_written_out(data):
 
 def test_without_any_block_the_logits_are_their_mean_and_shares_add_up():
     model = network(2, bias=True)
-    found = circuits.ablate_circuits(model, ALL, range(4))
+    found = circuits.ablate_circuits(model, ALL, circuits=range(4))
     mean = model(ALL.inputs).mean(0).detach()
     assert float(found.losses[0]) == pytest.approx(float(mean.logsumexp(0) - mean.mean()), abs=1e-12)
     assert float(found.accuracies[0]) == pytest.approx(1 / P)
     assert float(found.logit_shares[-1]) == pytest.approx(1.0, abs=1e-12)
     alone = found.logit_shares[[1, 2, 4, 8]]
     assert torch.allclose(found.logit_shares, found.kept.double() @ alone, atol=1e-12)
-    on_some = circuits.ablate_circuits(model, DATA.test, range(4))  # means over other pairs than the data's
+    on_some = circuits.ablate_circuits(model, DATA.test, circuits=range(4))  # means over other pairs than the data's
     assert float(on_some.logit_shares[-1]) == pytest.approx(1.0, abs=1e-12)
 
 
@@ -136,14 +136,14 @@ def test_a_silent_block_is_worth_nothing_and_twins_are_worth_the_same():
         model.embedding[:, 6:8] = model.embedding[:, 4:6]
         model.first[3], model.second[3] = model.first[2], model.second[2]
         model.unembedding[6:8] = model.unembedding[4:6]
-    found = circuits.ablate_circuits(model, DATA.train, range(4))
+    found = circuits.ablate_circuits(model, DATA.train, circuits=range(4))
     for values in (found.nats, found.shapley, found.logit_shares[[1, 2, 4, 8]]):
         assert float(values[0]) == pytest.approx(0.0, abs=1e-12)
         assert float(values[2]) == pytest.approx(float(values[3]), abs=1e-12)
 
 
 def test_mean_losses_by_number_of_circuits_kept():
-    found = circuits.ablate_circuits(network(), DATA.train, [1, 2, 3])
+    found = circuits.ablate_circuits(network(), DATA.train, circuits=[1, 2, 3])
     losses = found.losses.tolist()
     expected = [losses[0], sum(losses[i] for i in (1, 2, 4)) / 3, sum(losses[i] for i in (3, 5, 6)) / 3, losses[7]]
     assert found.mean_losses.tolist() == pytest.approx(expected, abs=1e-12)
@@ -157,7 +157,7 @@ def test_frequencies_against_a_transform(p, kind):
             "transformer": lambda: lh.ModularTransformer(p, width=8, num_heads=2, hidden=6, seed=0)}[kind]  # fmt: skip
     model, other = make().double(), make().double()
     data = lh.modular_addition(p, 0.6, equals_token=kind == "transformer").test
-    found = circuits.ablate_circuits(model, data, [2, p // 2])
+    found = circuits.ablate_circuits(model, data, circuits=[2, p // 2])
     assert found.ablation == "ablate_frequencies"
     for row, ablated in enumerate([(2, p // 2), (p // 2,), (2,), ()]):
         coefficients = torch.fft.fft(model.embedding.detach()[:p], dim=0)
@@ -190,11 +190,11 @@ def test_data_of_any_form_and_nothing_of_the_users_changes():
     model.embedding.grad = torch.ones_like(model.embedding)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
-    found = circuits.ablate_circuits(model, DATA.test, [0, 1], progress=False)
+    found = circuits.ablate_circuits(model, DATA.test, circuits=[0, 1], progress=False)
     loader = DataLoader(DATA.test, batch_size=7, shuffle=True)  # ragged
     for data in (loader, (DATA.test.inputs, DATA.test.targets), [DATA.test[:5], DATA.test[5:]]):
-        assert torch.allclose(circuits.ablate_circuits(model, data, [0, 1]).losses, found.losses, atol=1e-12)
-    losses = circuits.circuit_losses(model, DATA.test, [0, 1])
+        assert torch.allclose(circuits.ablate_circuits(model, data, circuits=[0, 1]).losses, found.losses, atol=1e-12)
+    losses = circuits.circuit_losses(model, DATA.test, circuits=[0, 1])
     losses["1"].gradient(losses["1"].theta0)
     assert model.training
     assert torch.equal(model.embedding.grad, torch.ones_like(model.embedding))
@@ -203,7 +203,7 @@ def test_data_of_any_form_and_nothing_of_the_users_changes():
 
 
 def test_results_are_saved(tmp_path):
-    found = circuits.ablate_circuits(network(), DATA.test, [0, 3])
+    found = circuits.ablate_circuits(network(), DATA.test, circuits=[0, 3])
     loaded = circuits.CircuitAblation.load(found.save(tmp_path / "ablation"))
     assert torch.equal(loaded.losses, found.losses)
     assert torch.equal(loaded.kept, found.kept)
@@ -220,7 +220,7 @@ def test_losses_of_single_circuits_as_functions_of_the_weights(kind):
         model = Additive([1.0, 0.5]) if kind == "own" else network(7, blocks=kind == "blocks")
     labels = {"own": [0, 1], "frequencies": [1, 2, 3]}.get(kind, [1, 3])  # each is recorded, which takes a second
     ablation = without if kind == "own" else None
-    losses = circuits.circuit_losses(model, DATA.train, labels, ablation=ablation)
+    losses = circuits.circuit_losses(model, DATA.train, circuits=labels, ablation=ablation)
     assert list(losses) == [str(label) for label in labels]
     theta0 = lh.Objective(model, DATA.train).theta0
     generator = torch.Generator().manual_seed(0)
@@ -229,7 +229,7 @@ def test_losses_of_single_circuits_as_functions_of_the_weights(kind):
         assert torch.equal(loss.theta0, theta0)
         for theta in (theta0, theta0 + step):  # the means move with the weights
             there = lh.Objective(model, DATA.train).model_at(theta)
-            found = circuits.ablate_circuits(there, DATA.train, labels, ablation=ablation)
+            found = circuits.ablate_circuits(there, DATA.train, circuits=labels, ablation=ablation)
             assert float(loss(theta)) == pytest.approx(float(found.losses[2**j]), abs=1e-10)
         h = 1e-5
         difference = (loss.gradient(theta0 + h * v) - loss.gradient(theta0 - h * v)) / (2 * h)
@@ -240,7 +240,7 @@ def test_losses_of_single_circuits_as_functions_of_the_weights(kind):
 def test_steering_ablates_one_circuit_of_a_trained_network_and_keeps_another():
     data = lh.modular_addition(37, 0.8)
     run = lh.train_stack(
-        lambda seed: lh.ModularMLP(37, width=14, hidden=16, seed=seed), data.train, [0], steps=1000, lr=0.01,
+        lambda seed: lh.ModularMLP(37, width=14, hidden=16, seed=seed), data.train, [0], num_steps=1000, lr=0.01,
         batch_size=256, penalty=1e-3, progress=False,
     )  # fmt: skip
     model = run.model(0)
@@ -259,7 +259,7 @@ def test_steering_ablates_one_circuit_of_a_trained_network_and_keeps_another():
     steered = lh.Objective(model, data.train).model_at(theta)
     before, after = (circuits.circle_score(net.embedding).score[found.circuits] for net in (model, steered))
     assert float((after - before).abs().max()) < 0.05
-    nats = circuits.ablate_circuits(steered, data.train, found.circuits).nats
+    nats = circuits.ablate_circuits(steered, data.train, circuits=found.circuits).nats
     assert float(nats[1]) < float(found.nats[1])
 
 
@@ -297,13 +297,13 @@ def test_bad_input(arguments, error, message):
 
 def test_bad_models_and_numbers_of_circuits():
     with pytest.raises(TypeError, match="model is a ModularMLP without blocks, expected a ModularMLP in blocks"):
-        circuits.ablate_circuits(network(blocks=False), DATA.train, [0], ablation=circuits.ablate_blocks)
+        circuits.ablate_circuits(network(blocks=False), DATA.train, circuits=[0], ablation=circuits.ablate_blocks)
     with pytest.raises(TypeError, match=r"model is an Additive, expected a module with a modulus \.p and a parameter"):
-        circuits.ablate_circuits(Additive([1.0]), DATA.train, [1])
+        circuits.ablate_circuits(Additive([1.0]), DATA.train, circuits=[1])
     with pytest.raises(TypeError, match=r"model is a function, expected a torch\.nn\.Module"):
-        circuits.ablate_circuits(without, DATA.train, [1])
+        circuits.ablate_circuits(without, DATA.train, circuits=[1])
     with pytest.raises(ValueError, match="circuits are 13, with 8,192 subsets, expected at most 12"):
-        circuits.ablate_circuits(network(width=26), DATA.train, range(13))
+        circuits.ablate_circuits(network(width=26), DATA.train, circuits=range(13))
     with pytest.raises(ValueError, match="circuits are none, expected at least one circuit"):
         circuits.circuit_losses(network(), DATA.train)
 
@@ -311,10 +311,10 @@ def test_bad_models_and_numbers_of_circuits():
 def test_circuits_are_measured_as_losses_are_also_under_autocast():
     model, data = network(), lh.modular_addition(11, 0.5).test
     measures = (
-        lambda: circuits.ablate_circuits(model, data, [0, 1], progress=False).losses.tolist(),
+        lambda: circuits.ablate_circuits(model, data, circuits=[0, 1], progress=False).losses.tolist(),
         lambda: circuits.distance_irrelevance(model, 11),
-        lambda: circuits.restricted_loss(model, 11, [2, 3], data),
-        lambda: circuits.gradient_symmetricity(model, 11, num=50),
+        lambda: circuits.restricted_loss(model, 11, frequencies=[2, 3], data=data),
+        lambda: circuits.gradient_symmetricity(model, 11, num_samples=50),
     )
     for measure in measures:
         outside = measure()

@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 
 from lowhanging import circuits
-from lowhanging.circuits.permutation import shuffles, slots
+from lowhanging.circuits.permutation import shuffles, slots_of
 
 STEPS = np.arange(0.0, 1001.0, 5.0)
 
@@ -228,7 +228,7 @@ def test_shuffles_keep_counts_and_strata():
     rng = np.random.default_rng(0)
     owners = rng.integers(0, 9, 40)
     strata = np.arange(9) % 3
-    places, order = slots(owners, strata)
+    places, order = slots_of(owners, strata)
     drawn = np.concatenate(list(shuffles(places, np.arange(40), 300, rng)))
     assert drawn.shape == (300, 40)
     before = strata[owners[order]]
@@ -388,12 +388,20 @@ TWO = made([[100.0, 110.0], [200.0, 300.0]], frequency=[[1, 2], [3, 4]])
             ValueError,
             r"births holds 1 birth with a time \(1 formed before the first log\)",
         ),
-        ({"births": made([[100.0], [200.0]])}, ValueError, "births has no seed with two births, expected at least one"),
-        ({"null": "clock"}, ValueError, "births has no seed with three births"),
+        (
+            {"births": made([[100.0], [200.0]])},
+            ValueError,
+            "births has 0 pairs of births in 2 seeds, expected at least 2 with births",
+        ),
+        (
+            {"null": "clock"},
+            ValueError,
+            "births has 0 pairs of births after the first in 2 seeds, .* one of them with three",
+        ),
         (
             {"births": made([[100.0, 200.0]])},
             ValueError,
-            "births has all its births in one seed, expected at least two",
+            "births has 1 pairs of births in 1 seed, expected at least 2 with births",
         ),
     ],
 )
@@ -558,7 +566,7 @@ def test_results_are_saved(tmp_path):
         (lambda: circuits.frequency_relations(TWO, 2), "p is 2, expected an integer of at least 3"),
         (
             lambda: circuits.frequency_relations(made([[100.0, 110.0]], frequency=[[1, 2]]), 37),
-            "births has 1 pairs of circuits in 1 seed, expected two seeds",
+            "births has 1 pairs of circuits in 1 seed, expected at least 2",
         ),
         (lambda: circuits.survival(made([[0.0, math.inf]])), "births holds no circuit whose fate was seen"),
         (lambda: circuits.pairing_power(TWO, 0.9), "coupling is 0.9 of 4 births in 2 seeds, expected .* at most 2"),

@@ -142,24 +142,22 @@ def test_scores_are_saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("embedding", "arguments", "error", "message"),
+    ("embedding", "error", "message"),
     [
-        (torch.ones(7, 3), {}, ValueError, "embedding has 3 columns, expected an even number, two per block"),
+        (torch.ones(7, 3), ValueError, "embedding has 3 columns, expected an even number, two per block"),
         (
             torch.ones(2, 2),
-            {},
             ValueError,
             r"embedding has shape \(2, 2\), expected \(..., p, d\)",
         ),
-        (torch.ones(7), {}, ValueError, r"embedding has shape \(7,\)"),
-        (torch.ones(7, 2).long(), {}, TypeError, "embedding is torch.int64"),
-        (torch.ones(7, 2) / 0, {}, ValueError, "embedding holds 14 NaN or infinite entries"),
-        (torch.ones(7, 2), {"block": 4}, ValueError, "block is 4, expected an integer from 2 to 2"),
+        (torch.ones(7), ValueError, r"embedding has shape \(7,\)"),
+        (torch.ones(7, 2).long(), TypeError, "embedding is torch.int64"),
+        (torch.ones(7, 2) / 0, ValueError, "embedding holds 14 NaN or infinite entries"),
     ],
 )
-def test_bad_embeddings(embedding, arguments, error, message):
+def test_bad_embeddings(embedding, error, message):
     with pytest.raises(error, match=message):
-        circuits.circle_score(embedding, **arguments)
+        circuits.circle_score(embedding)
 
 
 def test_bad_thresholds():

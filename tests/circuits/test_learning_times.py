@@ -31,10 +31,10 @@ def made(slow, fast) -> LearningTimes:
 def test_the_first_log_at_the_threshold_and_infinity_where_there_is_none():
     steps = torch.tensor([0, 10, 20, 30])
     losses = torch.tensor([[1.0, 0.4, 0.6, 0.3], [1.0, 0.9, 0.8, 0.7], [math.nan, 0.6, 0.5, 0.1]])
-    assert first_crossing(steps, losses, 0.5).tolist() == [10.0, INF, 20.0]
-    assert first_crossing(steps, losses, 0.85, is_rising=True).tolist() == [0.0, 0.0, INF]
+    assert first_crossing(steps, losses, threshold=0.5).tolist() == [10.0, INF, 20.0]
+    assert first_crossing(steps, losses, threshold=0.85, is_rising=True).tolist() == [0.0, 0.0, INF]
     with pytest.raises(ValueError, match=r"rows has shape \(3, 4\) for steps of shape \(3,\)"):
-        first_crossing(steps[:3], losses, 0.5)
+        first_crossing(steps[:3], losses, threshold=0.5)
 
 
 def test_medians_and_counts_keep_who_never_learned():
@@ -74,11 +74,11 @@ def test_a_ratio_of_exact_multiples_is_exact_and_its_interval_a_point():
 
 
 def test_the_interval_of_a_ratio_is_that_of_the_drawn_seeds_by_sorting():
-    num, num_draws = 12, 1000
+    num, num_resamples = 12, 1000
     slow, fast = np.random.default_rng(2).lognormal(3, 0.5, (2, 3, num))  # three sizes
     slow[1, :5] = INF
-    found = made(slow, fast).ratio("slow", "fast", num_draws=num_draws, seed=4)
-    drawn = np.random.default_rng(4).integers(num, size=(num_draws, num))
+    found = made(slow, fast).ratio("slow", "fast", num_resamples=num_resamples, seed=4)
+    drawn = np.random.default_rng(4).integers(num, size=(num_resamples, num))
     ratios = [
         [sorted(a[rows])[num // 2] / sorted(b[rows])[num // 2] for rows in drawn]
         for a, b in zip(slow, fast, strict=True)
@@ -95,7 +95,7 @@ def test_equal_times_give_an_interval_that_holds_one_in_most_trials():
     covered = 0
     for _ in range(100):
         found = made(rng.lognormal(3, 0.5, (1, 30)), rng.lognormal(3, 0.5, (1, 30)))
-        ratio = found.ratio("slow", "fast", num_draws=400)
+        ratio = found.ratio("slow", "fast", num_resamples=400)
         low, high = ratio.interval[0].tolist()
         covered += low <= 1 <= high
     assert covered >= 88  # 95 expected; 88 or fewer by chance in 0.4 % of all cases
@@ -113,8 +113,8 @@ def test_what_is_not_known_speaks_against_the_slow_rule():
     assert only_slow.num_later.tolist() == [8]
     ties = made([[5.0] * 8], [[5.0] * 8]).ratio("slow", "fast")
     assert (ties.num_later.tolist(), ties.p_value.tolist()) == ([0], [1.0])
-    with pytest.raises(ValueError, match="num_draws is 5"):
-        made([never], [never]).ratio("slow", "fast", num_draws=5)
+    with pytest.raises(ValueError, match="num_resamples is 5"):
+        made([never], [never]).ratio("slow", "fast", num_resamples=5)
 
 
 def test_growth_is_a_lower_bound_whatever_was_not_seen():
@@ -137,9 +137,9 @@ def test_the_growth_found_with_a_budget_never_exceeds_the_one_without():
     rng = np.random.default_rng(2)
     for _ in range(20):
         slow, fast = rng.lognormal([[3.0], [4.5]], 0.6, (2, 15)), rng.lognormal(2.5, 0.3, (2, 15))
-        whole = made(slow, fast).ratio("slow", "fast", num_draws=100)
+        whole = made(slow, fast).ratio("slow", "fast", num_resamples=100)
         slow[slow > 100] = INF  # beyond the budget
-        cut = made(slow, fast).ratio("slow", "fast", num_draws=100)
+        cut = made(slow, fast).ratio("slow", "fast", num_resamples=100)
         assert cut.growth <= whole.growth
         assert bool((cut.growth_interval <= whole.growth_interval).all())
 

@@ -7,15 +7,15 @@ import math
 
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 import lowhanging as lh
 from lowhanging.circuits import LogitSum, logit_sum
-from lowhanging.circuits import logit_sum as combined_answers
+from lowhanging.circuits.logit_sum import added, averaged, divergences
 
 N, C = 600, 5
 
@@ -31,7 +31,7 @@ def scene(noise: float = 0.0, label_effect: float = 2.0, seed: int = 0):
 
 
 def sum_of(mixed, first, second, labels, **arguments) -> LogitSum:
-    return logit_sum(mixed, {"first": first, "second": second}, labels, num_draws=200, **arguments)
+    return logit_sum(mixed, {"first": first, "second": second}, labels=labels, num_resamples=200, **arguments)
 
 
 def test_an_exact_sum_is_found_exactly_with_its_slopes():
@@ -102,7 +102,9 @@ def test_the_fit_is_that_of_numpy_on_the_other_half():
         start = np.concatenate([np.ones(2), np.zeros(num - 2)])
         nats = np.empty(N)
         for one, other in ((fitted, judged), (judged, fitted)):
-            best = minimize(lambda v, one=one, way=way: divergence(v, one, way).mean(), start, method="BFGS").x
+            best = scipy.optimize.minimize(
+                lambda v, one=one, way=way: divergence(v, one, way).mean(), start, method="BFGS"
+            ).x
             nats[other] = divergence(best, other, way)
         expected[way] = nats.mean()
         assert found.num_free[way] == num
@@ -189,11 +191,11 @@ def test_fits_are_those_of_a_formula_in_numpy():
     weight = 1 / (1 + np.exp(-values[-1]))
     by_class = np.exp(values[2:-1]) * (weight * p[0] + (1 - weight) * p[1])
     rows = [torch.from_numpy(each) for each in z]
-    log_q = combined_answers.averaged(torch.from_numpy(values), rows)
+    log_q = averaged(torch.from_numpy(values), rows)
     assert np.allclose(log_q.exp(), by_class / by_class.sum(1, keepdims=True))
-    added = np.exp(values[0] * z[0] + values[1] * z[1] + values[2:-1])
-    log_q = combined_answers.added(torch.from_numpy(values[:-1]), rows)
-    assert np.allclose(log_q.exp(), added / added.sum(1, keepdims=True))
+    summed = np.exp(values[0] * z[0] + values[1] * z[1] + values[2:-1])
+    log_q = added(torch.from_numpy(values[:-1]), rows)
+    assert np.allclose(log_q.exp(), summed / summed.sum(1, keepdims=True))
 
 
 def test_every_example_is_judged_by_the_fit_to_the_other_half():
@@ -201,10 +203,10 @@ def test_every_example_is_judged_by_the_fit_to_the_other_half():
     mixed, first, second, _ = scene(noise=0.5)
     halves = torch.arange(N).chunk(2)
     names = ("first", "second")
-    before = combined_answers.divergences(mixed, (first, second), names, halves)
+    before = divergences(mixed, (first, second), names, halves)
     other = mixed.clone()
     other[0] += 3 * torch.arange(C)
-    after = combined_answers.divergences(other, (first, second), names, halves)
+    after = divergences(other, (first, second), names, halves)
     for key in ("logits", "probabilities", "first", "second"):
         assert torch.allclose(before.fitted[key][1 : N // 2], after.fitted[key][1 : N // 2], atol=1e-12)
         assert not torch.allclose(before.fitted[key][N // 2 :], after.fitted[key][N // 2 :], atol=1e-6)
@@ -212,9 +214,9 @@ def test_every_example_is_judged_by_the_fit_to_the_other_half():
 
 def test_a_fit_that_does_not_arrive_raises(monkeypatch):
     mixed, first, second, labels = scene(noise=0.5)
-    real = combined_answers.scipy.optimize.minimize
+    real = scipy.optimize.minimize
     short = lambda *args, **kw: real(*args, **(kw | {"options": {"maxiter": 1}}))  # noqa: E731
-    monkeypatch.setattr(combined_answers.scipy.optimize, "minimize", short)
+    monkeypatch.setattr(scipy.optimize, "minimize", short)
     with pytest.raises(lh.NotConvergedError, match="the fit of 'logits' stopped with a derivative of"):
         sum_of(mixed, first, second, labels)
 
@@ -251,9 +253,9 @@ def test_the_result_survives_a_file_and_depends_on_the_seed_alone(tmp_path):
 def test_bad_arguments():
     mixed, first, second, labels = scene()
     with pytest.raises(ValueError, match=r"cues has the names \['first'\], expected two names of cues"):
-        logit_sum(mixed, {"first": first}, labels)
+        logit_sum(mixed, {"first": first}, labels=labels)
     with pytest.raises(ValueError, match=r"cues has the names \['first', 'logits'\], expected two names of cues, none"):
-        logit_sum(mixed, {"first": first, "logits": second}, labels)
+        logit_sum(mixed, {"first": first, "logits": second}, labels=labels)
     with pytest.raises(ValueError, match=r"second has shape \(599, 5\), expected \(n, classes\) as the mixed"):
         sum_of(mixed, first, second[1:], labels)
     with pytest.raises(ValueError, match=r"labels has shape \(599,\), expected \(600,\) integer classes"):

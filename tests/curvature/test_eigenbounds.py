@@ -125,7 +125,7 @@ def rounded_loss(name: str, seed: int = 0, **options: Any) -> lh.Objective:
         if seed == 2:  # large inputs, large errors
             options, inputs, targets = {"loss_fn": F.mse_loss}, 100 * inputs, 1e3 * torch.randn(37, 3)
         elif seed == 1:
-            lh.train(model, (inputs, targets), epochs=30, progress=False)
+            lh.train(model, (inputs, targets), num_epochs=30, progress=False)
         return lh.Objective(model, (inputs, targets), **options)
 
 

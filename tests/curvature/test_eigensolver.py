@@ -288,7 +288,7 @@ def test_a_spectrum_is_tracked_through_training() -> None:
     torch.set_rng_state(torch_state)
     pairs, warm, cold = None, 0, 0
     for checkpoint in range(3):
-        lh.train(model, (inputs, targets), epochs=5, seed=checkpoint, progress=False)
+        lh.train(model, (inputs, targets), num_epochs=5, seed=checkpoint, progress=False)
         alone = top_hessian_eigs(model, (inputs, targets), k=8, tol=1e-4)
         pairs = top_hessian_eigs(model, (inputs, targets), k=8, tol=1e-4, warm_start=pairs)
         assert float((pairs.values - alone.values).abs().max()) <= 2e-4 * alone.scale

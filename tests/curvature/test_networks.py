@@ -76,7 +76,7 @@ def cnn_on_64_images():
     """
     view = lh.paired_mnist().mixed.train
     model = lh.SigmoidCNN(seed=0)
-    lh.train(model, view, epochs=3, progress=False)
+    lh.train(model, view, num_epochs=3, progress=False)
     model.double()
     inputs, targets = view.inputs[:64].double(), view.targets[:64]
     theta = nn.utils.parameters_to_vector(model.parameters()).detach().requires_grad_()

@@ -469,7 +469,7 @@ def test_autocast_around_a_call_changes_no_bit() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
-    lh.train(model, (inputs, targets), epochs=5, progress=False)
+    lh.train(model, (inputs, targets), num_epochs=5, progress=False)
     loss = lh.Objective(model, (inputs, targets))
     half = lh.Objective(model, (inputs[:30], targets[:30]))
     H = lh.hessian(loss)

@@ -221,7 +221,7 @@ def test_the_points_of_a_path_are_shared_by_length():
 
 def test_checkpoints_of_a_network_are_a_path(tmp_path):
     model, inputs, targets = network()
-    run = lh.train(model, (inputs, targets), epochs=3, checkpoints=1, progress=False)
+    run = lh.train(model, (inputs, targets), num_epochs=3, checkpoints=1, progress=False)
     loss = lh.Objective(model, (inputs, targets))
     path = lh.path_slice({"loss": loss}, run.checkpoints, num=10)
     for knot, theta in zip(path.knots, run.checkpoints, strict=True):

@@ -69,7 +69,7 @@ def residual(seed: int = 1) -> nn.Module:
 
 
 def trained(model: nn.Module, data: Any = DATA, *, epochs: int = 8, **options: Any) -> nn.Module:
-    lh.train(model, data, epochs=epochs, lr=0.01, progress=False, **options)
+    lh.train(model, data, num_epochs=epochs, lr=0.01, progress=False, **options)
     return model.eval()
 
 
@@ -511,7 +511,7 @@ def test_planes_through_networks(norms: tuple[nn.Module, nn.Module], tmp_path: P
 
 def test_a_trajectory_over_a_plane() -> None:
     model = normed()
-    run = lh.train(model, DATA, epochs=4, lr=0.02, checkpoints=1, evaluate={"all": DATA}, progress=False)
+    run = lh.train(model, DATA, num_epochs=4, lr=0.02, checkpoints=1, evaluate={"all": DATA}, progress=False)
     loss = lh.Objective(model, DATA)
     principal = lh.principal_directions(run)
     assert torch.equal(principal.directions, lh.principal_directions(run.checkpoints).directions)
@@ -547,9 +547,9 @@ def along_training(
     for epoch in range(epochs + 1):
         other = copy.deepcopy(start)
         # With a constant rate, a shorter run is the beginning of a longer one.
-        lh.train(other, data, epochs=epoch, lr=0.02, schedule="constant", progress=False)
+        lh.train(other, data, num_epochs=epoch, lr=0.02, schedule="constant", progress=False)
         curve.append(own(other, data))
-    run = lh.train(model, data, epochs=epochs, lr=0.02, schedule="constant", progress=False, **options)
+    run = lh.train(model, data, num_epochs=epochs, lr=0.02, schedule="constant", progress=False, **options)
     return run, curve
 
 
@@ -580,17 +580,17 @@ def test_checkpoints_are_the_networks_of_their_epochs(kind: str, tmp_path: Path)
 def test_few_or_no_checkpoints() -> None:
     model = normed()
     loss = lh.Objective(model, DATA)
-    run = lh.train(model, DATA, epochs=2, checkpoints=[2], progress=False)
+    run = lh.train(model, DATA, num_epochs=2, checkpoints=[2], progress=False)
     assert float(loss.at(run.checkpoint())(loss.space.flatten(model))) == pytest.approx(own(model), rel=1e-6)
-    none = lh.train(model, DATA, epochs=1, progress=False)
+    none = lh.train(model, DATA, num_epochs=1, progress=False)
     assert none.checkpoint_buffers == {}
     with pytest.raises(ValueError, match="i is -1"):
         none.checkpoint()
     with pytest.raises(ValueError, match="points is a run without checkpoints"):
         lh.path_slice({"loss": loss}, none)
-    still = lh.train(normed(Centred(8)), DATA, epochs=0, checkpoints=1, progress=False)
+    still = lh.train(normed(Centred(8)), DATA, num_epochs=0, checkpoints=1, progress=False)
     assert set(still.checkpoint_buffers) == {"1.mean", "1.scale"}
-    bare = lh.train(normed(nn.Sigmoid()), DATA, epochs=1, checkpoints=1, progress=False)
+    bare = lh.train(normed(nn.Sigmoid()), DATA, num_epochs=1, checkpoints=1, progress=False)
     assert bare.checkpoint_buffers == {} and bare.checkpoint(0).buffers == {}
 
 
@@ -603,7 +603,13 @@ def test_a_resumed_training_keeps_the_buffers_of_its_checkpoints(tmp_path: Path)
             raise StopError
         return 1.0
 
-    options: dict[str, Any] = {"epochs": 4, "lr": 0.02, "checkpoints": 1, "evaluate": {"all": DATA}, "progress": False}
+    options: dict[str, Any] = {
+        "num_epochs": 4,
+        "lr": 0.02,
+        "checkpoints": 1,
+        "evaluate": {"all": DATA},
+        "progress": False,
+    }
     options |= {"schedule": stopping, "resume": tmp_path / "run.npz"}
     model, is_interrupted = normed(), True
     with pytest.raises(StopError):
@@ -626,10 +632,10 @@ def test_a_stack_evaluates_with_the_buffers_that_it_trains_with() -> None:
         model[1].running_mean.fill_(0.3)
         return model
 
-    run = lh.train_stack(make, DATA, range(2), steps=3, evaluate={"all": DATA}, progress=False)
+    run = lh.train_stack(make, DATA, range(2), num_steps=3, evaluate={"all": DATA}, progress=False)
     assert float(run.losses["all"][1, -1]) == pytest.approx(own(run.model(1)), rel=1e-5)
     with pytest.raises(ValueError, match="BatchNorm1d"):
-        lh.train_stack(lambda seed: normed(seed=seed).train(), DATA, range(2), steps=3, progress=False)
+        lh.train_stack(lambda seed: normed(seed=seed).train(), DATA, range(2), num_steps=3, progress=False)
 
 
 # Tools around one network ---------------------------------------------------------------------------------------------

@@ -152,7 +152,12 @@ def test_training_and_slices_of_such_a_loss() -> None:
 
     model = small()
     run = train(
-        model, (GRID, GRID.cos()), epochs=3, batch_loss=residual, evaluate={"all": (GRID, GRID.cos())}, progress=False
+        model,
+        (GRID, GRID.cos()),
+        num_epochs=3,
+        batch_loss=residual,
+        evaluate={"all": (GRID, GRID.cos())},
+        progress=False,
     )
     theta = torch.cat([weight.detach().reshape(-1) for weight in model.parameters()])
     assert float(run.losses["all"][-1]) == pytest.approx(float(slope_on_paper(theta)), rel=1e-9)
@@ -275,9 +280,9 @@ def test_data_that_never_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert Objective(model, iter([batch] * 20), max_batches=20).num_examples == 240
     assert Objective(model, [batch] * 21, max_batches=20).num_examples == 252  # a list tells how many it has
     refused(lambda: Objective(model, [batch], max_batches=0), "max_batches is 0")
-    monkeypatch.setattr(shuffled, "_MAX_BATCHES", 30)
+    monkeypatch.setattr(shuffled, "_MAX_BATCHES_IN_EPOCH", 30)
     endless = DataLoader(Endless(), batch_size=None)
-    refused(lambda: train(model, endless, epochs=1, batch_loss=one_by_one, progress=False), "may never end")
+    refused(lambda: train(model, endless, num_epochs=1, batch_loss=one_by_one, progress=False), "may never end")
 
 
 def one_by_one(model: Any, batch: Any) -> tuple[Tensor, int]:
@@ -301,7 +306,7 @@ def test_lists_of_examples_are_recognised() -> None:
     trained = []
     for data in ((X, Y), [(X[i], int(Y[i])) for i in range(12)]):
         network = seeded(Net)
-        train(network, data, epochs=2, batch_size=5, progress=False)
+        train(network, data, num_epochs=2, batch_size=5, progress=False)
         trained.append(torch.cat([weight.detach().reshape(-1) for weight in network.parameters()]))
     assert torch.equal(*trained)
     agree(Objective(model, [[X[:5], Y[:5]], [X[5:], Y[5:]]]), plain_net)  # lists of batches
@@ -350,7 +355,7 @@ def test_outputs_reach_the_loss_as_the_model_gives_them(wrap: Any, loss_fn: Any)
         agree(Objective(model, (X, Y)), plain_net)
     else:
         refused(lambda: Objective(model, (X, Y)), "a tensor or .logits, for the default loss", "Pass loss_fn=lambda")
-    train(model, (X, Y), epochs=1, loss_fn=loss_fn, progress=False)
+    train(model, (X, Y), num_epochs=1, loss_fn=loss_fn, progress=False)
 
 
 def test_the_weights_of_a_loss_function_are_constants() -> None:
@@ -485,8 +490,11 @@ def test_a_killed_write_is_cleaned_up_by_the_next_one(tmp_path: Path) -> None:
 
 def test_where_nothing_can_be_written_the_users_path_is_named(tmp_path: Path) -> None:
     space, path = Subspace.span(torch.eye(2, 5)), tmp_path / "no such folder" / "space.npz"
-    with pytest.raises(FileNotFoundError, match=r"no such folder.*in a folder that does not exist.*\nMake the folder"):
-        space.save(path)
+    assert torch.equal(Subspace.load(space.save(path)).basis, space.basis)  # makes the folder
+    with pytest.raises(FileExistsError, match=r"space.npz.*File exists.*\nFree space on the disk, or name another"):
+        space.save(path / "below a file.npz")
+    with pytest.raises(FileNotFoundError, match=r"in a folder that does not exist.*\nMake the folder"):
+        results.write_atomically(tmp_path / "absent" / "space.npz", lambda stream: stream.write(b""))
 
     def full(stream: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -494,7 +502,7 @@ def test_where_nothing_can_be_written_the_users_path_is_named(tmp_path: Path) ->
     with pytest.raises(OSError, match=r"result.npz.*No space left on device.*\nFree space") as error:
         results.write_atomically(tmp_path / "result.npz", full)
     assert error.value.errno == errno.ENOSPC
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [path.parent]
 
 
 def test_a_file_of_a_newer_format_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,4 +510,4 @@ def test_a_file_of_a_newer_format_is_refused_by_name(tmp_path: Path, monkeypatch
     monkeypatch.setattr(results, "FORMAT", 9)
     path = space.save(tmp_path / "space.npz")
     monkeypatch.undo()
-    refused(lambda: Subspace.load(path), "of format 9; this version reads 1")
+    refused(lambda: Subspace.load(path), "of format 9; this version reads 2")

@@ -46,7 +46,7 @@ def cartoon():
     """The four axes of the sloped canyons, and a diagonal, from r = 0.1 to 1."""
     loss = lh.toys.sloped_canyons()
     options = {"space": PLANE, "metric": "euclidean", "progress": False}
-    found = lh.find_canyons(loss, levels=1.0, starts=24, stationary="all", **options)
+    found = lh.find_canyons(loss, levels=1.0, num_starts=24, stationary="all", **options)
     watched = {
         "first": loss,
         "second": lh.FunctionObjective(lambda t: 3.0 + (t * t).sum(), torch.zeros(2, dtype=torch.float64)),
@@ -60,7 +60,7 @@ def cartoon():
 @pytest.fixture(scope="module")
 def canyons():
     return lh.find_canyons(
-        lh.toys.sloped_canyons(), space=PLANE, levels=(0.1, 0.02), starts=32, stationary="all", progress=False
+        lh.toys.sloped_canyons(), space=PLANE, levels=(0.1, 0.02), num_starts=32, stationary="all", progress=False
     )
 
 
@@ -101,7 +101,7 @@ def symbols(ax, shape):
     ("quantity", "expected"),
     [
         ("rise", lambda r: -0.1 * np.expm1(-(r**2))),
-        ("depth", lambda r: -np.expm1(-(r**2)) / r**2),
+        ("relative_rise", lambda r: -np.expm1(-(r**2)) / r**2),
         ("slope", lambda r: 0.2 * r * np.exp(-(r**2))),
         ("slope_without_anchor", lambda r: 0.2 * r * np.exp(-(r**2))),
         ("plane_eigenvalue", lambda r: 2 * r**2 + 0.2 * np.exp(-(r**2))),
@@ -118,7 +118,7 @@ def test_the_floor_is_the_cartoons(cartoon, ax, quantity, expected):
     assert ax.get_xlim()[0] == 0
     assert quantity.split("_")[0] in ax.get_ylabel()
     has_zero = any(np.allclose(line.get_ydata(), 0) for line in ax.get_lines())
-    assert has_zero == (quantity not in ("rise", "depth"))
+    assert has_zero == (quantity not in ("rise", "relative_rise"))
 
 
 def test_asymmetry_of_a_branch_and_of_the_minimum(cartoon, ax):
@@ -234,8 +234,8 @@ def test_the_bowl_is_dashed_and_does_not_flatten_the_floor(cartoon, ax):
     ))  # fmt: skip
     lh.plots.canyon_floor(steep, ax, bowl=True)
     assert ax.get_ylim()[1] < 0.3
-    with pytest.raises(ValueError, match='bowl is True for the depth, expected quantity="rise" with it'):
-        lh.plots.canyon_floor(steep, ax, quantity="depth", bowl=True)
+    with pytest.raises(ValueError, match='bowl is True for the relative_rise, expected quantity="rise" with it'):
+        lh.plots.canyon_floor(steep, ax, quantity="relative_rise", bowl=True)
 
 
 def test_an_error_of_a_certificate_is_a_band(cartoon, ax):
@@ -371,10 +371,10 @@ def test_a_signed_quantity_has_its_middle_at_zero(cartoon, ax):
 
 def test_depths_are_counted_by_what_they_are(canyons, ax):
     points = list(canyons)
-    assert lh.plots.canyon_depths(canyons, ax) is ax
+    assert lh.plots.canyon_rises(canyons, ax) is ax
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     kinds = {
-        "canyon": [p for p in points if p.is_certified and not p.is_trivial],
+        "canyon": [p for p in points if p.is_canyon],
         "certified, trivial": [p for p in points if p.is_certified and p.is_trivial],
         "not certified": [p for p in points if not p.is_certified],
     }
@@ -384,7 +384,7 @@ def test_depths_are_counted_by_what_they_are(canyons, ax):
         assert (f"{kind} ({len(members)})" in labels) == bool(members)
         if members:
             (drawn,) = (line for line in ax.get_lines() if line.get_label() == f"{kind} ({len(members)})")
-            assert sorted(drawn.get_ydata()) == pytest.approx(sorted(point.depth for point in members))
+            assert sorted(drawn.get_ydata()) == pytest.approx(sorted(point.relative_rise for point in members))
     assert "energy" in ax.get_xlabel()
     null = DepthNull(
         levels=canyons.levels,
@@ -399,22 +399,26 @@ def test_depths_are_counted_by_what_they_are(canyons, ax):
         num_products=0,
     )
     ax.clear()
-    lh.plots.canyon_depths(canyons, ax, null=null)
+    lh.plots.canyon_rises(canyons, ax, null=null)
     (bars,) = ax.collections
     assert np.allclose([segment[:, 1] for segment in bars.get_segments()], [[0.8, 0.95], [0.6, 0.7]])
     with pytest.raises(ValueError, match=r"null is one of the levels \(1\.0,\), expected one of \(0\.1, 0\.02\)"):
-        lh.plots.canyon_depths(canyons, ax, null=dataclasses.replace(null, levels=(1.0,)))
+        lh.plots.canyon_rises(canyons, ax, null=dataclasses.replace(null, levels=(1.0,)))
 
 
 def test_depths_need_energy(ax):
     flat = lh.find_canyons(
-        lh.toys.flat_canyons(), space=PLANE, metric="euclidean", levels=1.0, starts=8, progress=False
+        lh.toys.flat_canyons(), space=PLANE, metric="euclidean", levels=1.0, num_starts=8, progress=False
     )
-    with pytest.raises(ValueError, match="canyons hold 4 points, none of them with a depth, expected a point with"):
-        lh.plots.canyon_depths(flat, ax)
+    with pytest.raises(
+        ValueError, match="canyons hold 4 points, none of them with a relative rise, expected a point with"
+    ):
+        lh.plots.canyon_rises(flat, ax)
     path = lh.trace_canyon(lh.toys.flat_canyons(), flat[0], to=1.2, step=0.1, progress=False)
-    with pytest.raises(ValueError, match="quantity is 'depth', which is not finite at any point, expected one with"):
-        lh.plots.canyon_floor(path, ax, quantity="depth")
+    with pytest.raises(
+        ValueError, match="quantity is 'relative_rise', which is not finite at any point, expected one with"
+    ):
+        lh.plots.canyon_floor(path, ax, quantity="relative_rise")
 
 
 def test_the_plane_through_two_branches_names_them(cartoon, ax):
@@ -444,7 +448,7 @@ def test_the_plane_through_two_branches_names_them(cartoon, ax):
         (
             lambda paths: lh.plots.canyon_floor(paths, quantity="loss"),
             ValueError,
-            "quantity is 'loss', expected one of 'rise', 'depth'",
+            "quantity is 'loss', expected one of 'rise', 'relative_rise'",
         ),
         (
             lambda paths: lh.plots.canyon_fan(paths, quantity="asymmetry", cues=("first", "no")),
@@ -475,7 +479,7 @@ def test_the_plane_through_two_branches_names_them(cartoon, ax):
             ValueError,
             "quantity is 'rise', expected one of 'loss', 'accuracy', 'followed'",
         ),
-        (lambda paths: lh.plots.canyon_depths(paths), TypeError, "canyons is a dict, expected a CanyonSet"),
+        (lambda paths: lh.plots.canyon_rises(paths), TypeError, "canyons is a dict, expected a CanyonSet"),
     ],
 )
 def test_bad_arguments_are_named_before_anything_is_drawn(cartoon, draw, error, message):

@@ -25,7 +25,7 @@ def network():
     views = lh.paired_mnist(MNIST(train, test, source="bundled"), seed=0)
     model = lh.SigmoidCNN(seed=0)
     held_out = {name: getattr(views, name).test for name in order.VIEWS}
-    run = lh.train(model, views.mixed.train, epochs=EPOCHS, evaluate=held_out, progress=False)
+    run = lh.train(model, views.mixed.train, num_epochs=EPOCHS, evaluate=held_out, progress=False)
     return SimpleNamespace(views=views, model=model, run=run)
 
 
@@ -161,7 +161,9 @@ def test_what_a_second_circuit_adds_is_beyond_the_first(circuits):
 
 
 def test_the_checkpoints_are_the_nearest_and_need_the_first_cue(network):
-    run = lh.train(lh.SigmoidCNN(seed=0), network.views.mixed.train, epochs=3, checkpoints=[0, 1, 3], progress=False)
+    run = lh.train(
+        lh.SigmoidCNN(seed=0), network.views.mixed.train, num_epochs=3, checkpoints=[0, 1, 3], progress=False
+    )
     held = SimpleNamespace(views=network.views, model=network.model, run=run)
     there = torch.ones(4)
     found = excess_drop.excess_drop(held, "number", there, 1, 4)

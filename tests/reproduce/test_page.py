@@ -229,7 +229,7 @@ def test_verdict_of_the_planes(rows, verdict):
 
 def test_verdicts_of_the_canyons(rows, verdict):
     found = rows["canyons"]
-    own = [p for p in found["sphere"] if p["is_certified"] and not p["is_trivial"] and p["duplicate_of"] is None]
+    own = [p for p in found["sphere"] if p["is_canyon"] and p["duplicate_of"] is None]
     full = found["full"]
     whole = full is not None and full["full_residual"] <= 0.1 * abs(full["slope"])
     whole = whole and full["full_plane_eigenvalue"] > full["full_error"]
@@ -238,7 +238,7 @@ def test_verdicts_of_the_canyons(rows, verdict):
     assert verdict[10, "canyons"] == judged(len(own) >= 1 and more, len(own) >= 2 and more, whole)
     branches = list(found["paths"].values()) if own else []
     points = found["sphere"] + found["shell"] + [path["points"][-1] for path in branches]
-    points = [p for p in points if p["is_certified"] and not p["is_trivial"]]
+    points = [p for p in points if p["is_canyon"]]
     assert verdict[11, "canyons"] == judged(*(any(p["circuit"] == cue for p in points) for cue in CUES))
     merged = [bool(path["merge_radius"][0]) for path in branches]
     assert verdict[12, "canyons"] == judged(len(merged) >= 2 and merged.count(False) <= 1)

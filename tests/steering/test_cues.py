@@ -7,7 +7,6 @@ cue are set to zero (that circuit is gone).
 """
 
 import copy
-import dataclasses
 import math
 import random
 from typing import ClassVar
@@ -183,7 +182,7 @@ def planted():
         model[0].bias[GATE] = 8.0
         model[2].weight[:, GATE] = 0.0
     everything = (torch.cat(list(views.values())), targets.repeat(3))
-    lh.train(model, everything, epochs=40, lr=0.05, batch_size=100, seed=0, progress=False)
+    lh.train(model, everything, num_epochs=40, lr=0.05, batch_size=100, seed=0, progress=False)
     losses = {name: lh.Objective(model, (inputs, targets)) for name, inputs in views.items()}
     inputs = torch.cat([number, conflicting], 1)
     control = lh.ConflictControl(losses["mixed"], inputs, {"number": targets, "pattern": other})
@@ -421,14 +420,13 @@ def test_the_control_answers_as_the_loss_counts_also_under_autocast():
 
 def test_a_loss_on_something_else_does_not_forbid_a_name():
     control, loss = linear(200)
-    around = Evaluations.of(loss.theta0, {}, control)
+    evaluations = Evaluations(loss, {}, control)
     for other in (-3.0, 0.0, math.nan):
-        known = {"number": 1.0, "pattern": 1.0, "other": other}
-        named = dataclasses.replace(around, losses=known)
-        found = named.named(weighted(4.0, 1.0), {"number": 1.0, "pattern": 5.0, "other": other})
+        evaluations.at_theta0 = {"losses": {"number": 1.0, "pattern": 1.0, "other": other}}
+        found = evaluations.circuit(weighted(4.0, 1.0), {"number": 1.0, "pattern": 5.0, "other": other})
         assert found["circuit"] == "number"
     for bad in (-1.0, 0.0, math.nan, math.inf):
-        named = dataclasses.replace(around, losses={"number": 1.0, "pattern": 1.0})
-        found = named.named(weighted(4.0, 1.0), {"number": 1.0, "pattern": bad})
+        evaluations.at_theta0 = {"losses": {"number": 1.0, "pattern": 1.0}}
+        found = evaluations.circuit(weighted(4.0, 1.0), {"number": 1.0, "pattern": bad})
         assert found["circuit"] is None
         assert "not positive and finite" in found["circuit_reason"]

@@ -155,7 +155,7 @@ def two_cues(seed: int) -> tuple[nn.Module, dict[str, tuple[torch.Tensor, torch.
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 2))
     everything = (torch.cat(list(views.values())), targets.repeat(3))
-    lh.train(model, everything, epochs=30, lr=0.05, batch_size=100, seed=seed, progress=False)
+    lh.train(model, everything, num_epochs=30, lr=0.05, batch_size=100, seed=seed, progress=False)
     return model, {name: (inputs, targets) for name, inputs in views.items()}
 
 

@@ -14,7 +14,7 @@ SIZES = {  # name: p, width, blocks, activation, hidden bias, training pairs, st
 
 
 def few(name, data=None, seeds=(0, 1), **arguments) -> lh.training.StackRun:
-    return lh.train_stack(name, data, seeds, progress=False, **{"steps": 3, **arguments})
+    return lh.train_stack(name, data, seeds, progress=False, **{"num_steps": 3, **arguments})
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -25,7 +25,7 @@ def test_a_preset_is_what_its_settings_say(name):
     assert (model.p, model.width, model.is_blocked, model.activation) == (p, width, is_blocked, activation)
     assert (model.bias is not None) == has_bias
     assert (data.p, data.train_fraction, data.split, data.operation) == (p, fraction, "unordered", "add")
-    assert preset.training_arguments == {"steps": steps, "lr": 0.01, "batch_size": 256, "penalty": penalty}
+    assert preset.training_arguments == {"num_steps": steps, "lr": 0.01, "batch_size": 256, "penalty": penalty}
     assert torch.equal(model.embedding, preset.factory(3).embedding)
     assert not torch.equal(model.embedding, preset.factory(4).embedding)
     assert not torch.equal(data.train.inputs, preset.data(seed=1).train.inputs)
@@ -39,10 +39,10 @@ def test_the_names_and_that_nothing_can_be_changed():
     assert list(lh.training.PRESETS) == list(SIZES)
     assert lh.training.PRESETS["redundant"].factory(0).hidden == 96
     with pytest.raises(TypeError, match="does not support item assignment"):
-        lh.training.PRESETS["births"].training_arguments["steps"] = 1
+        lh.training.PRESETS["births"].training_arguments["num_steps"] = 1
     assert repr(lh.training.PRESETS["births"]) == (
         "Preset('births': modular_addition(p=37, train_fraction=0.8); ModularMLP(p=37, width=14, hidden=24); "
-        "steps=1000, lr=0.01, batch_size=256, penalty=0.001)"
+        "num_steps=1000, lr=0.01, batch_size=256, penalty=0.001)"
     )
 
 
@@ -50,7 +50,7 @@ def test_the_names_and_that_nothing_can_be_changed():
 def test_a_name_is_its_factory_data_and_training(name):
     preset = lh.training.PRESETS[name]
     run = few(name)
-    written_out = few(preset.factory, preset.data().train, **{**preset.training_arguments, "steps": 3})
+    written_out = few(preset.factory, preset.data().train, **{**preset.training_arguments, "num_steps": 3})
     assert torch.equal(run.thetas, written_out.thetas)
     assert torch.equal(run.losses["train"][:, 1:], written_out.losses["train"][:, 1:])
     assert (run.preset, written_out.preset) == (name, None)
@@ -60,7 +60,7 @@ def test_a_name_is_its_factory_data_and_training(name):
 def test_what_is_given_wins():
     preset, name = lh.training.PRESETS["births"], "births"
     train = preset.data().train
-    assert int(few(name, steps=2).steps[-1]) == 2
+    assert int(few(name, num_steps=2).steps[-1]) == 2
     ours = {"lr": 0.003, "batch_size": 100, "penalty": 0.0}
     run = few(name, **ours)
     assert torch.equal(run.thetas, few(preset.factory, train, **ours).thetas)
@@ -68,7 +68,7 @@ def test_what_is_given_wins():
         assert not torch.equal(run.thetas, few(name, **{**ours, argument: None}).thetas), argument
     random = lh.modular_addition(37, operation="random").train
     run = few(name, random)
-    assert torch.equal(run.thetas, few(preset.factory, random, **{**preset.training_arguments, "steps": 3}).thetas)
+    assert torch.equal(run.thetas, few(preset.factory, random, **{**preset.training_arguments, "num_steps": 3}).thetas)
 
 
 def test_an_optimizer_of_the_callers_brings_its_own_rate():
@@ -96,5 +96,5 @@ def test_messages():
         lh.train_stack(lh.training.PRESETS["births"].factory)
     with pytest.raises(TypeError, match="model_factory is a Preset, expected seed -> module, or the name of a preset"):
         lh.train_stack(lh.training.PRESETS["births"], lh.training.PRESETS["births"].data().train)
-    with pytest.raises(ValueError, match="steps is 0"):
-        few("births", steps=0)
+    with pytest.raises(ValueError, match="num_steps is 0"):
+        few("births", num_steps=0)

@@ -96,7 +96,7 @@ CASES: dict[str, tuple[Any, tuple[type[nn.Module], ...], dict[str, Any]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_that_was_stopped_twice_equals_one_that_was_not(case: str, tmp_path: Path) -> None:
     data, layers, options = CASES[case]
-    options = {"epochs": 6, "batch_size": 7, "seed": 3, "schedule": "constant", "checkpoints": 2} | options
+    options = {"num_epochs": 6, "batch_size": 7, "seed": 3, "schedule": "constant", "checkpoints": 2} | options
     options["evaluate"] = {"all": POINTS, "few": DataLoader(list(zip(*FEW, strict=True)), batch_size=4, shuffle=True)}
 
     def middle() -> list[nn.Module]:
@@ -126,10 +126,10 @@ def test_a_run_that_was_stopped_twice_equals_one_that_was_not(case: str, tmp_pat
 
 def test_the_model_that_was_interrupted_goes_on_and_another_is_refused(tmp_path: Path) -> None:
     path, expected, model = tmp_path / "run.npz", network(), network()
-    whole = quiet(expected, POINTS, epochs=5, batch_size=20)
+    whole = quiet(expected, POINTS, num_epochs=5, batch_size=20)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     with pytest.raises(KeyboardInterrupt):
-        quiet(model, POINTS, epochs=5, batch_size=20, loss_fn=Loss(6), optimizer=optimizer, resume=path)
+        quiet(model, POINTS, num_epochs=5, batch_size=20, loss_fn=Loss(6), optimizer=optimizer, resume=path)
     changed = network()
     with torch.no_grad():
         changed.load_state_dict(model.state_dict())
@@ -141,17 +141,17 @@ def test_the_model_that_was_interrupted_goes_on_and_another_is_refused(tmp_path:
         "of this training.\nPass the model as it was before that training, or as that training left it"
     )
     with pytest.raises(ValueError, match=message):
-        quiet(changed, POINTS, epochs=5, batch_size=20, loss_fn=Loss(), optimizer=optimizers, resume=path)
+        quiet(changed, POINTS, num_epochs=5, batch_size=20, loss_fn=Loss(), optimizer=optimizers, resume=path)
     assert torch.equal(weights(changed), before)
     assert path.read_bytes() == content
     rest = Loss()
-    same(quiet(model, POINTS, epochs=5, batch_size=20, loss_fn=rest, optimizer=optimizer, resume=path), whole)
+    same(quiet(model, POINTS, num_epochs=5, batch_size=20, loss_fn=rest, optimizer=optimizer, resume=path), whole)
     assert rest.calls == 6
     assert torch.equal(weights(model), weights(expected))
     assert optimizer.param_groups[0]["lr"] == 0.02
 
 
-CALL = {"epochs": 3, "batch_size": 20, "evaluate": {"few": FEW}, "loss_fn": F.cross_entropy}
+CALL = {"num_epochs": 3, "batch_size": 20, "evaluate": {"few": FEW}, "loss_fn": F.cross_entropy}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ CALL = {"epochs": 3, "batch_size": 20, "evaluate": {"few": FEW}, "loss_fn": F.cr
         ({"model": network(seed=1)}, r"model \(its weights\)"),
         ({"model": nn.Sequential(*network()[:1], nn.Sigmoid(), network()[2])}, "evaluate, model or loss"),
         ({"seed": 1}, "seed"),
-        ({"epochs": 4}, "epochs"),
+        ({"num_epochs": 4}, "num_epochs"),
         ({"batch_size": 10}, "batch_size"),
         ({"checkpoints": 1}, "checkpoints"),
         ({"lr": 0.03}, "optimizer, lr or schedule"),
@@ -187,21 +187,21 @@ def test_the_file_of_another_call_is_refused_by_name(change: dict[str, Any], wha
 
 def test_another_loss_of_the_same_name_is_noticed_without_evaluation_sets(tmp_path: Path) -> None:
     path = tmp_path / "run.npz"
-    quiet(network(), POINTS, epochs=2, loss_fn=Loss(), resume=path)
+    quiet(network(), POINTS, num_epochs=2, loss_fn=Loss(), resume=path)
     with pytest.raises(ValueError, match="another model or loss, expected"):
-        quiet(network(), POINTS, epochs=2, loss_fn=Loss(scale=1 + 1e-6), resume=path)
+        quiet(network(), POINTS, num_epochs=2, loss_fn=Loss(scale=1 + 1e-6), resume=path)
 
 
 def test_a_run_without_a_file_and_one_with_are_the_same(tmp_path: Path) -> None:
     one, other = network(nn.Dropout(0.5)), network(nn.Dropout(0.5))
-    same(quiet(one, loader(), epochs=2, resume=tmp_path / "run"), quiet(other, loader(), epochs=2))
+    same(quiet(one, loader(), num_epochs=2, resume=tmp_path / "run"), quiet(other, loader(), num_epochs=2))
     assert torch.equal(weights(one), weights(other))
 
 
 @pytest.mark.parametrize("content", ["half", "foreign", "text", "other kind", "state"])
 def test_a_damaged_file_is_refused_and_left_alone(content: str, tmp_path: Path) -> None:
     path, model = tmp_path / "run.npz", network()
-    quiet(network(), POINTS, epochs=2, resume=path)
+    quiet(network(), POINTS, num_epochs=2, resume=path)
     whole = path.read_bytes()
     if content == "half":
         path.write_bytes(whole[: len(whole) // 2])
@@ -217,21 +217,21 @@ def test_a_damaged_file_is_refused_and_left_alone(content: str, tmp_path: Path) 
             np.savez(path, **({name: stored[name] for name in stored.files} | {"weights/0": np.zeros(9, np.float32)}))
     before, held = weights(model), path.read_bytes()
     with pytest.raises(DamagedFileError, match=r"resume is .*run.npz', no resume file of a training, expected a new"):
-        quiet(model, POINTS, epochs=2, resume=path)
+        quiet(model, POINTS, num_epochs=2, resume=path)
     assert torch.equal(weights(model), before)
     assert path.read_bytes() == held
 
 
 def test_a_file_that_may_not_be_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run.npz"
-    quiet(network(), POINTS, epochs=1, resume=path)
+    quiet(network(), POINTS, num_epochs=1, resume=path)
 
     def refused(*_: Any) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("builtins.open", refused)
     with pytest.raises(PermissionError):
-        quiet(network(), POINTS, epochs=1, resume=path)
+        quiet(network(), POINTS, num_epochs=1, resume=path)
 
 
 def test_an_interrupted_run_leaves_its_last_epoch_even_where_writing_is_dear(
@@ -240,9 +240,9 @@ def test_an_interrupted_run_leaves_its_last_epoch_even_where_writing_is_dear(
     monkeypatch.setattr(resume_file, "SHARE", 1e-9)  # after the first write, the next would come in years
     path = tmp_path / "run.npz"
     with pytest.raises(KeyboardInterrupt):
-        quiet(network(), POINTS, epochs=9, batch_size=20, loss_fn=Loss(10), resume=path)
+        quiet(network(), POINTS, num_epochs=9, batch_size=20, loss_fn=Loss(10), resume=path)
     rest = Loss()
-    quiet(network(), POINTS, epochs=9, batch_size=20, loss_fn=rest, resume=path)
+    quiet(network(), POINTS, num_epochs=9, batch_size=20, loss_fn=rest, resume=path)
     assert rest.calls == 2 * 9 - 8  # epochs 1 to 4 are in the file
 
 
@@ -250,7 +250,8 @@ def test_a_run_that_diverged_goes_on_and_diverges_again(tmp_path: Path) -> None:
     path, results = tmp_path / "run.npz", []
     for _ in range(2):
         with pytest.raises(NotConvergedError, match="in epoch 3") as caught:
-            quiet(network(), POINTS, epochs=5, optimizer="sgd", lr=1.0, schedule=lambda done: 1 + 1e38 * (done >= 0.4),
+            quiet(network(), POINTS, num_epochs=5,
+                  optimizer="sgd", lr=1.0, schedule=lambda done: 1 + 1e38 * (done >= 0.4),
                   loss_fn=lambda outputs, targets: (outputs.square().mean() * 10), resume=path)  # fmt: skip
         results.append(caught.value.result)
     same(*results)
@@ -260,8 +261,8 @@ def test_a_run_that_diverged_goes_on_and_diverges_again(tmp_path: Path) -> None:
 def test_the_bar_starts_where_the_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.npz"
     with pytest.raises(KeyboardInterrupt):
-        quiet(network(), POINTS, epochs=9, batch_size=20, loss_fn=Loss(10), resume=path)
-    lh.train(network(), POINTS, epochs=9, batch_size=20, loss_fn=Loss(), resume=path, progress=True)
+        quiet(network(), POINTS, num_epochs=9, batch_size=20, loss_fn=Loss(10), resume=path)
+    lh.train(network(), POINTS, num_epochs=9, batch_size=20, loss_fn=Loss(), resume=path, progress=True)
     assert "4/9" in capsys.readouterr().err.split("\r")[1]
 
 
@@ -274,7 +275,7 @@ def test_an_optimizer_whose_state_would_run_code_is_refused(tmp_path: Path) -> N
     path = tmp_path / "run.npz"
     make = functools.partial(Odd, lr=0.1)
     with pytest.raises(TypeError, match=r"optimizer has a state that can't be written"):
-        quiet(network(), POINTS, epochs=2, optimizer=make, resume=path)
+        quiet(network(), POINTS, num_epochs=2, optimizer=make, resume=path)
     assert not path.exists()
     with pytest.raises(ValueError, match="expected a file in an existing folder"):
         quiet(network(), POINTS, resume=tmp_path / "nowhere" / "run.npz")
@@ -308,7 +309,7 @@ def test_a_data_set_or_a_loss_that_only_differs_inside_is_another(tmp_path: Path
             return DataLoader(Labelled(bad), batch_size=7, shuffle=True, generator=torch.Generator().manual_seed(1))
         return list(DataLoader(Labelled(bad), batch_size=4))
 
-    path, options = tmp_path / "a.npz", {"epochs": 2, "batch_size": 7, "resume": tmp_path / "a.npz"}
+    path, options = tmp_path / "a.npz", {"num_epochs": 2, "batch_size": 7, "resume": tmp_path / "a.npz"}
     first = quiet(network(), data(), **options, loss_fn=smoothed(0.0))
     same(quiet(network(), data(), **options, loss_fn=smoothed(0.0)), first)
     content = path.read_bytes()
@@ -320,7 +321,7 @@ def test_a_data_set_or_a_loss_that_only_differs_inside_is_another(tmp_path: Path
 
 
 def test_sixty_four_items_tell_a_large_data_set_from_another(tmp_path: Path) -> None:
-    options = {"epochs": 1, "batch_size": 100, "resume": tmp_path / "a.npz"}
+    options = {"num_epochs": 1, "batch_size": 100, "resume": tmp_path / "a.npz"}
     quiet(network(), Labelled(num=1000), **options)
     with pytest.raises(ValueError, match="the file of a training with another data, expected"):
         quiet(network(), Labelled(range(300, 340), num=1000), **options)

@@ -18,7 +18,7 @@ def factory(seed: int) -> nn.Module:
 
 
 def stack(seeds=(0, 1, 2), **arguments) -> lh.training.StackRun:
-    arguments = {"steps": STEPS, "batch_size": 16, "lr": 0.01, "log_every": 7, "progress": False} | arguments
+    arguments = {"num_steps": STEPS, "batch_size": 16, "lr": 0.01, "log_every": 7, "progress": False} | arguments
     return lh.train_stack(factory, DATA.train, seeds, **arguments)
 
 
@@ -113,7 +113,7 @@ def test_any_module_and_any_loss():
     def batch_loss(model, batch):
         return (model(batch[0]) - batch[1]).square().sum(), batch[1].numel()
 
-    arguments = {"steps": 20, "batch_size": 8, "log_every": 20, "progress": False}
+    arguments = {"num_steps": 20, "batch_size": 8, "log_every": 20, "progress": False}
     one = lh.train_stack(make, (inputs, targets), (0, 1), loss_fn=F.mse_loss, **arguments)
     other = lh.train_stack(make, (inputs, targets), (0, 1), batch_loss=batch_loss, **arguments)
     assert torch.allclose(one.thetas, other.thetas, rtol=1e-3, atol=1e-5)
@@ -128,7 +128,7 @@ def test_nothing_of_the_users_is_touched():
         return models[seed]
 
     state, inputs = torch.get_rng_state(), DATA.train.inputs.clone()
-    run = lh.train_stack(make, DATA.train, (0, 1), steps=3, progress=False)
+    run = lh.train_stack(make, DATA.train, (0, 1), num_steps=3, progress=False)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(DATA.train.inputs, inputs)
     for seed, model in models.items():
@@ -172,9 +172,9 @@ def test_a_file_of_another_run_is_refused(tmp_path):
     path = tmp_path / "stack.npz"
     stack(resume=path)
     others = {
-        "seeds, steps": {"seeds": (0, 1)},
+        "seeds, num_steps": {"seeds": (0, 1)},
         "batch_size, log_every or penalty": {"penalty": 0.1},
-        "steps, batch_size, log_every": {"log_every": 5},
+        "num_steps, batch_size, log_every": {"log_every": 5},
         "optimizer, lr or schedule": {"lr": None, "optimizer": lambda weights: torch.optim.SGD(weights, lr=0.5)},
         "or schedule": {"schedule": lambda share: 0.0},
         "model or loss": {"loss_fn": lambda outputs, targets: 0 * outputs.sum()},
@@ -264,22 +264,27 @@ def varied(seed: int) -> nn.Module:
         (factory, {"seeds": 3}, TypeError, "seeds is 3, expected several seeds"),
         (factory, {"seeds": (1, 1)}, ValueError, r"seeds are \[1, 1\], expected at least one, all different"),
         (factory, {"seeds": (-1,)}, ValueError, "an entry of seeds is -1"),
-        (factory, {"steps": 0}, ValueError, "steps is 0, expected an integer of at least 1"),
+        (factory, {"num_steps": 0}, ValueError, "num_steps is 0, expected an integer of at least 1"),
         (factory, {"penalty": -1.0}, ValueError, "penalty is -1"),
-        (factory, {"snapshots": "weights"}, ValueError, "snapshots asks for 'weights', expected names among"),
+        (
+            factory,
+            {"snapshots": "weights"},
+            ValueError,
+            "snapshots has 'weights', which matches no name, expected names among",
+        ),
         (factory, {"data": [DATA.train[0]]}, ValueError, "data is a list, expected a tuple"),
         (factory, {"lr": 0.1, "optimizer": torch.optim.Adam}, ValueError, "lr is 0.1 beside an optimizer"),
     ],
 )
 def test_bad_arguments(make, arguments, error, message):
-    arguments = {"data": DATA.train, "seeds": (0, 1), "steps": 2, "progress": False} | arguments
+    arguments = {"data": DATA.train, "seeds": (0, 1), "num_steps": 2, "progress": False} | arguments
     with pytest.raises(error, match=message):
         lh.train_stack(make, arguments.pop("data"), arguments.pop("seeds"), **arguments)
 
 
 def test_a_factory_that_ignores_its_seed_is_warned_of():
     model = factory(0)
-    arguments = {"steps": 1, "progress": False}
+    arguments = {"num_steps": 1, "progress": False}
     with pytest.warns(UserWarning, match="two seeds begin alike"):
         lh.train_stack(lambda seed: model, DATA.train, (0, 1), **arguments)
     with pytest.warns(UserWarning, match="or one seed differently each time"):

@@ -59,7 +59,7 @@ def test_gradient_descent_of_a_linear_regression_on_paper() -> None:
     error = (model.weight - solution).detach().T
     shrink = torch.eye(3, dtype=torch.float64) - 2 * 0.1 * inputs.T @ inputs / 9
     settings = {"optimizer": "sgd", "schedule": "constant", "lr": 0.1, "batch_size": 9, "loss_fn": F.mse_loss}
-    run = quiet(model, (inputs, inputs @ solution.T), epochs=6, **settings)
+    run = quiet(model, (inputs, inputs @ solution.T), num_epochs=6, **settings)
     expected = solution.T + torch.linalg.matrix_power(shrink, 6) @ error
     torch.testing.assert_close(model.weight.detach().T, expected, rtol=1e-12, atol=1e-14)
     # The epoch's loss is the one before its only step.
@@ -88,7 +88,7 @@ def test_equals_the_loop_written_out(points: tuple[Tensor, Tensor]) -> None:
             hits += int((outputs.argmax(1) == targets[index]).sum())
         losses.append(total / 40)
         right.append(hits / 40)
-    run = quiet(model, points, epochs=4, lr=0.05, batch_size=7, seed=3)
+    run = quiet(model, points, num_epochs=4, lr=0.05, batch_size=7, seed=3)
     assert torch.equal(weights(model), weights(by_hand))
     assert run.losses["train"][1:].tolist() == pytest.approx(losses, rel=1e-6)
     assert run.accuracies["train"][1:].tolist() == right
@@ -99,7 +99,7 @@ def test_equals_the_loop_written_out(points: tuple[Tensor, Tensor]) -> None:
 
 def test_history_is_what_an_objective_says(points: tuple[Tensor, Tensor]) -> None:
     model, other = network(), (points[0][:11], points[1][:11])
-    run = quiet(model, points, epochs=3, evaluate={"all": points, "few": other}, checkpoints=1)
+    run = quiet(model, points, num_epochs=3, evaluate={"all": points, "few": other}, checkpoints=1)
     assert run.checkpoint_epochs.tolist() == [0, 1, 2, 3]
     assert torch.equal(run.checkpoints[-1], weights(model))
     assert torch.equal(run.checkpoints[0], weights(network()))
@@ -110,7 +110,7 @@ def test_history_is_what_an_objective_says(points: tuple[Tensor, Tensor]) -> Non
 
 
 def test_learns(points: tuple[Tensor, Tensor]) -> None:
-    run = quiet(network(), points, epochs=40, lr=0.05, batch_size=7, evaluate={"seen": points})
+    run = quiet(network(), points, num_epochs=40, lr=0.05, batch_size=7, evaluate={"seen": points})
     assert run.accuracies["seen"][-1] > 0.95
     assert run.losses["seen"][-1] < 0.3 * run.losses["seen"][0]
 
@@ -122,7 +122,7 @@ def test_the_cnn_learns() -> None:
     images[targets == 0, :, :4] += 0.7
     images[targets == 1, :, 4:] += 0.7
     model = SigmoidCNN(3, seed=0, num_classes=2, image_size=8)
-    run = quiet(model, (images, targets), epochs=40, batch_size=8, evaluate={"seen": (images, targets)})
+    run = quiet(model, (images, targets), num_epochs=40, batch_size=8, evaluate={"seen": (images, targets)})
     assert run.accuracies["seen"][-1] == 1.0
 
 
@@ -167,11 +167,11 @@ def test_every_map_style_form_trains_alike(points: tuple[Tensor, Tensor]) -> Non
     reached = []
     for data in forms:
         model = network()
-        quiet(model, data, epochs=2, batch_size=7)
+        quiet(model, data, num_epochs=2, batch_size=7)
         reached.append(weights(model))
     assert all(torch.equal(theta, reached[0]) for theta in reached)
     stored = Stored(*points)
-    quiet(network(), stored, epochs=3)
+    quiet(network(), stored, num_epochs=3)
     assert stored.num_reads >= 3 * len(stored)  # a class of the user's is read as it hands out its items
 
 
@@ -179,8 +179,8 @@ def test_an_optimizer_that_takes_no_sparse_gradient_is_named() -> None:
     tokens, targets = torch.randint(5, (8, 3)), torch.arange(8) % 2
     model = nn.Sequential(nn.Embedding(5, 2, sparse=True), nn.Flatten(), nn.Linear(6, 2))
     with pytest.raises(ValueError, match=r"optimizer \(Adam\) got a sparse gradient .*\nPass optimizer=\"sgd\""):
-        quiet(model, (tokens, targets), epochs=1)
-    quiet(model, (tokens, targets), epochs=1, optimizer="sgd")
+        quiet(model, (tokens, targets), num_epochs=1)
+    quiet(model, (tokens, targets), num_epochs=1, optimizer="sgd")
 
 
 def test_batches_of_the_users_own(points: tuple[Tensor, Tensor]) -> None:
@@ -198,7 +198,7 @@ def test_batches_of_the_users_own(points: tuple[Tensor, Tensor]) -> None:
     reached = []
     for data in (pairs, DataLoader(TensorDataset(*points), batch_size=16), [{"x": x, "labels": y} for x, y in pairs]):
         model = Named()
-        run = quiet(model, data, epochs=2)
+        run = quiet(model, data, num_epochs=2)
         reached.append(weights(model))
         assert len(run.epochs) == 3
     assert all(torch.equal(theta, reached[0]) for theta in reached)
@@ -215,8 +215,8 @@ def test_several_inputs(points: tuple[Tensor, Tensor]) -> None:
 
     inputs, targets = points
     model, plain = Sum(), network()
-    quiet(model, (inputs / 2, inputs / 2, targets), epochs=2, batch_size=7)
-    quiet(plain, points, epochs=2, batch_size=7)
+    quiet(model, (inputs / 2, inputs / 2, targets), num_epochs=2, batch_size=7)
+    quiet(plain, points, num_epochs=2, batch_size=7)
     assert torch.equal(weights(model), weights(plain))
 
 
@@ -225,8 +225,8 @@ def test_batch_loss_equals_loss_fn(points: tuple[Tensor, Tensor]) -> None:
         return F.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[1])
 
     one, other = network(), network()
-    first = quiet(one, points, epochs=2, batch_size=7, evaluate={"all": points})
-    second = quiet(other, points, epochs=2, batch_size=7, evaluate={"all": points}, batch_loss=summed)
+    first = quiet(one, points, num_epochs=2, batch_size=7, evaluate={"all": points})
+    second = quiet(other, points, num_epochs=2, batch_size=7, evaluate={"all": points}, batch_loss=summed)
     torch.testing.assert_close(weights(one), weights(other))
     torch.testing.assert_close(first.losses["all"], second.losses["all"])
 
@@ -234,13 +234,13 @@ def test_batch_loss_equals_loss_fn(points: tuple[Tensor, Tensor]) -> None:
 def test_an_objective_is_an_evaluation_set(points: tuple[Tensor, Tensor]) -> None:
     model = network()
     loss = Objective(model, points)
-    run = quiet(model, points, epochs=2, evaluate={"mine": loss, "theirs": points})
+    run = quiet(model, points, num_epochs=2, evaluate={"mine": loss, "theirs": points})
     assert torch.equal(run.losses["mine"], run.losses["theirs"])
 
 
 def test_batch_norm_is_evaluated_with_its_statistics_of_the_time(points: tuple[Tensor, Tensor]) -> None:
     model = network(nn.BatchNorm1d(8))
-    run = quiet(model, points, epochs=3, batch_size=7, evaluate={"all": points})
+    run = quiet(model, points, num_epochs=3, batch_size=7, evaluate={"all": points})
     model.eval()
     with torch.no_grad():
         assert float(run.losses["all"][-1]) == pytest.approx(
@@ -253,10 +253,10 @@ def test_batch_norm_is_evaluated_with_its_statistics_of_the_time(points: tuple[T
 
 def test_own_optimizers(points: tuple[Tensor, Tensor]) -> None:
     named, made, instance = network(), network(), network()
-    quiet(named, points, epochs=2, lr=0.03)
-    quiet(made, points, epochs=2, optimizer=functools.partial(torch.optim.Adam, lr=0.03))
+    quiet(named, points, num_epochs=2, lr=0.03)
+    quiet(made, points, num_epochs=2, optimizer=functools.partial(torch.optim.Adam, lr=0.03))
     optimizer = torch.optim.Adam(instance.parameters(), lr=0.03)
-    quiet(instance, points, epochs=2, optimizer=optimizer)
+    quiet(instance, points, num_epochs=2, optimizer=optimizer)
     assert torch.equal(weights(named), weights(made))
     assert torch.equal(weights(named), weights(instance))
     assert optimizer.param_groups[0]["lr"] == 0.03  # not what the schedule left
@@ -266,7 +266,7 @@ def test_own_optimizers(points: tuple[Tensor, Tensor]) -> None:
 def test_an_optimizer_that_evaluates_several_times(points: tuple[Tensor, Tensor]) -> None:
     model = network()
     settings = {"optimizer": functools.partial(torch.optim.LBFGS, max_iter=5, line_search_fn="strong_wolfe")}
-    run = quiet(model, points, epochs=3, batch_size=40, schedule="constant", evaluate={"all": points}, **settings)
+    run = quiet(model, points, num_epochs=3, batch_size=40, schedule="constant", evaluate={"all": points}, **settings)
     torch.testing.assert_close(run.losses["train"][2:], run.losses["all"][1:-1])
     assert run.losses["all"][-1] < 0.5 * run.losses["all"][0]
 
@@ -278,7 +278,7 @@ def test_a_schedule_of_ones_own(points: tuple[Tensor, Tensor]) -> None:
         seen.append(done)
         return 0.5 ** math.floor(4 * done)
 
-    run = quiet(network(), points, epochs=4, batch_size=20, lr=0.08, schedule=halve)
+    run = quiet(network(), points, num_epochs=4, batch_size=20, lr=0.08, schedule=halve)
     assert run.lr.tolist() == pytest.approx([0.08, 0.08, 0.04, 0.02, 0.01])
     assert seen == pytest.approx([i / 8 for i in range(8)])
 
@@ -298,14 +298,14 @@ def test_global_random_states_are_put_back_and_not_used(points: tuple[Tensor, Te
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
     data = DataLoader(Noisy(*points), batch_size=7, shuffle=True)
     model, again, other = (network(nn.Dropout(0.5)) for _ in range(3))
-    quiet(model, data, epochs=2)
+    quiet(model, data, num_epochs=2)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     assert (np.random.get_state()[1] == states[2]).all()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(12345)
-        quiet(again, data, epochs=2, evaluate={"noisy": data, "clean": points})  # evaluating changes nothing
-    quiet(other, data, epochs=2, seed=1)
+        quiet(again, data, num_epochs=2, evaluate={"noisy": data, "clean": points})  # evaluating changes nothing
+    quiet(other, data, num_epochs=2, seed=1)
     assert torch.equal(weights(model), weights(again))
     assert not torch.equal(weights(model), weights(other))
 
@@ -316,7 +316,7 @@ def test_flags_gradients_and_parameters_are_as_found(points: tuple[Tensor, Tenso
     model[0].train()
     flags = [module.training for module in model.modules()]
     identities = [id(weight) for weight in model.parameters()]
-    quiet(model, points, epochs=1, evaluate={"all": points})
+    quiet(model, points, num_epochs=1, evaluate={"all": points})
     assert [module.training for module in model.modules()] == flags
     assert [id(weight) for weight in model.parameters()] == identities
     assert all(weight.grad is None for weight in model.parameters())
@@ -327,7 +327,7 @@ def test_frozen_and_unused_parameters_stay(points: tuple[Tensor, Tensor]) -> Non
     model[0].requires_grad_(False)
     model.unused = nn.Parameter(torch.ones(3))
     frozen = model[0].weight.clone()
-    run = quiet(model, points, epochs=2, checkpoints=2)
+    run = quiet(model, points, num_epochs=2, checkpoints=2)
     assert torch.equal(model[0].weight, frozen)
     assert torch.equal(model.unused, torch.ones(3))
     assert run.checkpoints.shape == (2, ParameterSpace(model).num_params)
@@ -335,12 +335,12 @@ def test_frozen_and_unused_parameters_stay(points: tuple[Tensor, Tensor]) -> Non
 
 def test_data_are_not_written_to(points: tuple[Tensor, Tensor]) -> None:
     before = [tensor.clone() for tensor in points]
-    quiet(network(), points, epochs=2)
+    quiet(network(), points, num_epochs=2)
     assert all(map(torch.equal, points, before))
 
 
 def test_kinks_are_no_matter_for_training(points: tuple[Tensor, Tensor]) -> None:
-    quiet(network(nn.ReLU()), points, epochs=1, evaluate={"all": points})  # warnings are errors here
+    quiet(network(nn.ReLU()), points, num_epochs=1, evaluate={"all": points})  # warnings are errors here
 
 
 # Ends -----------------------------------------------------------------------------------------------------------------
@@ -364,9 +364,9 @@ class Fails:
 
 def test_nan_raises_and_leaves_the_last_finite_epoch(points: tuple[Tensor, Tensor]) -> None:
     model, reference = network(nn.BatchNorm1d(8)), network(nn.BatchNorm1d(8))
-    before = quiet(reference, points, epochs=2, batch_size=20, schedule="constant")
+    before = quiet(reference, points, num_epochs=2, batch_size=20, schedule="constant")
     with pytest.raises(NotConvergedError, match="lr made the loss or a weight NaN or infinite in epoch 3") as caught:
-        quiet(model, points, epochs=5, batch_size=20, schedule="constant", loss_fn=Fails(6, None), checkpoints=1)
+        quiet(model, points, num_epochs=5, batch_size=20, schedule="constant", loss_fn=Fails(6, None), checkpoints=1)
     run = caught.value.result
     assert "weights of epoch 2" in str(caught.value)
     assert run.epochs.tolist() == [0, 1, 2]
@@ -382,7 +382,13 @@ def test_a_learning_rate_that_explodes(points: tuple[Tensor, Tensor]) -> None:
     theta = weights(model)
     with pytest.raises(NotConvergedError, match=r"in epoch 1 \(rate 1e\+30, loss nan\).*\n.*smaller lr") as caught:
         quiet(
-            model, (points[0], points[0][:, :1]), epochs=5, lr=1e30, optimizer="sgd", loss_fn=F.mse_loss, batch_size=7
+            model,
+            (points[0], points[0][:, :1]),
+            num_epochs=5,
+            lr=1e30,
+            optimizer="sgd",
+            loss_fn=F.mse_loss,
+            batch_size=7,
         )
     assert caught.value.result.epochs.tolist() == [0]
     assert torch.equal(weights(model), theta)
@@ -394,11 +400,12 @@ def test_what_stops_it_half_way_is_raised_with_the_last_epoch_kept(
 ) -> None:
     model, reference = network(), network()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    quiet(reference, points, epochs=2, batch_size=20, schedule="constant")
+    quiet(reference, points, num_epochs=2, batch_size=20, schedule="constant")
     states = torch.get_rng_state()
     with pytest.raises(type(error)) as caught:
         quiet(
-            model, points, epochs=5, batch_size=20, schedule="constant", optimizer=optimizer, loss_fn=Fails(6, error)
+            model, points, num_epochs=5, batch_size=20, schedule="constant", optimizer=optimizer,
+            loss_fn=Fails(6, error),
         )  # fmt: skip
     assert caught.value.__notes__ == ["lowhanging.train: the model holds the weights of the end of epoch 2."]
     assert torch.equal(weights(model), weights(reference))
@@ -410,7 +417,7 @@ def test_what_stops_it_half_way_is_raised_with_the_last_epoch_kept(
 
 def test_no_epochs(points: tuple[Tensor, Tensor]) -> None:
     model = network()
-    run = quiet(model, points, epochs=0, evaluate={"all": points}, checkpoints=3)
+    run = quiet(model, points, num_epochs=0, evaluate={"all": points}, checkpoints=3)
     assert torch.equal(weights(model), weights(network()))
     assert run.epochs.tolist() == [0]
     assert list(run.accuracies) == ["all"]
@@ -422,13 +429,13 @@ def test_no_epochs(points: tuple[Tensor, Tensor]) -> None:
 
 def test_checkpoints(points: tuple[Tensor, Tensor]) -> None:
     for asked, expected in ((None, []), (2, [0, 2, 4, 5]), ([5, 1, 1], [1, 5]), (range(2), [0, 1])):
-        run = quiet(network(), points, epochs=5, checkpoints=asked)
+        run = quiet(network(), points, num_epochs=5, checkpoints=asked)
         assert run.checkpoint_epochs.tolist() == expected
         assert run.checkpoints.shape == (len(expected), 51)
 
 
 def test_save_and_load(points: tuple[Tensor, Tensor], tmp_path: Path) -> None:
-    run = quiet(network(), points, epochs=2, evaluate={"all": points}, checkpoints=1)
+    run = quiet(network(), points, num_epochs=2, evaluate={"all": points}, checkpoints=1)
     again = TrainingRun.load(run.save(tmp_path / "run"))
     assert repr(again) == repr(run)
     assert torch.equal(again.checkpoints, run.checkpoints)
@@ -437,19 +444,19 @@ def test_save_and_load(points: tuple[Tensor, Tensor], tmp_path: Path) -> None:
 
 
 def test_repr_is_one_line(points: tuple[Tensor, Tensor]) -> None:
-    run = quiet(network(), points, epochs=2, evaluate={"all": points}, checkpoints=1)
+    run = quiet(network(), points, num_epochs=2, evaluate={"all": points}, checkpoints=1)
     assert repr(run).startswith("TrainingRun(2 epochs in ")
     assert f"all {100 * float(run.accuracies['all'][-1]):.3g} %; 3 checkpoints)" in repr(run)
     assert "\n" not in repr(run)
-    regression = quiet(nn.Linear(2, 1), (points[0], points[0][:, :1]), epochs=1, loss_fn=F.mse_loss)
+    regression = quiet(nn.Linear(2, 1), (points[0], points[0][:, :1]), num_epochs=1, loss_fn=F.mse_loss)
     assert "loss: train" in repr(regression)
 
 
 def test_progress(points: tuple[Tensor, Tensor], capfd: pytest.CaptureFixture[str]) -> None:
-    train(network(), points, epochs=2, progress=False)
-    train(network(), points, epochs=2)  # quicker than two seconds: silent
+    train(network(), points, num_epochs=2, progress=False)
+    train(network(), points, num_epochs=2)  # quicker than two seconds: silent
     assert capfd.readouterr().err == ""
-    train(network(), points, epochs=2, progress=True)
+    train(network(), points, num_epochs=2, progress=True)
     assert "train: 100%" in capfd.readouterr().err
 
 
@@ -484,14 +491,14 @@ X, Y = torch.zeros(4, 2), torch.tensor([0, 1, 2, 0])
 def test_bad_data(data: object, error: type[Exception], message: str) -> None:
     model = network()
     with pytest.raises(error, match=message):
-        quiet(model, data, epochs=2)
+        quiet(model, data, num_epochs=2)
     assert torch.equal(weights(model), weights(network()))
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"epochs": -1}, ValueError, "epochs is -1"),
+        ({"num_epochs": -1}, ValueError, "num_epochs is -1"),
         ({"batch_size": 0}, ValueError, "batch_size is 0"),
         ({"lr": -0.1}, ValueError, "lr is -0.1"),
         ({"lr": math.nan}, ValueError, "lr is nan"),
@@ -523,7 +530,7 @@ def test_bad_data(data: object, error: type[Exception], message: str) -> None:
 def test_bad_arguments(arguments: dict[str, object], error: type[Exception], message: str) -> None:
     model = network()
     with pytest.raises(error, match=message):
-        quiet(model, (X, Y), **{"epochs": 2, **arguments})
+        quiet(model, (X, Y), **{"num_epochs": 2, **arguments})
     assert torch.equal(weights(model), weights(network()))
     assert all(module.training for module in model.modules())
 
@@ -555,7 +562,7 @@ def test_plot(points: tuple[Tensor, Tensor]) -> None:
 
     from lowhanging.plots import training_run
 
-    run = quiet(network(), points, epochs=3, evaluate={"all": points})
+    run = quiet(network(), points, num_epochs=3, evaluate={"all": points})
     style, (figure, ax) = dict(mpl.rcParams), plt.subplots()
     assert training_run(run, ax) is ax
     assert plt.get_fignums() == [figure.number]
@@ -579,7 +586,7 @@ def test_plot_gives_a_data_set_the_colour_that_it_has_on_slices(points: tuple[Te
     from lowhanging.plots import line_slice, training_run
 
     model = network()
-    run = quiet(model, points, epochs=1, evaluate={"one": points, "two": points})
+    run = quiet(model, points, num_epochs=1, evaluate={"one": points, "two": points})
     losses = {name: lh.Objective(model, points) for name in ("one", "two")}
     scan = lh.line_slice(losses, lh.random_direction(losses["one"], seed=0), num=3)
     found = []
@@ -596,7 +603,7 @@ def test_plot_of_a_run_without_accuracies(points: tuple[Tensor, Tensor]) -> None
 
     from lowhanging.plots import training_run
 
-    run = quiet(nn.Linear(2, 1), (points[0], points[0][:, :1]), epochs=1, loss_fn=F.mse_loss)
+    run = quiet(nn.Linear(2, 1), (points[0], points[0][:, :1]), num_epochs=1, loss_fn=F.mse_loss)
     with pytest.raises(ValueError, match=r"quantity is 'accuracy' for a run without class targets.*\n.*loss"):
         training_run(run, quantity="accuracy")
     ax = training_run(run)  # unasked, what there is
@@ -618,5 +625,5 @@ def test_a_tensor_data_set_that_transforms_is_read_item_by_item() -> None:
     seen = []
     model = torch.nn.Linear(3, 2)
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
-    lh.train(model, Fives(torch.zeros(10, 3), torch.arange(10) % 2), epochs=1, batch_size=5, progress=False)
+    lh.train(model, Fives(torch.zeros(10, 3), torch.arange(10) % 2), num_epochs=1, batch_size=5, progress=False)
     assert all(bool((inputs == 5.0).all()) for inputs in seen)

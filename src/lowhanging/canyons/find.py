@@ -1,16 +1,7 @@
-"""What may be asked of a canyon search? The checks that finding, following and the null model share.
+"""Canyons: branches of local minima of a loss on shells around its minimum, found from many starts.
 
-What did one search for canyons find, level by level, and how is it kept?
-
-How do many starts become the branches of one shell?
-
-Each start runs down on the shell; ends whose displacements point the same way, and whose losses agree, are one branch;
-each branch is made stationary, and then joined once more. Signed cosines: a canyon and its mirror image are two.
-
-Which channels of low loss leave a basin, and which of them are real?
-
-A canyon is where the loss, on a shell of displacements of one size around the minimum, has a local minimum of its own.
-Many random starts and a few initial_directions ones run down on the shell; those that end together are one branch; each branch is
+Many random starts, and a few in given directions, run down on the shell; ends whose displacements point the same way,
+by signed cosine, and whose losses agree are one branch, so that a canyon and its mirror image are two. Each branch is
 made stationary by Newton steps and certified by the eigenvalues of the Hessian across it. On energy shells, the
 default, a quadratic bowl is constant: whatever is isolated there is there because the loss is not quadratic.
 """
@@ -19,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,12 +21,13 @@ from tqdm.auto import tqdm
 
 from lowhanging.canyons.point import (
     CanyonPoint,
+    CanyonPoints,
     Evaluations,
     canyon_point,
     same_certificates,
     with_full_certificates,
 )
-from lowhanging.canyons.shell import METRICS, Array, Metric, Shell
+from lowhanging.canyons.shell import SHELLS, Array, Metric, Shell, Space
 from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch, TangentHessian
 from lowhanging.curvature.eigenpairs import top_eigs
 from lowhanging.curvature.operators import hessian, plain_arithmetic
@@ -49,124 +41,36 @@ from lowhanging.errors import (
     check_real,
     check_vector,
 )
-from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
-from lowhanging.objective.protocol import Loss, around, as_losses, check_loss, check_same_buffers
+from lowhanging.objective.protocol import Loss, around, check_loss
 from lowhanging.steering.cues import ConflictControl
 
-DEFAULT_RTOL = {torch.float64: 1e-8, torch.float32: 1e-4}
-_MOST_DIMENSIONS = 40  # of the default space
+_RTOL = {torch.float64: 1e-8, torch.float32: 1e-4}
+_MAX_DIM = 40  # of the default space
 _PER_LOSS = 10  # eigenvectors that each loss gives to it
-
-
-def aims(shell: Shell, initial_directions: Mapping[str, Tensor] | None) -> dict[str, Array]:
-    """Name -> start, for both directions of every given vector."""
-    remedy = 'Pass a mapping name -> vector (p,), such as {"keep number": direction}.'
-    if initial_directions is not None and not isinstance(initial_directions, Mapping):
-        raise TypeError(
-            argument_message(
-                "initial_directions", f"is {a_type(initial_directions)}", "a mapping name -> vector", remedy
-            )
-        )
-    starts: dict[str, Array] = {}
-    for name, vector in (initial_directions or {}).items():
-        argument, p = f"initial_directions[{name!r}]", shell.loss.num_params
-        v = check_vector(argument, vector, p, owner=str(shell.loss), remedy=remedy, allow_zero=False)
-        share = float(shell.inside(v).norm() / v.double().norm())
-        if share < 1e-3:
-            received = f"has {share:.1e} of its length inside the space"
-            raise ValueError(
-                argument_message(argument, received, "a vector with a part inside", "Add it: space.union(...).")
-            )
-        if f"-{name}" in (initial_directions or {}):
-            received = f"has the names {name!r} and '-{name}'"
-            raise ValueError(
-                argument_message(
-                    "initial_directions", received, "one of them: both directions are tried", "Rename one."
-                )
-            )
-        starts[name], starts[f"-{name}"] = shell.coordinates(v), shell.coordinates(-v)
-    return starts
-
-
-def check_around(loss: Loss, evaluate: Loss | Mapping[str, Loss] | None, conflict: Any) -> Evaluations:
-    """What is to be evaluated at every point, with its values at theta0."""
-    named = {} if evaluate is None else as_losses(evaluate, argument="evaluate")
-    for name, objective in named.items():
-        check_loss(f"evaluate[{name!r}]", objective)
-        if objective.num_params != loss.num_params:
-            received = f"has {objective.num_params} parameters"
-            expected = f"{loss.num_params}, as the loss"
-            raise ValueError(
-                argument_message(f"evaluate[{name!r}]", received, expected, "Build both from the same model.")
-            )
-    if conflict is not None and not isinstance(conflict, ConflictControl):
-        received = f"is {a_type(conflict)}"
-        remedy = "Make one: lh.ConflictControl(loss, inputs, targets)."
-        raise TypeError(argument_message("conflict", received, "a ConflictControl", remedy))
-    control = {} if conflict is None else {"the conflict control": conflict.loss}
-    check_same_buffers({"the loss": loss, **named, **control})
-    return Evaluations.of(loss.theta0, named, conflict)
-
-
-def check_space(space: Any, loss: Loss) -> Subspace | Literal["full"]:
-    """A subspace of the loss's weight space with at least two dimensions, or "full"."""
-    remedy = 'Pass pairs.subspace(), Subspace.span(rows), or "full".'
-    if isinstance(space, str) and space == "full":
-        return "full"
-    if not isinstance(space, Subspace):
-        received = f"is {space!r}" if isinstance(space, str) else f"is {a_type(space)}"
-        raise TypeError(argument_message("space", received, 'a Subspace or "full"', remedy))
-    if space.num_params != loss.num_params or space.dim < 2:
-        expected = f"a Subspace of at least 2 of {loss.num_params} dimensions"
-        raise ValueError(argument_message("space", f"is {space!r}", expected, remedy))
-    return space
-
-
-def default_space(loss: Loss, evaluate: Mapping[str, Loss]) -> Subspace:
-    """The loss's top eigenvectors, then those of every evaluated objective, at loss.theta0; at most 40 dimensions."""
-    k, space = min(_PER_LOSS, loss.num_params), None
-    for objective in (loss, *evaluate.values()):
-        found = top_eigs(hessian(around(objective, loss.theta0)), k=k, progress=False).subspace()
-        space = found if space is None else space.union(found)
-    assert space is not None
-    return Subspace(space.basis[:_MOST_DIMENSIONS])
-
-
-def check_levels(levels: Any) -> tuple[float, ...]:
-    """One or several different levels."""
-    remedy = "Pass radii, or energies in units of loss for the hessian metric, such as (0.05, 0.2)."
-    if isinstance(levels, Tensor | np.ndarray):
-        levels = levels.tolist()
-    found = levels if isinstance(levels, Sequence) and not isinstance(levels, str) else (levels,)
-    wanted = tuple(check_real("levels", level, minimum=0.0, exclusive=True, remedy=remedy) for level in found)
-    if not wanted or len(set(wanted)) < len(wanted):
-        raise ValueError(argument_message("levels", f"are {wanted}", "one or several different numbers", remedy))
-    return wanted
-
-
-def check_rtol(rtol: float | None, loss: Loss) -> float:
-    """The relative residual to reach, by default what the dtype allows."""
-    if rtol is None:
-        return DEFAULT_RTOL.get(loss.theta0.dtype, 1e-4)
-    remedy = "Leave it out: 1e-8 in float64, 1e-4 in float32."
-    return check_real("rtol", rtol, minimum=0.0, maximum=0.1, exclusive=True, remedy=remedy)
+_SAME_BRANCH = 0.95  # signed cosine between displacements
+_SAME_POINT = 0.999  # above it nobody asks for a ridge in between
+_SAME_LOSS = 1e-4  # share of the rise within which the losses of one branch agree; before Newton, a hundred times that
+_SAME_RISE = 1e-9  # of the largest rise among a level's starts: the same, on a flat floor
+_SCOUTS = 4  # starts that are looked at for these scales
+_MIN_SCALE = 1e-2  # of the largest tangent gradient among them, see SphereSearch
+_SLOPED = 0.1  # share of the energy that the gradient at theta0 may explain
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CanyonSet(Saved, Sequence[CanyonPoint]):
+class CanyonSet(CanyonPoints):
     """The branches found on every shell around one minimum, level by level, the lowest loss first."""
 
     points: tuple[CanyonPoint, ...]
     levels: tuple[float, ...]
     metric: str
-    floor: float  # of the metric; 0: none
+    min_curvature: float  # of the metric; 0: not bounded
     space: Subspace | None  # what was searched; None: all of weight space
     curvatures: Tensor  # (dim,) eigenvalues of the Hessian at theta0 within the space, descending
     theta0: Tensor  # (p,)
     loss: float  # at theta0
     gradient_norm: float  # there, within the space
-    losses: dict[str, float]  # of every evaluated objective, at theta0
+    losses: dict[str, float]  # of every evaluated loss, at theta0
     accuracies: dict[str, float]
     cue_shares: dict[str, float]
     stationary: str  # "minima" or "all"
@@ -179,200 +83,308 @@ class CanyonSet(Saved, Sequence[CanyonPoint]):
     seconds: float
     is_complete: bool  # whether the budget sufficed
 
-    def __len__(self) -> int:
-        return len(self.points)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.points[index]
-
-    def __iter__(self) -> Iterator[CanyonPoint]:
-        return iter(self.points)
-
     def at_level(self, level: float) -> tuple[CanyonPoint, ...]:
         """The branches of one shell."""
         if level not in self.levels:
-            raise ValueError(
-                argument_message("level", f"is {level!r}", f"one of {list(self.levels)}", "Name one of them.")
-            )
+            expected = f"one of {list(self.levels)}"
+            raise ValueError(argument_message("level", f"is {level!r}", expected, "Name one of them."))
         return tuple(point for point in self.points if point.level == level)
 
     @property
     def canyons(self) -> tuple[CanyonPoint, ...]:
-        """The points that are certified and not trivial."""
-        return tuple(point for point in self.points if point.is_certified and not point.is_trivial)
+        """The points that are canyons, copies included."""
+        return tuple(point for point in self.points if point.is_canyon)
 
     def __repr__(self) -> str:
         name = "r" if self.metric == "euclidean" else "E"
         where = f"{name} = {', '.join(f'{level:.3g}' for level in self.levels)}"
         dim = "all" if self.space is None else f"{self.space.dim}"
-        count = len(self.canyons)
-        some = f"{count} canyon{'s' * (count > 1)} among {len(self)} point{'s' * (len(self) > 1)}"
-        found = some if self.canyons else self._nothing()
+        count, num = len(self.canyons), len(self)
+        found = f"{count} canyon{'s' * (count > 1)} among {num} point{'s' * (num > 1)}"
+        if not count:
+            rises = [point.relative_rise for point in self.points if np.isfinite(point.relative_rise)]
+            found = f"no isolated canyon among {num} points"
+            found += f", relative rise {min(rises):.6g} to {max(rises):.6g}" if rises else ""
         lost = sum(self.num_lost.values())
         notes = (f"; {lost} starts lost" if lost else "") + ("" if self.is_complete else "; BUDGET SPENT, INCOMPLETE")
         cost = f"{self.num_gradients} gradients, {self.num_products} products, {self.seconds:.1f} s"
         return f"CanyonSet({found}; {where} in {dim} dimensions, {self.num_starts} starts each{notes}; {cost})"
 
-    def _nothing(self) -> str:
-        depths = [point.depth for point in self.points if np.isfinite(point.depth)]
-        if not depths:
-            return f"no isolated canyon among {len(self)} points"
-        return f"no isolated canyon among {len(self)} points, depth {min(depths):.6g} to {max(depths):.6g}"
 
+@torch.inference_mode(False)
+@plain_arithmetic()
+def find_canyons(
+    loss: Loss,
+    *,
+    space: Space | None = None,
+    metric: Metric = "hessian",
+    levels: float | Sequence[float],
+    num_starts: int = 32,
+    initial_directions: Mapping[str, Tensor] | None = None,
+    evaluate: Loss | Mapping[str, Loss] | None = None,
+    conflict: ConflictControl | None = None,
+    stationary: Literal["minima", "all"] = "minima",
+    min_curvature: float | None = None,
+    full_certificates: bool = False,
+    rtol: float | None = None,
+    max_gradients: int | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> CanyonSet:
+    r"""Local minima of a loss on shells around its minimum, each with its certificates.
 
-SAME_BRANCH = 0.95  # signed cosine between displacements
-_ONE_PLACE = 0.999  # above it nobody asks for a ridge in between
-_SAME_LOSS = 1e-4  # share of the rise within which the losses of one branch agree; before Newton, a hundred times that
-_SAME_RISE = 1e-9  # of the largest rise among a level's starts: the same, on a flat floor
-_SCOUTS = 4  # starts that are looked at for these scales
-_FLOOR = 1e-2  # of the largest tangent gradient among them, see SphereSearch.floor
+    euclidean: minima of L on |delta| = r.   hessian: minima of L on 1/2 delta^T M delta = E, M the Hessian at theta0
+    restricted to the space, its eigenvalues not below `min_curvature`.
+
+    From each start L-BFGS runs on w with y = rho w / |w| until |P g| is small; ends whose displacements have a signed
+    cosine above 0.95 and whose losses agree are one branch; Newton steps with the explicit Hessian in the space make it
+    stationary, |P g| <= rtol max(|g|, |H0 delta|, a hundredth of |P g| at starts), and its tangent eigenvalues certify
+    it. A saddle is left along its lowest eigenvector. Mirror images and other copies stay, marked by `duplicate_of`.
+
+    Args:
+        loss: the loss around its minimum: `polish(...).objective`.
+        space: where to look: a `Subspace`, or "full". By default the union of the top 10 eigenvectors of the loss and
+            of each evaluated loss, the loss's first, at most 40 dimensions.
+        metric: which displacements are equally far out, see above. Energy shells need fewer gradients, and branches are
+            not swallowed by the softest axis; claims about "all orthogonal directions" are about spheres.
+        levels: r, or E in units of loss; one or several.
+        num_starts: random starts per level, uniform on the shell.
+        initial_directions: name -> vector (p,) to start along as well, both ways: steering directions, differences of
+            weights. Only the part inside the space counts.
+        evaluate: name -> loss to evaluate at every point; or one loss.
+        conflict: a control for `attribute_circuit` at every point; losses on its cues must be evaluated.
+        stationary: "minima", or "all": stationary points of any kind, by Levenberg and Marquardt's steps (not in the
+            full space).
+        min_curvature: smallest curvature of the energy metric; by default a hundredth of the largest eigenvalue in the
+            full space, none in a subspace.
+        full_certificates: plane and sphere eigenvalues in all of weight space too, by Lanczos: hundreds of products.
+        rtol: relative residual to reach; 1e-8 in float64, 1e-4 in float32.
+        max_gradients: number of gradients after which no new start begins; no limit by default.
+        seed: of the random starts. The global random state is not touched.
+        progress: a bar; by default one appears when it takes more than two seconds.
+
+    Returns:
+        CanyonSet: a sequence of `CanyonPoint`; `.canyons` are those that are canyons. A quadratic bowl has none.
+
+    Raises:
+        NotConvergedError: the budget ran out, or no start of a level became stationary; `.result` holds the others.
+        ValueError, TypeError: an argument out of range; a space in which the energy metric is not positive.
+
+    Warns:
+        RuntimeWarning: theta0 is no minimum within the space; rises and certificates are then measured on a slope.
+
+    Cost:
+        per start 10 to 20 gradients in 10 dimensions, 15 to 35 in 35; per branch one or two gradients and 2 dim
+        products; dim products for the metric. In the full space a few hundred products per branch.
+
+    Source:
+        Ohno & Maeda (2004), "A scaled hypersphere search method for the topography of reaction pathways on the
+        potential energy surface", for energy shells; Absil, Mahony & Sepulchre (2008), "Optimization Algorithms on
+        Matrix Manifolds", for Newton on a sphere; Vaintrob & Rimsky (2023) for canyons.
+    """
+    begun = time.perf_counter()
+    check_loss("loss", loss)
+    check_choice("metric", metric, tuple(SHELLS))
+    check_choice("stationary", stationary, ("minima", "all"))
+    wanted = _check_levels(levels)
+    check_count("num_starts", num_starts, minimum=0, remedy="32 find what is there in tens of dimensions.")
+    check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
+    rtol = check_rtol(rtol, loss)
+    budget = 10**18 if max_gradients is None else check_count("max_gradients", max_gradients, remedy="Leave it out.")
+    evaluations = Evaluations(loss, evaluate, conflict)
+    space = check_space(_default_space(loss, evaluations.evaluate) if space is None else space, loss)
+    if isinstance(space, str) and stationary == "all":
+        expected, remedy = "a Subspace for it", "Pass space=Subspace.span(rows)."
+        raise ValueError(argument_message("stationary", "is 'all' in the full space", expected, remedy))
+    shell = SHELLS[metric](loss, space, min_curvature)
+    directions = _check_directions(shell, initial_directions)
+    num_each = num_starts + len(directions)
+    if not num_each:
+        expected = "at least one, or initial_directions= vectors"
+        raise ValueError(argument_message("num_starts", "is 0", expected, "Leave it out: 32."))
+    _warn_of_slope(shell, wanted)
+    _check_resolution(shell, wanted)
+    generator = torch.Generator().manual_seed(seed)
+    points: list[CanyonPoint] = []
+    num_lost: dict[str, int] = {}
+    failure, is_complete, delay = None, True, 2.0 if progress is None else 0.0
+    total = num_each * len(wanted)
+    with tqdm(total=total, desc="canyons", unit="start", disable=is_silent(progress), delay=delay) as bar:
+        for level in wanted:
+            rows = _spread_rows(num_starts, shell.dim, generator)
+            starts = [*directions, *((f"random {i}", row) for i, row in enumerate(rows))]
+            search = BranchSearch.among(shell, level, [y for _, y in starts], rtol)
+            ends: list[_End] = []
+            for source, y in starts:
+                if shell.num_gradients >= budget:
+                    break
+                ends.append(search.run(source, y, stationary))
+                bar.update()
+            found = search.branches(ends)
+            points += search.points(found, evaluations)
+            num_lost[f"{level:g}"] = len(ends) - sum(end.num_starts for end in found)
+            if len(ends) < num_each:
+                spent = f"find_canyons spent its {budget} gradients after {len(ends)} of {num_each} starts"
+                failure = f"{spent} at level {level:g}.\nRaise max_gradients=, or ask for fewer starts."
+                is_complete = False
+                break
+            if not found:
+                num_infinite = sum(not end.point.is_finite for end in ends)
+                infinite = f" (the loss is not finite at {num_infinite} ends)" if num_infinite else ""
+                failure = (
+                    f"find_canyons: none of the {num_each} starts at level {level:g} became stationary to rtol "
+                    f"{rtol:g}{infinite}.\nRaise rtol= or num_starts=, use float64 (model.double()), or look closer in."
+                )
+        if full_certificates and failure is None:
+            bar.set_postfix_str("certificates in all of weight space")
+            scale = float(np.abs(shell.curvatures).max()) if len(shell.curvatures) else 1.0
+            full = [with_full_certificates(loss, point, scale) for point in points]
+            points = [point for point, _ in full]
+            shell.num_products += sum(num for _, num in full)
+            shell.num_gradients += len(full)
+    result = CanyonSet(
+        points=tuple(points),
+        levels=wanted,
+        metric=metric,
+        min_curvature=shell.min_curvature,
+        space=shell.space,
+        curvatures=torch.from_numpy(shell.curvatures.copy()),
+        theta0=loss.theta0.cpu(),
+        loss=shell.center_value,
+        gradient_norm=float(shell.inside(loss.gradient(loss.theta0)).norm()),
+        stationary=stationary,
+        num_starts=num_each,
+        num_lost=num_lost,
+        rtol=rtol,
+        seed=seed,
+        num_gradients=shell.num_gradients + 1,
+        num_products=shell.num_products,
+        seconds=time.perf_counter() - begun,
+        is_complete=is_complete,
+        **evaluations.at_theta0,
+    )
+    if failure is not None:
+        raise NotConvergedError(failure, result)
+    return result
 
 
 @dataclass
 class _End:
     """Where starts ended, before and after Newton."""
 
-    place: SpherePoint
+    point: SpherePoint
     num_starts: int
     source: str
     num_gradients: int
     num_products: int = 0
-    tangent: TangentHessian | None = None
+    tangent: TangentHessian | None = None  # at the point; None before Newton
 
 
+@dataclass(frozen=True)
 class BranchSearch:
-    """One level after the other."""
+    """The branches of one shell."""
 
-    def __init__(
-        self,
-        search: SphereSearch,
-        around: Evaluations,
-        stationary: str,
-        starts: int,
-        aims: dict[str, Array],
-        seed: int,
-        budget: int,
-    ):
-        self.search, self.shell, self.around, self.budget = search, search.shell, around, budget
-        self.stationary, self.starts, self.aims = stationary, starts, aims
-        self.generator = torch.Generator().manual_seed(seed)
-        self.num_infinite = 0  # starts of the newest level that ended where the loss is not finite
-        self.loss_floor = 0.0  # below which two losses are one
-        self.points: list[CanyonPoint] = []
-        self.num_lost: dict[float, int] = {}
+    shell: Shell
+    level: float
+    search: SphereSearch
+    loss_tolerance: float  # losses that differ by less are the same
 
-    @property
-    def num_starts(self) -> int:
-        """Per level."""
-        return self.starts + len(self.aims)
+    @classmethod
+    def among(cls, shell: Shell, level: float, starts: Sequence[Array], rtol: float) -> BranchSearch:
+        """With the scales of the sphere as they are at a few starts."""
+        seen = [SpherePoint.towards(shell, y, shell.radius_of(level)) for y in starts[:_SCOUTS]]
+        seen = [point for point in seen if point.is_finite] or seen
+        typical = max(point.residual for point in seen)
+        largest = max(abs(point.value - shell.center_value) for point in seen)
+        search = SphereSearch(shell, rtol, _MIN_SCALE * typical, typical)
+        return cls(shell, level, search, _SAME_RISE * largest + shell.rounding)
 
-    def level(self, level: float, bar: tqdm) -> int:
-        """Starts, branches, points of one shell; how many starts the budget allowed."""
-        radius = self.shell.radius_of(level)
-        rows = _spread_rows(self.starts, self.shell.dim, self.generator)
-        first = [*self.aims.items(), *((f"random {i}", row) for i, row in enumerate(rows))]  # an aim may be called so
-        ends: list[_End] = []
-        seen = [self.search.place(y, radius) for _, y in first[:_SCOUTS]]
-        seen = [place for place in seen if place.value < np.inf] or seen
-        self.search.typical = max(place.residual for place in seen)
-        self.search.floor = _FLOOR * self.search.typical
-        self.loss_floor = _SAME_RISE * max(abs(place.value - self.shell.center_value) for place in seen) + noise(
-            self.shell
-        )
-        for source, y in first:
-            if self.shell.num_gradients >= self.budget:
-                break
-            ends.append(self._run(source, y, radius))
-            bar.update()
-        num_begun = len(ends)
-        self.num_infinite = sum(end.place.value == np.inf for end in ends)
-        self.points += self._points(level, self._branches(ends))
-        self.num_lost[level] = num_begun - sum(point.num_starts for point in self.points if point.level == level)
-        return num_begun
+    def run(self, source: str, y: Array, stationary: str) -> _End:
+        """Where one start ends."""
+        radius, before = self.shell.radius_of(self.level), self._spent
+        if stationary == "minima":
+            return _End(self.search.descend(y, radius), 1, source, self._spent[0] - before[0])
+        tangent = self.search.any_kind(y, radius)
+        return _End(tangent.point, 1, source, self._spent[0] - before[0], self._spent[1] - before[1], tangent)
 
-    def _run(self, source: str, y: Array, radius: float) -> _End:
-        before = self.shell.num_gradients, self.shell.num_products
-        if self.stationary == "minima":
-            return _End(self.search.descend(y, radius), 1, source, self.shell.num_gradients - before[0])
-        place, tangent = self.search.any_kind(y, radius)
-        spent = self.shell.num_gradients - before[0], self.shell.num_products - before[1]
-        return _End(place, 1, source, spent[0], spent[1], tangent)
-
-    def _branches(self, ends: list[_End]) -> list[_End]:
-        """Ends that are one branch joined, then each made stationary, then joined again."""
-        ends = self._joined(ends, 100)
+    def branches(self, ends: list[_End]) -> list[_End]:
+        """Ends joined, then made stationary, then joined again; those that became stationary, the lowest first."""
+        ends = self.joined(ends, 100)
         for end in ends:
             if end.tangent is None:
-                before = self.shell.num_gradients, self.shell.num_products
-                end.place, end.tangent = self.search.minimum(end.place)
-                end.num_gradients += self.shell.num_gradients - before[0]
-                end.num_products += self.shell.num_products - before[1]
-        return self._joined(ends, 1)
+                before = self._spent
+                end.point, end.tangent = self.search.minimum(end.point)
+                end.num_gradients += self._spent[0] - before[0]
+                end.num_products += self._spent[1] - before[1]
+        found = [end for end in self.joined(ends, 1) if self.search.is_stationary(end.point)]
+        for end in found:
+            end.tangent = end.tangent or TangentHessian(self.shell, end.point)
+        return sorted(found, key=lambda end: end.point.value)
 
-    def _points(self, level: float, branches: list[_End]) -> list[CanyonPoint]:
-        """The branches that became stationary, as points, the lowest first."""
-        found = [end for end in branches if self.search.is_stationary(end.place)]
-        found.sort(key=lambda end: end.place.value)
+    def points(self, branches: Sequence[_End], evaluations: Evaluations) -> list[CanyonPoint]:
+        """The branches as points."""
         points = []
-        for i, end in enumerate(found):
+        for i, end in enumerate(branches):
             assert end.tangent is not None
             point = canyon_point(
-                self.search,
-                end.place,
+                self.shell,
                 end.tangent,
-                self.around,
-                level=level,
+                self.search.tolerance(end.point),
+                evaluations,
+                level=self.level,
                 num_starts=end.num_starts,
                 source=end.source,
-                duplicate_of=self._copied(found, i),
+                duplicate_of=self.duplicate_of(branches, i),
                 num_gradients=end.num_gradients,
                 num_products=end.num_products,
             )
             points.append(point)
         return points
 
-    def _copied(self, ends: list[_End], i: int) -> int | None:
-        """The first end of the same loss, slope and certificates."""
-        mine, tolerance = ends[i], max(1e-6, 10 * self.search.rtol)
-        for j in range(i):
-            other = ends[j]
-            assert mine.tangent is not None
+    def duplicate_of(self, branches: Sequence[_End], i: int) -> int | None:
+        """The first branch of the same loss, slope and certificates as branch i; None if that is itself."""
+        one, tolerance = branches[i], max(1e-6, 10 * self.search.rtol)
+        rise, slope = one.point.value - self.shell.center_value, one.point.slope
+        for j, other in enumerate(branches[:i]):
+            assert one.tangent is not None
             assert other.tangent is not None
-            rises = [end.place.value - self.shell.center_value for end in (mine, other)]
-            slopes = [end.place.slope for end in (mine, other)]
+            gap = abs(rise - (other.point.value - self.shell.center_value))
             if (
-                abs(rises[0] - rises[1]) <= tolerance * abs(rises[0]) + self.loss_floor
-                and abs(slopes[0] - slopes[1]) <= tolerance * self.search.scale(mine.place)
-                and same_certificates(mine.tangent, other.tangent, tolerance)
+                gap <= tolerance * abs(rise) + self.loss_tolerance
+                and abs(slope - other.point.slope) <= tolerance * self.search.scale(one.point)
+                and same_certificates(one.tangent, other.tangent, tolerance)
             ):
                 return j
         return None
 
-    def _joined(self, ends: list[_End], slack: float) -> list[_End]:
-        """Ends grouped by signed cosine and loss; the one closest to stationary speaks for its group."""
+    def joined(self, ends: Sequence[_End], slack: float) -> list[_End]:
+        """Ends grouped by signed cosine and loss; the one closest to stationary represents its group."""
         groups: list[_End] = []
-        ways: list[Array] = []
-        for end in sorted(ends, key=lambda end: end.place.residual):
-            way = self.shell.flat(end.place.y)
-            way = way / np.linalg.norm(way)
-            for group, other in zip(groups, ways, strict=True):
-                gap = abs(end.place.value - group.place.value)
-                share = _SAME_LOSS * abs(group.place.value - self.shell.center_value)
-                cosine = float(way @ other)
-                is_same = cosine > SAME_BRANCH and gap <= slack * (share + self.loss_floor)
-                if is_same and (cosine > _ONE_PLACE or not self._is_ridge(end.place, group.place)):
+        directions: list[Array] = []
+        for end in sorted(ends, key=lambda end: end.point.residual):
+            direction = self.shell.flat(end.point.y)
+            direction = direction / np.linalg.norm(direction)
+            for group, other in zip(groups, directions, strict=True):
+                gap = abs(end.point.value - group.point.value)
+                share = _SAME_LOSS * abs(group.point.value - self.shell.center_value)
+                cosine = float(direction @ other)
+                is_same = cosine > _SAME_BRANCH and gap <= slack * (share + self.loss_tolerance)
+                if is_same and (cosine > _SAME_POINT or not self._is_ridge(end.point, group.point)):
                     group.num_starts += end.num_starts
                     break
             else:
                 groups.append(end)
-                ways.append(way)
+                directions.append(direction)
         return groups
 
     def _is_ridge(self, a: SpherePoint, b: SpherePoint) -> bool:
         """Whether the loss halfway between two ends on the shell lies above both: then they run down to two minima."""
-        between = self.search.place(a.y + b.y, a.radius)
-        higher = max(a.value, b.value)
-        return between.value > higher + self.loss_floor
+        between = SpherePoint.towards(self.shell, a.y + b.y, a.radius)
+        return between.value > max(a.value, b.value) + self.loss_tolerance
+
+    @property
+    def _spent(self) -> tuple[int, int]:
+        return self.shell.num_gradients, self.shell.num_products
 
 
 def _spread_rows(num: int, dim: int, generator: torch.Generator) -> Array:
@@ -386,199 +398,98 @@ def _spread_rows(num: int, dim: int, generator: torch.Generator) -> Array:
     return np.ascontiguousarray(torch.cat(rows)[:num].numpy()) if rows else np.zeros((0, dim))
 
 
-def noise(shell: Shell) -> float:
-    """What rounding may move a loss by."""
-    return 16 * torch.finfo(shell.theta0.dtype).eps * abs(shell.center_value)
+def check_space(space: Any, loss: Loss) -> Space:
+    """A subspace of the loss's weight space with at least two dimensions, or "full"."""
+    remedy = 'Pass pairs.subspace(), Subspace.span(rows), or "full".'
+    if isinstance(space, str) and space == "full":
+        return "full"
+    if not isinstance(space, Subspace):
+        received = f"is {space!r}" if isinstance(space, str) else f"is {a_type(space)}"
+        raise TypeError(argument_message("space", received, 'a Subspace or "full"', remedy))
+    if space.num_params != loss.num_params or space.dim < 2:
+        expected = f"a Subspace of at least 2 of {loss.num_params} dimensions"
+        raise ValueError(argument_message("space", f"is {space!r}", expected, remedy))
+    return space
 
 
-_SLOPED = 0.1  # share of the energy that the gradient at theta0 may explain
+def check_rtol(rtol: float | None, loss: Loss) -> float:
+    """The relative residual to reach, by default what the dtype allows."""
+    if rtol is None:
+        return _RTOL.get(loss.theta0.dtype, 1e-4)
+    remedy = "Leave it out: 1e-8 in float64, 1e-4 in float32."
+    return check_real("rtol", rtol, minimum=0.0, maximum=0.1, exclusive=True, remedy=remedy)
 
 
-@torch.inference_mode(False)
-@plain_arithmetic()
-def find_canyons(
-    loss: Loss,
-    *,
-    space: Subspace | Literal["full"] | None = None,
-    metric: Metric = "hessian",
-    levels: float | Sequence[float],
-    starts: int = 32,
-    initial_directions: Mapping[str, Tensor] | None = None,
-    evaluate: Loss | Mapping[str, Loss] | None = None,
-    conflict: ConflictControl | None = None,
-    stationary: Literal["minima", "all"] = "minima",
-    floor: float | None = None,
-    full_certificates: bool = False,
-    rtol: float | None = None,
-    max_gradients: int | None = None,
-    seed: int = 0,
-    progress: bool | None = None,
-) -> CanyonSet:
-    r"""Local minima of a loss on shells around its minimum, each with its certificates.
+def _default_space(loss: Loss, evaluate: Mapping[str, Loss]) -> Subspace:
+    """The loss's top eigenvectors, then those of every evaluated loss, at loss.theta0."""
+    k = min(_PER_LOSS, loss.num_params)
+    space = top_eigs(hessian(around(loss, loss.theta0)), k=k, progress=False).subspace()
+    for other in evaluate.values():
+        space = space.union(top_eigs(hessian(around(other, loss.theta0)), k=k, progress=False).subspace())
+    return Subspace(space.basis[:_MAX_DIM])
 
-    euclidean: minima of L on |delta| = r.   hessian: minima of L on 1/2 delta^T M delta = E, M the Hessian at theta0
-    restricted to the space, its eigenvalues not below `floor`.
 
-    From each start L-BFGS runs on w with y = rho w / |w| until |P g| is small; ends whose displacements have a signed
-    cosine above 0.95 and whose losses agree are one branch; Newton steps with the explicit Hessian in the space make it
-    stationary, |P g| <= rtol max(|g|, |H0 delta|, floor of the level), and its tangent eigenvalues certify it. A
-    saddle is left along its lowest eigenvector. Mirror images and other copies stay, and are marked (`duplicate_of`).
+def _check_levels(levels: Any) -> tuple[float, ...]:
+    """One or several different levels."""
+    remedy = "Pass radii, or energies in units of loss for the hessian metric, such as (0.05, 0.2)."
+    if isinstance(levels, Tensor | np.ndarray):
+        levels = levels.tolist()
+    found = levels if isinstance(levels, Sequence) and not isinstance(levels, str) else (levels,)
+    wanted = tuple(check_real("levels", level, minimum=0.0, exclusive=True, remedy=remedy) for level in found)
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise ValueError(argument_message("levels", f"are {wanted}", "one or several different numbers", remedy))
+    return wanted
 
-    Args:
-        loss: the objective around its minimum: `polish(...).objective`.
-        space: where to look: a `Subspace` (`pairs.subspace()`, `Subspace.span(rows)`, `a.union(b)`), or "full". By
-            default the union of the top 10 eigenvectors of the loss and of each evaluated objective, the loss's first,
-            at most 40 dimensions.
-        metric: which displacements are equally far out, see above. Energy shells need fewer gradients, and branches are
-            not swallowed by the softest axis; claims about "all orthogonal directions" are about spheres.
-        levels: r, or E in units of loss; one or several.
-        starts: random starts per level, uniform on the shell.
-        initial_directions: name -> vector (p,) to start from as well, in both directions: steering directions, differences of
-            weights. Only the part inside the space counts.
-        evaluate: name -> loss to evaluate at every point; or one loss.
-        conflict: a control on which a point may be called after a circuit, where its cues are evaluated (see
-            `attribute_circuit`).
-        stationary: "minima", or "all": stationary points of any kind, by Levenberg and Marquardt's steps (not in the
-            full space).
-        floor: smallest curvature of the energy metric; in the full space a hundredth of the largest eigenvalue by
-            default, in a subspace none.
-        full_certificates: plane and sphere eigenvalues in all of weight space too, by Lanczos: hundreds of products.
-        rtol: relative residual to reach; 1e-8 in float64, 1e-4 in float32.
-        max_gradients: number of gradients after which no new start begins; no limit by default.
-        seed: of the random starts. The global random state is not touched.
-        progress: a bar; by default one appears when it takes more than two seconds.
 
-    Returns:
-        CanyonSet: a sequence of `CanyonPoint`; `.canyons` are those that are certified and not trivial. In a quadratic
-        bowl there is none, and the `repr` says so.
+def _check_directions(shell: Shell, vectors: Mapping[str, Tensor] | None) -> list[tuple[str, Array]]:
+    """Starts, name and coordinates, along every given vector and against it."""
+    remedy = 'Pass a mapping name -> vector (p,), such as {"keep number": direction}.'
+    if vectors is not None and not isinstance(vectors, Mapping):
+        received, expected = f"is {a_type(vectors)}", "a mapping name -> vector"
+        raise TypeError(argument_message("initial_directions", received, expected, remedy))
+    starts: list[tuple[str, Array]] = []
+    for name, vector in (vectors or {}).items():
+        argument, p = f"initial_directions[{name!r}]", shell.loss.num_params
+        v = check_vector(argument, vector, p, owner=str(shell.loss), remedy=remedy, allow_zero=False)
+        share = float(shell.inside(v).norm() / v.double().norm())
+        if share < 1e-3:
+            received, remedy = f"has {share:.1e} of its length inside the space", "Add it: space.union(...)."
+            raise ValueError(argument_message(argument, received, "a vector with a part inside", remedy))
+        if f"-{name}" in (vectors or {}):
+            received, expected = f"has the names {name!r} and '-{name}'", "one of them: both directions are tried"
+            raise ValueError(argument_message("initial_directions", received, expected, "Rename one."))
+        starts += [(name, shell.coordinates(v)), (f"-{name}", shell.coordinates(-v))]
+    return starts
 
-    Raises:
-        NotConvergedError: the budget ran out, or no start of some level became stationary; `.result` has what was
-            found.
-        ValueError, TypeError: an argument out of range; a space in which the energy metric is not positive.
 
-    Warns:
-        RuntimeWarning: theta0 is no minimum within the space: depth and certificates are then measured on a slope.
-
-    Cost:
-        per start 10 to 20 gradients in 10 dimensions, 15 to 35 in 35; per branch one or two gradients and 2 dim
-        products; dim products for the metric. In the full space a few hundred products per branch.
-
-    Source:
-        Ohno & Maeda (2004), "A scaled hypersphere search method for the topography of reaction pathways on the
-        potential energy surface", for energy shells; Absil, Mahony & Sepulchre (2008), "Optimization Algorithms on
-        Matrix Manifolds", for Newton on a sphere; Vaintrob & Rimsky (2023) for canyons.
-    """
-    begun = time.perf_counter()
-    check_loss("loss", loss)
-    check_choice("metric", metric, METRICS)
-    check_choice("stationary", stationary, ("minima", "all"))
-    wanted = check_levels(levels)
-    check_count("starts", starts, minimum=0, remedy="32 find what is there in tens of dimensions.")
-    check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
-    tol = check_rtol(rtol, loss)
-    budget = 10**18 if max_gradients is None else check_count("max_gradients", max_gradients, remedy="Leave it out.")
-    around = check_around(loss, evaluate, conflict)
-    delay = 2.0 if progress is None else 0.0
-    region = check_space(default_space(loss, around.evaluate) if space is None else space, loss)
-    if isinstance(region, str) and stationary == "all":
-        received = "is 'all' in the full space"
-        raise ValueError(
-            argument_message("stationary", received, "a Subspace for it", "Pass space=Subspace.span(rows).")
-        )
-    shell = Shell(loss, region, metric, floor)
-    search = SphereSearch(shell, rtol=tol)
-    finder = BranchSearch(search, around, stationary, starts, aims(shell, initial_directions), seed, budget)
-    if not finder.num_starts:
-        raise ValueError(
-            argument_message("starts", "is 0", "at least one, or initial_directions= vectors", "Leave it out: 32.")
-        )
-    _warn_of_slope(shell, wanted)
-    for level in wanted:
-        farthest = shell.radius_of(level) / float(np.min(shell.scales, initial=np.sqrt(shell.floor or np.inf)))
-        finest = 1e3 * torch.finfo(loss.theta0.dtype).eps * float(loss.theta0.double().norm())
-        if farthest < finest:
-            received = f"has {level:g}, displacements of at most {farthest:.1g}"
-            expected = f"more than the {finest:.1g} that {loss.theta0.dtype} resolves at these weights"
+def _check_resolution(shell: Shell, levels: Sequence[float]) -> None:
+    """An error where displacements are lost in the rounding of theta."""
+    dtype = shell.theta0.dtype
+    finest = 1e3 * torch.finfo(dtype).eps * float(shell.theta0.double().norm())
+    for level in levels:
+        if shell.farthest(level) < finest:
+            received = f"has {level:g}, displacements of at most {shell.farthest(level):.1g}"
+            expected = f"more than the {finest:.1g} that {dtype} resolves at these weights"
             raise ValueError(argument_message("levels", received, expected, "Look further out, or use model.double()."))
-    failure, is_complete = None, True
-    with tqdm(
-        total=finder.num_starts * len(wanted),
-        desc="canyons",
-        unit="start",
-        disable=is_silent(progress),
-        delay=delay,
-    ) as bar:
-        for level in wanted:
-            num_begun = finder.level(level, bar)
-            if num_begun < finder.num_starts:
-                spent = f"find_canyons spent its {budget} gradients after {num_begun} of {finder.num_starts} starts"
-                failure = f"{spent} at level {level:g}.\nRaise max_gradients=, or ask for fewer starts."
-                is_complete = False
-                break
-            if finder.num_lost[level] == num_begun:
-                infinite = f" (the loss is not finite at {finder.num_infinite} ends)" if finder.num_infinite else ""
-                failure = (
-                    f"find_canyons: none of the {num_begun} starts at level {level:g} became stationary to rtol "
-                    f"{tol:g}{infinite}.\nRaise rtol= or starts=, use float64 (model.double()), or look closer in."
-                )
-        points = finder.points
-        if full_certificates and failure is None:
-            bar.set_postfix_str("certificates in all of weight space")
-            scale = float(np.abs(shell.curvatures).max()) if len(shell.curvatures) else 1.0
-            full = [with_full_certificates(loss, point, scale) for point in points]
-            points = [point for point, _ in full]
-            shell.num_products += sum(num for _, num in full)
-            shell.num_gradients += len(full)
-    result = CanyonSet(
-        points=tuple(points),
-        levels=wanted,
-        metric=metric,
-        floor=shell.floor if metric == "hessian" else 0.0,
-        space=shell.space,
-        curvatures=torch.from_numpy(shell.curvatures.copy()),
-        theta0=loss.theta0.cpu(),
-        loss=shell.center_value,
-        gradient_norm=float(shell.inside(loss.gradient(loss.theta0)).norm()),
-        losses=around.losses,
-        accuracies=around.accuracies,
-        cue_shares=around.cue_shares,
-        stationary=stationary,
-        num_starts=finder.num_starts,
-        num_lost={f"{level:g}": num for level, num in finder.num_lost.items()},
-        rtol=tol,
-        seed=seed,
-        num_gradients=shell.num_gradients + 1,
-        num_products=shell.num_products,
-        seconds=time.perf_counter() - begun,
-        is_complete=is_complete,
-    )
-    if failure is not None:
-        raise NotConvergedError(failure, result)
-    return result
 
 
 def _warn_of_slope(shell: Shell, levels: Sequence[float]) -> None:
-    radius = shell.radius_of(min(levels))
-    largest = 1.0 if shell.metric == "hessian" else float(np.max(shell.curvatures, initial=0.0))
-    slope = float(np.linalg.norm(shell.center_gradient))
-    if (
-        shell.is_full and shell.metric == "euclidean" and slope > 0
-    ):  # no curvature is known: ask for that along the slope
-        way = shell.center_gradient / slope
-        largest = abs(float(way @ shell.product(np.zeros(shell.dim), way)))
-    if shell.metric == "euclidean" and len(shell.curvatures) and shell.curvatures[-1] < -1e-3 * shell.curvatures[0]:
-        message = (
-            f"theta0 is no minimum of the loss within the space: its smallest curvature is "
-            f"{shell.curvatures[-1]:.2g}.\n"
-            "Start from a minimum: lh.polish(objective).objective."
-        )
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+    """Warn where theta0 is no minimum within the space."""
+    reasons, remedy = [], "Start from a minimum: lh.polish(objective).objective."
+    relative = shell.curvatures / shell.scales**2  # of f at 0, as far as they are known
+    if len(relative) and not shell.min_curvature and relative[-1] < -1e-3 * relative[0]:
+        reasons.append(f"its smallest curvature is {relative[-1]:.2g}.")
+    radius, slope = shell.radius_of(min(levels)), float(np.linalg.norm(shell.center_gradient))
+    largest = float(np.max(relative, initial=0.0))
+    if shell.is_full and not len(relative) and slope > 0:  # ask for the curvature along the slope
+        direction = shell.center_gradient / slope
+        largest = abs(float(direction @ shell.product(np.zeros(shell.dim), direction)))
     linear, bowl = slope * radius, 0.5 * largest * radius**2
-    if linear > _SLOPED * bowl and linear > noise(shell):
-        message = (
-            "theta0 is no minimum of the loss within the space: on the smallest shell its gradient makes a difference "
-            f"of {linear:.2g}, the bowl at most {bowl:.2g}. Depth and certificates are measured on that slope.\n"
-            "Start from a minimum: lh.polish(objective).objective."
+    if linear > _SLOPED * bowl and linear > shell.rounding:
+        reasons.append(
+            f"on the smallest shell its gradient makes a difference of {linear:.2g}, the bowl at most {bowl:.2g}. "
+            "Relative rises and certificates are measured on that slope."
         )
+    for reason in reasons:
+        message = f"theta0 is no minimum of the loss within the space: {reason}\n{remedy}"
         warnings.warn(message, RuntimeWarning, stacklevel=4)

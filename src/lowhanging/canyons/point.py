@@ -1,6 +1,7 @@
-"""What is known of one stationary point on a shell, and what certifies that it lies on the floor of a canyon?
+"""A stationary point on a shell, its certificates, and what makes it a canyon.
 
-With n = delta / |delta|, P = I - n n^T, g and H gradient and Hessian of the loss there:
+With n = delta / |delta|, P = I - n n^T, g and H gradient and Hessian of the loss there, three certificates are known,
+within the space that was searched, and on request the first two in all of weight space:
 
 * plane:  smallest eigenvalue of P H P: the post's minimum in all directions orthogonal to the way there. Vacuous in a
   quadratic bowl, where every eigenvector passes; so it is never shown alone.
@@ -9,28 +10,34 @@ With n = delta / |delta|, P = I - n n^T, g and H gradient and Hessian of the los
 * shell:  smallest eigenvalue of H - mu M relative to M on the tangent space of M delta, where g = mu M delta. The same
   on the energy shell 1/2 delta^T M delta = E, where a quadratic bowl is constant: positive means genuine anharmonicity.
 
-All three are taken within the space that was searched, and in all of weight space on request.
+A canyon is a point that is stationary, has the certificates of its metric (`CERTIFICATES`), and is not trivial; all of
+this is said by the properties of `CanyonPoint`, and nowhere else.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from lowhanging.canyons.shell import Shell
-from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch, TangentHessian, complement, lowest_across
+from lowhanging.canyons.shell import Shell, SphereShell
+from lowhanging.canyons.sphere_search import TangentHessian, complement, lowest_across
 from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import argument_message
-from lowhanging.objective.protocol import Loss
+from lowhanging.errors import a_type, argument_message
+from lowhanging.io import Saved
+from lowhanging.objective.protocol import Loss, as_losses, check_loss, check_same_buffers
 from lowhanging.steering.cues import ConflictControl, attribute_circuit
 
-TRIVIAL = 0.95  # overlap with the softest axis, or depth, above which a point says nothing beyond the quadratic
+_TRIVIAL = 0.95  # overlap with the softest axis, or relative rise, above which a point is what a quadratic has as well
+CERTIFICATES = {  # metric -> eigenvalues that are positive beyond their errors at a certified point
+    "euclidean": {"shell_eigenvalue": "shell_error", "plane_eigenvalue": "euclidean_error"},
+    "hessian": {"shell_eigenvalue": "shell_error"},
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,7 +65,7 @@ class CanyonPoint:
     shell_error: float
     num_negative: int | None  # tangent eigenvalues below zero: 0 for a minimum; None: only the smallest is known
     softest_overlap: float  # squared cosine of delta with the space's softest axis
-    losses: dict[str, float]  # of every evaluated objective
+    losses: dict[str, float]  # of every evaluated loss
     accuracies: dict[str, float]
     cue_shares: dict[str, float]  # shares of conflict images answered after each cue, and after neither
     circuit: str | None  # which circuit runs here, if asymmetry and conflict control agree
@@ -67,7 +74,7 @@ class CanyonPoint:
     num_starts: int  # how many starts ended here
     source: str  # where one of them came from
     space: Subspace | None  # that was searched; None: all of weight space
-    floor: float  # of the metric
+    min_curvature: float  # of the metric; 0: not bounded
     duplicate_of: int | None  # number, in its level, of an earlier point with the same loss, slope and certificates
     num_gradients: int  # spent on the start that led here and on its Newton steps; on a path: so far
     num_products: int
@@ -77,7 +84,7 @@ class CanyonPoint:
     full_error: float | None = None
 
     @property
-    def depth(self) -> float:
+    def relative_rise(self) -> float:
         """Rise / energy: 1 on a quadratic bowl, less in a canyon; NaN where the bowl has no energy."""
         return self.rise / self.energy if self.energy > 0 else math.nan
 
@@ -89,20 +96,23 @@ class CanyonPoint:
     @property
     def is_certified(self) -> bool:
         """Converged, and its certificate is positive beyond its error: shell, or plane and sphere where M = I."""
-        is_minimum = self.shell_eigenvalue > self.shell_error
-        if self.metric == "euclidean":
-            is_minimum = is_minimum and self.plane_eigenvalue > self.euclidean_error
-        return self.is_converged and is_minimum
+        certificates = CERTIFICATES[self.metric].items()
+        return self.is_converged and all(getattr(self, value) > getattr(self, error) for value, error in certificates)
 
     @property
     def is_trivial(self) -> bool:
         """The softest axis of the bowl, or as high as the bowl: nothing that a quadratic would not have."""
         if self.energy < 0:  # a saddle's way down
-            return abs(self.rise - self.energy) <= (1 - TRIVIAL) * abs(self.energy)
-        return self.softest_overlap > TRIVIAL or self.depth > TRIVIAL
+            return abs(self.rise - self.energy) <= (1 - _TRIVIAL) * abs(self.energy)
+        return self.softest_overlap > _TRIVIAL or self.relative_rise > _TRIVIAL
+
+    @property
+    def is_canyon(self) -> bool:
+        """Certified and not trivial; copies by symmetry count, see `duplicate_of`."""
+        return self.is_certified and not self.is_trivial
 
     def asymmetry(self, a: str, b: str) -> float:
-        """log(L_a / L_b) of two evaluated objectives, in nats; an error where a loss is not positive and finite."""
+        """log(L_a / L_b) of two evaluated losses, in nats; an error where a loss is not positive and finite."""
         for name in (a, b):
             if name not in self.losses:
                 remedy = "Pass it in evaluate= of find_canyons."
@@ -113,129 +123,160 @@ class CanyonPoint:
         return math.log(self.losses[a]) - math.log(self.losses[b])
 
     def __repr__(self) -> str:
-        where = (
-            f"r = {self.radius:.3g}" if self.metric == "euclidean" else f"E = {self.level:.3g}, r = {self.radius:.3g}"
-        )
-        if not self.is_converged:
-            state = f"NOT CONVERGED (residual {self.residual:.1e})"
-        else:
-            state = "certified" if self.is_certified else "not certified"
-        kind = "".join(
-            text
-            for text, applies in (
-                (", trivial", self.is_trivial),
-                (f", copy of {self.duplicate_of}", self.duplicate_of is not None),
-                (f", {self.circuit} circuit", self.circuit is not None),
-            )
-            if applies
-        )
-        shell = "" if self.metric == "euclidean" else f", shell {self.shell_eigenvalue:+.3g}"
+        is_sphere = self.metric == "euclidean"
+        where = f"r = {self.radius:.3g}" if is_sphere else f"E = {self.level:.3g}, r = {self.radius:.3g}"
+        state = "certified" if self.is_certified else "not certified"
+        state = state if self.is_converged else f"NOT CONVERGED (residual {self.residual:.1e})"
+        state += ", trivial" if self.is_trivial else ""
+        state += "" if self.duplicate_of is None else f", copy of {self.duplicate_of}"
+        state += "" if self.circuit is None else f", {self.circuit} circuit"
+        shell = "" if is_sphere else f", shell {self.shell_eigenvalue:+.3g}"
         return (
-            f"CanyonPoint({where}: rise {self.rise:.4g}, depth {self.depth:.3g}, slope {self.slope:.3g}, "
-            f"plane {self.plane_eigenvalue:+.3g}, sphere {self.sphere_eigenvalue:+.3g}{shell}; "
-            f"{state}{kind}; {self.num_starts} start{'s' * (self.num_starts != 1)})"
+            f"CanyonPoint({where}: rise {self.rise:.4g}, relative rise {self.relative_rise:.3g}, "
+            f"slope {self.slope:.3g}, plane {self.plane_eigenvalue:+.3g}, sphere {self.sphere_eigenvalue:+.3g}{shell}; "
+            f"{state}; {self.num_starts} start{'s' * (self.num_starts != 1)})"
         )
 
 
 _NUMERIC = ("float", "int", "float | None", "int | None")
 _FIELDS = tuple(field.name for field in dataclasses.fields(CanyonPoint) if field.type in _NUMERIC)
-NUMBERS = (*_FIELDS, "depth")  # what is one number, or None where it is not known
+NUMBERS = (*_FIELDS, "relative_rise")  # what is one number, or None where it is not known
 
 
-def _has_logarithm(loss: float) -> bool:
-    return math.isfinite(loss) and loss > 0
+class CanyonPoints(Saved, Sequence[CanyonPoint]):
+    """A result that is a sequence of points."""
+
+    points: tuple[CanyonPoint, ...]
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.points[index]
 
 
-@dataclass(frozen=True)
 class Evaluations:
-    """What is evaluated at every point: named objectives and a conflict control, and their values at theta0."""
+    """What is evaluated at every point: named losses and a conflict control, checked, and their values at theta0.
 
-    evaluate: Mapping[str, Loss]
-    conflict: ConflictControl | None
-    theta0: Tensor
-    losses: dict[str, float]
-    accuracies: dict[str, float]
-    cue_shares: dict[str, float]
+    Attributes:
+        evaluate: name -> loss, or one loss.
+        at_theta0: what `at` returns there.
+    """
 
-    @classmethod
-    def of(cls, theta0: Tensor, evaluate: Mapping[str, Loss], conflict: ConflictControl | None) -> Evaluations:
-        """With the values at theta0."""
-        losses, accuracies = _evaluated(evaluate, theta0)
-        return cls(evaluate, conflict, theta0, losses, accuracies, {} if conflict is None else conflict(theta0))
+    def __init__(self, loss: Loss, evaluate: Loss | Mapping[str, Loss] | None, conflict: ConflictControl | None):
+        self.evaluate = {} if evaluate is None else as_losses(evaluate, argument="evaluate")
+        for name, other in self.evaluate.items():
+            check_loss(f"evaluate[{name!r}]", other)
+            if other.num_params != loss.num_params:
+                received, expected = f"has {other.num_params} parameters", f"{loss.num_params}, as the loss"
+                remedy = "Build both from the same model."
+                raise ValueError(argument_message(f"evaluate[{name!r}]", received, expected, remedy))
+        if conflict is not None and not isinstance(conflict, ConflictControl):
+            remedy = "Make one: lh.ConflictControl(loss, inputs, targets)."
+            raise TypeError(argument_message("conflict", f"is {a_type(conflict)}", "a ConflictControl", remedy))
+        control = {} if conflict is None else {"the conflict control": conflict.loss}
+        check_same_buffers({"the loss": loss, **self.evaluate, **control})
+        self._conflict, self._theta0 = conflict, loss.theta0
+        self.at_theta0 = self.at(loss.theta0)
 
-    def values_at(self, theta: Tensor) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-        """Losses, accuracies and shares of the answers at theta."""
-        return *_evaluated(self.evaluate, theta), {} if self.conflict is None else self.conflict(theta)
+    def at(self, theta: Tensor) -> dict[str, Any]:
+        """The fields `losses`, `accuracies` and `cue_shares` of a result, at theta (p,)."""
+        losses, accuracies = {}, {}
+        for name, loss in self.evaluate.items():
+            value, accuracy = loss.evaluate(theta.to(loss.theta0))
+            losses[name] = float(value)
+            if accuracy is not None:
+                accuracies[name] = accuracy
+        shares = {} if self._conflict is None else self._conflict(theta)
+        return {"losses": losses, "accuracies": accuracies, "cue_shares": shares}
 
-    def named(self, theta: Tensor, losses: Mapping[str, float]) -> dict[str, Any]:
-        """Which circuit runs at theta, why, and how far the answers moved towards the cue that is better kept."""
-        control = self.conflict
-        unnamed: dict[str, Any] = {"circuit": None, "answer_shift": None}
+    def circuit(self, theta: Tensor, losses: Mapping[str, float]) -> dict[str, Any]:
+        """The fields of a point that say which circuit runs at theta, and why."""
+        control, basin_losses = self._conflict, self.at_theta0["losses"]
+        missing = [] if control is None else [cue for cue in control.cues if cue not in losses]
         if control is None:
-            return {**unnamed, "circuit_reason": "there is no conflict control"}
-        missing = [cue for cue in control.cues if cue not in losses]
-        if missing or len(control.cues) != 2:
-            return {**unnamed, "circuit_reason": f"no loss on {', '.join(missing) or 'two cues'} is evaluated"}
-        if not all(_has_logarithm(known[cue]) for known in (losses, self.losses) for cue in control.cues):
-            return {**unnamed, "circuit_reason": "a loss is not positive and finite: their ratio has no logarithm"}
-        found = attribute_circuit(control, theta, theta0=self.theta0, losses=losses, basin_losses=self.losses)
-        shift = found.shift
-        return {
-            "circuit": found.name,
-            "circuit_reason": found.reason,
-            "answer_shift": (shift.shift, shift.low, shift.high),
-        }
+            reason = "there is no conflict control"
+        elif missing or len(control.cues) != 2:
+            reason = f"no loss on {', '.join(missing) or 'two cues'} is evaluated"
+        elif not all(_has_logarithm(known[cue]) for known in (losses, basin_losses) for cue in control.cues):
+            reason = "a loss is not positive and finite: their ratio has no logarithm"
+        else:
+            found = attribute_circuit(control, theta, theta0=self._theta0, losses=losses, basin_losses=basin_losses)
+            shift = (found.shift.shift, found.shift.low, found.shift.high)
+            return {"circuit": found.name, "circuit_reason": found.reason, "answer_shift": shift}
+        return {"circuit": None, "circuit_reason": reason, "answer_shift": None}
 
 
 def canyon_point(
-    search: SphereSearch, place: SpherePoint, tangent: TangentHessian, around: Evaluations, **found: Any
+    shell: Shell, tangent: TangentHessian, tolerance: float, evaluations: Evaluations, **found: Any
 ) -> CanyonPoint:
-    """Everything about a place, with its own tangent Hessian; the evaluations of `around` are made here."""
-    shell = search.shell
-    delta, theta = shell.delta(place.y), shell.theta(place.y)
+    """Everything about a point of the shell with its tangent Hessian; what is evaluated is evaluated here."""
+    point = tangent.point
+    delta, theta = shell.delta(point.y), shell.theta(point.y)
     radius = float(delta.norm())
-    plane = plane_certificate(shell, place, tangent)
-    if shell.metric == "euclidean":
-        slope, euclidean_residual = place.slope, place.residual
+    if isinstance(shell, SphereShell):
+        slope, euclidean_residual = point.slope, point.residual
     else:
-        _, gradient = shell.gradient_at(place.y)
-        gradient = shell.inside(gradient)
+        gradient = shell.inside(shell.gradient_at(point.y)[1])
         slope = float(delta @ gradient) / radius
         euclidean_residual = float((gradient - (slope / radius) * delta).norm())
-    losses, accuracies = _evaluated(around.evaluate, theta)
+    plane_eigenvalue, euclidean_error = plane_certificate(tangent)
+    values = evaluations.at(theta)
     return CanyonPoint(
         delta=delta.cpu(),
         theta=theta.cpu(),
         metric=shell.metric,
         radius=radius,
-        energy=shell.energy(place.y),
-        loss=place.value,
-        rise=place.value - shell.center_value,
+        energy=shell.energy(point.y),
+        loss=point.value,
+        rise=point.value - shell.center_value,
         slope=slope,
-        slope_without_anchor=slope - shell.tilt(place.y),
-        space=None if shell.is_full else shell.space,
-        floor=shell.floor if shell.metric == "hessian" else 0.0,
-        multiplier=place.multiplier,
-        residual=place.residual,
-        tolerance=search.tolerance(place),
+        slope_without_anchor=slope - shell.tilt(point.y),
+        multiplier=point.multiplier,
+        residual=point.residual,
+        tolerance=tolerance,
         euclidean_residual=euclidean_residual,
-        plane_eigenvalue=plane[0],
-        sphere_eigenvalue=plane[0] - slope / radius,
-        euclidean_error=plane[1],
+        plane_eigenvalue=plane_eigenvalue,
+        sphere_eigenvalue=plane_eigenvalue - slope / radius,
+        euclidean_error=euclidean_error,
         shell_eigenvalue=tangent.lowest,
         shell_error=tangent.error,
-        num_negative=None if tangent.matrix is None else int((tangent.values < -tangent.error).sum()),
-        softest_overlap=shell.softest_overlap(place.y),
-        losses=losses,
-        accuracies=accuracies,
-        cue_shares={} if around.conflict is None else around.conflict(theta),
-        **around.named(theta, losses),
+        num_negative=None if shell.is_full else tangent.num_negative,
+        softest_overlap=shell.softest_overlap(point.y),
+        space=shell.space,
+        min_curvature=shell.min_curvature,
+        **values,
+        **evaluations.circuit(theta, values["losses"]),
         **found,
     )
 
 
+def plane_certificate(tangent: TangentHessian) -> tuple[float, float]:
+    """Smallest eigenvalue of P H P within the space, and its error."""
+    shell, point = tangent.shell, tangent.point
+    if isinstance(shell, SphereShell):
+        return tangent.lowest + point.multiplier, tangent.error
+    if tangent.matrix is None:
+        delta = shell.delta(point.y)
+        scale = float(np.max(shell.curvatures, initial=shell.min_curvature))
+        lowest, error, num_products = _lowest_in_plane(shell.loss, shell.theta(point.y), delta / delta.norm(), scale)
+        shell.num_products += num_products
+        return lowest, error
+    H = tangent.matrix * np.outer(shell.scales, shell.scales)
+    w = point.y / shell.scales
+    frame = complement(w / np.linalg.norm(w))
+    stretch = float(shell.scales.max()) ** 2
+    return float(np.linalg.eigvalsh(frame.T @ H @ frame)[0]), tangent.error * stretch
+
+
 def with_full_certificates(loss: Loss, point: CanyonPoint, scale: float) -> tuple[CanyonPoint, int]:
-    """The point with plane and sphere certificates in all of weight space, by Lanczos; and what they cost."""
+    """The point with plane and sphere certificates in all of weight space, by Lanczos; and what they cost.
+
+    Args:
+        loss: the loss.
+        point: a point of its.
+        scale: a guess at the largest eigenvalue of its Hessian.
+    """
     n = (point.delta / point.radius).to(loss.theta0.device)
     theta = point.theta.to(loss.theta0)
     gradient = loss.gradient(theta).double()
@@ -251,33 +292,11 @@ def with_full_certificates(loss: Loss, point: CanyonPoint, scale: float) -> tupl
     return full, num_products
 
 
-def same_certificates(a: TangentHessian, b: TangentHessian, rtol: float) -> bool:
-    """Whether two tangent Hessians have the same eigenvalues: those of symmetric copies do."""
-    if a.matrix is None or b.matrix is None:
-        return abs(a.lowest - b.lowest) <= rtol * abs(a.lowest) + a.error + b.error
-    gap = float(np.abs(a.values - b.values).max())
-    return gap <= rtol * float(np.abs(a.values).max()) + a.error + b.error
-
-
-def plane_certificate(shell: Shell, place: SpherePoint, tangent: TangentHessian) -> tuple[float, float]:
-    """Smallest eigenvalue of P H P within the space, and its error."""
-    if shell.metric == "euclidean":
-        return tangent.lowest + place.multiplier, tangent.error
-    if tangent.matrix is None:
-        delta = shell.delta(place.y)
-        scale = max(shell.floor, float(np.max(shell.curvatures, initial=0.0)))
-        found = _lowest_in_plane(shell.loss, shell.theta(place.y), delta / delta.norm(), scale)
-        shell.num_products += found[2]
-        return found[:2]
-    H = tangent.matrix * np.outer(shell.scales, shell.scales)
-    w = place.y / shell.scales
-    frame = complement(w / np.linalg.norm(w))
-    stretch = float(shell.scales.max()) ** 2
-    return float(np.linalg.eigvalsh(frame.T @ H @ frame)[0]), tangent.error * stretch
-
-
 def _lowest_in_plane(loss: Loss, theta: Tensor, n: Tensor, scale: float) -> tuple[float, float, int]:
-    """Smallest eigenvalue of P H P on the complement of n in all of weight space, its residual, products."""
+    """Smallest eigenvalue of P H P on the complement of n in all of weight space, its error, products.
+
+    The error is Lanczos's residual: rounding is left out.
+    """
     wide_n = n.to(loss.theta0.device).double()
 
     def apply(v: Tensor) -> Tensor:
@@ -289,11 +308,11 @@ def _lowest_in_plane(loss: Loss, theta: Tensor, n: Tensor, scale: float) -> tupl
     return float(pairs.values[0]), float(pairs.residuals[0]), pairs.num_products
 
 
-def _evaluated(evaluate: Mapping[str, Loss], theta: Tensor) -> tuple[dict[str, float], dict[str, float]]:
-    losses, accuracies = {}, {}
-    for name, objective in evaluate.items():
-        value, accuracy = objective.evaluate(theta.to(objective.theta0))
-        losses[name] = float(value)
-        if accuracy is not None:
-            accuracies[name] = accuracy
-    return losses, accuracies
+def same_certificates(a: TangentHessian, b: TangentHessian, rtol: float) -> bool:
+    """Whether two tangent Hessians have the same eigenvalues: those of symmetric copies do."""
+    gap, size = float(np.abs(a.values - b.values).max()), float(np.abs(a.values).max())
+    return gap <= rtol * size + a.error + b.error
+
+
+def _has_logarithm(loss: float) -> bool:
+    return math.isfinite(loss) and loss > 0

@@ -1,19 +1,20 @@
-"""Which displacements lie equally far out, and what is the loss on them?
+"""The loss on shells around a minimum, in coordinates in which every shell is a sphere.
 
-A shell is a set of displacements delta = theta - theta0 at one level: spheres |delta| = r ("euclidean"), or energy
-shells 1/2 delta^T M delta = E ("hessian", M the Hessian at theta0), on which a quadratic bowl is constant. With
-coordinates y = M^(1/2) delta both are spheres |y| = rho, so that everything else (search, certificates, continuation)
-is written once, for f(y) = L(theta0 + M^(-1/2) y) on a sphere.
+A shell is the set of displacements delta = theta - theta0 at one level: a sphere |delta| = r (`SphereShell`), or an
+energy shell 1/2 delta^T M delta = E (`EnergyShell`, M the Hessian at theta0), on which a quadratic bowl is constant. In
+y = M^(1/2) delta, with M = I for spheres, both are spheres |y| = rho of f(y) = L(theta0 + M^(-1/2) y), so that search,
+certificates and continuation are written once.
 
-Inside a subspace M^(1/2) is a diagonal, because the basis is turned to the eigenvectors of the restricted Hessian. In
-the full space M is floor I + sum_j (lambda_j - floor) v_j v_j^T over the eigenvalues above the floor: low rank
-stays low, and directions in which the loss is flat, or bends down, get the floor.
+M is never formed. Inside a subspace it is diagonal in the eigenvectors of the restricted Hessian. In the full space it
+is m I + sum_j (lambda_j - m) v_j v_j^T, m the smallest curvature of the metric and the sum over the eigenvalues above
+it: directions in which the loss is flat, or bends down, get m.
 """
 
 from __future__ import annotations
 
+import abc
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -29,122 +30,90 @@ from lowhanging.objective.protocol import Loss
 
 Array = NDArray[np.float64]
 Metric = Literal["hessian", "euclidean"]
-METRICS = ("hessian", "euclidean")
+Space = Subspace | Literal["full"]
 
-DEFAULT_FLOOR = 1e-2  # of the largest eigenvalue, for the full space: what polish's default anchor is of it
+_MIN_CURVATURE = 1e-2  # of the largest eigenvalue, for the full space: what polish's default anchor is of it
 _SOFT = 0.01  # eigenvalues within this share of the smallest one share the softest axis
 
 
-class Shell:
-    """The loss in coordinates y, (dim,) float64 in NumPy, in which the shells of a metric are spheres around 0.
+class Shell(abc.ABC):
+    """The loss in coordinates y, (dim,) float64 in NumPy, in which the shells of a metric M are spheres around 0.
 
     Attributes:
-        loss: the objective; theta0 its point, (p,).
-        rows: (dim, p) float64 orthonormal, eigenvectors of the Hessian restricted to the space, descending; in the full
-            space those above the floor only.
-        curvatures: (len(rows),) the eigenvalues.
-        dim: the dimension of the space.
-        floor: of the metric.
+        loss: the loss; theta0 its point, (p,).
+        space: what is searched; None for all of weight space, `is_full`.
+        dim: its dimension.
+        rows: (m, p) float64 orthonormal, eigenvectors of the Hessian restricted to the space, descending; in the full
+            space those in which M is not a multiple of the identity only.
+        curvatures: (m,) the eigenvalues.
+        scales: (m,) root eigenvalues of M, y = scales * (rows @ delta) inside a subspace.
+        min_curvature: the smallest eigenvalue that M may have; 0 where it is not bounded.
+        center_value, center_gradient: f and its gradient at 0.
+        rounding: what rounding may move a loss by.
         num_gradients, num_products: spent so far.
     """
 
-    def __init__(self, loss: Loss, space: Subspace | Literal["full"], metric: Metric, floor: float | None = None):
-        self.loss, self.metric = loss, metric
-        self.theta0 = loss.theta0
+    metric: ClassVar[Metric]
+    min_curvature: float
+    _outside: float  # eigenvalue of M on the complement of the rows; infinite where that is outside the space
+
+    def __init__(self, loss: Loss, space: Space, min_curvature: float | None):
+        self.loss, self.theta0 = loss, loss.theta0
         self.num_gradients = self.num_products = 0
         self.is_full = isinstance(space, str)
         self.space = None if isinstance(space, str) else space.to("cpu")
-        remedy = "It is the smallest curvature of the metric, such as a hundredth of the largest eigenvalue."
-        if floor is not None and metric == "euclidean":
-            expected = "nothing: spheres have no curvature"
-            raise ValueError(
-                argument_message("floor", f"is {floor!r} with metric='euclidean'", expected, "Leave it out.")
-            )
-        given = None if floor is None else check_real("floor", floor, minimum=0.0, exclusive=True, remedy=remedy)
         if isinstance(space, str):
-            self._open_full(given)
+            self.dim, self.asymmetry = loss.num_params, 0.0
+            self.rows, self.curvatures = self._full_space(min_curvature)
         else:
-            self._open_subspace(space)
-            self.floor = 0.0 if given is None else given
-        clamped = np.maximum(self.curvatures, self.floor) if metric == "hessian" else np.ones(len(self.curvatures))
-        self._check_metric(clamped, given)
-        self.scales = np.sqrt(clamped)  # y = scales * (rows @ delta)
+            self.rows, self.curvatures = self._restricted(space)
+            self.dim, self.min_curvature, self._outside = len(self.rows), min_curvature or 0.0, math.inf
+        self.scales = np.sqrt(self._metric_eigenvalues())
         self.center_value, self.center_gradient = self.value_and_gradient(np.zeros(self.dim))
+        self.rounding = 16 * torch.finfo(self.theta0.dtype).eps * abs(self.center_value)
 
-    def _open_subspace(self, space: Subspace) -> None:
-        """Turn the basis to the eigenvectors of the restricted Hessian: one product per dimension."""
-        basis = Subspace.span(space.basis.to(self.theta0.device).double()).basis  # orthonormal to float64 rounding
-        self.dim = len(basis)
-        restricted = (basis @ self._products(self.theta0, basis).T).cpu().numpy()
-        self.asymmetry = float(np.abs(restricted - restricted.T).max()) / 2
-        values, vectors = np.linalg.eigh((restricted + restricted.T) / 2)
-        turn = torch.from_numpy(vectors[:, ::-1].T.copy()).to(basis)
-        self.rows, self.curvatures = turn @ basis, values[::-1].copy()
+    # --- what the two kinds of shell differ in
 
-    def _open_full(self, floor: float | None) -> None:
-        """Eigenpairs down to the floor; the euclidean metric needs none."""
-        p = self.loss.num_params
-        self.dim, self.asymmetry = p, 0.0
-        self.rows, self.curvatures = self.theta0.new_zeros((0, p)).double(), np.zeros(0)
-        self.floor = 1.0
-        if self.metric == "euclidean":
-            return
-        H, num = hessian(self.loss), min(8, p)
-        while True:
-            pairs = top_eigs(H, k=num, progress=False)
-            self.num_products += pairs.num_products
-            values = pairs.values.numpy()
-            if values[0] <= 0 and floor is None:
-                received = f"is 'full' around a point whose largest curvature is {float(values[0]):.3g}"
-                remedy = 'Start from a minimum, lh.polish(objective).objective, or pass floor= or metric="euclidean".'
-                raise ValueError(argument_message("space", received, "a bowl, for energy shells", remedy))
-            self.floor = DEFAULT_FLOOR * float(values[0]) if floor is None else floor
-            if values[-1] < self.floor or num == p:
-                break
-            num = min(2 * num, p)
-        above = values > self.floor
-        self.rows = pairs.vectors.to(self.theta0.device).double()[torch.from_numpy(above).to(self.theta0.device)]
-        self.rows = Subspace.span(self.rows).basis if len(self.rows) else self.rows
-        self.curvatures = values[above]
+    @abc.abstractmethod
+    def _full_space(self, min_curvature: float | None) -> tuple[Tensor, Array]:
+        """`rows` and `curvatures` of the full space; sets `min_curvature` and `_outside`."""
 
-    def _check_metric(self, clamped: Array, floor: float | None) -> None:
-        largest = float(np.abs(self.curvatures).max()) if len(self.curvatures) else self.floor
-        smallest = float(clamped.min()) if len(clamped) else self.floor
-        if smallest > 1e-9 * largest and (self.is_full or self.floor or smallest > self.asymmetry):
-            return
-        received = f"has curvatures from {largest:.3g} down to {smallest:.3g} at theta0"
-        remedy = (
-            f"Pass floor={max(DEFAULT_FLOOR * largest, 1e-12):.1g} (the metric's smallest curvature), "
-            'metric="euclidean", or a Subspace of eigenvectors with positive eigenvalues.'
-        )
-        raise ValueError(argument_message("space", received, "positive ones, for energy shells", remedy))
+    @abc.abstractmethod
+    def _metric_eigenvalues(self) -> Array:
+        """Of M on the rows, (m,), checked to be positive."""
+
+    @abc.abstractmethod
+    def radius_of(self, level: float) -> float:
+        """Rho of a level."""
+
+    @abc.abstractmethod
+    def level_of(self, radius: float) -> float:
+        """The level of a radius rho."""
+
+    @abc.abstractmethod
+    def bowl_gradient(self, y: Array) -> float:
+        """|K0 y|, K0 the Hessian of f at 0: the gradient of the quadratic bowl there; 0 where K0 is not known."""
 
     # --- coordinates
 
-    def radius_of(self, level: float) -> float:
-        """Rho of a level: r itself, or sqrt(2 E)."""
-        return level if self.metric == "euclidean" else math.sqrt(2.0 * level)
-
-    def level_of(self, radius: float) -> float:
-        """The level of a radius rho."""
-        return radius if self.metric == "euclidean" else 0.5 * radius**2
+    def farthest(self, level: float) -> float:
+        """The largest |delta| of a level."""
+        return self.radius_of(level) / float(np.min(self.scales, initial=self._outside**0.5))
 
     def delta(self, y: Array) -> Tensor:
         """Displacement (p,), float64, of coordinates y."""
-        if not self.is_full:
-            return self.rows.T @ self._tensor(y / self.scales)
-        return self._root(self._tensor(y), self.scales**-1.0, self.floor**-0.5)
+        if self.is_full:
+            return self._root(self._tensor(y), -1)
+        return self.rows.T @ self._tensor(y / self.scales)
 
     def coordinates(self, delta: Tensor) -> Array:
         """Coordinates (dim,) of a displacement (p,), of its part inside the space."""
         wide = delta.to(self.rows.device).double()
-        if not self.is_full:
-            return np.asarray((self.rows @ wide).cpu().numpy() * self.scales)
-        return self._array(self._root(wide, self.scales, self.floor**0.5))
+        return _array(self._root(wide, 1)) if self.is_full else _array(self.rows @ wide) * self.scales
 
     def flat(self, y: Array) -> Array:
         """Coordinates of delta whose scalar products are those of weight space."""
-        return self._array(self.delta(y)) if self.is_full else np.asarray(y / self.scales)
+        return _array(self.delta(y)) if self.is_full else np.asarray(y / self.scales)
 
     def theta(self, y: Array) -> Tensor:
         """The weights (p,) there, in the loss's dtype."""
@@ -153,14 +122,21 @@ class Shell:
     def pull(self, covector: Tensor) -> Array:
         """A gradient or a Hessian product (p,) at theta as derivatives by y: M^(-1/2) g, (dim,)."""
         wide = covector.double()
-        if not self.is_full:
-            return np.asarray((self.rows @ wide).cpu().numpy() / self.scales)
-        return self._array(self._root(wide, self.scales**-1.0, self.floor**-0.5))
+        return _array(self._root(wide, -1)) if self.is_full else _array(self.rows @ wide) / self.scales
 
     def inside(self, vector: Tensor) -> Tensor:
         """The part (p,) of a vector that lies in the space, float64."""
         wide = vector.to(self.rows.device).double()
         return wide if self.is_full else self.rows.T @ (self.rows @ wide)
+
+    def _root(self, v: Tensor, power: Literal[-1, 1]) -> Tensor:
+        """M^(power / 2) v in the full space, (p,)."""
+        outside = float(self._outside ** (power / 2))
+        mix = torch.from_numpy(self.scales ** float(power) - outside).to(self.rows)
+        return outside * v + self.rows.T @ (mix * (self.rows @ v))
+
+    def _tensor(self, y: Array) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(y)).to(self.rows)
 
     # --- the loss
 
@@ -182,10 +158,10 @@ class Shell:
     def hessian(self, y: Array) -> Array:
         """Hessian of f at y, (dim, dim), not symmetrised: dim products. For subspaces only."""
         products = self._products(self.theta(y), self.rows)  # (dim, p)
-        return np.asarray((self.rows @ products.T).cpu().numpy() / np.outer(self.scales, self.scales))
+        return np.asarray(_array(self.rows @ products.T) / np.outer(self.scales, self.scales))
 
     def energy(self, y: Array) -> float:
-        """1/2 delta^T H0 delta: what a quadratic bowl rises by, whatever the floor. One product in the full space."""
+        """1/2 delta^T H0 delta: what a quadratic bowl rises by, whatever M. One product in the full space."""
         if not self.is_full:
             return 0.5 * float(self.curvatures @ (y / self.scales) ** 2)
         delta = self.delta(y)
@@ -208,18 +184,108 @@ class Shell:
         away = self.theta0.double() + delta - self.loss.anchor.to(delta.device).double()
         return self.loss.epsilon * float(delta @ away) / float(delta.norm())
 
+    def _restricted(self, space: Subspace) -> tuple[Tensor, Array]:
+        """Eigenpairs of the Hessian restricted to a subspace: one product per dimension."""
+        basis = Subspace.span(space.basis.to(self.theta0.device).double()).basis  # orthonormal to float64 rounding
+        restricted = _array(basis @ self._products(self.theta0, basis).T)
+        self.asymmetry = float(np.abs(restricted - restricted.T).max()) / 2
+        values, vectors = np.linalg.eigh((restricted + restricted.T) / 2)
+        turn = torch.from_numpy(vectors[:, ::-1].T.copy()).to(basis)
+        return turn @ basis, values[::-1].copy()
+
     def _products(self, theta: Tensor, rows: Tensor) -> Tensor:
         self.num_products += len(rows)
         return torch.stack([self.loss.hvp(theta, row.to(self.theta0)) for row in rows]).double()
 
-    def _root(self, v: Tensor, above: Array, below: float) -> Tensor:
-        """Below * v + sum_j (above_j - below) v_j v_j^T v: a power of the low-rank metric times v."""
-        mix = torch.from_numpy(above - below).to(self.rows)
-        return below * v + self.rows.T @ (mix * (self.rows @ v))
 
-    def _tensor(self, y: Array) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(y)).to(self.rows)
+class SphereShell(Shell):
+    """Spheres |delta| = r: M = I, rho = r."""
 
-    @staticmethod
-    def _array(v: Tensor) -> Array:
-        return np.asarray(v.cpu().numpy(), dtype=np.float64)
+    metric = "euclidean"
+
+    def __init__(self, loss: Loss, space: Space, min_curvature: float | None = None):
+        if min_curvature is not None:
+            received, expected = f"is {min_curvature!r} with metric='euclidean'", "nothing: spheres have no curvature"
+            raise ValueError(argument_message("min_curvature", received, expected, "Leave it out."))
+        super().__init__(loss, space, None)
+
+    def _full_space(self, min_curvature: float | None) -> tuple[Tensor, Array]:
+        self.min_curvature, self._outside = 0.0, 1.0
+        return self.theta0.new_zeros((0, self.dim)).double(), np.zeros(0)
+
+    def _metric_eigenvalues(self) -> Array:
+        return np.ones(len(self.curvatures))
+
+    def radius_of(self, level: float) -> float:
+        return level
+
+    def level_of(self, radius: float) -> float:
+        return radius
+
+    def bowl_gradient(self, y: Array) -> float:
+        return 0.0 if self.is_full else float(np.linalg.norm(self.curvatures * y))
+
+
+class EnergyShell(Shell):
+    """Energy shells 1/2 delta^T M delta = E, M the Hessian at theta0 with no eigenvalue below `min_curvature`."""
+
+    metric = "hessian"
+
+    def __init__(self, loss: Loss, space: Space, min_curvature: float | None = None):
+        if min_curvature is not None:
+            remedy = "It is the smallest curvature of the metric, such as a hundredth of the largest eigenvalue."
+            min_curvature = check_real("min_curvature", min_curvature, minimum=0.0, exclusive=True, remedy=remedy)
+        super().__init__(loss, space, min_curvature)
+
+    def _full_space(self, min_curvature: float | None) -> tuple[Tensor, Array]:
+        H, p = hessian(self.loss), self.dim
+        num = min(8, p)
+        while True:
+            pairs = top_eigs(H, k=num, progress=False)
+            self.num_products += pairs.num_products
+            values = pairs.values.numpy()
+            if values[0] <= 0 and min_curvature is None:
+                received = f"is 'full' around a point whose largest curvature is {float(values[0]):.3g}"
+                remedy = (
+                    "Start from a minimum, lh.polish(objective).objective, "
+                    'or pass min_curvature= or metric="euclidean".'
+                )
+                raise ValueError(argument_message("space", received, "a bowl, for energy shells", remedy))
+            smallest = _MIN_CURVATURE * float(values[0]) if min_curvature is None else min_curvature
+            if values[-1] < smallest or num == p:
+                break
+            num = min(2 * num, p)
+        self.min_curvature = self._outside = smallest
+        above = values > smallest
+        rows = pairs.vectors.to(self.theta0.device).double()[torch.from_numpy(above).to(self.theta0.device)]
+        return (Subspace.span(rows).basis if len(rows) else rows), values[above]
+
+    def _metric_eigenvalues(self) -> Array:
+        eigenvalues = np.maximum(self.curvatures, self.min_curvature)
+        largest = float(np.abs(self.curvatures).max()) if len(self.curvatures) else self.min_curvature
+        smallest = float(eigenvalues.min()) if len(eigenvalues) else self.min_curvature
+        is_known = self.min_curvature > 0 or smallest > self.asymmetry
+        if smallest > 1e-9 * largest and is_known:
+            return eigenvalues
+        received = f"has curvatures from {largest:.3g} down to {smallest:.3g} at theta0"
+        remedy = (
+            f"Pass min_curvature={max(_MIN_CURVATURE * largest, 1e-12):.1g} (the metric's smallest curvature), "
+            'metric="euclidean", or a Subspace of eigenvectors with positive eigenvalues.'
+        )
+        raise ValueError(argument_message("space", received, "positive ones, for energy shells", remedy))
+
+    def radius_of(self, level: float) -> float:
+        return math.sqrt(2.0 * level)
+
+    def level_of(self, radius: float) -> float:
+        return 0.5 * radius**2
+
+    def bowl_gradient(self, y: Array) -> float:
+        return float(np.linalg.norm(y))  # K0 = I, but for eigenvalues below min_curvature
+
+
+def _array(v: Tensor) -> Array:
+    return np.asarray(v.cpu().numpy(), dtype=np.float64)
+
+
+SHELLS: dict[str, type[SphereShell] | type[EnergyShell]] = {"hessian": EnergyShell, "euclidean": SphereShell}

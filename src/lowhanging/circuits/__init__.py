@@ -1,12 +1,4 @@
-"""Which circuits formed, when, and whether in pairs?
-
-When each circuit formed over many runs (`births`), and the statistics of it: whether births come in pairs
-(`pairing_test`, and what it would have seen: `pairing_power`), whether one raises the rate of the next
-(`birth_intensity`), whether frequencies are related (`frequency_relations`), and whether circuits last (`survival`).
-What each circuit is worth (`ablate_circuits`, `circuit_losses` for steering), and the measures of the literature
-(`restricted_loss`, `excluded_loss`, `gradient_symmetricity`, `distance_irrelevance`). How long rules take to be learned
-(`LearningTimes`, `Competences`, `first_crossing`), and whether two circuits add their logits (`logit_sum`).
-"""
+"""Which circuits formed, when, whether in pairs, whether they last, and what each is worth."""
 
 from lowhanging.circuits.ablation import (
     CircuitAblation,
@@ -15,20 +7,17 @@ from lowhanging.circuits.ablation import (
     ablate_frequencies,
     circuit_losses,
 )
+from lowhanging.circuits.birth_gaps import birth_gaps
 from lowhanging.circuits.births import Births, births
 from lowhanging.circuits.fourier import CircleScores, circle_score, fourier_modes, key_frequencies
 from lowhanging.circuits.intensity import BirthIntensity, birth_intensity
 from lowhanging.circuits.learning_times import Competences, LearningTimes, TimesRatio, first_crossing
 from lowhanging.circuits.logit_sum import LogitSum, logit_sum
-from lowhanging.circuits.mechanism import (
-    distance_irrelevance,
-    excluded_loss,
-    gradient_symmetricity,
-    restricted_loss,
-)
+from lowhanging.circuits.mechanism import distance_irrelevance, excluded_loss, gradient_symmetricity, restricted_loss
 from lowhanging.circuits.pairing import PairingPower, PairingTest, pairing_power, pairing_test
+from lowhanging.circuits.permutation import PairCounts
 from lowhanging.circuits.relations import FrequencyRelations, frequency_relations
-from lowhanging.circuits.survival import Survival, survival
+from lowhanging.circuits.survival import Survival, clustered_survival_test, survival
 
 __all__ = [
     "BirthIntensity",
@@ -39,6 +28,7 @@ __all__ = [
     "FrequencyRelations",
     "LearningTimes",
     "LogitSum",
+    "PairCounts",
     "PairingPower",
     "PairingTest",
     "Survival",
@@ -46,10 +36,12 @@ __all__ = [
     "ablate_blocks",
     "ablate_circuits",
     "ablate_frequencies",
+    "birth_gaps",
     "birth_intensity",
     "births",
     "circle_score",
     "circuit_losses",
+    "clustered_survival_test",
     "distance_irrelevance",
     "excluded_loss",
     "first_crossing",

@@ -1,7 +1,7 @@
-"""What is each circuit worth: how much loss and accuracy go when it is taken out, alone and with others?
+"""Mean-ablation of circuits, alone and with others, and the loss and accuracy that go with them.
 
-A circle score can't say: an embedding can keep its circle while nothing reads it any more. So a circuit is ablated in
-what it hands on, by replacing that by its mean over all pairs of numbers, which leaves the rest of the network at its
+A circle score can't say what a circuit is worth: an embedding can keep its circle while nothing reads it any more. So
+what a circuit hands on is replaced by its mean over all pairs of numbers, which leaves the rest of the network at its
 usual working point. The mean is over all p^2 pairs, whatever data the loss is measured on, so that losses on train and
 test sets are of the same ablated network.
 """
@@ -91,8 +91,8 @@ class CircuitAblation(Saved):
 def ablate_circuits(
     model: nn.Module,
     data: Any,
-    circuits: Iterable[int] | None = None,
     *,
+    circuits: Iterable[int] | None = None,
     ablation: Ablation | None = None,
     progress: bool | None = None,
 ) -> CircuitAblation:
@@ -158,7 +158,7 @@ def ablate_circuits(
 
 
 def circuit_losses(
-    model: nn.Module, data: Any, circuits: Iterable[int] | None = None, *, ablation: Ablation | None = None
+    model: nn.Module, data: Any, *, circuits: Iterable[int] | None = None, ablation: Ablation | None = None
 ) -> dict[str, Objective]:
     """One objective per circuit: the loss of the network with the *other* circuits mean-ablated.
 
@@ -217,9 +217,8 @@ def ablate_blocks(model: nn.Module, inputs: Tensor, blocks: tuple[int, ...]) -> 
     """
     if not isinstance(model, ModularMLP) or not model.is_blocked:
         received = f"is {a_type(model)} without blocks"
-        raise TypeError(
-            argument_message("model", received, "a ModularMLP in blocks", "Pass ablation=ablate_frequencies.")
-        )
+        remedy = "Pass ablation=ablate_frequencies."
+        raise TypeError(argument_message("model", received, "a ModularMLP in blocks", remedy))
     table = model.embedding
     outputs = model.block_outputs(table[inputs[:, 0]] + table[inputs[:, 1]])  # (n, blocks, 2)
     for j in blocks:
@@ -276,9 +275,8 @@ def _prepared(
     private = private_copy(model, "eval", None)
     if ablation is not None and not callable(ablation):
         expected = "a function (model, inputs, ablated) -> logits"
-        raise TypeError(
-            argument_message("ablation", f"is {ablation!r}", expected, "Such as lh.circuits.ablate_blocks.")
-        )
+        remedy = "Such as lh.circuits.ablate_blocks."
+        raise TypeError(argument_message("ablation", f"is {ablation!r}", expected, remedy))
     is_blocked = isinstance(private, ModularMLP) and private.is_blocked
     ablate = ablation or (ablate_blocks if is_blocked else ablate_frequencies)
     given: Any = circuits
@@ -300,7 +298,7 @@ def _prepared(
         raise ValueError(argument_message("circuits", f"are {labels}", "different integers", remedy))
     p = getattr(private, "p", None)
     inputs, targets = read_pairs(data, p if isinstance(p, int) else None, next(private.parameters()).device)
-    # A label that isn't there, or an ablation of one's own that fails, is told now.
+    # A label that isn't there, or an ablation of one's own that fails, is refused now.
     with differentiable_kernels(private), torch.no_grad():
         checked_logits(ablate(private, inputs[:1], tuple(labels)), targets[:1])
     return private, labels, ablate, inputs, targets

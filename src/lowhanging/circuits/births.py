@@ -1,11 +1,9 @@
-"""When did each circuit form, and did it last?
+"""The time at which each circuit of many runs formed, and whether it lasted.
 
 A circuit is born at the first log from which its score stays at or above the threshold for `sustain` logs in a row: a
 score that wavers around the threshold would otherwise be born many times, and a spike of an unstable step would count.
 Times are the steps of the logs themselves, not interpolated between them: the score of a forming circle is no line, and
-a time that looks finer than the logs would promise what nobody measured. What is asked of births afterwards stands in
-`pairing.py` (do they come in pairs), `intensity.py` (does one raise the odds of the next), `relations.py` (are their
-frequencies related) and `lifetimes.py` (do circuits last).
+a time that looks finer than the logs would promise what was not measured.
 """
 
 from __future__ import annotations
@@ -23,15 +21,11 @@ from lowhanging.io import Saved
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Births(Saved):
-    """The first sustained crossing of each block of each seed: when, how fast, of which frequency, and for how long."""
+    """The first sustained crossing of each block of each seed."""
 
     step: Tensor  # (seeds, blocks) float64, step of the log of birth; inf where no circuit formed
-    death: (
-        Tensor  # (seeds, blocks) float64, first log after birth from which it is below for `sustain` logs; inf if none
-    )
-    rise_time: (
-        Tensor  # (seeds, blocks) float64, steps from the last log at half the threshold or below to birth; or nan
-    )
+    death: Tensor  # (seeds, blocks) float64, first log after birth below the threshold for `sustain` logs; inf if none
+    rise_time: Tensor  # (seeds, blocks) float64, steps from the last log at half the threshold or below to birth; nan
     survived: Tensor  # (seeds, blocks) bool, formed, and at or above the threshold at the last log
     is_left_censored: Tensor  # (seeds, blocks) bool, born at the first log: it formed before anyone looked
     frequency: Tensor | None  # (seeds, blocks) int64 at birth, -1 where no circuit formed
@@ -77,9 +71,9 @@ class Births(Saved):
 
 
 def births(
-    scores: Any, steps: Any, threshold: float = 0.75, sustain: int = 5, *, frequency: Any | None = None
+    scores: Any, steps: Any, *, threshold: float = 0.75, sustain: int = 5, frequency: Any | None = None
 ) -> Births:
-    r"""When each circuit formed, over the logs of many runs.
+    r"""Times at which circuits formed, from the logs of many runs.
 
     With s_i the score of one block at log i (of n), and m = `sustain`:
 
@@ -120,9 +114,8 @@ def births(
     if bool((np.diff(times) <= 0).any()):
         at = int((np.diff(times) <= 0).argmax()) + 1
         received = f"has {times[at]:g} after {times[at - 1]:g} at index {at}"
-        raise ValueError(
-            argument_message("steps", received, "strictly ascending steps", "Sort the logs and drop repeated ones.")
-        )
+        remedy = "Sort the logs and drop repeated ones."
+        raise ValueError(argument_message("steps", received, "strictly ascending steps", remedy))
     threshold = check_real("threshold", threshold, minimum=0.0, exclusive=True, remedy="Circle scores use .75.")
     sustain = check_count("sustain", sustain, maximum=num_logs, remedy="It is counted in logs, not in steps.")
 
@@ -138,16 +131,11 @@ def births(
     rise = np.where(is_formed & ~is_left_censored, padded[birth] - times[start], np.nan)
     found = _frequency_at(frequency, birth, values.shape) if frequency is not None else None
     return Births(
-        step=torch.from_numpy(padded[birth]),
-        death=torch.from_numpy(padded[death]),
-        rise_time=torch.from_numpy(rise),
-        survived=torch.from_numpy(is_formed & above[:, -1]),
-        is_left_censored=torch.from_numpy(is_left_censored),
-        frequency=found,
-        steps=torch.from_numpy(times),
-        threshold=threshold,
-        sustain=sustain,
-    )
+        step=torch.from_numpy(padded[birth]), death=torch.from_numpy(padded[death]),
+        rise_time=torch.from_numpy(rise), survived=torch.from_numpy(is_formed & above[:, -1]),
+        is_left_censored=torch.from_numpy(is_left_censored), frequency=found, steps=torch.from_numpy(times),
+        threshold=threshold, sustain=sustain,
+    )  # fmt: skip
 
 
 def check_births(found: Any) -> Births:
@@ -194,10 +182,11 @@ def _numbers(argument: str, value: Any, ndim: int, shape: str, *, remedy: str) -
     if tensor.is_complex():
         raise TypeError(argument_message(argument, f"has dtype {tensor.dtype}", "real numbers", remedy))
     if tensor.ndim != ndim or tensor.numel() == 0:
-        way_out = {
+        remedies = {
             ndim - 1: f"Of one run, pass {argument}[None].",
             ndim + 1: "Of embeddings, pass lh.circuits.circle_score(embeddings).score.",
-        }.get(tensor.ndim, "See the shape of circle_score(embeddings).score.")
-        raise ValueError(argument_message(argument, f"has shape {tuple(tensor.shape)}", shape, way_out))
+        }
+        remedy = remedies.get(tensor.ndim, "See the shape of circle_score(embeddings).score.")
+        raise ValueError(argument_message(argument, f"has shape {tuple(tensor.shape)}", shape, remedy))
     check_finite(argument, tensor, remedy=remedy)
     return np.array(tensor.to(torch.float64).numpy())

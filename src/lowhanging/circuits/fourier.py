@@ -1,4 +1,4 @@
-"""Which frequencies does an embedding of the numbers modulo p hold, and how circular is each of its planes?
+"""Frequencies in an embedding of the numbers modulo p, and how circular each of its planes is.
 
 A Fourier circuit for a + b mod p embeds a as (cos(2 pi f a / p), sin(2 pi f a / p)), a circle walked f times. In an
 embedding cut into planes each plane is tested for being such a circle, by one complex Fourier transform of x + i y;
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowhanging.errors import argument_message, check_count, check_finite, check_real
+from lowhanging.errors import argument_message, check_finite, check_real
 from lowhanging.io import Saved
 
 
@@ -32,8 +32,8 @@ class CircleScores(Saved):
         return f"CircleScores({tuple(self.score.shape)} blocks, {circles} with a score of at least 0.75)"
 
 
-def circle_score(embedding: Tensor, block: int = 2) -> CircleScores:
-    r"""Score every plane of an embedding: how much of it is one circle, walked at one frequency?
+def circle_score(embedding: Tensor) -> CircleScores:
+    r"""Share of each plane of an embedding that is one circle, walked at one frequency.
 
     With z_a = x_a + i y_a, without its mean, and Z_f = sum_a z_a exp(-2 pi i f a / p), the score is
     max_f |Z_f|^2 / sum_f |Z_f|^2 over f = 1 ... p - 1. It is unchanged by shift, scale, rotation and reflection;
@@ -52,13 +52,12 @@ def circle_score(embedding: Tensor, block: int = 2) -> CircleScores:
     Args:
         embedding: (..., p, d), a row per number 0 ... p - 1, such as `model.embedding` or a snapshot (s, logs, p, d).
             Leave rows of other tokens out: `model.embedding[:p]` of a transformer.
-        block: numbers per plane; only 2 makes planes.
 
     Returns:
         CircleScores, each field (..., d / 2). A constant block scores 0 at frequency 0.
 
     Raises:
-        ValueError, TypeError: an odd d, p below 3, NaN or inf, another block than 2.
+        ValueError, TypeError: an odd d, p below 3, NaN or inf.
 
     Cost:
         O(p log p) per block.
@@ -66,7 +65,6 @@ def circle_score(embedding: Tensor, block: int = 2) -> CircleScores:
     Source:
         Parseval's identity: the ellipse cos t + i r sin t is ((1 + r) e^{it} + (1 - r) e^{-it}) / 2.
     """
-    check_count("block", block, minimum=2, maximum=2, remedy="A circle lies in a plane: block=2.")
     rows = _embedding(embedding)
     p, width = rows.shape[-2:]
     if width % 2:
@@ -91,13 +89,11 @@ def circle_score(embedding: Tensor, block: int = 2) -> CircleScores:
     is_line = (best - opposite).abs() <= 1e-9 * best
     zero, none = torch.zeros_like(score), torch.zeros_like(signed)
     return CircleScores(
-        score=torch.where(is_flat, zero, score),
-        concentration=torch.where(is_flat, zero, concentration),
+        score=torch.where(is_flat, zero, score), concentration=torch.where(is_flat, zero, concentration),
         circularity=torch.where(is_flat, zero, score / concentration),
         frequency=torch.where(is_flat, none, torch.minimum(signed, p - signed)),
-        handedness=torch.where(is_flat | is_line, none, handedness),
-        rms=(z.abs().square().mean(-2)).sqrt(),
-    )
+        handedness=torch.where(is_flat | is_line, none, handedness), rms=(z.abs().square().mean(-2)).sqrt(),
+    )  # fmt: skip
 
 
 def fourier_modes(embedding: Tensor) -> Tensor:

@@ -1,11 +1,10 @@
-"""How long do many seeds take to learn, when some never do within their budget?
+"""Times that many seeds take to learn, some of which never do within their budget.
 
-A run that ends before the rule is learned is censored: its time is infinite, which keeps its rank, and it is never
-dropped. So medians, ratios of medians and counts are asked for, no means; a comparison of two runs of which neither
-learned is no win of either, and where the faster rule's median is infinite its ratio counts as 0: whatever is not
-known speaks against the claim that the other one is slower. Whether the ratio grows is another question, for which an
-infinite ratio at the last size would speak *for* what nobody saw: there a censored time counts as its budget, so that
-the growth is a lower bound. Times are the steps of the logs themselves, as those of births are.
+A run that ends before the rule is learned is censored: its time is infinite, which keeps its order among the others,
+and it is never dropped. So there are medians, ratios of medians and counts, no means. Whatever is not known speaks
+against the claim that one rule is slower: a comparison of two runs of which neither learned is no win of either, and
+where the faster rule's median is infinite the ratio counts as 0. For the growth of that ratio a censored time counts as
+its budget, so that the growth is a lower bound.
 """
 
 from __future__ import annotations
@@ -19,11 +18,9 @@ from torch import Tensor
 from lowhanging.errors import argument_message, check_choice, check_count
 from lowhanging.io import Saved
 
-_LEVEL = 0.05  # of every interval
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TimesRatio:
+class TimesRatio(Saved):
     """Median time of the slow rule over that of the fast one, at each size, with 95 % intervals over seeds."""
 
     ratio: Tensor  # (k,) float64
@@ -68,21 +65,17 @@ class LearningTimes(Saved):
 
     def interval(self, name: str) -> Tensor:
         """(k, 2) 95 % interval of the median, from order statistics; (0, inf) for fewer than six seeds."""
-        from scipy.stats import binom  # half a second, not at every import
+        from scipy.stats import quantile_test  # half a second, not at every import
 
-        rows = self._rows(name).sort(dim=1).values
-        num = rows.shape[1]
-        below = int(binom.ppf(_LEVEL / 2, num, 0.5))  # P(fewer than `below` of the seeds lie under the median) <= 2.5 %
-        if below == 0:
-            return torch.tensor([[0.0, torch.inf]] * len(rows), dtype=torch.float64)
-        return torch.stack([rows[:, below - 1], rows[:, num - below]], dim=1)
+        ends = [quantile_test(row, p=0.5).confidence_interval(0.95) for row in self._rows(name).numpy()]
+        return torch.from_numpy(np.where(np.isnan(ends), (0.0, np.inf), ends))
 
     def num_never(self, name: str) -> Tensor:
         """(k,) seeds that had not learned a rule within its budget."""
         return torch.isinf(self._rows(name)).sum(1)
 
-    def ratio(self, slow: str, fast: str, *, num_draws: int = 4000, seed: int = 0) -> TimesRatio:
-        """Is one rule learned later than another, and by what factor?
+    def ratio(self, slow: str, fast: str, *, num_resamples: int = 4000, seed: int = 0) -> TimesRatio:
+        """Factor by which one rule is learned later than another.
 
         The growth of the factor is never overestimated by what was not seen. A seed that had not learned the slow rule
         at the last size counts with its budget there, less than the time it would have taken. Where the factor of the
@@ -93,7 +86,7 @@ class LearningTimes(Saved):
         Args:
             slow: name of the rule whose time is the numerator.
             fast: name of the other.
-            num_draws: samples of seeds with replacement.
+            num_resamples: samples of seeds with replacement.
             seed: of the samples.
 
         Returns:
@@ -101,10 +94,11 @@ class LearningTimes(Saved):
         """
         from scipy.stats import binomtest
 
-        num_draws = check_count("num_draws", num_draws, minimum=100, remedy="Pass a number of samples, such as 4000.")
+        remedy = "Pass a number of samples, such as 4000."
+        check_count("num_resamples", num_resamples, minimum=100, remedy=remedy)
         above, below = self._rows(slow), self._rows(fast)
         num = above.shape[1]
-        drawn = torch.from_numpy(np.random.default_rng(seed).integers(num, size=(num_draws, num)))
+        drawn = torch.from_numpy(np.random.default_rng(seed).integers(num, size=(num_resamples, num)))
         sampled = _ratio_of_medians(above[:, drawn], below[:, drawn])  # (k, draws, seeds) each -> (k, draws)
         ratio = _ratio_of_medians(above, below)
         budget = self.budgets[slow][-1].double()
@@ -113,15 +107,11 @@ class LearningTimes(Saved):
         later = (above > below).sum(1)
         p_values = [binomtest(count, num, 0.5, alternative="greater").pvalue for count in later.tolist()]
         return TimesRatio(
-            ratio=ratio,
-            interval=_quantiles(sampled),
-            num_later=later,
-            num_seeds=num,
+            ratio=ratio, interval=_quantiles(sampled), num_later=later, num_seeds=num,
             p_value=torch.tensor(p_values, dtype=torch.float64),
             growth=float(_growth(_ratio_of_medians(known, below[-1])[None], ratio[:1])),
-            growth_interval=_quantiles(growth),
-            is_growth_bound=bool(torch.isinf(self.median(slow)[-1])),
-        )
+            growth_interval=_quantiles(growth), is_growth_bound=bool(torch.isinf(self.median(slow)[-1])),
+        )  # fmt: skip
 
     def _rows(self, name: str) -> Tensor:
         check_choice("name", name, tuple(self.times))
@@ -149,10 +139,10 @@ class Competences(Saved):
     def crossing(self, name: str, share: float) -> Tensor:
         """(seeds,) time of the first log at which a share of the way is done; inf where it never is."""
         check_choice("name", name, tuple(self.progress))
-        return first_crossing(self.times, self.progress[name], share, is_rising=True)
+        return first_crossing(self.times, self.progress[name], threshold=share, is_rising=True)
 
 
-def first_crossing(steps: Tensor, rows: Tensor, threshold: float, *, is_rising: bool = False) -> Tensor:
+def first_crossing(steps: Tensor, rows: Tensor, *, threshold: float, is_rising: bool = False) -> Tensor:
     """The step of the first log at which each row is at or beyond a threshold; inf where none is.
 
     Args:
@@ -169,33 +159,26 @@ def first_crossing(steps: Tensor, rows: Tensor, threshold: float, *, is_rising: 
     """
     if rows.ndim != 2 or tuple(steps.shape) != (rows.shape[1],):
         received = f"has shape {tuple(rows.shape)} for steps of shape {tuple(steps.shape)}"
-        raise ValueError(
-            argument_message("rows", received, "(seeds, logs) for (logs,)", "Pass run.losses[name], run.steps.")
-        )
+        remedy = "Pass run.losses[name], run.steps."
+        raise ValueError(argument_message("rows", received, "(seeds, logs) for (logs,)", remedy))
     is_beyond = rows >= threshold if is_rising else rows <= threshold  # (seeds, logs)
     times = torch.where(is_beyond, steps.double(), torch.inf)
     return times.min(dim=1).values
 
 
 def _ratio_of_medians(slow: Tensor, fast: Tensor) -> Tensor:
-    """Over the last axis, seeds."""
+    """Over the last axis, seeds; 0 where the denominator is infinite, inf where it is 0."""
     middle = slow.shape[-1] // 2
-    return _over(slow.sort(dim=-1).values[..., middle], fast.sort(dim=-1).values[..., middle])
-
-
-def _over(above: Tensor, below: Tensor) -> Tensor:
-    """Quotient; 0 where the denominator is infinite, inf where it is 0."""
-    quotient = above / below
-    return torch.where(torch.isinf(below), torch.zeros_like(quotient), quotient.nan_to_num(nan=0.0, posinf=torch.inf))
+    above, below = (rows.sort(dim=-1).values[..., middle] for rows in (slow, fast))
+    return torch.where(torch.isinf(below), 0.0, (above / below).nan_to_num(nan=0.0, posinf=torch.inf))
 
 
 def _growth(last: Tensor, first: Tensor) -> Tensor:
     """Quotient of ratios; 0 where the first one is not known."""
-    is_known = torch.isfinite(first) & (first > 0)
-    return torch.where(is_known, last / first, torch.zeros_like(last))
+    return torch.where(torch.isfinite(first) & (first > 0), last / first, 0.0)
 
 
 def _quantiles(samples: Tensor) -> Tensor:
     """(..., 2) ends of the middle 95 % of (..., draws), each one of the samples: some may be infinite."""
-    ends = np.quantile(samples.numpy(), [_LEVEL / 2, 1 - _LEVEL / 2], axis=-1, method="inverted_cdf")
+    ends = np.quantile(samples.numpy(), [0.025, 0.975], axis=-1, method="inverted_cdf")
     return torch.from_numpy(ends).movedim(0, -1)

@@ -1,25 +1,20 @@
-"""Which way of combining the answers to two cues comes nearest to the answers to both: adding logits, or averaging?
+"""Sums of the logits on single cues, and averages of their probabilities, as explanations of the answers to both.
 
-With z_i the logits on cue i alone, the answers are combined in one of two ways, and then shifted by class:
+The share of variance comes from least squares on one half of the examples, judged on the other: mixed_ic = alpha_c +
+beta_1 first_ic + beta_2 second_ic, one slope per cue for all classes and an intercept per class, each example's mean
+over classes taken off (softmax does not see it). Two cues with one label resemble each other for no better reason than
+the label, so that any two examples of it would explain much of the variance. So the fit is repeated *within labels*,
+with an intercept per class and label, and held against cues of other examples of the same label. That both cues are
+combined is shown by what each adds to the other (`unique`), not by the share of both.
+
+Whether logits are added or probabilities averaged is compared in nats, with equal freedom, z_i the logits on cue i:
 
     added:     q = softmax(alpha + beta_1 z_1 + beta_2 z_2), or
     averaged:  q ~ exp(alpha) (w softmax(beta_1 z_1) + (1 - w) softmax(beta_2 z_2)).
 
-Both have a slope (an inverse temperature) per cue and a bias per class, and the average has its weight besides: what
-the sum wins by, it does not win by its parameters. Both are fitted by the same criterion, the mean KL divergence
-KL(mixed || q) over one half of the examples, and judged on the other half; then the halves change places, and every
-example is judged once. The plain ones have nothing fitted: slopes 1, no biases, w = 1/2.
-
-Are the logits on inputs with two cues a sum of the logits on each cue alone?
-
-Fitted on one half of the examples and judged on the other: mixed_ic = alpha_c + beta_1 first_ic + beta_2 second_ic,
-one slope per cue for all classes and an intercept per class, each example's mean over classes taken off (softmax does
-not see it). Two cues with the same label resemble each other for no better reason than the label, so that much of the
-variance would be explained by any two examples of that label. So the fit is repeated *within labels*, with an intercept
-per class and label, and held against cues of other examples of the same label. Most of a share may be explained by one
-cue alone: that both are combined is shown by what each adds to the other (`unique`), not by the share of both.
-
-Whether logits are added or probabilities averaged is asked in nats, with equal freedom: see `combined_answers.py`.
+Both have a slope per cue and a bias per class, and the average has its weight besides: what the sum wins by, it does
+not win by its parameters. Both are fitted to the least mean KL(mixed || q) over one half of the examples and judged on
+the other; then the halves change roles. The plain ones have nothing fitted: slopes 1, no biases, w = 1/2.
 """
 
 from __future__ import annotations
@@ -27,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.optimize
@@ -37,122 +32,27 @@ from torch import Tensor
 from lowhanging.errors import NotConvergedError, a_type, argument_message, check_count, check_finite
 from lowhanging.io import Saved
 
+RESERVED = {"both", "logits", "probabilities"}  # keys of results, which no cue may have as its name
 _TOLERANCE = 1e-5  # largest derivative of the mean KL divergence, in nats per unit of a parameter
 _LEASH = 1e-6  # times half the squared distance from the plain one: a fit that is best at infinity has an end, too
 _LOG_ODDS = (0.0, -3.0, 3.0)  # log(w / (1 - w)) that a fit of the average starts from
-
-Answer = Callable[[Tensor, list[Tensor]], Tensor]  # (parameters, logits of each cue) -> (n, c) log probabilities
-
-
-class Divergences(NamedTuple):
-    """KL divergence of every example from the mixed answer to each prediction of it, in nats."""
-
-    fitted: dict[str, Tensor]  # (n,) each; "logits", "probabilities", and the name of each cue for that one alone
-    num_free: dict[str, int]  # free parameters of each
-    plain: dict[str, Tensor]  # (n,) each; "logits", "probabilities"
-
-
-def added(values: Tensor, rows: list[Tensor]) -> Tensor:
-    """Log probabilities (n, c) of a sum of logits: a slope for each cue, then a bias per class."""
-    slopes, biases = values[: len(rows)], values[len(rows) :]
-    weighted = torch.stack([slope * row for slope, row in zip(slopes, rows, strict=True)])  # (cues, n, c)
-    return (biases + weighted.sum(0)).log_softmax(1)
-
-
-def averaged(values: Tensor, rows: list[Tensor]) -> Tensor:
-    """Log probabilities (n, c) of an average: a slope for each cue, a bias per class, the log odds of the weight."""
-    slopes, biases, log_odds = values[:2], values[2:-1], values[-1]
-    first, second = ((slope * row).log_softmax(1) for slope, row in zip(slopes, rows, strict=True))
-    log_weights = torch.nn.functional.logsigmoid(torch.stack([log_odds, -log_odds]))
-    return (biases + torch.logaddexp(log_weights[0] + first, log_weights[1] + second)).log_softmax(1)
-
-
-def divergences(
-    mixed: Tensor, cues: Sequence[Tensor], names: Sequence[str], halves: tuple[Tensor, Tensor]
-) -> Divergences:
-    """How near each way comes, each example judged by the fit to the half that it is not in.
-
-    Args:
-        mixed: (n, c) logits with both cues, float64.
-        cues: two (n, c) logits with one cue alone.
-        names: of the two cues.
-        halves: two index tensors, which share out the n examples.
-
-    Raises:
-        NotConvergedError: a fit that did not reach a stationary point.
-    """
-    truth, num_classes = mixed.log_softmax(1), mixed.shape[1]
-    no_biases = np.zeros(num_classes)
-    models: dict[str, tuple[Answer, list[int], np.ndarray]] = {  # what it is, of which cues, its plain parameters
-        "logits": (added, [0, 1], np.concatenate([[1.0, 1.0], no_biases])),
-        "probabilities": (averaged, [0, 1], np.concatenate([[1.0, 1.0], no_biases, [0.0]])),
-        names[0]: (added, [0], np.concatenate([[1.0], no_biases])),
-        names[1]: (added, [1], np.concatenate([[1.0], no_biases])),
-    }
-    fitted, plain = {}, {}
-    for key, (model, which, start) in models.items():
-        rows = [cues[i] for i in which]
-        plain[key] = divergence(truth, model(torch.from_numpy(start), rows))
-        fitted[key] = torch.empty_like(plain[key])
-        for fitted_on, judged_on in (halves, halves[::-1]):
-            best = _best(model, truth[fitted_on], [row[fitted_on] for row in rows], start, key)
-            log_q = model(torch.from_numpy(best), [row[judged_on] for row in rows])
-            fitted[key][judged_on] = divergence(truth[judged_on], log_q)
-    # One more for all biases changes nothing: c - 1 of them are free.
-    num_free = {key: len(start) - 1 for key, (_, _, start) in models.items()}
-    return Divergences(fitted, num_free, {key: plain[key] for key in ("logits", "probabilities")})
-
-
-def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL divergence (n,): the sum over classes of p (log p - log q)."""
-    return (log_p.exp() * (log_p - log_q)).sum(1)
-
-
-def _best(model: Answer, truth: Tensor, rows: list[Tensor], plain: np.ndarray, name: str) -> np.ndarray:
-    """The parameters of least mean divergence: a sum has one minimum, an average may have several, hence the starts."""
-
-    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
-        x = torch.from_numpy(values).requires_grad_()
-        with torch.enable_grad():
-            value = divergence(truth, model(x, rows)).mean()
-            value = value + _LEASH / 2 * (x - torch.from_numpy(plain)).square().sum()
-        (gradient,) = torch.autograd.grad(value, x)
-        return float(value.detach()), gradient.numpy()
-
-    starts = [plain] if model is added else [np.append(plain[:-1], log_odds) for log_odds in _LOG_ODDS]
-    fits = [
-        scipy.optimize.minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-7, "maxiter": 1000})
-        for start in starts
-    ]
-    best = min(fits, key=lambda fit: float(fit.fun) if np.isfinite(fit.fun) else np.inf)
-    steepest = float(np.abs(best.jac).max())
-    if not steepest <= _TOLERANCE:
-        raise NotConvergedError(
-            f"the fit of {name!r} stopped with a derivative of {steepest:.1e} nats, more than {_TOLERANCE:.0e}.\n"
-            "Divide the logits by a number that brings them to the order of 1: a slope is fitted anyway.",
-            best.x,
-        )
-    return np.asarray(best.x)
-
-
-RESERVED = {"both", "logits", "probabilities"}  # keys of results, which no cue may have as its name
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LogitSum(Saved):
     """Shares of the mixed logits' variance that the logits on single cues explain, on examples that were held out.
 
-    A share is 1 - (squared error of the fit) / (squared error of its intercepts alone): 0 if the cues tell nothing
+    A share is 1 - (squared error of the fit) / (squared error of its intercepts alone): 0 if the cues say nothing
     more, negative if they mislead. Keys: "both", and the name of each cue for a fit with that one alone.
 
     Attributes:
         shares: key -> share with an intercept per class.
         within: key -> share with an intercept per class and label: of what the label leaves open.
-        intervals, within_intervals: 95 %, bootstrap over the held-out examples.
+        intervals, within_intervals: 95 %, percentile bootstrap over the held-out examples.
         unique: cue -> both minus the fit without it, within labels; with `unique_intervals`.
         slopes: cue -> beta of the fit with both, within labels.
-        same_label, other_label: share of "both" after the cues were dealt out anew among examples of one label, or of
-            all labels; `same_label_within` within labels.
+        same_label, other_label: share of "both" with the cues of other examples of the same label, or of any;
+            `same_label_within` within labels.
         divergence: mean KL divergence (nats) from the softmax of the mixed logits to that of a fitted sum ("logits"),
             to a fitted average of the two cues' probabilities ("probabilities"), and to each cue alone. All are fitted
             by this divergence with a slope per cue and a bias per class, the average with a weight too, on one half of
@@ -193,27 +93,26 @@ class LogitSum(Saved):
 
 
 def logit_sum(
-    mixed: Tensor, cues: Mapping[str, Tensor], labels: Tensor, *, num_draws: int = 2000, seed: int = 0
+    mixed: Tensor, cues: Mapping[str, Tensor], *, labels: Tensor, num_resamples: int = 2000, seed: int = 0
 ) -> LogitSum:
-    """How much of the logits on both cues is the sum of the logits on each.
+    """Share of the logits on both cues that is the sum of the logits on each.
 
     Args:
         mixed: (n, c) logits on inputs with both cues.
         cues: two names -> (n, c) logits on the inputs with that cue alone; row i is example i in all three.
         labels: (n,) class of each example, 0 to c - 1.
-        num_draws: bootstrap samples of the held-out examples.
-        seed: of the halves, the dealing out and the samples.
+        num_resamples: of each bootstrap (percentile).
+        seed: of the halves, the cues of other examples and the bootstraps; the global random state is not used.
 
     Returns:
         LogitSum.
 
     Raises:
-        ValueError, TypeError: shapes that differ, other than two cues, NaN, or a label with fewer than two examples
-            in either half.
+        ValueError, TypeError: shapes that differ, other than two cues, NaN, or a label with fewer than four examples.
         NotConvergedError: a fit that did not reach a stationary point.
     """
     names, tensors = _checked(mixed, cues, labels)
-    num_draws = check_count("num_draws", num_draws, minimum=100, remedy="Pass a number of samples, such as 2000.")
+    check_count("num_resamples", num_resamples, minimum=100, remedy="Pass a number of samples, such as 2000.")
     generator = torch.Generator().manual_seed(check_count("seed", seed, minimum=0, remedy="Any non-negative integer."))
     fitted_on, judged_on = _halves(labels, mixed.shape[1], generator)
     target, parts = tensors[0], tensors[1:]
@@ -225,37 +124,135 @@ def logit_sum(
             name: _fit(target, [dealt[i] for i in which], groups, fitted_on, judged_on) for name, which in sets.items()
         }
 
-    rng = np.random.default_rng(seed)
-    drawn = torch.from_numpy(rng.integers(len(judged_on), size=(num_draws, len(judged_on))))
+    def interval(statistic: Callable[..., Any], *rows: Tensor) -> Tensor:
+        """(2,) 95 %, percentile bootstrap over examples; the same seed draws the same examples for every statistic."""
+        from scipy.stats import bootstrap  # half a second, not at every import
+
+        rng, arrays = np.random.default_rng(seed), [row.numpy() for row in rows]
+        found = bootstrap(
+            arrays, statistic, paired=True, vectorized=True, n_resamples=num_resamples, batch=100,
+            method="percentile", rng=rng,
+        )  # fmt: skip
+        return torch.tensor([*found.confidence_interval], dtype=torch.float64)
+
+    def gain(nats: Mapping[str, Tensor]) -> Tensor:
+        """(3,) how much farther the average of probabilities is than the sum of logits, with its interval."""
+        more = nats["probabilities"] - nats["logits"]  # (n,)
+        return torch.cat([more.mean()[None], interval(np.mean, more)])
+
     overall, within = fits(False, parts), fits(True, parts)
-    samples = {name: _share(fit.error[drawn], fit.baseline[drawn]) for name, fit in within.items()}
-    unique = {name: (within["both"].share - within[other].share, samples["both"] - samples[other])
-              for name, other in (names, names[::-1])}  # fmt: skip
-    same = [part[_dealt_out(labels, generator)] for part in parts]
+    both, alone = within["both"], {name: within[other] for name, other in (names, names[::-1])}  # without that cue
+    same = [part[_other_example(labels, generator)] for part in parts]
     anyone = [part[torch.randperm(len(labels), generator=generator)] for part in parts]
     nats = divergences(target, parts, names, (fitted_on, judged_on))
-    redrawn = torch.from_numpy(rng.integers(len(target), size=(num_draws, len(target))))
     return LogitSum(
         shares={name: fit.share for name, fit in overall.items()},
-        intervals={name: _ends(_share(fit.error[drawn], fit.baseline[drawn])) for name, fit in overall.items()},
+        intervals={name: interval(_share, fit.error, fit.baseline) for name, fit in overall.items()},
         within={name: fit.share for name, fit in within.items()},
-        within_intervals={name: _ends(values) for name, values in samples.items()},
-        unique={name: value for name, (value, _) in unique.items()},
-        unique_intervals={name: _ends(values) for name, (_, values) in unique.items()},
-        slopes=dict(zip(names, within["both"].slopes.tolist(), strict=True)),
+        within_intervals={name: interval(_share, fit.error, fit.baseline) for name, fit in within.items()},
+        unique={name: both.share - fit.share for name, fit in alone.items()},
+        unique_intervals={
+            name: interval(_share_gained, both.error, both.baseline, fit.error, fit.baseline)
+            for name, fit in alone.items()
+        },
+        slopes=dict(zip(names, both.slopes.tolist(), strict=True)),
         same_label=fits(False, same)["both"].share,
         same_label_within=fits(True, same)["both"].share,
         other_label=fits(False, anyone)["both"].share,
         divergence={name: float(values.mean()) for name, values in nats.fitted.items()},
         num_free=nats.num_free,
-        divergence_gain=_gain(nats.fitted, redrawn),
+        divergence_gain=gain(nats.fitted),
         plain_divergence={name: float(values.mean()) for name, values in nats.plain.items()},
-        plain_gain=_gain(nats.plain, redrawn),
+        plain_gain=gain(nats.plain),
         cross_entropy=_cross_entropies(target, parts, labels),
         predicted=overall["both"].predicted,
         observed=target[judged_on],
         labels=labels[judged_on].clone(),
     )
+
+
+Combination = Callable[[Tensor, list[Tensor]], Tensor]  # (parameters, logits of each cue) -> (n, c) log probabilities
+
+
+class Divergences(NamedTuple):
+    """KL divergence of every example from the softmax of the mixed logits to each prediction of it, in nats."""
+
+    fitted: dict[str, Tensor]  # (n,) each; "logits", "probabilities", and the name of each cue for that one alone
+    num_free: dict[str, int]  # free parameters of each
+    plain: dict[str, Tensor]  # (n,) each; "logits", "probabilities"
+
+
+def added(values: Tensor, rows: list[Tensor]) -> Tensor:
+    """Log probabilities (n, c) of a sum of logits: a slope for each cue, then a bias per class."""
+    slopes, biases = values[: len(rows)], values[len(rows) :]
+    weighted = torch.stack([slope * row for slope, row in zip(slopes, rows, strict=True)])  # (cues, n, c)
+    return (biases + weighted.sum(0)).log_softmax(1)
+
+
+def averaged(values: Tensor, rows: list[Tensor]) -> Tensor:
+    """Log probabilities (n, c) of an average: a slope for each cue, a bias per class, the log odds of the weight."""
+    slopes, biases, log_odds = values[:2], values[2:-1], values[-1]
+    first, second = ((slope * row).log_softmax(1) for slope, row in zip(slopes, rows, strict=True))
+    log_weights = torch.nn.functional.logsigmoid(torch.stack([log_odds, -log_odds]))
+    return (biases + torch.logaddexp(log_weights[0] + first, log_weights[1] + second)).log_softmax(1)
+
+
+def divergences(
+    mixed: Tensor, cues: Sequence[Tensor], names: Sequence[str], halves: tuple[Tensor, Tensor]
+) -> Divergences:
+    """Of mixed (n, c) from two cues (n, c); each example is judged by the fit to the half that it is not in."""
+    truth, num_classes = mixed.log_softmax(1), mixed.shape[1]
+    no_biases = np.zeros(num_classes)
+    models: dict[str, tuple[Combination, list[int], np.ndarray]] = {  # what it is, of which cues, its plain parameters
+        "logits": (added, [0, 1], np.concatenate([[1.0, 1.0], no_biases])),
+        "probabilities": (averaged, [0, 1], np.concatenate([[1.0, 1.0], no_biases, [0.0]])),
+        names[0]: (added, [0], np.concatenate([[1.0], no_biases])),
+        names[1]: (added, [1], np.concatenate([[1.0], no_biases])),
+    }
+    fitted, plain = {}, {}
+    for key, (model, which, start) in models.items():
+        rows = [cues[i] for i in which]
+        plain[key] = divergence(truth, model(torch.from_numpy(start), rows))
+        fitted[key] = torch.empty_like(plain[key])
+        for fitted_on, judged_on in (halves, halves[::-1]):
+            best = _best(model, truth[fitted_on], [row[fitted_on] for row in rows], start, key)
+            log_q = model(torch.from_numpy(best), [row[judged_on] for row in rows])
+            fitted[key][judged_on] = divergence(truth[judged_on], log_q)
+    # One more for all biases changes nothing: c - 1 of them are free.
+    num_free = {key: len(start) - 1 for key, (_, _, start) in models.items()}
+    return Divergences(fitted, num_free, {key: plain[key] for key in ("logits", "probabilities")})
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL divergence (n,): the sum over classes of p (log p - log q)."""
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def _best(model: Combination, truth: Tensor, rows: list[Tensor], plain: np.ndarray, name: str) -> np.ndarray:
+    """The parameters of least mean divergence: a sum has one minimum, an average may have several, hence the starts."""
+
+    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
+        x = torch.from_numpy(values).requires_grad_()
+        with torch.enable_grad():
+            value = divergence(truth, model(x, rows)).mean()
+            value = value + _LEASH / 2 * (x - torch.from_numpy(plain)).square().sum()
+        (gradient,) = torch.autograd.grad(value, x)
+        return float(value.detach()), gradient.numpy()
+
+    starts = [plain] if model is added else [np.append(plain[:-1], log_odds) for log_odds in _LOG_ODDS]
+    fits = [
+        scipy.optimize.minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-7, "maxiter": 1000})
+        for start in starts
+    ]
+    best = min(fits, key=lambda fit: float(fit.fun) if np.isfinite(fit.fun) else np.inf)
+    steepest = float(np.abs(best.jac).max())
+    if not steepest <= _TOLERANCE:
+        raise NotConvergedError(
+            f"the fit of {name!r} stopped with a derivative of {steepest:.1e} nats, more than {_TOLERANCE:.0e}.\n"
+            "Divide the logits by a number that brings them to the order of 1: a slope is fitted anyway.",
+            best.x,
+        )
+    return np.asarray(best.x)
 
 
 class _Fit(NamedTuple):
@@ -287,27 +284,21 @@ def _fit(target: Tensor, parts: list[Tensor], groups: Tensor, fitted_on: Tensor,
     return _Fit(slopes, predicted, (rest - explained).square().sum(1), rest.square().sum(1))
 
 
-def _gain(nats: Mapping[str, Tensor], drawn: Tensor) -> Tensor:
-    """(3,) how much farther the average of probabilities is than the sum of logits, with its interval."""
-    gain = nats["probabilities"] - nats["logits"]  # (n,)
-    return torch.cat([gain.mean()[None], _ends(gain[drawn].mean(1))])
-
-
 def _cross_entropies(target: Tensor, parts: list[Tensor], labels: Tensor) -> dict[str, float]:
-    """Of the mixed answers, of the plain sum, and of the plain average."""
+    """Of the mixed logits, of the plain sum, and of the plain average."""
     first, second = (part.log_softmax(1) for part in parts)
-    answers = {"mixed": target.log_softmax(1), "logits": (first + second).log_softmax(1)}
-    answers["probabilities"] = torch.logaddexp(first, second) - math.log(2)
-    return {name: float(-log_q.gather(1, labels[:, None]).mean()) for name, log_q in answers.items()}
+    log_probabilities = {"mixed": target.log_softmax(1), "logits": (first + second).log_softmax(1)}
+    log_probabilities["probabilities"] = torch.logaddexp(first, second) - math.log(2)
+    return {name: float(-log_q.gather(1, labels[:, None]).mean()) for name, log_q in log_probabilities.items()}
 
 
-def _share(error: Tensor, baseline: Tensor) -> Tensor:
-    """Over the last axis."""
-    return 1 - error.sum(-1) / baseline.sum(-1)
+def _share(error: Any, baseline: Any, axis: int = -1) -> Any:
+    """Of the variance, explained; arrays or tensors."""
+    return 1 - error.sum(axis) / baseline.sum(axis)
 
 
-def _ends(samples: Tensor) -> Tensor:
-    return samples.quantile(torch.tensor([0.025, 0.975], dtype=samples.dtype))
+def _share_gained(error: Any, baseline: Any, other_error: Any, other_baseline: Any, axis: int = -1) -> Any:
+    return _share(error, baseline, axis) - _share(other_error, other_baseline, axis)
 
 
 def _halves(labels: Tensor, num_classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -318,22 +309,21 @@ def _halves(labels: Tensor, num_classes: int, generator: torch.Generator) -> tup
         if len(rows) < 4 or not 0 <= label < num_classes:
             received = f"has {len(rows)} examples of class {label}"
             expected = f"at least four of each class that occurs, all from 0 to {num_classes - 1}"
-            raise ValueError(
-                argument_message("labels", received, expected, "Pass more examples, or leave the class out.")
-            )
+            remedy = "Pass more examples, or leave the class out."
+            raise ValueError(argument_message("labels", received, expected, remedy))
         rows = rows[torch.randperm(len(rows), generator=generator)]
         fitted_on.append(rows[: len(rows) // 2])
         judged_on.append(rows[len(rows) // 2 :])
     return torch.cat(fitted_on), torch.cat(judged_on)
 
 
-def _dealt_out(labels: Tensor, generator: torch.Generator) -> Tensor:
+def _other_example(labels: Tensor, generator: torch.Generator) -> Tensor:
     """For each example another one of its label, each once."""
     order = torch.empty_like(labels)
     for label in sorted(set(labels.tolist())):
         rows = (labels == label).nonzero()[:, 0]
         shuffled = rows[torch.randperm(len(rows), generator=generator)]
-        order[shuffled] = shuffled.roll(1)  # a cycle: nobody keeps their own
+        order[shuffled] = shuffled.roll(1)  # a cycle: no example keeps its own
     return order
 
 
@@ -356,7 +346,6 @@ def _checked(mixed: Tensor, cues: Mapping[str, Tensor], labels: Tensor) -> tuple
         found.append(rows - rows.mean(1, keepdim=True))
     if not isinstance(labels, Tensor) or tuple(labels.shape) != (len(mixed),) or labels.is_floating_point():
         received = f"has shape {tuple(getattr(labels, 'shape', ()))}"
-        raise ValueError(
-            argument_message("labels", received, f"({len(mixed)},) integer classes", "Pass view.test.targets.")
-        )
+        expected = f"({len(mixed)},) integer classes"
+        raise ValueError(argument_message("labels", received, expected, "Pass view.test.targets."))
     return (first, second), found

@@ -1,6 +1,6 @@
-"""How far has a circuit come before the loss shows it, and which algorithm is it?
+"""Measures from the literature on modular addition: progress before the loss shows it, and which algorithm it is.
 
-Four measures from the literature on modular addition. The first two ask the logits over all p^2 pairs which part of the
+The first two ask the logits over all p^2 pairs which part of the
 loss is due to a few frequencies of a + b; the last two tell a "clock" (angles are multiplied, the result depends on
 a + b alone) from a "pizza" (embeddings are added first, the correct logit also depends on a - b). They need no special
 model: logits of token pairs, and for gradients an embedding that is read by token.
@@ -26,7 +26,7 @@ Logits = Callable[[Tensor], Tensor]
 CHUNK = 4096  # pairs run at once
 
 
-def restricted_loss(model: Logits, p: int, frequencies: Iterable[int], data: Any = None) -> float:
+def restricted_loss(model: Logits, p: int, *, frequencies: Iterable[int], data: Any = None) -> float:
     r"""Loss with only the key frequencies of a + b, and the constant, left in the logits.
 
     The logits (p, p, classes) over all pairs are projected on 1 and on cos(2 pi f (a + b) / p), sin(2 pi f (a + b) / p)
@@ -59,27 +59,17 @@ def restricted_loss(model: Logits, p: int, frequencies: Iterable[int], data: Any
     return _loss((constant + waves)[_sums(p)], data)
 
 
-def excluded_loss(model: Logits, p: int, frequencies: Iterable[int], data: Any = None) -> float:
+def excluded_loss(model: Logits, p: int, *, frequencies: Iterable[int], data: Any = None) -> float:
     r"""Loss with the key frequencies of a + b, and nothing else, taken out of the logits.
 
     The projection on cos(2 pi f (a + b) / p), sin(2 pi f (a + b) / p) for the given f is subtracted from the logits
     (p, p, classes); the constant stays. Nanda et al. take it on the training data, where it stays low as long as the
     network memorises, and rises as it comes to rely on the circuit.
 
-    Args:
-        model: as in `restricted_loss`.
-        p: the modulus.
-        frequencies: as in `restricted_loss`.
-        data: as in `restricted_loss`.
+    Arguments, errors and cost are those of `restricted_loss`.
 
     Returns:
         Mean cross-entropy in nats; log p where the circuit was all there was.
-
-    Raises:
-        ValueError, TypeError: as in `restricted_loss`.
-
-    Cost:
-        one forward pass over p^2 pairs, p^2 numbers per class.
 
     Source:
         Nanda et al. (2023).
@@ -124,14 +114,13 @@ def distance_irrelevance(model: Logits, p: int) -> float:
     total = float(correct.std(correction=0))
     if total <= 1e-12 * float(table.abs().max()):
         received = f"gives the correct answer the same logit, {float(correct[0, 0]):.6g}, for all pairs"
-        raise ValueError(
-            argument_message("model", received, "correct logits that vary", "Nothing depends on a - b here.")
-        )
+        remedy = "Nothing depends on a - b here."
+        raise ValueError(argument_message("model", received, "correct logits that vary", remedy))
     return float(correct.std(0, correction=0).mean()) / total
 
 
 def gradient_symmetricity(
-    model: nn.Module, p: int, *, embedding: str = "embedding", num: int | None = 1000, seed: int = 0
+    model: nn.Module, p: int, *, embedding: str = "embedding", num_samples: int | None = 1000, seed: int = 0
 ) -> float:
     r"""How alike a logit's gradients are in the embeddings of its two inputs: 1 if only their sum matters.
 
@@ -146,11 +135,11 @@ def gradient_symmetricity(
             after `model.eval()`.
         p: the modulus.
         embedding: name of that parameter, (>= p, d), such as "embed.weight".
-        num: triples, drawn at random with replacement; None takes all p^3.
+        num_samples: triples, drawn at random with replacement; None takes all p^3.
         seed: of the draw; the global random state is not used.
 
     Returns:
-        Mean cosine, in [-1, 1]; its standard error over draws is at most 1 / sqrt(num).
+        Mean cosine, in [-1, 1]; its standard error over draws is at most 1 / sqrt(num_samples).
 
     Raises:
         ValueError, TypeError: no such parameter, logits of another shape, no gradient that isn't zero.
@@ -168,24 +157,22 @@ def gradient_symmetricity(
     if embedding not in named or named[embedding].ndim != 2 or len(named[embedding]) < p:
         matrices = [name for name, weight in named.items() if weight.ndim == 2 and len(weight) >= p]
         expected = f"the name of a parameter with a row per number, among {matrices}"
-        raise ValueError(
-            argument_message("embedding", f"is {embedding!r}", expected, "Name the one that tokens are looked up in.")
-        )
+        remedy = "Name the one that tokens are looked up in."
+        raise ValueError(argument_message("embedding", f"is {embedding!r}", expected, remedy))
     rows = named[embedding].detach()
-    if num is None:
+    if num_samples is None:
         triples = torch.cartesian_prod(*[torch.arange(p)] * 3)
     else:
-        check_count("num", num, remedy="1,000 triples give the mean to about 0.03; None takes all.")
-        triples = torch.randint(p, (num, 3), generator=torch.Generator().manual_seed(seed))
+        check_count("num_samples", num_samples, remedy="1,000 triples give the mean to about 0.03; None takes all.")
+        triples = torch.randint(p, (num_samples, 3), generator=torch.Generator().manual_seed(seed))
     cosines = torch.cat(
         [_cosines(private, embedding, rows, part) for part in torch.split(triples.to(rows.device), 1024)]
     )
     known = cosines[~cosines.isnan()]
     if not len(known):
         remedy = f"Is {embedding!r} what tokens are looked up in, and do the logits depend on it?"
-        raise ValueError(
-            argument_message("model", "has only zero gradients", "logits that depend on both embeddings", remedy)
-        )
+        expected = "logits that depend on both embeddings"
+        raise ValueError(argument_message("model", "has only zero gradients", expected, remedy))
     return float(known.mean())
 
 
@@ -194,9 +181,9 @@ def _cosines(model: nn.Module, name: str, rows: Tensor, triples: Tensor) -> Tens
     # Every example looks up two rows of its own, appended to the table: one backward pass gives all gradients apart.
     own = torch.cat([rows[triples[:, 0]], rows[triples[:, 1]]]).requires_grad_()
     n = len(triples)
-    places = len(rows) + torch.arange(2 * n, device=rows.device).reshape(2, n).T  # (n, 2)
+    tokens = len(rows) + torch.arange(2 * n, device=rows.device).reshape(2, n).T  # (n, 2)
     with differentiable_kernels(model), torch.enable_grad():
-        logits = functional_call(model, {name: torch.cat([rows, own])}, (places,))
+        logits = functional_call(model, {name: torch.cat([rows, own])}, (tokens,))
         checked_logits(logits.detach(), triples[:, 2])
         chosen = logits.gather(1, triples[:, 2:]).sum()
         (gradient,) = torch.autograd.grad(chosen, own)
@@ -293,9 +280,8 @@ def checked_logits(logits: Any, targets: Tensor) -> Tensor:
     if not is_table or lowest < 0 or highest >= logits.shape[1]:
         received = f"has shape {shape} for {len(targets)} targets from {lowest} to {highest}"
         expected = "a row per target and a column per class"
-        raise ValueError(
-            argument_message("the model's output", received, expected, "Is it made for the modulus of the data?")
-        )
+        remedy = "Is it made for the modulus of the data?"
+        raise ValueError(argument_message("the model's output", received, expected, remedy))
     check_finite("the model's output", logits, remedy="Train with a smaller step.")
     table: Tensor = logits.double()
     return table

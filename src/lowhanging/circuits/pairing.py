@@ -1,4 +1,4 @@
-"""Do circuits form in pairs, more often than runs that share one burst of formation would show anyway?
+"""Tests whether circuits of one run form closer together than chance, and the power of these tests.
 
 All seeds learn at about the same time, so births crowd together whether or not one circuit helps the next: against a
 constant rate (`null="poisson"`) any burst looks like pairing. The question is about *one run*, and so is the null:
@@ -7,11 +7,8 @@ Seeds that are early or late as a whole survive that too (their births lie toget
 `null="clock"` compares the times since each seed's first birth, between seeds whose first births lie near: over all
 seeds it would reject too often, as births that follow a late first one have less of the burst left to spread over.
 
-Would the pairing test have seen a coupling, had there been one?
-
-A test that does not reject says little until one knows what it would have rejected. So a coupling of known strength is
-planted into births that have none (the observed ones, shuffled across seeds: the same number of seeds, the same number
-of births in each, the same burst), and the share of such runs that the test rejects is counted.
+A test that does not reject says little before it is known what it would have rejected. So `pairing_power` plants a
+coupling of known strength into births that have none, and counts the share of such runs that the test rejects.
 """
 
 from __future__ import annotations
@@ -25,21 +22,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.circuits.births import Births, check_births
+from lowhanging.circuits.births import Births
 from lowhanging.circuits.permutation import (
-    Excess,
+    PairCounts,
     Slots,
     against_shuffling,
+    check_pairs,
+    check_resampling,
     chunks,
-    count,
     count_draws,
-    excess,
+    pair_counts,
+    pairs_by_seed,
     resampled_seeds,
     shuffles,
-    slot_pairs,
-    slots,
-    strata_of,
-    weighted_pairs,
+    slots_of,
 )
 from lowhanging.errors import argument_message, check_choice, check_count, check_real
 from lowhanging.io import Saved
@@ -54,17 +50,10 @@ CLOCK_GROUP = 8  # seeds with neighbouring first births, between which the clock
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PairingTest(Saved):
+class PairingTest(PairCounts):
     """Pairs of births within one seed at most a window apart, against a null, for every declared window."""
 
     windows: Tensor  # (k,) float64, steps
-    pairs: Tensor  # (k,) int64, observed
-    null_mean: Tensor  # (k,) float64, exact mean of the null
-    ratio: Tensor  # (k,) float64, pairs / null_mean; nan where both are 0
-    interval: Tensor  # (k, 2) float64, 95 % interval of the ratio, bootstrap over seeds
-    p_more: Tensor  # (k,) float64, one-sided: more pairs than the null
-    p_fewer: Tensor  # (k,) float64, one-sided: fewer
-    null_pairs: Tensor  # (k, num_resamples) int64, pairs in each draw of the null
     null: str  # "shuffle" | "clock" | "poisson"
     num_births: int  # that could be paired
     num_seeds: int  # with at least one of them
@@ -76,13 +65,8 @@ class PairingTest(Saved):
         return LABELS[self.null]
 
     def __repr__(self) -> str:
-        rows = [
-            f"{window:g} steps: {pairs} against {mean:.1f}, ratio {ratio:.2f} ({low:.2f}–{high:.2f}), p {p:.2g}"
-            for window, pairs, mean, ratio, (low, high), p in zip(
-                self.windows.tolist(), self.pairs.tolist(), self.null_mean.tolist(), self.ratio.tolist(),
-                self.interval.tolist(), self.p_more.tolist(), strict=True,
-            )
-        ]  # fmt: skip
+        columns = (self.windows.tolist(), self._rows(), self.p_more.tolist())
+        rows = [f"{window:g} steps: {row}, p {p:.2g}" for window, row, p in zip(*columns, strict=True)]
         name = "Contrast" if self.null == "poisson" else "PairingTest"
         return f"{name}({self.label}; {self.num_births} births in {self.num_seeds} seeds; {'; '.join(rows)})"
 
@@ -96,7 +80,7 @@ def pairing_test(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> PairingTest:
-    r"""Are births of one seed closer together than births dealt out across seeds would be?
+    r"""Test whether births of one seed are closer together than births dealt out across seeds.
 
     The statistic is the number of pairs of births in the same seed with |t_i - t_j| <= w, every pair once, for each
     window w that the caller declares; all are reported, none is picked. Births from before the first log have no time
@@ -145,31 +129,29 @@ def pairing_test(
         Brody (1999), "Correlations without synchrony", for what it can't exclude; Phipson & Smyth (2010),
         "Permutation p-values should never be zero".
     """
-    check_births(births)
+    labels = check_resampling(births, num_resamples, seed, strata)
     check_choice("null", null, tuple(LABELS))
     lengths = check_lengths("windows", windows)
-    check_count("num_resamples", num_resamples, remedy="2,000 resolve p-values down to 0.0005.")
-    check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
     if null == "poisson" and strata is not None:
         received = "is given with null='poisson', which permutes nothing"
         raise ValueError(argument_message("strata", received, "None", "Leave it out, or use null='shuffle'."))
-    labels = strata_of(strata, len(births.step))
     times, owners = dated_births(births)
     rise_time = warn_if_blurred("windows", lengths, births)
     if null == "clock":
         times, owners, labels = _since_first(times, owners, labels)
-    places, order = slots(owners, labels)
-    _check_pairs(places, null)
+    slots, order = slots_of(owners, labels)
     rng = np.random.default_rng(seed)
     if null == "poisson":
-        found = _against_poisson(births, places, times[order], lengths, num_resamples, rng)
+        check_pairs(slots, num_seeds=1)
+        counted = _against_poisson(births, slots, times[order], lengths, num_resamples, rng)
     else:
+        later = null == "clock"
+        check_pairs(slots, "births after the first" if later else "births", needed="three" if later else "two")
         unique, codes = np.unique(times[order], return_inverse=True)
-        found = against_shuffling(places, codes, close_tables(unique, lengths), num_resamples, rng)
+        counted = against_shuffling(slots, codes, close_tables(unique, lengths), num_resamples, rng)
     return PairingTest(
-        windows=torch.from_numpy(lengths), pairs=found.observed, null_mean=found.null_mean, ratio=found.ratio,
-        interval=found.interval, p_more=found.p_more, p_fewer=found.p_fewer, null_pairs=found.null_pairs, null=null,
-        num_births=len(times), num_seeds=places.num_seeds, rise_time=rise_time,
+        **vars(counted), windows=torch.from_numpy(lengths), null=null, num_births=len(times),
+        num_seeds=slots.num_seeds, rise_time=rise_time,
     )  # fmt: skip
 
 
@@ -178,12 +160,10 @@ def dated_births(births: Births) -> tuple[np.ndarray, np.ndarray]:
     owners, blocks = np.nonzero(births.is_dated.numpy())
     if len(owners) < 2:
         left_out = int(births.is_left_censored.sum())
-        received = f"holds {len(owners)} birth{'s' * (len(owners) != 1)} with a time" + (
-            f" ({left_out} formed before the first log)" if left_out else ""
-        )
-        raise ValueError(
-            argument_message("births", received, "at least 2", "Train more seeds, longer, or lower the threshold.")
-        )
+        received = f"holds {len(owners)} birth{'s' * (len(owners) != 1)} with a time"
+        received += f" ({left_out} formed before the first log)" if left_out else ""
+        remedy = "Train more seeds, longer, or lower the threshold."
+        raise ValueError(argument_message("births", received, "at least 2", remedy))
     return births.step.numpy()[owners, blocks], owners
 
 
@@ -240,39 +220,25 @@ def _since_first(
     return (times - first[owners])[later], owners[later], groups
 
 
-def _check_pairs(places: Slots, null: str) -> None:
-    """At least one pair, and, to shuffle, two seeds; or an error."""
-    remedy = "Train more seeds, longer, or lower the threshold."
-    if not len(places.left):
-        which = "three births (null='clock' leaves the first out)" if null == "clock" else "two births"
-        raise ValueError(argument_message("births", f"has no seed with {which}", "at least one", remedy))
-    if null != "poisson" and places.num_seeds < 2:
-        received = "has all its births in one seed"
-        raise ValueError(
-            argument_message("births", received, f"at least two seeds, for null={null!r} moves births", remedy)
-        )
-
-
 def _against_poisson(
-    births: Births, places: Slots, times: np.ndarray, windows: np.ndarray, num_resamples: int, rng: np.random.Generator
-) -> Excess:
+    births: Births, slots: Slots, times: np.ndarray, windows: np.ndarray, num_resamples: int, rng: np.random.Generator
+) -> PairCounts:
     """Pairs against births anywhere in the logged time, each seed with its number of them."""
     seen = births.dated_steps.numpy()
     tables = close_tables(seen, windows)
-    codes = np.searchsorted(seen, times)
     chance = np.append(0.0, np.diff(seen)) / (seen[-1] - seen[0])  # a birth between two logs is seen at the later
     edges = np.cumsum(chance)
 
     def draws() -> Iterator[np.ndarray]:
-        for size in chunks(places, num_resamples):
+        for size in chunks(slots, num_resamples):
             yield np.searchsorted(edges[:-1], rng.random((size, len(times))), side="right")
 
-    counted = count_draws(places, draws(), tables)
+    counted = count_draws(slots, draws(), tables)
     close = np.einsum("i,kij,j->k", chance, tables, chance)  # (k,), chance that two births are close
-    weights = resampled_seeds(places, num_resamples, rng)
-    pairs_again = weighted_pairs(places, codes, tables, weights)
-    null_again = close[:, None] * (weights @ slot_pairs(places))
-    return excess(count(places, codes, tables), close * len(places.left), counted, pairs_again, null_again)
+    weights = resampled_seeds(slots, num_resamples, rng)
+    within = pairs_by_seed(slots, np.searchsorted(seen, times), tables)
+    null_again = close[:, None] * (weights @ slots.seed_pairs)
+    return pair_counts(within, weights, close * len(slots.left), null_again, counted)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -301,8 +267,8 @@ class PairingPower(Saved):
 def pairing_power(
     births: Births,
     coupling: float = 0.2,
-    window: float = 20.0,
     *,
+    window: float = 20.0,
     num_repeats: int = 200,
     num_resamples: int = 199,
     level: float = 0.05,
@@ -336,7 +302,6 @@ def pairing_power(
     Cost:
         `num_repeats` small pairing tests: about two seconds for 128 seeds x 7 blocks.
     """
-    check_births(births)
     coupling = check_real("coupling", coupling, minimum=0.0, maximum=1.0, remedy="It is a share of births, such as .2.")
     width = check_lengths("window", [window])
     level = check_real("level", level, minimum=0.0, maximum=1.0, exclusive=True, remedy="Such as .05.")
@@ -344,12 +309,12 @@ def pairing_power(
     needed = int(np.ceil(1 / level - 1e-9)) - 1
     remedy = f"With fewer no p-value is as small as level = {level:g}."
     check_count("num_resamples", num_resamples, minimum=needed, remedy=remedy)
-    check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
+    labels = check_resampling(births, num_resamples, seed, strata)
     times, owners = dated_births(births)
-    places, order = slots(owners, strata_of(strata, len(births.step)))
-    num_moved, num_movable = round(coupling * len(times)), len(times) - places.num_seeds
-    if num_moved > num_movable or num_movable == 0 or places.num_seeds < 2:
-        received = f"is {coupling:g} of {len(times)} births in {places.num_seeds} seed{'s' * (places.num_seeds != 1)}"
+    slots, order = slots_of(owners, labels)
+    num_moved, num_movable = round(coupling * len(times)), len(times) - slots.num_seeds
+    if num_moved > num_movable or num_movable == 0 or slots.num_seeds < 2:
+        received = f"is {coupling:g} of {len(times)} births in {slots.num_seeds} seed{'s' * (slots.num_seeds != 1)}"
         expected = f"at least two seeds, and at most {num_movable} births to move beside another of their seed"
         raise ValueError(argument_message("coupling", received, expected, "Move fewer, or train more seeds."))
 
@@ -358,34 +323,33 @@ def pairing_power(
     rng = np.random.default_rng(seed)
     p_values, ratios = np.empty(num_repeats), np.empty(num_repeats)
     for repeat in range(num_repeats):
-        shuffled = next(shuffles(places, codes, 1, rng))[0]
-        planted = _plant(shuffled, places, tables[0], num_moved, rng)
-        found = against_shuffling(places, planted, tables, num_resamples, rng)
+        shuffled = next(shuffles(slots, codes, 1, rng))[0]
+        planted = _plant(shuffled, slots, tables[0], num_moved, rng)
+        found = against_shuffling(slots, planted, tables, num_resamples, rng)
         p_values[repeat], ratios[repeat] = float(found.p_more[0]), float(found.ratio[0])
-    # Here, not above: it would take as long to import as all else that `import lowhanging` adds to torch's own time.
-    from scipy import stats
+    from scipy.stats import binomtest  # half a second, not at every import
 
     rejected = int((p_values <= level).sum())
-    interval = stats.binomtest(rejected, num_repeats).proportion_ci(method="wilson")
+    interval = binomtest(rejected, num_repeats).proportion_ci(method="wilson")
     return PairingPower(
         power=rejected / num_repeats, low=float(interval.low), high=float(interval.high),
         ratio=float(np.nanmean(ratios)) if not np.isnan(ratios).all() else float("nan"),
         coupling=coupling, window=float(width[0]), level=level, num_repeats=num_repeats, num_births=len(times),
-        num_seeds=places.num_seeds,
+        num_seeds=slots.num_seeds,
     )  # fmt: skip
 
 
-def _plant(codes: np.ndarray, places: Slots, close: np.ndarray, num_moved: int, rng: np.random.Generator) -> np.ndarray:
+def _plant(codes: np.ndarray, slots: Slots, close: np.ndarray, num_moved: int, rng: np.random.Generator) -> np.ndarray:
     """The codes (n,) with `num_moved` of them moved close to another of the same seed that stays."""
     keys = rng.random(len(codes))
-    ranks = np.empty(len(codes), dtype=np.int64)  # of each birth among those of its seed, at random
-    in_order = np.lexsort((keys, places.seeds))
-    starts = np.searchsorted(places.seeds, np.arange(places.num_seeds))
-    ranks[in_order] = np.arange(len(codes)) - starts[places.seeds]
-    moved = rng.permutation(np.flatnonzero(ranks > 0))[:num_moved]
+    number = np.empty(len(codes), dtype=np.int64)  # of each birth among those of its seed, in random order
+    in_order = np.lexsort((keys, slots.seeds))
+    starts = np.searchsorted(slots.seeds, np.arange(slots.num_seeds))
+    number[in_order] = np.arange(len(codes)) - starts[slots.seeds]
+    moved = rng.permutation(np.flatnonzero(number > 0))[:num_moved]
     stays = np.ones(len(codes), dtype=bool)
     stays[moved] = False
-    same_seed = places.seeds[moved][:, None] == places.seeds  # (moved, n)
+    same_seed = slots.seeds[moved][:, None] == slots.seeds  # (moved, n)
     parents = np.where(same_seed & stays, rng.random((len(moved), len(codes))), -1.0).argmax(1)
     near = close[codes[parents]].copy()  # (moved, logs)
     near[:, 0] = False  # a birth at the first log would have no time

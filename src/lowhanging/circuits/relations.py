@@ -1,9 +1,8 @@
-"""Are the frequencies of circuits in one network related: the same, doubled, tripled?
+"""Pairs of circuits in one network whose frequencies are related.
 
 A block of width two with a smooth activation makes even harmonics of its own frequency, so a second circuit might be
-expected at the double; and a frequency that is already there might be expected not to form again. Chance is what the
-frequencies of all networks give when dealt out at random; the uniform draw beside it shows how far the frequencies are
-from equally likely to begin with.
+expected at the double; and a frequency that is there already might be expected not to form again. The null deals the
+frequencies of all networks out at random; the uniform mean beside it shows how far frequencies are from equally likely.
 """
 
 from __future__ import annotations
@@ -14,43 +13,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.circuits.births import Births, check_births
-from lowhanging.circuits.permutation import against_shuffling, slots
+from lowhanging.circuits.births import Births
+from lowhanging.circuits.permutation import PairCounts, against_shuffling, check_pairs, check_resampling, slots_of
 from lowhanging.errors import argument_message, check_count
-from lowhanging.io import Saved
 
 RELATIONS = ("duplicates", "doubles", "triples")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FrequencyRelations(Saved):
-    """Pairs of circuits in one seed whose frequencies are related, against frequencies shuffled across seeds."""
+class FrequencyRelations(PairCounts):
+    """Pairs of circuits in one seed with related frequencies, against frequencies shuffled across seeds; k = 3."""
 
     relations: list[str]  # "duplicates", "doubles", "triples"
-    pairs: Tensor  # (3,) int64, observed
-    null_mean: Tensor  # (3,) float64, expected if frequencies are shuffled across seeds
     uniform_mean: Tensor  # (3,) float64, expected if all frequencies were equally likely
-    ratio: Tensor  # (3,) float64, pairs / null_mean; nan where both are 0
-    interval: Tensor  # (3, 2) float64, 95 % interval of the ratio, bootstrap over seeds
-    p_more: Tensor  # (3,) float64, one-sided: more such pairs than by chance
-    p_fewer: Tensor  # (3,) float64, one-sided: fewer
     p: int  # modulus
     num_pairs: int  # of circuits in one seed, related or not
     num_seeds: int  # with at least one circuit
 
     def __repr__(self) -> str:
-        rows = [
-            f"{name} {pairs} against {mean:.1f}, ratio {ratio:.2f} ({low:.2f}–{high:.2f})"
-            for name, pairs, mean, ratio, (low, high) in zip(
-                self.relations, self.pairs.tolist(), self.null_mean.tolist(), self.ratio.tolist(),
-                self.interval.tolist(), strict=True,
-            )
-        ]  # fmt: skip
-        return f"FrequencyRelations({self.num_pairs} pairs in {self.num_seeds} seeds, p = {self.p}; {'; '.join(rows)})"
+        rows = "; ".join(f"{name} {row}" for name, row in zip(self.relations, self._rows(), strict=True))
+        return f"FrequencyRelations({self.num_pairs} pairs in {self.num_seeds} seeds, p = {self.p}; {rows})"
 
 
 def frequency_relations(births: Births, p: int, *, num_resamples: int = 2000, seed: int = 0) -> FrequencyRelations:
-    r"""How many pairs of circuits in one seed have related frequencies, against chance.
+    r"""Number of pairs of circuits in one seed with related frequencies, against chance.
 
     A pair with frequencies f, g mod p is a duplicate if g = ±f, a double if g = ±2f or f = ±2g, a triple if g = ±3f or
     f = ±3g. One pair can be several of these for a small p (at p = 5, every double is a triple). All circuits that
@@ -73,36 +59,26 @@ def frequency_relations(births: Births, p: int, *, num_resamples: int = 2000, se
     Cost:
         O(num_resamples x pairs of circuits).
     """
-    check_births(births)
+    labels = check_resampling(births, num_resamples, seed)
     check_count("p", p, minimum=3, remedy="Pass the modulus of the task.")
-    check_count("num_resamples", num_resamples, remedy="2,000 resolve p-values down to 0.0005.")
-    check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
     if births.frequency is None:
         remedy = "Make them with births(scores, steps, frequency=...)."
         raise ValueError(argument_message("births", "has no frequencies", "the frequency of every circuit", remedy))
     owners, blocks = np.nonzero(births.is_formed.numpy())
     frequency = births.frequency.numpy()[owners, blocks]
-    if bool(((frequency < 1) | (frequency >= p)).any()):
-        wrong = int(frequency[(frequency < 1) | (frequency >= p)][0])
-        received = f"has a circuit of frequency {wrong}"
-        raise ValueError(
-            argument_message("births", received, f"frequencies from 1 to p - 1 = {p - 1}", "Is p the task's?")
-        )
-    places, order = slots(owners, np.zeros(len(births.step), dtype=np.int64))
-    if not len(places.left) or places.num_seeds < 2:
-        received = f"has {len(places.left)} pairs of circuits in {places.num_seeds} seed{'s' * (places.num_seeds != 1)}"
-        expected = "two seeds with circuits, one of them with two"
-        raise ValueError(
-            argument_message("births", received, expected, "Train more seeds, longer, or lower the threshold.")
-        )
+    wrong = frequency[(frequency < 1) | (frequency >= p)]
+    if len(wrong):
+        expected = f"frequencies from 1 to p - 1 = {p - 1}"
+        received = f"has a circuit of frequency {wrong[0]}"
+        raise ValueError(argument_message("births", received, expected, "Is p the task's?"))
+    slots, order = slots_of(owners, labels)
+    check_pairs(slots, "circuits")
     tables = _related(p)
     codes = _folded(frequency, p)[order] - 1  # frequencies 1 ... p // 2 as rows of the tables
-    found = against_shuffling(places, codes, tables, num_resamples, np.random.default_rng(seed))
+    counted = against_shuffling(slots, codes, tables, num_resamples, np.random.default_rng(seed))
     return FrequencyRelations(
-        relations=list(RELATIONS), pairs=found.observed, null_mean=found.null_mean,
-        uniform_mean=torch.from_numpy(len(places.left) * tables.mean((1, 2))), ratio=found.ratio,
-        interval=found.interval, p_more=found.p_more, p_fewer=found.p_fewer, p=p, num_pairs=len(places.left),
-        num_seeds=places.num_seeds,
+        **vars(counted), relations=list(RELATIONS), p=p, num_pairs=len(slots.left), num_seeds=slots.num_seeds,
+        uniform_mean=torch.from_numpy(len(slots.left) * tables.mean((1, 2))),
     )  # fmt: skip
 
 

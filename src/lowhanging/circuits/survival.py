@@ -1,38 +1,27 @@
-"""Do circuits that formed stay?
+"""Survival of circuits, and a test whether fewer survive in one kind of network than in another.
 
 A run ends before most circuits do, so the share that is gone by the end says more about when the run ended than about
-circuits. The Kaplan-Meier estimate counts each circuit for as long as it was watched.
-
-Do fewer circuits survive in one kind of network than in another, if networks, not circuits, are what was drawn?
-
-Circuits of one network share its luck, so that the network is the unit. With f_i circuits formed and s_i survivors in
-network i, a kind's share is p = sum s_i / sum f_i and its variance that of a ratio of sums,
-
-    V = m / (m - 1) sum (s_i - p f_i)^2 / (sum f_i)^2     over its m networks with a circuit.
-
-The test deals the networks, each with its (f_i, s_i), out to the two kinds. Networks of the two kinds differ in how
-many circuits they form, whatever survives, so that plain permuting would test the wrong thing: what is compared is the
-difference of the shares over its standard error, for which permuting is right in the limit of many networks also where
-the kinds differ in everything else (Chung & Romano 2013, "Exact and asymptotically robust permutation tests"). A kind
-without a death shows no spread at all; its variance is taken to be at least that of half a death.
-
-Not finding a difference says nothing before it is known which difference would have been found: `detectable` draws
-networks again, takes away survivors at a rate, and asks the same test.
+circuits: the Kaplan-Meier estimate counts each circuit for as long as it was watched. Circuits of one network share its
+luck, so that the test compares two kinds with the network as its unit, not the circuit.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import ndtri
 from torch import Tensor
 
 from lowhanging.circuits.births import Births, check_births
-from lowhanging.errors import argument_message
+from lowhanging.circuits.permutation import p_values
+from lowhanging.errors import argument_message, check_count
 from lowhanging.io import Saved
+
+LEVEL = 0.05  # one-sided
+POWER = 0.8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -100,84 +89,109 @@ def survival(births: Births) -> Survival:
     at_risk = len(watched) - np.searchsorted(np.sort(watched), age)  # those watched to this age or longer
     deaths = np.bincount(np.searchsorted(age, watched[is_dead]), minlength=len(age))
     share = np.cumprod(1 - deaths / at_risk)
+    interval = np.stack([0.025 ** (1 / at_risk), np.ones(len(age))], axis=1)  # no death yet: P(none of n dies) = .025
+    is_inside = (share > 0) & (share < 1)
+    interval[is_inside] = _log_log_interval(watched, is_dead, age[is_inside])
+    if share[-1] == 0:  # the last age at the latest: no circuit is left to watch
+        interval[-1] = 0.0, interval[-2, 1] if len(share) > 1 else 1.0
     return Survival(
-        age=torch.from_numpy(age), share=torch.from_numpy(share),
-        interval=torch.from_numpy(_intervals(share, at_risk, deaths)), at_risk=torch.from_numpy(at_risk),
-        deaths=torch.from_numpy(deaths), num_circuits=len(watched), num_left_out=num_left_out,
+        age=torch.from_numpy(age), share=torch.from_numpy(share), interval=torch.from_numpy(interval),
+        at_risk=torch.from_numpy(at_risk), deaths=torch.from_numpy(deaths), num_circuits=len(watched),
+        num_left_out=num_left_out,
     )  # fmt: skip
 
 
-def _intervals(share: np.ndarray, at_risk: np.ndarray, deaths: np.ndarray) -> np.ndarray:
-    """(k, 2) pointwise 95 % limits."""
-    interval = np.empty((len(share), 2))
-    interval[:, 0], interval[:, 1] = 0.025 ** (1 / at_risk), 1.0  # no death yet: P(none of n dies) = .025
-    inside = (share > 0) & (share < 1)
-    # d / (n (n - d)) is infinite where all die, and only there is S = 0.
-    greenwood = np.cumsum(deaths / (at_risk * np.maximum(at_risk - deaths, 1)))[inside]
-    log_share = np.log(share[inside])
-    spread = ndtri(0.975) * np.sqrt(greenwood) / np.abs(log_share)
-    interval[inside] = share[inside, None] ** np.exp(np.stack([spread, -spread], axis=1))
-    if share[-1] == 0:  # the last age at the latest: nobody is left to watch
-        before = interval[-2, 1] if len(share) > 1 else 1.0
-        interval[-1] = 0.0, before
-    return interval
+def _log_log_interval(watched: np.ndarray, is_dead: np.ndarray, age: np.ndarray) -> np.ndarray:
+    """(k, 2) Greenwood's 95 % limits at the ages (k,), where the share is neither 0 nor 1."""
+    from scipy.stats import CensoredData, ecdf  # half a second, not at every import
 
-
-LEVEL = 0.05  # one-sided
-POWER = 0.8
-NUM_DRAWS = 2000
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The confidence interval is undefined at some observations")
+        curve = ecdf(CensoredData(uncensored=watched[is_dead], right=watched[~is_dead])).sf
+        limits = curve.confidence_interval(0.95, method="log-log")
+    return np.stack([limits.low.evaluate(age), limits.high.evaluate(age)], axis=1)
 
 
 def clustered_survival_test(
-    formed: np.ndarray, survived: np.ndarray, is_second: np.ndarray, *, num_draws: int = NUM_DRAWS, seed: int = 0
+    formed: Any, survived: Any, *, is_second: Any, num_resamples: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
-    """Is the second kind's share of survivors smaller than the first one's?
+    r"""Test whether the second kind of network keeps a smaller share of its circuits than the first.
+
+    With f_i circuits formed and s_i survivors in network i, a kind's share is p = sum s_i / sum f_i and its variance
+    that of a ratio of sums,
+
+        V = m / (m - 1) sum (s_i - p f_i)^2 / (sum f_i)^2     over its m networks with a circuit.
+
+    Networks, each with its (f_i, s_i), are dealt out to the two kinds. What is compared is (p_1 - p_2) /
+    sqrt(V_1 + V_2), for which permuting is right in the limit of many networks also where the kinds differ in how many
+    circuits they form. A kind without a death shows no spread: its variance is at least that of half a death.
 
     Args:
         formed: (networks,) circuits formed in each.
         survived: (networks,) of those, how many are left.
         is_second: (networks,) bool, of the second kind.
-        num_draws: permutations of networks.
-        seed: of the draws.
+        num_resamples: permutations of networks, and samples of the bootstrap.
+        seed: of both; the global random state is not used.
 
     Returns:
-        "difference" of the shares, the first one's minus the second one's, with its 95 % "interval" (bootstrap over
-        networks of each kind) and the one-sided "p_value"; all None unless each kind has two networks with a circuit.
+        "difference", the first kind's share minus the second one's, with its 95 % "interval" (percentile bootstrap over
+        the networks of each kind), and the one-sided "p_value"; all None unless each kind has two networks with a
+        circuit.
+
+    Raises:
+        ValueError: arrays of different lengths, or more survivors than circuits.
+
+    Source:
+        Chung & Romano (2013), "Exact and asymptotically robust permutation tests".
     """
+    formed, survived, is_second = np.asarray(formed), np.asarray(survived), np.asarray(is_second, dtype=bool)
+    check_count("num_resamples", num_resamples, remedy="2,000 resolve p-values down to 0.0005.")
+    if not formed.shape == survived.shape == is_second.shape == (formed.size,) or bool((survived > formed).any()):
+        received = f"has shape {survived.shape}, formed {formed.shape}, is_second {is_second.shape}"
+        expected = "three arrays (networks,), at most as many survivors as circuits formed"
+        remedy = "Pass births.counts, births.survived.sum(1)."
+        raise ValueError(argument_message("survived", received, expected, remedy))
     has = formed > 0
     formed, survived, is_second = formed[has], survived[has], is_second[has]
-    if min(is_second.sum(), (~is_second).sum()) < 2:
+    kinds = np.flatnonzero(~is_second), np.flatnonzero(is_second)
+    if min(map(len, kinds)) < 2:
         return {"difference": None, "interval": [None, None], "p_value": None}
+    from scipy.stats import bootstrap
+
+    def difference(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
+        shares = [survived[kind].sum(axis) / formed[kind].sum(axis) for kind in (first, second)]
+        return np.asarray(shares[0] - shares[1])
+
     rng = np.random.default_rng(seed)
     counts = np.stack([formed, survived], 1).astype(float)[:, :, None]  # (networks, 2, 1)
     observed = _studentized(is_second[None].astype(float), counts)[0, 0]
-    drawn = _studentized(_dealt(is_second, num_draws, rng), counts)[:, 0]
-    again = [_resampled(counts[kind, :, 0], num_draws, rng) for kind in (~is_second, is_second)]  # (draws,) each
-    low, high = np.quantile(again[0] - again[1], [0.025, 0.975])
-    shares = [survived[kind].sum() / formed[kind].sum() for kind in (~is_second, is_second)]
+    drawn = _studentized(_dealt(is_second, num_resamples, rng), counts)[:, 0]
+    samples = bootstrap(
+        kinds, difference, vectorized=True, n_resamples=num_resamples, batch=100, method="percentile", rng=rng
+    )
     return {
-        "difference": float(shares[0] - shares[1]),
-        "interval": [float(low), float(high)],
-        "p_value": float((1 + (drawn >= observed - 1e-9).sum()) / (1 + num_draws)),
+        "difference": float(difference(*kinds)),
+        "interval": [float(end) for end in samples.confidence_interval],
+        "p_value": float(p_values(observed, drawn, 1e-9)[0]),
     }
 
 
 def detectable(
     formed: np.ndarray,
     is_second: np.ndarray,
-    share: float,
     *,
-    num_draws: int = 500,
+    share: float,
+    num_resamples: int = 500,
     num_repeats: int = 400,
     seed: int = 0,
 ) -> float | None:
-    """Smallest difference of shares that `clustered_survival_test` finds, at the 5 % level, in 80 % of repeats; None: none is.
+    """Smallest difference of shares that `clustered_survival_test` finds at the 5 % level in 80 % of repeats, or None.
 
     Args:
         formed: (networks,) circuits formed in each; drawn again, within each kind.
         is_second: (networks,) bool.
         share: of the first kind's circuits that survive; each by itself, the test's best case.
-        num_draws: permutations in each test.
+        num_resamples: permutations in each test.
         num_repeats: simulated experiments for each difference.
         seed: of the draws.
 
@@ -188,39 +202,32 @@ def detectable(
     formed, is_second = formed[has].astype(int), is_second[has]
     if min(is_second.sum(), (~is_second).sum()) < 2:
         return None
+
+    def power(less: float) -> float:
+        """Share of simulated experiments in which the test rejects."""
+        rng = np.random.default_rng(seed)
+        drawn = np.empty((len(formed), num_repeats), dtype=int)
+        for kind in (~is_second, is_second):
+            drawn[kind] = rng.choice(formed[kind], size=(int(kind.sum()), num_repeats))
+        rates = np.clip(np.where(is_second, share - less, share), 0.0, 1.0)
+        survived = rng.binomial(drawn, rates[:, None])
+        counts = np.stack([drawn, survived], 1).astype(float)  # (networks, 2, repeats)
+        observed = _studentized(is_second[None].astype(float), counts)[0]
+        null = _studentized(_dealt(is_second, num_resamples, rng), counts)  # (draws, repeats)
+        return float((p_values(observed[:, None], null.T, 1e-9)[0] <= LEVEL).mean())
+
     low, high = 0.0, float(share)
-    if _power(formed, is_second, share, high, num_draws, num_repeats, seed) < POWER:
+    if power(high) < POWER:
         return None
     while high - low > 0.005:
         middle = (low + high) / 2
-        if _power(formed, is_second, share, middle, num_draws, num_repeats, seed) >= POWER:
-            high = middle
-        else:
-            low = middle
+        low, high = (low, middle) if power(middle) >= POWER else (middle, high)
     return high
-
-
-def _power(
-    formed: np.ndarray, is_second: np.ndarray, share: float, less: float, num_draws: int, num_repeats: int, seed: int
-) -> float:
-    """Share of simulated experiments in which the test rejects."""
-    rng = np.random.default_rng(seed)
-    rates = np.where(is_second, share - less, share)
-    drawn = np.empty((len(formed), num_repeats), dtype=int)
-    for kind in (~is_second, is_second):
-        drawn[kind] = rng.choice(formed[kind], size=(int(kind.sum()), num_repeats))
-    survived = rng.binomial(drawn, np.clip(rates, 0.0, 1.0)[:, None])
-    counts = np.stack([drawn, survived], 1).astype(float)  # (networks, 2, repeats)
-    observed = _studentized(is_second[None].astype(float), counts)[0]
-    null = _studentized(_dealt(is_second, num_draws, rng), counts)  # (draws, repeats)
-    p_values = (1 + (null >= observed - 1e-9).sum(0)) / (1 + num_draws)
-    return float((p_values <= LEVEL).mean())
 
 
 def _dealt(is_second: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
     """(num, networks) which networks are called the second kind: permutations of `is_second`."""
-    labels = np.tile(is_second.astype(float), (num, 1))
-    return rng.permuted(labels, axis=1)
+    return rng.permuted(np.tile(is_second.astype(float), (num, 1)), axis=1)
 
 
 def _studentized(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -239,10 +246,3 @@ def _studentized(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
         shares.append(share)
         variances.append(np.maximum(spread, 0.5) / np.maximum(total, 1.0) ** 2)  # half a death at least
     return np.asarray((shares[0] - shares[1]) / np.sqrt(variances[0] + variances[1]))
-
-
-def _resampled(counts: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
-    """(num,) shares of survivors in networks (networks, 2) drawn with replacement."""
-    weights = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=num)
-    totals = weights @ counts  # (num, 2)
-    return np.asarray(totals[:, 1] / totals[:, 0])

@@ -1,4 +1,4 @@
-"""How do MNIST's own files become arrays?
+"""MNIST's own files: the IDX format, and where in a folder they are.
 
 An IDX file is a header (magic number, then the size of each axis, all big-endian 32-bit) and then one byte per entry.
 Nothing the header claims is believed before it is compared with the bytes that are there: a download cut short still
@@ -28,7 +28,7 @@ _REMEDY = 'Fetch the file again, or let lh.mnist("full") do so; source="bundled"
 
 
 def read_idx(path: Path, num_axes: int) -> np.ndarray:
-    """The uint8 array of an IDX file, gzipped or not (told by its content), with 1 or 3 axes."""
+    """The uint8 array of an IDX file, gzipped or not (by its content), with 1 or 3 axes."""
     argument = f"source file {str(path)!r}"
     content = _unzipped(path.read_bytes(), argument, num_axes)
     header = 4 + 4 * num_axes
@@ -40,9 +40,7 @@ def read_idx(path: Path, num_axes: int) -> np.ndarray:
     if magic != wanted:
         expected = f"0x{wanted:08x} ({meaning})"
         raise ValueError(argument_message(argument, f"starts with the magic number 0x{magic:08x}", expected, _REMEDY))
-    size = 1
-    for axis in shape:
-        size *= axis  # Python integers: a damaged header can't overflow
+    size = math.prod(shape)  # of Python integers: a damaged header can't overflow
     found = len(content) - header
     if found != size:
         received = f"{'is truncated' if found < size else 'is too long'}: {found} bytes follow its header"
@@ -68,16 +66,15 @@ def read_split(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.nda
 
 def find_splits(folder: Path) -> dict[str, tuple[Path, Path]]:
     """Paths (images, labels) of the splits in `folder`, its `raw` or its `MNIST/raw`, the first that has any file."""
-    for place in (folder, folder / "raw", folder / "MNIST" / "raw"):
-        found = {split: [_existing(place, name) for name in names] for split, names in SPLITS.items()}
+    for where in (folder, folder / "raw", folder / "MNIST" / "raw"):
+        found = {split: [_existing(where, name) for name in names] for split, names in SPLITS.items()}
         if any(path for paths in found.values() for path in paths):
-            return {split: _both(split, paths, place) for split, paths in found.items() if any(paths)}
+            return {split: _both(split, paths, where) for split, paths in found.items() if any(paths)}
     names = ", ".join(SPLITS["test"])
     expected = f"the files {names} (and train-..., gzipped or not) there, in raw/ or in MNIST/raw/"
     remedy = 'Name the folder that holds them, lh.mnist("path/to/MNIST/raw"), or use source="bundled" or "full".'
-    raise FileNotFoundError(
-        argument_message("source", f"is {str(folder)!r}, which has no MNIST files", expected, remedy)
-    )
+    received = f"is {str(folder)!r}, which has no MNIST files"
+    raise FileNotFoundError(argument_message("source", received, expected, remedy))
 
 
 def _existing(folder: Path, name: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Where do the digits come from?
+"""Handwritten digits, from three sources.
 
 Five thousand real images travel inside the package, so that every example and test runs on real data without a network.
 The full 60,000 + 10,000 are fetched once by pooch, and a folder in torchvision's layout is read where it lies. In all
@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from lowhanging.datasets.examples import Examples
 from lowhanging.datasets.idx import SPLITS, find_splits, read_split
 from lowhanging.errors import a_type, argument_message, check_finite, check_names, check_writable_folder
 
@@ -39,18 +39,13 @@ _OFFLINE = (
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class DigitImages(Dataset[tuple[Tensor, Tensor]]):
-    """Images of digits with their labels: a map-style Dataset whose item i is (inputs[i], targets[i]).
-
-    A slice gives a batch, so `DigitImages(*digits[:500])` is the first 500 examples.
+class DigitImages(Examples):
+    """Images of digits with their labels; `DigitImages(*digits[:500])` is the first 500 examples.
 
     Attributes:
-        inputs: grey values in [0, 1], 0 = background, 1 = ink.
-        targets: the digit, 0 to 9.
+        inputs: (n, 1, 28, 28) float32, grey values in [0, 1], 0 = background, 1 = ink.
+        targets: (n,) int64, the digit, 0 to 9.
     """
-
-    inputs: Tensor  # (n, 1, 28, 28) float32
-    targets: Tensor  # (n,) int64
 
     def __post_init__(self) -> None:
         remedy = "Build it as DigitImages(inputs=images.float()[:, None] / 255, targets=labels.long())."
@@ -68,12 +63,6 @@ class DigitImages(Dataset[tuple[Tensor, Tensor]]):
         check_finite("inputs", self.inputs, remedy=remedy)
         _check_range("inputs", self.inputs, 0, 1, remedy)
         _check_range("targets", self.targets, 0, 9, remedy)
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
-        return self.inputs[index], self.targets[index]
 
     def __repr__(self) -> str:
         return f"DigitImages({len(self)} images of 28 x 28, {int((self.targets.bincount() > 0).sum())} classes)"
@@ -99,9 +88,8 @@ class MNIST:
                 remedy = "Wrap the tensors: DigitImages(inputs=..., targets=...)."
                 raise TypeError(argument_message(name, f"is {a_type(split)}", "a DigitImages or None", remedy))
         if train is None and test is None:
-            raise ValueError(
-                argument_message("train", "and test are both None", "at least one split", "Pass a DigitImages.")
-            )
+            message = argument_message("train", "and test are both None", "at least one split", "Pass a DigitImages.")
+            raise ValueError(message)
         self._train, self._test, self._source = train, test, source
 
     @property
@@ -121,9 +109,8 @@ class MNIST:
             other = "test" if name == "train" else "train"
             expected = f"{SPLITS[name][0]} and {SPLITS[name][1]} (or .gz) beside the other split"
             remedy = f"Add the files, or take that split from elsewhere: MNIST({name}=lh.mnist().{name}, {other}=...)."
-            raise ValueError(
-                argument_message(f"{name} split", f"is absent from source {self._source!r}", expected, remedy)
-            )
+            received = f"is absent from source {self._source!r}"
+            raise ValueError(argument_message(f"{name} split", received, expected, remedy))
         return split
 
     def __repr__(self) -> str:
@@ -214,9 +201,8 @@ def _download(
     remedy = 'Pass addresses of folders, mirrors=["https://.../mnist/"], or leave it out.'
     addresses = check_names("mirrors", [mirrors] if isinstance(mirrors, str) else mirrors, remedy=remedy)
     if set(sha256) != set(SHA256):
-        raise ValueError(
-            argument_message("sha256", f"has the files {sorted(sha256)}", f"{sorted(SHA256)}", "Leave it out.")
-        )
+        received = f"has the files {sorted(sha256)}"
+        raise ValueError(argument_message("sha256", received, f"{sorted(SHA256)}", "Leave it out."))
     folder = Path(pooch.os_cache("lowhanging") if cache is None else cache).expanduser()
     paths = {name: folder / name for name in sha256}
     for name, path in paths.items():
@@ -240,7 +226,7 @@ def _fetch(path: Path, digest: str, addresses: Sequence[str], progress: bool) ->
     try:
         for address in addresses:
             url = f"{address.rstrip('/')}/{path.name}"
-            # total=1 until the server has told: pooch asks the bar for its truth value, which needs a total.
+            # total=1 until the server has sent the size: pooch asks the bar for its truth value, which needs a total.
             with tqdm(total=1, desc=path.name, unit="B", unit_scale=True, disable=not progress) as bar:
                 load = pooch.HTTPDownloader(progressbar=bar, timeout=(10, 30))  # seconds to connect, between bytes
                 try:
@@ -260,16 +246,15 @@ def _reason(error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return f"HTTP status {status}"
-    kind = type(error).__name__  # requests is pooch's dependency, so its classes go by name
-    if kind == "ValueError":
-        return "a file with another SHA-256"
     known = {
+        "ValueError": "a file with another SHA-256",
         "ConnectionError": "the connection failed",
         "ConnectTimeout": "no answer",
         "ReadTimeout": "no answer",
         "ProxyError": "the proxy refused",
         "ChunkedEncodingError": "interrupted",
     }
+    kind = type(error).__name__  # requests is pooch's dependency, so its classes go by name
     return known.get(kind, f"{kind}: {error}")
 
 

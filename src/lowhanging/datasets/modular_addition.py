@@ -1,4 +1,4 @@
-"""Which task is solved by several circuits at once? All sums (a, b) -> a + b modulo p.
+"""Addition modulo p, the task that is solved by several circuits at once.
 
 A network that reads E[a] + E[b] can't tell (a, b) from (b, a). A split of *ordered* pairs therefore puts the mirror
 image of most test pairs into the training set, and a network that has only memorised scores about the train fraction on
@@ -14,8 +14,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from lowhanging.datasets.examples import Examples
 from lowhanging.errors import argument_message, check_choice, check_count, check_real
 
 Operation = Literal["add", "random"]
@@ -23,22 +23,13 @@ _MAX_MODULUS = 4096  # the split of its p^2 pairs takes about 2 GB
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class ModularPairs(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs of tokens and their result: a map-style Dataset whose item i is (inputs[i], targets[i]).
+class ModularPairs(Examples):
+    """Pairs of tokens and their result.
 
     Attributes:
-        inputs: tokens a, b from 0 to p - 1, and the token p ("=") in a third column where it was asked for.
-        targets: the result, 0 to p - 1.
+        inputs: (n, 2) or (n, 3) int64, tokens a, b, and the token p ("=") in a third column where it was asked for.
+        targets: (n,) int64, the result, 0 to p - 1.
     """
-
-    inputs: Tensor  # (n, 2) or (n, 3) int64
-    targets: Tensor  # (n,) int64
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
-        return self.inputs[index], self.targets[index]
 
     def __repr__(self) -> str:
         return f"ModularPairs({len(self):,} pairs of {self.inputs.shape[1]} tokens)"
@@ -66,10 +57,8 @@ class ModularAddition:
     seed: int
 
     def __repr__(self) -> str:
-        sizes = f"train={len(self.train):,}, test={len(self.test):,}"
-        return (
-            f"ModularAddition(p={self.p}, {sizes}, {self.split} pairs, operation={self.operation!r}, seed={self.seed})"
-        )
+        sizes = f"p={self.p}, train={len(self.train):,}, test={len(self.test):,}"
+        return f"ModularAddition({sizes}, {self.split} pairs, operation={self.operation!r}, seed={self.seed})"
 
 
 def modular_addition(
@@ -107,9 +96,8 @@ def modular_addition(
         Nanda, Chan, Lieberum, Smith & Steinhardt (2023), "Progress measures for grokking via mechanistic
         interpretability", for the task.
     """
-    check_count(
-        "p", p, minimum=2, maximum=_MAX_MODULUS, remedy="All p^2 pairs are held in memory; 53 and 113 are usual."
-    )
+    remedy = "All p^2 pairs are held in memory; 53 and 113 are usual."
+    check_count("p", p, minimum=2, maximum=_MAX_MODULUS, remedy=remedy)
     remedy = "The share of all pairs to train on, such as 0.8."
     check_real("train_fraction", train_fraction, minimum=0.0, maximum=1.0, remedy=remedy)
     check_choice("split", split, ("unordered", "ordered"))

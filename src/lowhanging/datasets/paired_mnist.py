@@ -1,4 +1,4 @@
-"""Which images can be classified in two ways, by the number or by the pattern behind it?
+"""Images that can be classified in two ways, by the number or by the pattern behind it.
 
 Each image blends a handwritten number with a checked pattern of the same class. Patterns are few and the same ones
 return in the test images, so that recognising a pattern is memorisation and recognising a number is generalisation.
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lowhanging.datasets.examples import Examples
 from lowhanging.datasets.mnist import MNIST, DigitImages, mnist
 from lowhanging.errors import argument_message, check_count, check_real
 
@@ -27,28 +28,20 @@ _NUM_CODES = 2 ** (_SQUARES * _SQUARES) - 1  # patterns but the all-black one, w
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class PairedImages(Dataset[tuple[Tensor, Tensor]]):
-    """Images with one cue or two for the same class: a map-style Dataset whose item i is (inputs[i], targets[i]).
+class PairedImages(Examples):
+    """Images with one cue or two for the same class.
 
     Attributes:
-        inputs: grey values in [0, 1].
-        targets: the class, 0 to 9, of every cue that the image has.
+        inputs: (n, 1, 28, 28) float32, grey values in [0, 1].
+        targets: (n,) int64, the class, 0 to 9, of every cue that the image has.
         pattern_index: example i's pattern is `patterns[targets[i], pattern_index[i]]` of the PairedMNIST.
         has_number: whether the image shows the number.
         has_pattern: whether the image shows the pattern.
     """
 
-    inputs: Tensor  # (n, 1, 28, 28) float32
-    targets: Tensor  # (n,) int64
     pattern_index: Tensor  # (n,) int64
     has_number: Tensor  # (n,) bool
     has_pattern: Tensor  # (n,) bool
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
-        return self.inputs[index], self.targets[index]
 
     def __repr__(self) -> str:
         both = int((self.has_number & self.has_pattern).sum())
@@ -193,57 +186,37 @@ def paired_mnist(
     pattern_only = check_real("pattern_only", pattern_only, minimum=0, maximum=1, remedy=remedy)
     if number_only + pattern_only > 1 + 1e-9:
         received = f"and pattern_only add up to {number_only + pattern_only:g}"
-        raise ValueError(
-            argument_message("number_only", received, "at most 1 in all", "Make one of the shares smaller.")
-        )
+        remedy = "Make one of the shares smaller."
+        raise ValueError(argument_message("number_only", received, "at most 1 in all", remedy))
     noise = check_real("noise", noise, minimum=0, remedy="Pass a standard deviation in grey values, such as 0.2.")
     flip = check_real("flip", flip, minimum=0, maximum=1, remedy="Pass a probability per square, such as 0.05.")
     seed = check_count("seed", seed, minimum=0, remedy="Pass a whole number, such as 0.")
     digits = source if isinstance(source, MNIST) else mnist(source)
-    draws = _Draws.of(seed)
-
-    patterns = _draw_patterns(draws.patterns, patterns_per_class)  # (10, m, 4, 4)
-    train = _cues(digits.train, patterns, _integers(draws.train, patterns_per_class, len(digits.train)))
-    test = _cues(digits.test, patterns, _integers(draws.test, patterns_per_class, len(digits.test)))
-    train = _disturb(train, noise, flip, draws)
-    order = torch.from_numpy(draws.shares.permutation(len(digits.train)))
+    # A generator for each purpose, so that no draw depends on how many numbers another one took.
+    for_patterns, for_train, for_test, for_shares, for_conflict, for_noise, for_flip = map(
+        np.random.default_rng, np.random.SeedSequence(seed).spawn(7)
+    )
+    patterns = _draw_patterns(for_patterns, patterns_per_class)  # (10, m, 4, 4)
+    train = _cues(digits.train, patterns, for_train)
+    test = _cues(digits.test, patterns, for_test)
+    if noise > 0:
+        normal = torch.from_numpy(for_noise.standard_normal(tuple(train.numbers.shape), dtype=np.float32))
+        train = train._replace(numbers=normal.mul_(noise).add_(train.numbers).clamp_(0, 1))
+    if flip > 0:
+        is_flipped = torch.from_numpy(for_flip.random(tuple(train.squares.shape)) < flip)
+        train = train._replace(squares=torch.where(is_flipped, 1 - train.squares, train.squares))
+    order = torch.from_numpy(for_shares.permutation(len(digits.train)))
     num_number, num_pattern = round(number_only * len(order)), round(pattern_only * len(order))
     lacks_pattern, lacks_number = order[:num_number], order[num_number : num_number + num_pattern]
 
     train_views = _views(train, opacity, lacks_number, lacks_pattern)
-    nobody = torch.empty(0, dtype=torch.int64)
-    test_views = _views(test, opacity, nobody, nobody)
+    test_views = _views(test, opacity, order[:0], order[:0])
     mixed, number, pattern = (PairedView(*pair) for pair in zip(train_views, test_views, strict=True))
     return PairedMNIST(
-        mixed=mixed,
-        number=number,
-        pattern=pattern,
-        conflict=_conflict(test, patterns, opacity, draws.conflict),
-        patterns=patterns,
-        opacity=opacity,
-        number_only=number_only,
-        pattern_only=pattern_only,
-        noise=noise,
-        flip=flip,
-        seed=seed,
-        source=digits.source,
-    )
-
-
-class _Draws(NamedTuple):
-    """A generator for each purpose, so that no draw depends on how many numbers another one took."""
-
-    patterns: np.random.Generator
-    train: np.random.Generator
-    test: np.random.Generator
-    shares: np.random.Generator
-    conflict: np.random.Generator
-    noise: np.random.Generator
-    flip: np.random.Generator
-
-    @classmethod
-    def of(cls, seed: int) -> _Draws:
-        return cls(*map(np.random.default_rng, np.random.SeedSequence(seed).spawn(7)))
+        mixed=mixed, number=number, pattern=pattern, conflict=_conflict(test, patterns, opacity, for_conflict),
+        patterns=patterns, opacity=opacity, number_only=number_only, pattern_only=pattern_only, noise=noise,
+        flip=flip, seed=seed, source=digits.source,
+    )  # fmt: skip
 
 
 class _Cues(NamedTuple):
@@ -266,19 +239,9 @@ def _integers(generator: np.random.Generator, below: int, count: int) -> Tensor:
     return torch.from_numpy(generator.integers(below, size=count, dtype=np.int64))
 
 
-def _cues(digits: DigitImages, patterns: Tensor, pattern_index: Tensor) -> _Cues:
+def _cues(digits: DigitImages, patterns: Tensor, generator: np.random.Generator) -> _Cues:
+    pattern_index = _integers(generator, patterns.shape[1], len(digits))
     return _Cues(digits.inputs, patterns[digits.targets, pattern_index], digits.targets, pattern_index)
-
-
-def _disturb(cues: _Cues, noise: float, flip: float, draws: _Draws) -> _Cues:
-    """Noise on the numbers' pixels and flips of the patterns' squares, new tensors."""
-    if noise > 0:
-        normal = torch.from_numpy(draws.noise.standard_normal(tuple(cues.numbers.shape), dtype=np.float32))
-        cues = cues._replace(numbers=normal.mul_(noise).add_(cues.numbers).clamp_(0, 1))
-    if flip > 0:
-        is_flipped = torch.from_numpy(draws.flip.random(tuple(cues.squares.shape)) < flip)
-        cues = cues._replace(squares=torch.where(is_flipped, 1 - cues.squares, cues.squares))
-    return cues
 
 
 def _enlarge(squares: Tensor) -> Tensor:

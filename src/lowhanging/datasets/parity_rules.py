@@ -1,4 +1,4 @@
-r"""Which task can be solved by one large circuit, or to the same loss by two circuits of half the size?
+r"""Two rules of equal final loss: one large circuit, or two circuits of half the size.
 
 A cue is the parity of a few bits, the product of their signs: all or nothing, because any subset of its bits is
 independent of the label. The *atomic* rule reads one cue of `whole` bits, the *decomposable* one reads two cues of
@@ -21,36 +21,27 @@ the label more often (q = 0.957) than a half does (0.9), to the atomic rule's ad
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from scipy.optimize import brentq
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from lowhanging.datasets.examples import Examples
 from lowhanging.errors import argument_message, check_choice, check_count, check_real
 
 VIEWS = ("atomic", "decomposable", "both")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class ParityBits(Dataset[tuple[Tensor, Tensor]]):
-    """Rows of signs with their label: a map-style Dataset whose item i is (inputs[i], targets[i]).
+class ParityBits(Examples):
+    """Rows of signs with their label.
 
     Attributes:
-        inputs: -1 or 1.
-        targets: the class, 0 or 1.
+        inputs: (n, num_bits) float32, -1 or 1.
+        targets: (n,) int64, the class, 0 or 1.
     """
-
-    inputs: Tensor  # (n, num_bits) float32
-    targets: Tensor  # (n,) int64
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
-        return self.inputs[index], self.targets[index]
 
     def __repr__(self) -> str:
         return f"ParityBits({len(self):,} rows of {self.inputs.shape[1]} bits)"
@@ -72,8 +63,8 @@ class ParityRules:
     makes a cue say what it says. In a view where a cue says nothing, its bits are uniform.
 
     Attributes:
-        atomic: the whole cue tells the label.
-        decomposable: the two halves tell it.
+        atomic: the whole cue gives the label.
+        decomposable: the two halves give it.
         both: all three do, redundantly.
         whole_bits: columns of the whole cue.
         half_bits: columns of the two halves, a row each.
@@ -109,8 +100,7 @@ class ParityRules:
 
     def logits(self, inputs: Tensor, view: str) -> Tensor:
         """The ideal reader's log P(1 | x) / P(0 | x) of a view, (n,)."""
-        remedy = "Name the view that the inputs are from."
-        check_choice("view", view, VIEWS, remedy=remedy)
+        check_choice("view", view, VIEWS, remedy="Name the view that the inputs are from.")
         whole, first, second = self.signs(inputs)
         total = torch.zeros_like(whole)
         if view != "decomposable":
@@ -130,7 +120,7 @@ def parity_rules(
     num_test: int = 4096,
     seed: int = 0,
 ) -> ParityRules:
-    r"""Labels told by the parity of `whole` bits, or to the same loss by the parities of two times `half` bits.
+    r"""Labels given by the parity of `whole` bits, or to the same loss by the parities of two times `half` bits.
 
     The cues have no bit in common and stand in random columns; other columns say nothing.
 
@@ -150,7 +140,7 @@ def parity_rules(
         ParityRules with `.atomic`, `.decomposable` and `.both`, each `.train` and `.test`.
 
     Raises:
-        ValueError, TypeError: a size below 1, too few columns, a reliability that tells nothing or everything.
+        ValueError, TypeError: a size below 1, too few columns, a reliability that says nothing or everything.
 
     Source:
         Vaintrob & Rimsky (2023), "The low-hanging fruit prior and sloped valleys in the loss landscape", for the
@@ -173,35 +163,17 @@ def parity_rules(
 
     q = _equal_reliability(r)
     order = torch.randperm(num_bits, generator=_generator(seed, 0))
-    cues = _Cues(order[:whole], order[whole : whole + half], order[whole + half : needed])
+    cues = torch.split(order[:needed], [whole, half, half])
     train = _views(cues, num_bits, num_train, q, r, _generator(seed, 1))
     test = _views(cues, num_bits, num_test, q, r, _generator(seed, 2))
     atomic, decomposable, both = (ParityView(*pair) for pair in zip(train, test, strict=True))
+    witnesses = {"atomic": (q,), "decomposable": (r, r), "both": (q, r, r), "half": (r,)}
+    losses = {name: _ideal_loss(*right) for name, right in witnesses.items()}
     return ParityRules(
-        atomic=atomic,
-        decomposable=decomposable,
-        both=both,
-        whole_bits=cues.whole,
-        half_bits=torch.stack([cues.first, cues.second]),
-        coefficients={"whole": math.log(q / (1 - q)), "half": math.log(r / (1 - r))},
-        losses={
-            "atomic": _ideal_loss(q),
-            "decomposable": _ideal_loss(r, r),
-            "both": _ideal_loss(q, r, r),
-            "half": _ideal_loss(r),
-        },
-        reliability=r,
-        whole_reliability=q,
-        seed=seed,
-    )
-
-
-class _Cues(NamedTuple):
-    """Columns of each cue."""
-
-    whole: Tensor
-    first: Tensor
-    second: Tensor
+        atomic=atomic, decomposable=decomposable, both=both, whole_bits=cues[0], half_bits=torch.stack(cues[1:]),
+        coefficients={"whole": math.log(q / (1 - q)), "half": math.log(r / (1 - r))}, losses=losses, reliability=r,
+        whole_reliability=q, seed=seed,
+    )  # fmt: skip
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:
@@ -219,25 +191,25 @@ def _ideal_loss(*reliabilities: float) -> float:
 
 
 def _equal_reliability(r: float) -> float:
-    """Reliability q of one witness that tells as much as two of reliability r."""
+    """Reliability q of one witness that says as much as two of reliability r."""
     wanted = _ideal_loss(r, r)
-    # More than one of them tells, and less than it would tell if it were right whenever any of the two is.
+    # More than one of them says, and less than it would say if it were right whenever any of the two is.
     return float(brentq(lambda q: _ideal_loss(q) - wanted, r, 1 - (1 - r) ** 2, xtol=1e-15, rtol=1e-14))
 
 
 def _views(
-    cues: _Cues, num_bits: int, num: int, q: float, r: float, generator: torch.Generator
+    cues: Sequence[Tensor], num_bits: int, num: int, q: float, r: float, generator: torch.Generator
 ) -> tuple[ParityBits, ParityBits, ParityBits]:
     """Views atomic, decomposable and both of the same draws."""
     targets = torch.randint(2, (num,), generator=generator)
     signs = torch.randint(2, (num, num_bits), generator=generator).float() * 2 - 1
     label = targets.float() * 2 - 1
     views = [signs.clone(), signs.clone(), signs]
-    for bits, right, fingerprint in zip(cues, (q, r, r), ((0, 2), (1, 2), (1, 2)), strict=True):
+    for bits, right, shown in zip(cues, (q, r, r), ((0, 2), (1, 2), (1, 2)), strict=True):
         is_right = torch.rand(num, generator=generator, dtype=torch.float64) < right
         said = torch.where(is_right, label, -label)
         turned = signs[:, bits[0]] * said * signs[:, bits].prod(1)  # the first bit, so that the product is what is said
-        for view in fingerprint:
+        for view in shown:
             views[view][:, bits[0]] = turned
     atomic, decomposable, both = (ParityBits(inputs, targets) for inputs in views)
     return atomic, decomposable, both

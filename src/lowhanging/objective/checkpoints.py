@@ -1,13 +1,8 @@
-"""Buffers that training moves: which ones they are, and what they are at another point of weight space.
+"""Points of weight space with the buffers that training moves, and what those buffers are at another point.
 
-BatchNorm's running statistics belong to a network as much as its weights, but theta does not hold them. The rule is
-general: a buffer moves if a forward pass in training mode writes it. At a point that no network was trained to they can
-be recomputed from data (layers that know how to start anew, as torch's normalization layers do) or interpolated.
-
-A point of weight space with the buffers that belong to it, from whatever holds them.
-
-Theta alone does not say what a network with BatchNorm computes. A module, a `state_dict`, a `Checkpoint` (also of a
-`TrainingRun` or a `Minimum`) bring their buffers; a plain vector brings none, and then the caller says which are meant.
+BatchNorm's running statistics belong to a network as much as its weights, but theta does not hold them. A buffer moves
+if a forward pass in training mode writes it. A module, a `state_dict` or a `Checkpoint` brings its buffers; a plain
+vector brings none, and then the caller says which are meant: fixed, recomputed from data, or interpolated.
 """
 
 from __future__ import annotations
@@ -20,12 +15,12 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, IterableDataset
 
 from lowhanging.errors import a_type, argument_message, check_vector
 from lowhanging.io import Saved, digest
-from lowhanging.objective.batches import Batches, num_examples
+from lowhanging.objective.batches import Batches, cloned, num_examples
 from lowhanging.objective.parameters import ParameterSpace
 from lowhanging.objective.private_copy import copied
 from lowhanging.objective.random_state import untouched_random_state
@@ -65,15 +60,15 @@ def moving_buffers(model: nn.Module, run: Run, first_batch: Callable[[], Any]) -
     names = [name for name, _ in model.named_buffers()]
     if not names:
         return ()
-    probe = copied(model).train()
-    known = tracked_buffers(probe)
-    frozen = {name for name, layer in tracking_layers(probe).items() if not layer.training}  # by a train() of its own
+    private = copied(model).train()
+    known = tracked_buffers(private)
+    frozen = {name for name, layer in tracking_layers(private).items() if not layer.training}  # by a train() of its own
     moving = {name for name in known if name.rpartition(".")[0] not in frozen}
     if set(names) - known:
-        before = {name: buffer.clone() for name, buffer in probe.named_buffers()}
+        before = {name: buffer.clone() for name, buffer in private.named_buffers()}
         with torch.no_grad(), untouched_random_state(), contextlib.suppress(Exception):
-            run(probe, _own(first_batch()))
-        after = dict(probe.named_buffers())
+            run(private, cloned(first_batch()))
+        after = dict(private.named_buffers())
         moving |= {name for name in names if name in after and not same_values(before[name], after[name])}
     return tuple(name for name in names if name in moving)
 
@@ -94,15 +89,13 @@ def recalibrated(model: nn.Module, run: Run, batches: Iterable[Any]) -> dict[str
     with torch.no_grad(), untouched_random_state():
         for batch in batches:
             try:
-                run(model, _own(batch))
+                run(model, cloned(batch))
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                first_line = (str(error).splitlines() or [""])[0]
-                received = f"has a batch of {num_examples(batch)} on which the model fails in training mode"
-                remedy = "Pass recalibrate_on= a loader as in training (drop_last=True drops a single example)."
+                received = f"has a batch of {num_examples(batch)} on which the model fails in training mode "
+                received += f"({(str(error).splitlines() or [''])[0]})"
                 expected = "batches from which statistics can be computed"
-                raise ValueError(
-                    argument_message("recalibrate_on", f"{received} ({first_line})", expected, remedy)
-                ) from error
+                remedy = "Pass recalibrate_on= a loader as in training (drop_last=True drops a single example)."
+                raise ValueError(argument_message("recalibrate_on", received, expected, remedy)) from error
     return {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
 
 
@@ -110,8 +103,8 @@ class CalibrationData:
     """The batches on which statistics are recomputed, read once: the same ones at every point.
 
     A loader's, or any iterable's, as it yields them; tensors and map-style data sets in batches of the library's own
-    size; an objective's as it evaluates them (which may have been joined and cut). How they are cut matters little: a
-    variance is the mean of those within batches.
+    size; an objective's as it evaluates them. How they are cut matters little: a variance is the mean of those within
+    batches.
     """
 
     def __init__(self, batches: list[Any]):
@@ -182,11 +175,6 @@ def same_values(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def _own(batch: Any) -> Any:
-    """A copy: a forward pass in training mode may write into its inputs."""
-    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint(Saved):
     """A point of weight space with the buffers (BatchNorm's statistics) that a network has there."""
@@ -234,36 +222,29 @@ def read_point(argument: str, value: Any, model: nn.Module, space: ParameterSpac
 def thetas_of(argument: str, values: Iterable[Any], model: Any = None) -> list[Any]:
     """The vector of each point, where no loss is asked: a state_dict is read by a module's names (one of the points').
 
-    Args:
-        argument: what the points are called.
-        values: points; what is no point at all is returned as it is, for `check_vector`.
-        model: a module or an objective that tells weights from buffers.
+    What is no point at all is returned as it is, for `check_vector`; `model` is a module or an objective.
     """
     listed = list(values)
-    modules = [value for value in listed if isinstance(value, nn.Module)]
-    reference: tuple[nn.Module, ParameterSpace] | None = None
+    names = argument.split("|") if "|" in argument else [f"{argument}[{i}]" for i in range(len(listed))]
     if hasattr(model, "as_checkpoint"):
-        return [model.as_checkpoint(value, argument=_place(argument, i)).theta for i, value in enumerate(listed)]
+        return [model.as_checkpoint(value, argument=name).theta for name, value in zip(names, listed, strict=False)]
     if model is not None and not isinstance(model, nn.Module):
-        raise TypeError(
-            argument_message("model", f"is {a_type(model)}", "a module or an objective of one", "Leave it out.")
-        )
-    if model is not None or modules:
-        module = modules[0] if model is None else model
-        reference = module, ParameterSpace(module)
+        expected = "a module or an objective of one"
+        raise TypeError(argument_message("model", f"is {a_type(model)}", expected, "Leave it out."))
+    module = next((value for value in listed if isinstance(value, nn.Module)), None) if model is None else model
+    space = None if module is None else ParameterSpace(module)
     found = []
-    for i, value in enumerate(listed):
-        place, checkpoint = _place(argument, i), with_buffers(value)
+    for name, value in zip(names, listed, strict=False):
+        checkpoint = with_buffers(value)
         if checkpoint is not None:
             found.append(checkpoint.theta)
         elif isinstance(value, nn.Module | Mapping):
-            if reference is None:
+            if module is None or space is None:
                 received = "is a state_dict, in which weights and buffers look alike"
                 expected = "a vector, a module or a checkpoint, or the model of the names"
-                raise ValueError(
-                    argument_message(place, received, expected, "Pass model=, the module it was saved from.")
-                )
-            found.append(_theta(place, _entries(place, value), *reference, constants=False))
+                remedy = "Pass model=, the module it was saved from."
+                raise ValueError(argument_message(name, received, expected, remedy))
+            found.append(_theta(name, _entries(name, value), module, space, constants=False))
         else:
             found.append(value)
     return found
@@ -274,10 +255,8 @@ def listed_points(argument: str, points: Any, *, remedy: str, expected: str = "a
     if hasattr(points, "checkpoint_buffers"):
         found = [points.checkpoint(i) for i in range(len(points.checkpoints))]
         if not found:
-            received = "is a run without checkpoints"
-            raise ValueError(
-                argument_message(argument, received, expected, "Train with checkpoints=1, or name other points.")
-            )
+            remedy = "Train with checkpoints=1, or name other points."
+            raise ValueError(argument_message(argument, "is a run without checkpoints", expected, remedy))
         return found
     is_matrix = isinstance(points, Tensor | np.ndarray) and points.ndim == 2
     one: Any = str | Mapping | Tensor | np.ndarray | nn.Module
@@ -297,15 +276,11 @@ def _is_point(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray | nn.Module | Mapping) or with_buffers(value) is not None
 
 
-def _place(argument: str, i: int) -> str:
-    return argument.split("|")[i] if "|" in argument else f"{argument}[{i}]"
-
-
 def _entries(argument: str, value: nn.Module | Mapping[str, Any]) -> dict[str, Tensor]:
     """Name -> tensor of a module (all names of what is shared) or a state_dict."""
     if isinstance(value, nn.Module):
-        named = {**dict(value.named_parameters(remove_duplicate=False))}
-        return {**named, **dict(value.named_buffers(remove_duplicate=False))}
+        named = dict(value.named_parameters(remove_duplicate=False))
+        return named | dict(value.named_buffers(remove_duplicate=False))
     entries = {}
     for name, tensor in value.items():
         if isinstance(name, str) and name.endswith("_extra_state"):
@@ -338,8 +313,11 @@ def _theta(
             expected = f"one tensor under both names, as in {space.owner}"
             remedy = "Tie them, or make a loss of a model without the tie."
             raise ValueError(argument_message(argument, received, expected, remedy))
-        if constants and same is None and not weights[name].requires_grad:
-            _check_constant(argument, name, entry.detach(), weights[name].detach())
+        is_constant = constants and same is None and not weights[name].requires_grad
+        if is_constant and not same_values(weights[name].detach(), entry.detach()):
+            received = f"has another frozen parameter {name!r} than the loss"
+            remedy = "Make an objective of that model, or unfreeze it in both: parameter.requires_grad_(True)."
+            raise ValueError(argument_message(argument, received, "the constants of the loss", remedy))
     try:
         return space.flatten({name: entries[name] for name in space.names})
     except ValueError as error:
@@ -347,29 +325,20 @@ def _theta(
         raise
 
 
-def _check_constant(argument: str, name: str, given: Tensor, own: Tensor) -> None:
-    if not same_values(own, given):
-        received = f"has another frozen parameter {name!r} than the loss"
-        remedy = "Make an objective of that model, or unfreeze it in both: parameter.requires_grad_(True)."
-        raise ValueError(argument_message(argument, received, "the constants of the loss", remedy))
-
-
 def _buffers(argument: str, entries: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The entries that are buffers of the model, on its device, with their shapes checked."""
     found, own = {}, dict(model.named_buffers())
-    every = {*own, *(name for name, _ in model.named_buffers(remove_duplicate=False))}
+    shared = {name for name, _ in model.named_buffers(remove_duplicate=False)} - own.keys()
     weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    remedy = "Pass a point of a model of the same class and sizes."
     for name, entry in entries.items():
-        if name not in every:
-            if name not in weights:
-                received, remedy = f"has a buffer {name!r}", "Pass a point of a model of the same class and sizes."
-                raise ValueError(argument_message(argument, received, f"buffers among {sorted(own)[:8]}", remedy))
+        if name in weights or name in shared:
             continue
         if name not in own:
-            continue  # another name of a shared buffer
+            expected = f"buffers among {sorted(own)[:8]}"
+            raise ValueError(argument_message(argument, f"has a buffer {name!r}", expected, remedy))
         if entry.shape != own[name].shape:
             received = f"has a buffer {name!r} of shape {tuple(entry.shape)}"
-            remedy = "Pass a point of a model of the same class and sizes."
             raise ValueError(argument_message(argument, received, f"{tuple(own[name].shape)} as in the loss", remedy))
         found[name] = entry.detach().to(own[name].device, own[name].dtype).clone()
     return found
@@ -381,9 +350,5 @@ def refuse_plain(argument: str, names: Iterable[str], *, choices: str) -> NoRetu
     shown = ", ".join(map(repr, listed[:3])) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
     received = f"is weights alone, and training moves the model's buffers {shown}"
     expected = "a point with its buffers, or a word on which are meant"
-    raise ValueError(
-        argument_message(
-            argument, received, expected,
-            f"Pass the module, its state_dict() or a checkpoint (run.checkpoint(i), minimum.checkpoint); or {choices}.",
-        )
-    )  # fmt: skip
+    remedy = f"Pass the module, its state_dict() or a checkpoint (run.checkpoint(i), minimum.checkpoint); or {choices}."
+    raise ValueError(argument_message(argument, received, expected, remedy))

@@ -1,12 +1,8 @@
-"""Which layers keep a loss from being a smooth function of the weights?
+"""Checks of a model's loss: what one watched forward pass shows, and what is refused at the door.
 
-One forward pass is watched operation by operation, so functional calls (`F.relu` inside a forward method) are found as
-surely as modules, and each finding names the innermost module that made the call.
-
-What is refused at the door of a model's loss: targets that are no classes, sums that are none, what is random?
-
-`model_loss.py` evaluates, and asks here whether what came back is the loss of a function of the weights alone; each
-refusal names what is wrong and the way out.
+The pass is watched operation by operation, so functional calls (`F.relu` inside a forward method) are found as surely
+as modules, and each finding names the innermost module that made the call. Whether a loss is a sum over examples can't
+be seen in its operations: it is tested, on the sums of parts of a batch and their gradients.
 """
 
 from __future__ import annotations
@@ -29,6 +25,7 @@ from lowhanging.errors import a_type, argument_message
 from lowhanging.objective.batches import num_examples, split_batch
 from lowhanging.objective.distributed import Ranks, Sums
 from lowhanging.objective.kernels import EMBEDDING, EMBEDDING_BAG, autocasting
+from lowhanging.objective.private_copy import memory_of
 
 # Operations by the name in torch.ops.aten, without overload and in-place underscore.
 _KINKED = {
@@ -40,15 +37,10 @@ _KINKED = {
 }  # fmt: skip
 LOSS_FUNCTION = "the loss function"  # stands for a class where an operation is no module's
 _NORMS = {
-    "native_batch_norm",
-    "_native_batch_norm_legit",
-    "cudnn_batch_norm",
-    "miopen_batch_norm",
-    "_batch_norm_with_update",
-}
-
-
-Stored = Mapping[int, tuple[str, torch.Tensor]]  # memory -> name, tensor
+    "native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_with_update",
+}  # fmt: skip
+_REWRITTEN = {"_weight_norm_interface", "_embedding_bag", "_embedding_bag_forward_only"}
+Stored = Mapping[int, tuple[str, Tensor]]  # memory -> name, and the tensor, so that no other one gets that memory
 Kind = Literal["kinked", "random", "batch", "rewrite", "stored", "recomputed"]
 
 
@@ -73,22 +65,38 @@ class Finding:
 
 
 def findings(
-    model: nn.Module,
-    forward: Callable[[], Any],
-    *,
-    stored: Stored | None = None,
-    theta: torch.Tensor | None = None,
+    model: nn.Module, forward: Callable[[], Any], *, stored: Stored | None = None, theta: Tensor | None = None
 ) -> list[Finding]:
     """What `forward()`, a call that runs `model`, does that a smooth function of the weights does not.
 
-    `stored` are tensors that do not move with the weights though they were computed from them: memory -> name and
-    tensor, which keeps the memory from being used for another one. `theta` holds the weights.
+    `stored` are tensors that do not move with the weights though they were computed from them; `theta` holds the
+    weights.
     """
     found: dict[Finding, None] = {}
-    weights = 0 if theta is None else theta.untyped_storage().data_ptr()
-    with _watched(model) as stack, _WatchCalls(stack, found), _Watch(stack, found, stored or {}, weights):
+    weights = 0 if theta is None else memory_of(theta)
+    with _modules_run(model) as stack, _WatchCalls(stack, found), _Watch(stack, found, stored or {}, weights):
         forward()
     return list(found)
+
+
+@contextlib.contextmanager
+def _modules_run(model: nn.Module) -> Iterator[list[tuple[str, str]]]:
+    """A stack of (name, class) of the modules being run, the loss function at the bottom."""
+    stack = [("", LOSS_FUNCTION)]
+    handles = []
+    for name, module in model.named_modules():
+        entry = (name, type(module).__name__)
+        handles.append(module.register_forward_pre_hook(lambda *_, entry=entry: stack.append(entry)))
+        handles.append(module.register_forward_hook(lambda *_: _drop(stack), always_call=True))
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _drop(stack: list[tuple[str, str]]) -> None:
+    stack.pop()  # and return None: a hook's return value would replace the output
 
 
 class _WatchCalls(TorchFunctionMode):
@@ -100,12 +108,11 @@ class _WatchCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if autocasting():
-            layer, class_name = self._stack[-1] if self._stack else ("", LOSS_FUNCTION)
-            self._found[Finding("rewrite", layer, class_name, "autocast")] = None
+            self._found[Finding("rewrite", *self._stack[-1], "autocast")] = None
         signature = EMBEDDING if func is F.embedding else EMBEDDING_BAG if func is F.embedding_bag else None
         if signature and signature.bind(*args, **(kwargs or {})).arguments.get("max_norm") is not None:
-            place = self._stack[-1][0] if self._stack else LOSS_FUNCTION
-            received = f"rewrites its weights when run: the embedding in {place!r} has max_norm"
+            layer = self._stack[-1][0] if len(self._stack) > 1 else LOSS_FUNCTION
+            received = f"rewrites its weights when run: the embedding in {layer!r} has max_norm"
             remedy = "Renormalize its weights once, and set max_norm = None."
             raise ValueError(argument_message("model", received, "a function of the weights", remedy))
         return func(*args, **(kwargs or {}))
@@ -118,24 +125,19 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = _kind(func, args, kwargs or {})
-        layer, class_name = self._stack[-1] if self._stack else ("", LOSS_FUNCTION)
+        name, (layer, class_name) = func.overloadpacket.__name__, self._stack[-1]
         # An instance norm is computed as the batch norm of one example with (examples x channels) channels.
         is_instance_norm = kind == "batch" and args[0].shape[0] == 1 and "BatchNorm" not in class_name
         if kind is not None and not is_instance_norm:
-            name = func.overloadpacket.__name__.rstrip("_")
-            self._found[Finding(kind, layer, class_name, name)] = None
+            self._found[Finding(kind, layer, class_name, name.rstrip("_"))] = None
         for leaf in tree_leaves((args, kwargs)) if self._stored else ():
-            if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
-                kept = self._stored.get(leaf.untyped_storage().data_ptr())
-                if kept is not None:
-                    self._found[Finding("stored", layer, class_name, kept[0])] = None
+            if isinstance(leaf, Tensor) and memory_of(leaf) in self._stored:
+                self._found[Finding("stored", layer, class_name, self._stored[memory_of(leaf)][0])] = None
         result = func(*args, **(kwargs or {}))
-        if self._weights and _saves_by_hooks() and any(self._is_weight(item) for item in args):
-            self._found[Finding("recomputed", layer, class_name, func.overloadpacket.__name__)] = None
+        recomputes = bool(self._weights) and _saves_by_hooks()
+        if recomputes and any(isinstance(item, Tensor) and memory_of(item) == self._weights for item in args):
+            self._found[Finding("recomputed", layer, class_name, name)] = None
         return result
-
-    def _is_weight(self, item: Any) -> bool:
-        return isinstance(item, torch.Tensor) and item.untyped_storage().data_ptr() == self._weights
 
 
 def _saves_by_hooks() -> bool:
@@ -157,14 +159,11 @@ def _kind(func: Any, args: Any, kwargs: Any) -> Kind | None:
         return "random"
     if is_training and name in _NORMS:
         return "batch"
-    if not any(isinstance(item, torch.Tensor) and item.requires_grad and not item.is_complex() for item in args):
+    if not any(isinstance(item, Tensor) and item.requires_grad and not item.is_complex() for item in args):
         return None  # abs() of the data is no kink in the weights, and that of a complex number is a norm
     # clamp(min=0) is a ReLU; clamp(min=1e-12) only guards a division.
     is_relu = name in ("clamp", "clamp_min") and len(args) > 1 and isinstance(args[1], int | float) and args[1] == 0
     return "kinked" if name in _KINKED or is_relu else None
-
-
-_REWRITTEN = ("_weight_norm_interface", "_embedding_bag", "_embedding_bag_forward_only")
 
 
 def _has_options(func: Any, args: Any, kwargs: Any) -> bool:
@@ -175,11 +174,7 @@ def _has_options(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches for the narrowest floating-point dtype in which something that depends on the weights is computed.
-
-    Attributes:
-        dtype: that one; float64 before anything was seen.
-    """
+    """Watches for the narrowest floating-point `dtype` in which something that depends on the weights is computed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -187,19 +182,15 @@ class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if any(isinstance(item, torch.Tensor) and item.requires_grad for item in args):
+        if any(isinstance(item, Tensor) and item.requires_grad for item in args):
             for leaf in tree_leaves(result):
-                if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+                if isinstance(leaf, Tensor) and leaf.is_floating_point():
                     self.dtype = min(self.dtype, leaf.dtype, key=lambda dtype: dtype.itemsize)
         return result
 
 
 class SingularOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches for operations at points where torch has no derivative of them, zero as a rule.
-
-    Attributes:
-        found: their names, in the order of the calls.
-    """
+    """Watches for operations at points where torch has no derivative of them; `found` are their names, in order."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -208,52 +199,59 @@ class SingularOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__.rstrip("_")
-        inputs = [item for item in args if isinstance(item, torch.Tensor)]
+        first = next((item for item in args if isinstance(item, Tensor)), None)
+        zeros: Tensor | None = None
         if name in ("linalg_vector_norm", "norm", "hypot", "_cdist_forward", "dist"):
-            is_singular = bool((result == 0).any())
-        elif name in ("sqrt", "rsqrt", "pow", "log", "reciprocal", "float_power"):
-            is_singular = bool(inputs and (inputs[0] == 0).any())
-        elif name == "atan2":
-            is_singular = bool(((inputs[0] == 0) & (inputs[1] == 0)).any())
-        elif name in ("acos", "asin", "atanh", "acosh"):
-            is_singular = bool((inputs[0].abs() == 1).any())
+            zeros = result
         elif name in ("_linalg_det", "_linalg_slogdet", "std", "std_mean"):
-            is_singular = bool(((result[0] if isinstance(result, tuple) else result) == 0).any())
-        elif name in ("abs", "angle", "sgn"):
-            is_singular = bool(inputs[0].is_complex() and (inputs[0] == 0).any())
-        else:
-            return result
+            zeros = result[0] if isinstance(result, tuple) else result
+        elif name in ("sqrt", "rsqrt", "pow", "log", "reciprocal", "float_power"):
+            zeros = first
+        elif name == "atan2":
+            zeros = args[0].abs() + args[1].abs()
+        elif name in ("acos", "asin", "atanh", "acosh") and first is not None:
+            zeros = first.abs() - 1
+        elif name in ("abs", "angle", "sgn") and first is not None and first.is_complex():
+            zeros = first
+        is_singular = zeros is not None and bool((zeros == 0).any())
         if is_singular and name not in self.found:
             self.found.append(name)
         return result
 
 
-@contextlib.contextmanager
-def _watched(model: nn.Module) -> Iterator[list[tuple[str, str]]]:
-    """A stack of (name, class) of the modules being run; the hooks are on `model` only inside the block."""
-    stack: list[tuple[str, str]] = []
-    handles = []
-    for name, module in model.named_modules():
-        entry = (name, type(module).__name__)
-        handles.append(module.register_forward_pre_hook(lambda *_, entry=entry: stack.append(entry)))
-        handles.append(module.register_forward_hook(lambda *_: _drop(stack), always_call=True))
-    try:
-        yield stack
-    finally:
-        for handle in handles:
-            handle.remove()
+# What is refused ------------------------------------------------------------------------------------------------------
 
 
-def _drop(stack: list[tuple[str, str]]) -> None:
-    stack.pop()  # and return None: a hook's return value would replace the output
+def refuse_impure(found: list[Finding], mode: str) -> None:
+    """An error for what is random or mixes examples, with the way out of this mode."""
+    in_eval = 'Use mode="eval", or put that layer into eval mode'
+    for finding in found:
+        if finding.kind == "recomputed":
+            received = f"recomputes activations in the backward pass, with weights ({finding})"
+            expected = "a forward pass that keeps them"
+            remedy = "Switch activation checkpointing off (gradient_checkpointing_disable()): the numbers are the same."
+        elif finding.kind == "stored":
+            received = f"keeps {finding.operation!r}, which was computed from its weights, and uses it in "
+            received += repr(finding.layer or finding.class_name)
+            expected = "weights that are used as they are"
+            remedy = "Compute it in forward (such as self.encoder.weight.t()): it does not move with the weights."
+        elif finding.kind == "random":
+            received, expected = f"is random: {finding}", "a loss that is a function of the weights"
+            remedy = f"{in_eval}." if mode == "as_is" else "Draw its numbers once, outside the loss."
+        elif finding.kind == "batch":
+            received, expected = f"depends on the batch: {finding}", "a loss that is a sum over examples"
+            remedy = in_eval if mode == "as_is" else "Give it running statistics"
+            remedy += ": its statistics mix the examples of a batch."
+        else:
+            continue
+        raise ValueError(argument_message("model", received, expected, remedy))
 
 
 def check_classes(first: Any, batches: Iterable[Any], outputs_of: Callable[[Any], Any]) -> None:
     """Targets of the default cross-entropy: one integer per output in a first batch, in the range of the outputs."""
-    batch = first
-    targets = split_batch(batch)[2]
+    targets = split_batch(first)[2]
     check_class_targets(targets)
-    outputs = outputs_of(batch)
+    outputs = outputs_of(first)
     classes = num_classes(outputs)
     if outputs.shape[:1] + outputs.shape[2:] != targets.shape:
         received = f"have shape {tuple(targets.shape)}, the outputs {tuple(outputs.shape)}"
@@ -268,10 +266,9 @@ def check_class_targets(targets: Any) -> None:
     """Targets of the default cross-entropy are integers."""
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
         received = f"have dtype {getattr(targets, 'dtype', type(targets).__name__)}"
+        expected = "integer classes, the loss_fn being cross-entropy"
         remedy = "Pass loss_fn=F.mse_loss (or another); class targets must be integers: targets.long()."
-        raise ValueError(
-            argument_message("targets", received, "integer classes, the loss_fn being cross-entropy", remedy)
-        )
+        raise ValueError(argument_message("targets", received, expected, remedy))
 
 
 def num_classes(outputs: Any) -> int:
@@ -281,10 +278,8 @@ def num_classes(outputs: Any) -> int:
         expected = "a tensor or .logits, for the default loss"
         raise ValueError(argument_message("model", f"returns {a_type(outputs)}", expected, remedy))
     if outputs.ndim < 2:
-        received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))}"
-        raise ValueError(
-            argument_message("model", received, "(n, classes) for cross-entropy", "Pass loss_fn= or batch_loss=.")
-        )
+        received, remedy = f"gives outputs of shape {tuple(outputs.shape)}", "Pass loss_fn= or batch_loss=."
+        raise ValueError(argument_message("model", received, "(n, classes) for cross-entropy", remedy))
     return int(outputs.shape[1])
 
 
@@ -308,7 +303,6 @@ def checked_sum(result: Any, point: Tensor, *, is_batch_loss: bool) -> Tensor:
     name = "batch_loss" if is_batch_loss else "loss_fn"
     is_pair = isinstance(result, tuple) and len(result) == 2
     total: Any
-    count: Any
     total, count = result if is_pair else (None, None)
     if isinstance(count, Tensor) and count.numel() == 1:
         count = count.item()
@@ -327,7 +321,7 @@ def checked_sum(result: Any, point: Tensor, *, is_batch_loss: bool) -> Tensor:
             name, received = "model and loss_fn", "return" + received.removeprefix("returned")
             remedy = f"No torch.no_grad(), no detach(). {_HOOKS}"
         raise ValueError(argument_message(name, received, "a differentiable function of the weights", remedy))
-    if reaches_weights(total, point):
+    if _reaches_weights(total, point):
         received = "uses trainable parameters that are not the given model's (their gradient would be lost)"
         remedy = "Use the model that batch_loss is given; freeze other parameters: requires_grad_(False)."
         if not is_batch_loss:
@@ -336,24 +330,19 @@ def checked_sum(result: Any, point: Tensor, *, is_batch_loss: bool) -> Tensor:
     return cast(Tensor, total.detach())
 
 
+Slope = Callable[
+    [Any], tuple[float, float, Tensor]
+]  # batch -> its sum, the count of its terms, the sum's gradient (p,)
+
+
 def is_same_sum(
-    batches: Iterable[Any],
-    others: Iterable[Any],
-    slope: Callable[[Any], tuple[float, float, Tensor]],
-    sizes: Sequence[int],
-    ranks: Ranks | None = None,
+    batches: Iterable[Any], others: Iterable[Any], slope: Slope, sizes: Sequence[int], ranks: Ranks | None = None
 ) -> bool:
     """Whether two cuts of the same examples have the same sum and the same gradient of it, up to rounding.
 
-    Compared wherever both cuts end together, and tensor by tensor: what mixes examples may have a small share of the
-    whole. With several ranks only the totals over all of them are of the same examples.
-
-    Args:
-        batches: one cut.
-        others: the other one, in the same order.
-        slope: batch -> its sum, the count of its terms, and the gradient (p,) of the sum.
-        sizes: of the named tensors in a gradient.
-        ranks: those that share the examples.
+    Compared wherever both cuts end together, and tensor by tensor (`sizes` are those of the named tensors in a
+    gradient): what mixes examples may have a small share of the whole. With several ranks only the totals over all of
+    them are of the same examples.
     """
     mine, theirs = _Total(batches, slope, sizes), _Total(others, slope, sizes)
     if ranks is not None:
@@ -372,9 +361,7 @@ def is_same_sum(
 class _Total:
     """Value, count and gradient of a sum over batches so far, and the sizes of what was added up."""
 
-    def __init__(
-        self, batches: Iterable[Any], slope: Callable[[Any], tuple[float, float, Tensor]], sizes: Sequence[int]
-    ):
+    def __init__(self, batches: Iterable[Any], slope: Slope, sizes: Sequence[int]):
         self._batches, self._slope, self._sizes = iter(batches), slope, list(sizes)
         self.num, self.eps = 0, float(torch.finfo(torch.float64).eps)
         self.clear()
@@ -394,22 +381,21 @@ class _Total:
         self.eps, gradient = torch.finfo(gradient.dtype).eps, gradient.double().cpu()
         self.value, self.count, self.size = self.value + value, self.count + count, self.size + abs(value)
         self.gradient += gradient
-        self.scale += torch.stack([part.norm() for part in torch.split(gradient, self._sizes)])
+        self.scale += self._norms(gradient)
         self.num += num_examples(batch)
         return True
 
-    def sizes(self) -> Tensor:
-        """What the value is rounded from, as a tensor."""
-        return torch.tensor(self.size, dtype=torch.float64)
-
     def is_near(self, other: _Total) -> bool:
         """Whether the other total differs by rounding only."""
-        relative, floor = (1e-4, 1e-6) if self.eps > 1e-10 else (1e-8, 1e-12)
+        relative, absolute = (1e-4, 1e-6) if self.eps > 1e-10 else (1e-8, 1e-12)
         scale = torch.maximum(self.scale, other.scale)
-        apart = torch.stack([part.norm() for part in torch.split(self.gradient - other.gradient, self._sizes)])
         same_value = abs(self.value - other.value) <= 30 * self.eps * (self.size + other.size)
         same_value = same_value and abs(self.count - other.count) <= 1e-6 * abs(self.count)
-        return same_value and bool((apart <= relative * scale + floor * scale.sum()).all())
+        difference = self._norms(self.gradient - other.gradient)
+        return same_value and bool((difference <= relative * scale + absolute * scale.sum()).all())
+
+    def _norms(self, gradient: Tensor) -> Tensor:
+        return torch.stack([part.norm() for part in torch.split(gradient, self._sizes)])
 
 
 def _is_same_on_all(ranks: Ranks, mine: _Total, theirs: _Total) -> bool:
@@ -417,18 +403,22 @@ def _is_same_on_all(ranks: Ranks, mine: _Total, theirs: _Total) -> bool:
         for side in (mine, theirs):
             while side.advance():
                 pass
+        sizes = torch.tensor([mine.size, theirs.size], dtype=torch.float64)
         numbers = [mine.value, theirs.value, mine.count, theirs.count]
-        return numbers, [mine.gradient, mine.scale, theirs.gradient, theirs.scale, mine.sizes(), theirs.sizes()]
+        return numbers, [mine.gradient, mine.scale, theirs.gradient, theirs.scale, sizes]
 
     question = "a comparison of two cuts of the data"
     (mine.value, theirs.value, mine.count, theirs.count), tensors = ranks.total(question, sums, torch.zeros(1))
-    mine.gradient, mine.scale, theirs.gradient, theirs.scale = tensors[:4]
-    mine.size, theirs.size = map(float, tensors[4:])
+    mine.gradient, mine.scale, theirs.gradient, theirs.scale, sizes = tensors
+    mine.size, theirs.size = sizes.tolist()
     mine.eps = theirs.eps = max(mine.eps, theirs.eps)
     return bool(ranks.highest(question, lambda: int(not mine.is_near(theirs)), torch.zeros(1)) == 0)
 
 
-def check_terms(pair: Any, sum_of: Callable[[Any, Any], Tensor]) -> bool:
+SumOf = Callable[[Any, Any], Tensor]  # (outputs, targets) -> the sum of a loss_fn's terms
+
+
+def check_terms(pair: Any, sum_of: SumOf) -> bool:
     """loss_fn alone: the gradient in the outputs of an example must not depend on which others are there.
 
     Not its value: where all terms are alike, weights hardly change the sum, but the Hessian all the same. In float64,
@@ -452,22 +442,21 @@ def is_single(pair: Any) -> bool:
     return bool(leaves) and all(isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == 1 for leaf in leaves)
 
 
-def check_together(first: Any, pair: Any, sum_of: Callable[[Any, Any], Tensor]) -> None:
+def check_together(first: Any, pair: Any, sum_of: SumOf) -> None:
     """The terms of two batches must weigh the same: together they are the mean of both."""
     (left, spec), (right, other) = tree_flatten(first), tree_flatten(pair)
-    is_alike = spec == other and all(
-        isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape[1:] == b.shape[1:] and a.dtype == b.dtype
-        for a, b in zip(left, right, strict=True)
-    )
-    if is_alike:
-        whole = tree_unflatten([torch.cat([a, b]) for a, b in zip(left, right, strict=True)], spec)
-        num_targets = len(tree_leaves(first[1])[0])
-        error = _error(_widest(whole, sum_of), (0, 0), sum_of, [num_targets])
-        if error:
-            raise ValueError(error)
+    kinds = [
+        [(leaf.shape[1:], leaf.dtype) if isinstance(leaf, Tensor) else None for leaf in side] for side in (left, right)
+    ]
+    if spec != other or kinds[0] != kinds[1] or None in kinds[0]:
+        return
+    whole = tree_unflatten([torch.cat([a, b]) for a, b in zip(left, right, strict=True)], spec)
+    error = _error(_widest(whole, sum_of), (0, 0), sum_of, [len(tree_leaves(first[1])[0])])
+    if error:
+        raise ValueError(error)
 
 
-def _widest(pair: Any, sum_of: Callable[[Any, Any], Tensor]) -> Any:
+def _widest(pair: Any, sum_of: SumOf) -> Any:
     """Outputs and targets in float64, if loss_fn takes them."""
     try:
         wide = tree_map(lambda leaf: leaf.double() if is_real(leaf) else leaf, pair)
@@ -495,13 +484,7 @@ def _lengths(pair: Any, dims: tuple[int, int]) -> tuple[int, int] | None:
     return (outputs, targets) if is_whole and (outputs == targets or dims == (0, 0)) else None
 
 
-def _narrowed(side: Any, dim: int, start: int, length: int) -> Any:
-    return tree_map(lambda leaf: leaf.narrow(dim, start, length), side)
-
-
-def _error(
-    pair: Any, dims: tuple[int, int], sum_of: Callable[[Any, Any], Tensor], cuts: Sequence[int] | None = None
-) -> str | None:
+def _error(pair: Any, dims: tuple[int, int], sum_of: SumOf, cuts: Sequence[int] | None = None) -> str | None:
     """What to say where parts of outputs and targets do not add up to the whole.
 
     "" where they do, None where they can't be cut along these dimensions.
@@ -510,28 +493,31 @@ def _error(
     if lengths is None:
         return None
     num_outputs, n = lengths
+    units = num_outputs // n, 1  # along the dimensions, for each target
     whole, total = _slopes(pair, sum_of)
     for cut in sorted({1, n // 2}) if cuts is None else cuts:
         slopes: list[list[Tensor]] = []
         totals = 0.0
         for start, length in ((0, cut), (cut, n - cut)):
-            each = num_outputs // n  # outputs of a target
-            outputs = _narrowed(pair[0], dims[0], each * start, each * length)
+            part = [
+                tree_map(lambda leaf, dim=dim, unit=unit: leaf.narrow(dim, unit * start, unit * length), side)  # noqa: B023
+                for side, dim, unit in zip(pair, dims, units, strict=True)
+            ]
             try:
-                slope, value = _slopes((outputs, _narrowed(pair[1], dims[1], start, length)), sum_of)
+                slope, value = _slopes(part, sum_of)
             except Exception:  # no two parts that belong together
                 return None
             slopes.append(slope)
             totals += value
         joined_slopes = [torch.cat(parts, dims[0]) for parts in zip(*slopes, strict=True)]
-        apart = torch.stack([(mine - own).norm() for mine, own in zip(joined_slopes, whole, strict=True)]).norm()
+        difference = torch.stack([(mine - own).norm() for mine, own in zip(joined_slopes, whole, strict=True)]).norm()
         size = torch.stack([own.norm() for own in whole]).norm()
-        if not float(apart) <= 1e-4 * float(size) + 1e-9 * abs(total):  # NaN: one part is all ignored
+        if not float(difference) <= 1e-4 * float(size) + 1e-9 * abs(total):  # NaN: one part is all ignored
             return _no_mean(cut, n, totals - total, *pair)
     return ""
 
 
-def _slopes(pair: Any, sum_of: Callable[[Any, Any], Tensor]) -> tuple[list[Tensor], float]:
+def _slopes(pair: Any, sum_of: SumOf) -> tuple[list[Tensor], float]:
     """Gradients of the sum in every floating-point tensor of the outputs, and the sum."""
     outputs, targets = pair
     with torch.enable_grad():
@@ -563,7 +549,7 @@ def check_derivative(argument: str, function: Callable[[Tensor], Tensor], theta:
     """The gradient of a function at theta (p,), in float64, against differences of its values along a random vector.
 
     Wrong where an operation's derivative is not that of its value: a straight-through estimator, detach(), a backward
-    method of one's own. Steps of several lengths, as in `verification.py`.
+    method of one's own.
     """
     with torch.enable_grad():
         point = theta.clone().requires_grad_()
@@ -588,7 +574,7 @@ def check_derivative(argument: str, function: Callable[[Tensor], Tensor], theta:
             return  # a kink at theta, or noise
         if not abs(errors[-1]) > noise + 1e-3 * float(gradient.norm()):
             return
-    off = agreed_error(errors)
+    off = _agreed_error(errors)
     if not off:
         return
     received = f"has a gradient in torch that is not the derivative of its values (off by {off:.2g} along a vector "
@@ -600,11 +586,8 @@ def check_derivative(argument: str, function: Callable[[Tensor], Tensor], theta:
     raise ValueError(argument_message(argument, received, "a gradient that is its derivative", remedy))
 
 
-def agreed_error(errors: Sequence[float]) -> float:
-    """The size of an error that differences at several steps tell alike; 0 where there is none.
-
-    What is rounding goes with one over the step, and so is not told alike.
-    """
+def _agreed_error(errors: Sequence[float]) -> float:
+    """The size of an error on which several steps agree, as those do not that are rounding; 0 where there is none."""
     if not all(map(math.isfinite, errors)):
         return 0.0
     least = min(map(abs, errors))
@@ -612,37 +595,12 @@ def agreed_error(errors: Sequence[float]) -> float:
     return least if len(alike) > 1 else 0.0
 
 
-def refuse_impure(found: list[Finding], mode: str) -> None:
-    """An error for what is random or mixes examples, with the way out of this mode."""
-    eval_instead = 'Use mode="eval", or put that layer into eval mode'
-    for finding in found:
-        if finding.kind == "recomputed":
-            received = f"recomputes activations in the backward pass, with weights ({finding})"
-            remedy = "Switch activation checkpointing off (gradient_checkpointing_disable()): the numbers are the same."
-            raise ValueError(argument_message("model", received, "a forward pass that keeps them", remedy))
-        if finding.kind == "stored":
-            received = f"keeps {finding.operation!r}, which was computed from its weights, and uses it in "
-            received += repr(finding.layer or finding.class_name)
-            remedy = "Compute it in forward (such as self.encoder.weight.t()): it does not move with the weights."
-            raise ValueError(argument_message("model", received, "weights that are used as they are", remedy))
-        if finding.kind == "random":
-            remedy = f"{eval_instead}." if mode == "as_is" else "Draw its numbers once, outside the loss."
-            raise ValueError(
-                argument_message("model", f"is random: {finding}", "a loss that is a function of the weights", remedy)
-            )
-        if finding.kind == "batch":
-            way_out = eval_instead if mode == "as_is" else "Give it running statistics"
-            remedy = f"{way_out}: its statistics mix the examples of a batch."
-            expected = "a loss that is a sum over examples"
-            raise ValueError(argument_message("model", f"depends on the batch: {finding}", expected, remedy))
-
-
 def is_real(leaf: Any) -> bool:
     """Whether it is a floating-point tensor."""
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
-def reaches_weights(total: Tensor, point: Tensor) -> bool:
+def _reaches_weights(total: Tensor, point: Tensor) -> bool:
     """Whether the autograd graph of `total` ends in parameters other than `point`.
 
     Other leaves are the loss's own: the inputs of a loss that differentiates by them.

@@ -1,8 +1,7 @@
-"""How do several processes share one loss, and what keeps them together?
+"""Processes that share one loss: each holds a part of the data, sums are added up, all else is done on every rank.
 
-A loss is a sum over examples: ranks that hold parts of the data add up their sums, and everything else is done on each
-of them alike. That is right as long as all ranks ask for the same things, at the same theta, in the same order. A rank
-that does not would leave the others waiting, or spoil their sums silently; this file makes it an error on every rank:
+That is right as long as all ranks ask for the same things, at the same theta, in the same order. A rank that does not
+would leave the others waiting, or spoil their sums silently; here it is an error on every rank:
 
 * Ranks that make a loss first *meet*, through the store by which `torch.distributed` found them. A wait there can end,
   and leaves no half of an all_reduce behind for the next collective call to stumble over.
@@ -36,15 +35,7 @@ _ALONE = "Make it on every rank, or pass distributed=False for a loss of this pr
 
 
 class Ranks:
-    """The processes that share the examples of one loss.
-
-    Args:
-        group: of `torch.distributed`; this process is a member of it.
-
-    Attributes:
-        rank: which one this process is, from 0.
-        size: how many there are.
-    """
+    """The processes that share the examples of one loss: this one is number `rank` of `size`."""
 
     def __init__(self, group: dist.ProcessGroup):
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
@@ -70,11 +61,7 @@ class Ranks:
             raise
 
     def agree(self, facts: Mapping[str, Any], same: Mapping[str, str]) -> list[dict[str, Any]]:
-        """The facts of every rank, in the order of the ranks.
-
-        Args:
-            facts: name -> what this rank has.
-            same: those that must be the same on every rank, and what to do where they are not.
+        """The facts of every rank, in order; those named in `same`, with a remedy, must be the same on all.
 
         Raises:
             RuntimeError: another rank failed to make its loss.
@@ -95,10 +82,8 @@ class Ranks:
     def total(self, question: str, sums: Callable[[], Sums], *inputs: Tensor) -> Sums:
         """The sums of all ranks, the same bits on each of them.
 
-        Args:
-            question: what is asked, in words: the same on every rank.
-            sums: this rank's part. What it raises is raised here, and something is on every other rank too.
-            inputs: what the answer depends on: vectors, or rows of them, the same bits on every rank.
+        The question, in words, and the vectors or rows that the sums depend on are the same on every rank; what `sums`
+        raises is raised here, and something is on every other rank too.
 
         Raises:
             RuntimeError: another rank failed (torch.OutOfMemoryError where it ran out of memory), or was asked for
@@ -132,9 +117,7 @@ class Ranks:
             numbers, tensors = sums()
         except Exception as error:
             failure = error
-            self._num_failures += (
-                1  # each under a name of its own: a rank that fails goes on before others have read it
-            )
+            self._num_failures += 1  # each under a name of its own: this rank goes on before others have read it
             self._write(f"failure {self._num_failures}", _line(error))
             status = -self._num_failures if isinstance(error, torch.OutOfMemoryError) else self._num_failures
         shapes = [tuple(tensor.shape) for tensor in inputs]
@@ -157,11 +140,9 @@ class Ranks:
                 what = self._store.get(self._key(f"failure {abs(int(row[0]))}", rank)).decode()
                 raise _elsewhere(rank, what, RuntimeError if row[0] > 0 else torch.OutOfMemoryError)
         if len({row[2] for row in rows}) > 1:
-            remedy = (
-                "Draw random vectors from a generator with the same seed on every rank, or broadcast them; where they "
-                "come from equal computations, the processors or the numbers of threads differ."
-            )
             received = f"differs between the ranks ({question})"
+            remedy = "Draw random vectors from a generator with the same seed on every rank, or broadcast them; where "
+            remedy += "they come from equal computations, the processors or the numbers of threads differ."
             raise ValueError(argument_message("theta or v", received, "the same bits on every rank", remedy))
         return [row[3 : 3 + len(numbers)] for row in rows], (numbers, tensors)
 
@@ -206,9 +187,8 @@ class Ranks:
                 self._store.wait(keys, timedelta(seconds=patience))
             except RuntimeError as error:
                 received = f"is made on {self}, and not on rank {late} within {patience:g} s"
-                raise RuntimeError(
-                    argument_message("the loss", received, f"one on all {self.size} ranks", _ALONE)
-                ) from error
+                expected = f"one on all {self.size} ranks"
+                raise RuntimeError(argument_message("the loss", received, expected, _ALONE)) from error
         return [self._store.get(key).decode() for key in keys]
 
 
@@ -218,10 +198,9 @@ def find_ranks(distributed: bool | dist.ProcessGroup | None) -> Ranks | None:
     if distributed is False or (distributed is None and not is_running):
         return None
     if not is_running:
+        expected = "torch.distributed to be initialised"
         remedy = "Start the script with torchrun and call torch.distributed.init_process_group(), or leave it out."
-        raise ValueError(
-            argument_message("distributed", f"is {distributed}", "torch.distributed to be initialised", remedy)
-        )
+        raise ValueError(argument_message("distributed", f"is {distributed}", expected, remedy))
     group = dist.group.WORLD if distributed is None or distributed is True else distributed
     if isinstance(group, int) or not isinstance(group, dist.ProcessGroup) or dist.get_rank(group) < 0:
         received = f"is {a_type(group)}"

@@ -1,7 +1,8 @@
 """Process-wide settings under which a loss can be differentiated twice: kernels, autocast, one thread at a time.
 
 Fused kernels lack second derivatives, and some of torch's operations have a derivative that is not that of their value.
-Both are switched off, or computed by other operations, for the time of one call of the model.
+Both are switched off, or computed by other operations, for the time of one call of the model; settings that calls of
+several threads want at once are put back by the last of them.
 """
 
 from __future__ import annotations
@@ -85,18 +86,11 @@ def _set_attention_kernels(flags: tuple[bool, ...]) -> None:
 
 
 _cudnn: Any = torch.backends.cudnn
-
-
 _SETTINGS = (
     _Setting(_attention_kernels, _set_attention_kernels, (False, False, False, True)),
     _Setting(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, False),
-    *(
-        _attribute(kernels, "fp32_precision", "ieee")
-        for kernels in (_cudnn.conv, _cudnn.rnn, torch.backends.cuda.matmul)
-    ),
+    *(_attribute(owner, "fp32_precision", "ieee") for owner in (_cudnn.conv, _cudnn.rnn, torch.backends.cuda.matmul)),
 )
-
-
 _RECURRENT = (_attribute(torch.backends.mkldnn, "enabled", False), _attribute(_cudnn, "enabled", False))
 
 
@@ -106,10 +100,8 @@ def differentiable_kernels(model: nn.Module | None, *, rewrite: bool = False) ->
 
     Fused attention lacks a double backward, MKL-DNN's and cuDNN's recurrent layers lack forward differentiation, the
     fast path of nn.TransformerEncoder would make value and gradient two different computations, and autocast would
-    round inside the loss; so would TensorFloat-32, which torch by default lets cuDNN's convolutions use on a GPU
-    (measured: eigenpairs of a convolutional net off by 7e-4 of the largest). Without a model (any function of theta), a
-    recurrent layer is assumed. With `rewrite`, operations whose torch derivative is not that of their value are
-    computed by others, see `Rewriting`.
+    round inside the loss; so would TensorFloat-32, which torch by default lets cuDNN's convolutions use on a GPU.
+    Without a model (any function of theta), a recurrent layer is assumed. With `rewrite`, see `Rewriting`.
     """
     is_recurrent = model is None or any(isinstance(module, nn.RNNBase) for module in model.modules())
     with contextlib.ExitStack() as stack:

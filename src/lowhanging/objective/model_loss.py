@@ -1,26 +1,11 @@
-"""How does a model, a loss and a batch become (sum, count)?
+"""A copied model, a loss and a batch -> (sum, number of terms); where the outputs end; the mean of a batch in training.
 
-`ModelLoss` holds a private copy of the user's model and the batches; it is the function (theta, batch) -> (sum, count)
-that `products.py` sums. A loss is only accepted if it is a function of the weights alone (nothing random, no statistics
-over the batch, no buffer that moves) and a sum over examples: one watched evaluation here, judged in `loss_checks.py`.
+A loss is only accepted if it is a function of the weights alone (nothing random, no statistics over the batch, no
+buffer that moves) and a sum over examples: one watched evaluation here, judged in `checks.py`.
 
-Where does a model end and its loss begin?
-
-The Gauss-Newton matrix J' B J needs the two apart: the outputs z as a function of theta, whose Jacobian is J, and the
-loss as a function of z, whose Hessian is B. With a `loss_fn` they are apart already. A `batch_loss` is cut where it
-calls the model: a second run, in which that call returns a given z, is the loss as a function of z.
-
-B u is known on paper for the two common losses,
-
-    softmax cross-entropy   (diag(q) - q q') u, q = softmax(z), for each target
-    mean squared error      2 u / d, d = the number of outputs
-
-and is left to differentiation for any other: label smoothing, weights, Huber, one of the user's own.
-
-What is the mean loss of one batch while a network trains, and how many examples of it are right?
-
-Two ways to say it, `loss_fn(outputs, targets)` and `batch_loss(model, batch)`, one interface. The batches of the first
-epoch are checked, so that targets which do not fit are refused here by name and not in one of torch's kernels.
+The Gauss-Newton matrix J' B J needs the outputs z as a function of theta, whose Jacobian is J, and the loss as a
+function of z, whose Hessian is B. With a `loss_fn` they are apart already. A `batch_loss` is cut where it calls the
+model: a second run, in which that call returns a given z, is the loss as a function of z.
 """
 
 from __future__ import annotations
@@ -30,7 +15,7 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,35 +24,19 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lowhanging.errors import NotSmoothWarning, argument_message, check_finite
+from lowhanging.objective import checks
 from lowhanging.objective.batches import (
     MAX_BATCHES,
     Batches,
     Tally,
     attempt,
+    cloned,
     logits_of,
     num_examples,
     some_of,
     split_batch,
 )
 from lowhanging.objective.checkpoints import CalibrationData, moving_buffers, recalibrated, same_values, tracked_buffers
-from lowhanging.objective.checks import (
-    LOSS_FUNCTION,
-    Finding,
-    Precision,
-    check_class_range,
-    check_class_targets,
-    check_classes,
-    check_derivative,
-    check_terms,
-    check_together,
-    checked_sum,
-    findings,
-    is_real,
-    is_same_sum,
-    is_single,
-    num_classes,
-    refuse_impure,
-)
 from lowhanging.objective.distributed import Ranks, Sums, over_ranks
 from lowhanging.objective.hvp import tensors_in, vjp_of
 from lowhanging.objective.kernels import ONE_AT_A_TIME, GraphWhereNeeded, differentiable_kernels
@@ -82,12 +51,12 @@ from lowhanging.objective.private_copy import (
 )
 from lowhanging.objective.random_state import draws_so_far, untouched_random_state
 
-MOST_WEIGHTS = 10_000_000  # of models that are copied in float64 without being asked
-
-_OF_TORCH = {"_flat_weights", "_flat_weight_refs"}  # recurrent layers list their weights anew
-
 LossFn = Callable[[Any, Any], Tensor]
 BatchLoss = Callable[[Any, Any], tuple[Tensor, Any]]
+
+_MOST_WEIGHTS = 10_000_000  # of models that are copied in float64 without being asked
+_OF_TORCH = {"_flat_weights", "_flat_weight_refs"}  # attributes: recurrent layers list their weights anew
+_called = functools.partial(functional_call, tie_weights=False)
 
 
 class ModelLoss:
@@ -111,10 +80,7 @@ class ModelLoss:
         ranks: Ranks | None = None,
         shard: tuple[int, int] | None = None,
     ):
-        if loss_fn is not None and batch_loss is not None:
-            raise ValueError(
-                argument_message("loss_fn", "and batch_loss are both given", "one of the two", "Leave one of them out.")
-            )
+        _check_one_loss(loss_fn, batch_loss)
         self.model = private_copy(model, mode, device)
         self._rewrites, self._is_gradient_checked = False, False
         self._puts_back, self._graphs = True, GraphWhereNeeded()
@@ -124,6 +90,7 @@ class ModelLoss:
         self.loss_fn = own_function("loss_fn", loss_fn, self.space.device) or F.cross_entropy
         self._is_default = loss_fn is None and batch_loss is None
         self._batch_loss = own_function("batch_loss", batch_loss, self.space.device)
+        self.has_batch_loss = batch_loss is not None
         function = self.loss_fn if batch_loss is None else batch_loss
         self.name = getattr(function, "__name__", type(function).__name__)
         self.ranks = ranks
@@ -138,14 +105,14 @@ class ModelLoss:
         with ONE_AT_A_TIME, untouched_random_state(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Using a (target|input) size")  # an error here, if they broadcast
             if loss_fn is None and batch_loss is None:
-                check_classes(batches.first_as_it_came(), batches, self._outputs_at_start)
+                checks.check_classes(batches.first_as_it_came(), batches, self._outputs_at_start)
             kinks = self._check_loss(batches.first_as_it_came(), computed_tensors(model, self.model))
             if loss_fn is not None:
                 self._check_mean(batches.as_they_came())
             if ranks is None:
                 self.settle_cut()
         self.num_examples = batches.num_examples
-        self._is_smooth = not kinks
+        self.is_smooth = not kinks
         if kinks:
             warnings.warn(NotSmoothWarning(kinks), stacklevel=3)  # at the line that makes the Objective
 
@@ -169,19 +136,14 @@ class ModelLoss:
 
     def _run(self, call: Callable[[], Any]) -> Any:
         """What the model or the batch_loss returns; nothing that it leaves on the model stays."""
-        with self._put_back():
+        with attributes_put_back(self.model) if self._puts_back else contextlib.nullcontext():
             return self._graphs(call)
 
     def loss_at(self, outputs: Any, batch: Any) -> tuple[Tensor, int]:
         """The batch's sum and count as a function of the outputs; only with a `loss_fn`."""
         targets = split_batch(batch)[2]
-        terms = targets.numel() if isinstance(targets, Tensor) else num_examples(batch)
+        terms = _num_terms(targets, batch)
         return self.loss_fn(outputs, targets) * terms, terms
-
-    @property
-    def has_batch_loss(self) -> bool:
-        """Whether the loss is a `batch_loss`, which calls the model itself."""
-        return self._batch_loss is not None
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
@@ -191,10 +153,9 @@ class ModelLoss:
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:
         """Mean loss (float64 scalar, summed as in `Products.value`) and accuracy."""
-        tally = Tally()
 
         def sums() -> Sums:
-            total, count = torch.zeros((), dtype=torch.float64, device=theta.device), 0.0
+            total, count, tally = torch.zeros((), dtype=torch.float64, device=theta.device), 0.0, Tally()
             for batch in self.batches:
                 part, terms = self(theta, batch, tally)
                 total += part
@@ -238,7 +199,7 @@ class ModelLoss:
     def in_double(self) -> ModelLoss:
         """The same loss in float64: weights, buffers, floating-point data, and a loss function that is a module."""
         other = self.widened()
-        other.batches = [widened_batch(batch) for batch in self.batches]
+        other.batches = _InDouble(self.batches)
         return other
 
     def widened(self) -> ModelLoss:
@@ -255,24 +216,21 @@ class ModelLoss:
     def check_gradient(self) -> None:
         """Refuse, once, a loss whose gradient in torch is not the derivative of its value.
 
-        On some examples of the first batch, beside theta0, in float64; nothing is said of losses that take no float64,
-        or of models with more than ten million weights, of which a float64 copy would be dear.
+        On some examples of the first batch, near theta0, in float64; nothing is said of losses that take no float64.
         """
         if self._is_gradient_checked or not self.can_be_widened:
             return
         batch = widened_batch(self.sample(next(iter(self.batches))))
         try:
             wide = self.widened()
-            with Precision() as watch, wide.context(), torch.enable_grad():
+            with checks.Precision() as watch, wide.context(), torch.enable_grad():
                 wide(wide.theta0.clone().requires_grad_(), batch)
             is_wide = watch.dtype == torch.float64
         except Exception:  # whatever a model says to another precision
             is_wide = False
-        if not is_wide:
-            self._is_gradient_checked = True
-            return
-        with wide.context():
-            check_derivative("the loss", lambda at: wide(at, batch)[0], wide._beside())
+        if is_wide:
+            with wide.context():
+                checks.check_derivative("the loss", lambda at: wide(at, batch)[0], wide._near_theta0())
         self._is_gradient_checked = True
 
     def sample(self, batch: Any) -> Any:
@@ -281,23 +239,15 @@ class ModelLoss:
         return (some_of(batch, slice(0, 32)) if is_recut else None) or batch
 
     @property
-    def is_smooth(self) -> bool:
-        """Whether no operation with a kink was seen."""
-        return self._is_smooth
-
-    @property
     def can_be_widened(self) -> bool:
         """Whether a copy in float64 is cheap enough for checks that a user did not ask for."""
-        return self.space.num_params <= MOST_WEIGHTS
+        return self.space.num_params <= _MOST_WEIGHTS
 
     def model_at(self, theta: Tensor) -> nn.Module:
         """A copy of the private copy, with the weights theta (p,)."""
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False):
             model = copied(self.model)
-            weights = self.space.weights_of(theta)
-            for name, parameter in model.named_parameters():
-                if name in weights:
-                    parameter.copy_(weights[name])
+            self.space.write(theta, model)
         return model
 
     @functools.cached_property
@@ -331,9 +281,8 @@ class ModelLoss:
             received = f"is missing, and each process ({self.ranks}) has a part of the data"
             remedy = "Pass the same loader on every rank."
             raise ValueError(argument_message("recalibrate_on", received, "data that every process has", remedy))
-        if data is None:
-            batches = self.batches
-        else:
+        batches = self.batches
+        if data is not None:
             batches = CalibrationData.of(data, device=self.space.device, dtype=self.space.dtype).batches
         with self.context():
             return recalibrated(self.model_at(theta), self._forward, batches)
@@ -358,7 +307,6 @@ class ModelLoss:
         return other
 
     def _outputs_at_start(self, batch: Any) -> Any:
-        """The outputs at theta0."""
         with self.context(), torch.no_grad():
             return attempt(lambda: self.outputs(self.theta0.clone(), batch), batch)
 
@@ -367,38 +315,33 @@ class ModelLoss:
 
         Returns what to say of kinks, or "".
         """
-        before = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
+        before, point = cloned(batch), self.theta0.clone().requires_grad_()
         buffers = {name: tensor.clone() for name, tensor in self.model.named_buffers()}
         results: list[Any] = []
+
+        def evaluate() -> None:
+            results.append(attempt(lambda: self(point, batch), batch))
+
         with self.context(), torch.enable_grad():
-            point = self.theta0.clone().requires_grad_()
             draws = draws_so_far()
             with self._leaving() as left:
-                found = findings(
-                    self.model,
-                    lambda: results.append(attempt(lambda: self(point, batch), batch)),
-                    stored=stored,
-                    theta=point,
-                )
+                found = checks.findings(self.model, evaluate, stored=stored, theta=point)
             if draws_so_far() != draws:
-                found.append(Finding("random", "", self.space.owner, "numpy.random or random"))
-            refuse_impure(found, self.mode)
+                found.append(checks.Finding("random", "", self.space.owner, "numpy.random or random"))
+            checks.refuse_impure(found, self.mode)
             if left - _OF_TORCH:
                 self._check_state(batch, left)
             self._rewrites = any(finding.kind == "rewrite" for finding in found)
         with self.context(), torch.enable_grad():
             if self._rewrites:
-                results = [attempt(lambda: self(point, batch), batch)]
-            total = attempt(lambda: checked_sum(results[0], point, is_batch_loss=self.has_batch_loss), batch)
+                evaluate()
+            total = attempt(lambda: checks.checked_sum(results[-1], point, is_batch_loss=self.has_batch_loss), batch)
         check_finite("the loss at theta0", total, remedy="Check the weights and loss_fn for overflow or log(0).")
         changed = [name for name, buffer in self.model.named_buffers() if not _same(buffer, buffers[name])]
         if changed:
+            received = f"changes its buffers {changed} when run"
             remedy = 'Use mode="eval", or make the forward pass leave its buffers alone.'
-            raise ValueError(
-                argument_message(
-                    "model", f"changes its buffers {changed} when run", "a function of the weights", remedy
-                )
-            )
+            raise ValueError(argument_message("model", received, "a function of the weights", remedy))
         if not _same(point, self.theta0) or not all(map(_same, tree_leaves(batch), tree_leaves(before))):
             received = "writes into its weights or its inputs when run"
             remedy = "Make that operation out of place, or start with inputs.clone()."
@@ -424,32 +367,28 @@ class ModelLoss:
             finally:
                 self._puts_back, self._graphs = True, GraphWhereNeeded()
 
-    def _put_back(self) -> contextlib.AbstractContextManager[Any]:
-        return attributes_put_back(self.model) if self._puts_back else contextlib.nullcontext()
-
     def settle_cut(self) -> None:
         """Use micro-batches only where they give the value and the gradient that the batches give as they came.
 
-        At a point beside theta0, where no gradient is zero by construction. All ranks call it.
+        At a point near theta0, where no gradient is zero by construction. All ranks call it.
         """
         batches = cast(Batches, self.batches)
         ranks = self.ranks if batches.is_split else None
-        if batches.is_recut:
-            is_same = self._is_same_sum(batches, ranks)
-            if not is_same and self._wanted is not None:
+        if batches.is_recut and not self._is_same_sum(batches, ranks):
+            if self._wanted is not None:
                 received = f"is {self._wanted}, which changes the loss: it is no sum over examples along dimension 0"
                 remedy = "Leave it out: the batches are then used as they come."
                 raise ValueError(argument_message("micro_batch", received, "a loss whose batches can be cut", remedy))
-            if not is_same and ranks is None:
+            if ranks is None:
                 batches.use_as_they_came()
-            elif not is_same and ranks is not None:
+            else:
                 ranks.highest("the batches as they came", batches.use_as_they_came, self.theta0)
         batches.forget_what_came()
 
     def _is_same_sum(self, batches: Batches, ranks: Ranks | None) -> bool:
-        theta, sizes = self._beside(), self.space.sizes
+        theta, sizes = self._near_theta0(), self.space.sizes
         try:
-            if is_same_sum(batches, batches.as_they_came(), self._slope(theta), sizes, ranks):
+            if checks.is_same_sum(batches, batches.as_they_came(), self._slope(theta), sizes, ranks):
                 return True
         except Exception:  # the model takes its own batches only, and says so in words of its own
             if ranks is not None:
@@ -458,21 +397,18 @@ class ModelLoss:
         if theta.dtype == torch.float64:
             return False
         try:  # rounding may have decided
-            wide = self.widened()
-            mine, theirs = (map(widened_batch, cut) for cut in (batches, batches.as_they_came()))
-            return is_same_sum(mine, theirs, wide._slope(theta.double()), sizes, ranks)
+            mine, theirs = _InDouble(batches), _InDouble(batches.as_they_came())
+            return checks.is_same_sum(mine, theirs, self.widened()._slope(theta.double()), sizes, ranks)
         except Exception:  # the loss does not run in float64
             return False
 
-    def _beside(self) -> Tensor:
-        """A point near theta0: one percent of its length away, in a direction drawn with a seed of its own."""
+    def _near_theta0(self) -> Tensor:
+        """One percent of its length away, in a direction drawn with a seed of its own."""
         theta = self.theta0
         drawn = torch.randn(len(theta), generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(theta)
         return theta + drawn * (0.01 * (float(theta.norm()) or 1.0) / float(drawn.norm()))
 
-    def _slope(self, theta: Tensor) -> Callable[[Any], tuple[float, float, Tensor]]:
-        """A function batch -> sum, count, and gradient (p,) of the sum at theta."""
-
+    def _slope(self, theta: Tensor) -> checks.Slope:
         def slope(batch: Any) -> tuple[float, float, Tensor]:
             with self.context(), torch.enable_grad():
                 point = theta.clone().requires_grad_()
@@ -483,39 +419,57 @@ class ModelLoss:
 
     def _check_mean(self, batches: Iterable[Any]) -> None:
         """Whether `loss_fn` is a mean over its targets: in every batch, and of every two of them together."""
-        theta, first = self._beside(), None
+        theta, first = self._near_theta0(), None
         for batch in batches:
             with self.context(), torch.no_grad():
                 outputs = attempt(functools.partial(self.outputs, theta, batch), batch)
             pair = outputs, split_batch(batch)[2]
-            if not check_terms(pair, self._sum_of_outputs) and not is_single(pair):
+            if not checks.check_terms(pair, self._sum_of_outputs) and not checks.is_single(pair):
                 continue
             if first is None:
                 first = pair
             else:
-                check_together(first, pair, self._sum_of_outputs)
+                checks.check_together(first, pair, self._sum_of_outputs)
 
     def _sum_of_outputs(self, outputs: Any, targets: Any) -> Tensor:
         with self.context():
             return self.loss_at(outputs, (outputs, targets))[0]
 
 
-def _kinks(found: list[Finding]) -> str:
+def _kinks(found: list[checks.Finding]) -> str:
     """What a warning says of operations that are not smooth; "" if there are none."""
     if not found:
         return ""
-    of_loss = [finding.class_name == LOSS_FUNCTION for finding in found]
+    of_loss = [finding.class_name == checks.LOSS_FUNCTION for finding in found]
     ways_out = ["sigmoid, SiLU or GELU"] * (not all(of_loss)) + ["a smooth loss_fn"] * any(of_loss)
     listed = "; ".join(map(str, found))
     return f"the loss is not smooth: {listed}. Its Hessian ignores the kinks; use {', and '.join(ways_out)}."
 
 
+def _num_terms(targets: Any, batch: Any) -> int:
+    """Of a `loss_fn`, which is a mean over them."""
+    return targets.numel() if isinstance(targets, Tensor) else num_examples(batch)
+
+
+def _check_one_loss(loss_fn: LossFn | None, batch_loss: BatchLoss | None) -> None:
+    if loss_fn is not None and batch_loss is not None:
+        received, remedy = "and batch_loss are both given", "Leave one of them out."
+        raise ValueError(argument_message("loss_fn", received, "one of the two", remedy))
+
+
 def widened_batch(batch: Any) -> Any:
     """The batch, its floating-point tensors in float64."""
-    return tree_map(lambda leaf: leaf.double() if is_real(leaf) else leaf, batch)
+    return tree_map(lambda leaf: leaf.double() if checks.is_real(leaf) else leaf, batch)
 
 
-_called = functools.partial(functional_call, tie_weights=False)
+class _InDouble:
+    """Batches in float64, each widened when it is read: a copy of one of them at a time."""
+
+    def __init__(self, batches: Iterable[Any]):
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(widened_batch, self._batches)
 
 
 class _Applied(nn.Module):
@@ -548,7 +502,12 @@ class OutputLoss:
             return self._terms.outputs(theta, batch)
         seen: list[Any] = []
         self._sum(theta, batch, lambda result: seen.append(logits_of(result)))
-        return seen[0] if len(seen) == 1 else _refuse_calls(len(seen))
+        if len(seen) != 1:
+            received = f"calls the model {len(seen)} times"
+            expected = "one call, whose outputs the loss is a function of"
+            remedy = "Let it call model(...) once, on all its inputs, and compute the loss from what that returns."
+            raise ValueError(argument_message("batch_loss", received, expected, remedy))
+        return seen[0]
 
     def loss_at(self, outputs: Any, batch: Any) -> Tensor:
         """The batch's sum, as a function of what the model returned."""
@@ -557,7 +516,10 @@ class OutputLoss:
         return self._sum(self._terms.theta0, batch, lambda result: _returning(result, outputs))
 
     def closed_form(self, outputs: Any, batch: Any, u: Tensor) -> Tensor | None:
-        """B u for the B of the batch's sum, in the shape of the outputs; None where it is left to differentiation."""
+        """B u for the B of the batch's sum, in the shape of the outputs; None where it is left to differentiation.
+
+        Softmax cross-entropy: (diag(q) - q q') u for each target, q = softmax(z). Mean squared error: 2 u.
+        """
         if self._terms.has_batch_loss or not isinstance(outputs, Tensor):
             return None
         targets = split_batch(batch)[2]
@@ -620,14 +582,6 @@ def _returning(result: Any, outputs: Any) -> Any:
     return result
 
 
-def _refuse_calls(num_calls: int) -> NoReturn:
-    received = f"calls the model {num_calls} times"
-    remedy = "Let it call model(...) once, on all its inputs, and compute the loss from what that returns."
-    raise ValueError(
-        argument_message("batch_loss", received, "one call, whose outputs the loss is a function of", remedy)
-    )
-
-
 def _is_cross_entropy(loss_fn: Any) -> bool:
     if type(loss_fn) is nn.CrossEntropyLoss:
         return loss_fn.weight is None and loss_fn.label_smoothing == 0 and loss_fn.reduction == "mean"
@@ -644,12 +598,13 @@ def _are_classes(targets: Any, outputs: Tensor) -> bool:
 
 
 class BatchMean:
-    """(model, batch) -> (mean loss, number of terms), from one of the two ways to say what the loss is."""
+    """(model, batch) -> (mean loss, number of terms) while a network trains, with a `loss_fn` or a `batch_loss`.
+
+    With `check`, targets that do not fit are refused by name, and not in one of torch's kernels.
+    """
 
     def __init__(self, loss_fn: LossFn | None, batch_loss: BatchLoss | None):
-        if loss_fn is not None and batch_loss is not None:
-            remedy = "Leave one of them out."
-            raise ValueError(argument_message("loss_fn", "and batch_loss are both given", "one of the two", remedy))
+        _check_one_loss(loss_fn, batch_loss)
         self.loss_fn, self.batch_loss = loss_fn, batch_loss
 
     def __call__(self, model: nn.Module, batch: Any, tally: Tally | None, *, check: bool) -> tuple[Tensor, float]:
@@ -671,9 +626,8 @@ class BatchMean:
         outputs = model(*args, **kwargs)
         outputs = logits_of(outputs) if self.loss_fn is None else outputs
         if check and self.loss_fn is None:
-            check_class_targets(targets)
-            check_class_range(targets, num_classes(outputs))
+            checks.check_class_targets(targets)
+            checks.check_class_range(targets, checks.num_classes(outputs))
         if tally is not None:
             tally.add(outputs, targets)
-        terms = targets.numel() if isinstance(targets, Tensor) and targets.ndim else num_examples(batch)
-        return (self.loss_fn or F.cross_entropy)(outputs, targets), float(terms)
+        return (self.loss_fn or F.cross_entropy)(outputs, targets), float(_num_terms(targets, batch))

@@ -1,7 +1,7 @@
-"""How do a model's named tensors and the flat vector theta (p,) map onto each other?
+"""Flat vectors theta (p,) and named tensors: how a model's parameters map onto each other.
 
-This is the only place that flattens. Theta holds the *trainable* parameters in `named_parameters()` order, a shared
-one once; frozen ones are constants of the loss. Everything else in the library knows theta only.
+Theta holds the *trainable* parameters in `named_parameters()` order, a shared one once; frozen ones are constants of
+the loss. Nothing else in the library flattens, writes a theta into a module, or matches names of parameters.
 """
 
 from __future__ import annotations
@@ -72,10 +72,9 @@ class ParameterSpace:
             del trainable[name]
         if not trainable:
             received = f"({self.owner}) has no trainable parameter"
+            expected = "at least one parameter with requires_grad=True"
             remedy = "Unfreeze what you want to study: parameter.requires_grad_(True)."
-            raise ValueError(
-                argument_message("model", received, "at least one parameter with requires_grad=True", remedy)
-            )
+            raise ValueError(argument_message("model", received, expected, remedy))
         self.names = tuple(trainable)
         self.shapes = tuple(weight.shape for weight in trainable.values())
         self.sizes = [weight.numel() for weight in trainable.values()]
@@ -88,9 +87,8 @@ class ParameterSpace:
         self.device = next(iter(trainable.values())).device
 
     def __repr__(self) -> str:
-        return (
-            f"ParameterSpace({self.owner}, {self.num_params:,} parameters in {len(self.names)} tensors, {self.dtype})"
-        )
+        size = f"{self.num_params:,} parameters in {len(self.names)} tensors"
+        return f"ParameterSpace({self.owner}, {size}, {self.dtype})"
 
     def flatten(self, tensors: nn.Module | Mapping[str, Tensor]) -> Tensor:
         """Theta (p,) of a model, or of a mapping name -> tensor with exactly the names and shapes of this space.
@@ -99,22 +97,19 @@ class ParameterSpace:
             ValueError: a name is missing or unknown, or a shape differs.
         """
         named = dict(tensors.named_parameters()) if isinstance(tensors, nn.Module) else dict(tensors)
-        if isinstance(tensors, nn.Module):
-            named = {name: weight for name, weight in named.items() if name in self.names}
-        named = {name: weight for name, weight in named.items() if name not in self.ties}
+        for name in list(named):
+            if name in self.ties or (isinstance(tensors, nn.Module) and name not in self.names):
+                del named[name]
         missing, unknown = set(self.names) - set(named), set(named) - set(self.names)
         if missing or unknown:
             received = f"lack {sorted(missing)} and add {sorted(unknown)}"
             expected = f"exactly the {len(self.names)} trainable parameters of {self.owner}"
-            raise ValueError(
-                argument_message("tensors", received, expected, "See space.names; fill absent ones with zeros.")
-            )
+            remedy = "See space.names; fill absent ones with zeros."
+            raise ValueError(argument_message("tensors", received, expected, remedy))
         for name, shape in zip(self.names, self.shapes, strict=True):
             if named[name].shape != shape:
-                received = f"has shape {tuple(named[name].shape)}"
-                raise ValueError(
-                    argument_message(name, received, f"{tuple(shape)} as in {self.owner}", "Reshape or transpose it.")
-                )
+                received, expected = f"has shape {tuple(named[name].shape)}", f"{tuple(shape)} as in {self.owner}"
+                raise ValueError(argument_message(name, received, expected, "Reshape or transpose it."))
         # A fresh tensor, never a view of the user's weights, even for a single parameter.
         parts = [named[name].detach().to(self.device, self.dtype).reshape(-1) for name in self.names]
         return torch.cat(parts).clone() if len(parts) == 1 else torch.cat(parts)
@@ -134,32 +129,34 @@ class ParameterSpace:
         named |= {name: tied.of(named[tied.name]) for name, tied in self.ties.items()}
         return {slot: named[name] for slot, name in self._slots.items()}
 
-    def named(self, parameters: Parameters) -> tuple[str, ...]:
+    @torch.no_grad()
+    def write(self, theta: Tensor, model: nn.Module) -> None:
+        """Give a model of this space the weights theta (p,)."""
+        weights = self.weights_of(theta)
+        for name, parameter in model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+
+    def named(self, parameters: Parameters, *, argument: str = "parameters") -> tuple[str, ...]:
         """The names, in the order of theta, that any glob matches or that a test `name -> bool` accepts.
 
         Raises:
             ValueError: a glob matches no name, or the test accepts none.
         """
         if callable(parameters):
-            found = {name for name in self.names if parameters(name)}
-            if not found:
-                self._refuse("accepts no name")
-            return tuple(name for name in self.names if name in found)
-        globs = (
-            [parameters]
-            if isinstance(parameters, str)
-            else list(parameters)
-            if isinstance(parameters, Iterable)
-            else []
-        )
+            found = [name for name in self.names if parameters(name)]
+            return tuple(found) if found else self._refuse(argument, "accepts no name")
+        globs = [parameters] if isinstance(parameters, str) else parameters
+        globs = list(globs) if isinstance(globs, Iterable) else []
         if not globs or not all(isinstance(glob, str) for glob in globs):
             remedy = 'Pass "conv1.*", ["conv1.*", "fc.bias"] or lambda name: name.endswith("weight").'
             expected = "a glob on names, a list of globs, or a test of a name"
-            raise TypeError(argument_message("parameters", f"is {parameters!r}", expected, remedy))
-        for glob in globs:
-            if not any(fnmatch.fnmatchcase(name, glob) for name in self.names):
-                self._refuse(f"has {glob!r}, which matches no name")
-        return tuple(name for name in self.names if any(fnmatch.fnmatchcase(name, glob) for glob in globs))
+            raise TypeError(argument_message(argument, f"is {parameters!r}", expected, remedy))
+        matches = {glob: {name for name in self.names if fnmatch.fnmatchcase(name, glob)} for glob in globs}
+        for glob, names in matches.items():
+            if not names:
+                self._refuse(argument, f"has {glob!r}, which matches no name")
+        return tuple(name for name in self.names if any(name in names for names in matches.values()))
 
     def positions(self, names: Collection[str]) -> Tensor:
         """Where the named parameters lie in theta, (q,) integers in rising order."""
@@ -171,10 +168,10 @@ class ParameterSpace:
         lengths = torch.stack([part.norm() for part in torch.split(vector, self.sizes)])
         return self.names[int(lengths.nan_to_num().argmax())]
 
-    def _refuse(self, received: str) -> NoReturn:
+    def _refuse(self, argument: str, received: str) -> NoReturn:
         listed = ", ".join(self.names[:40]) + (" ..." if len(self.names) > 40 else "")
         remedy = "Frozen parameters are constants, and a shared one stands under its first name only."
-        raise ValueError(argument_message("parameters", received, f"names among {listed} of {self.owner}", remedy))
+        raise ValueError(argument_message(argument, received, f"names among {listed} of {self.owner}", remedy))
 
     def _check(self, trainable: Mapping[str, Tensor]) -> None:
         devices = {str(weight.device) for weight in trainable.values()}
@@ -183,14 +180,11 @@ class ParameterSpace:
             raise ValueError(argument_message("model", received, "one device", "Move it with model.to(device)."))
         for name, weight in trainable.items():
             if not weight.is_floating_point():
-                received = f"has dtype {weight.dtype}"
+                received, expected = f"has dtype {weight.dtype}", "a real floating-point dtype"
                 remedy = "Store real and imaginary parts as two real parameters."
-                raise ValueError(
-                    argument_message(f"parameter {name!r}", received, "a real floating-point dtype", remedy)
-                )
-            check_finite(
-                f"parameter {name!r} of {self.owner}", weight.detach(), remedy="Train with a smaller step, or reload."
-            )
+                raise ValueError(argument_message(f"parameter {name!r}", received, expected, remedy))
+            remedy = "Train with a smaller step, or reload."
+            check_finite(f"parameter {name!r} of {self.owner}", weight.detach(), remedy=remedy)
 
 
 def tie(model: nn.Module, ties: Mapping[str, Tie]) -> None:

@@ -1,7 +1,7 @@
-"""How is the user's model taken, so that nothing done with it can reach the user?
+"""Private copies of the user's model and loss function: nothing that is done with them can reach the user.
 
-A loss is computed on a deep copy. What the copy changes on the way (precision, flags, a padding row) it changes on the
-copy alone; what can't be studied (nothing trainable, NaN weights, no such device) is said before anything is copied.
+What a copy changes on the way (precision, flags, a padding row) it changes on itself alone; what can't be studied
+(nothing trainable, NaN weights, no such device) is said before anything is copied.
 """
 
 from __future__ import annotations
@@ -51,16 +51,18 @@ def _check_weights(model: nn.Module) -> None:
         received = "is scripted (torch.jit), and takes no weights from outside"
         raise ValueError(argument_message("model", received, "the module it was made of", "Pass the plain nn.Module."))
     for name, weight in model.named_parameters():
-        argument = f"parameter {name!r}"
+        received, expected = "", "a weight with numbers"
         if isinstance(weight, nn.parameter.UninitializedParameter):
+            received = "has no shape yet"
             remedy = "Run the model on one batch first: model(inputs) gives a lazy layer its shape."
-            raise ValueError(argument_message(argument, "has no shape yet", "a weight with numbers", remedy))
-        if weight.device.type == "meta":
+        elif weight.device.type == "meta":
+            received = "is on the meta device"
             remedy = 'Load the weights: model.to_empty(device="cpu"), then load_state_dict.'
-            raise ValueError(argument_message(argument, "is on the meta device", "a weight with numbers", remedy))
-        if weight.layout != torch.strided and weight.requires_grad:
+        elif weight.layout != torch.strided and weight.requires_grad:
+            received, expected = f"is sparse ({weight.layout})", "a dense weight"
             remedy = "Keep a dense one, or only its values as a parameter."
-            raise ValueError(argument_message(argument, f"is sparse ({weight.layout})", "a dense weight", remedy))
+        if received:
+            raise ValueError(argument_message(f"parameter {name!r}", received, expected, remedy))
 
 
 def computed_tensors(model: nn.Module, private: nn.Module) -> dict[int, tuple[str, Tensor]]:
@@ -69,7 +71,7 @@ def computed_tensors(model: nn.Module, private: nn.Module) -> dict[int, tuple[st
     Tensors with a graph, and those in the memory of a trainable parameter (`weight.data.t()`): they do not move with
     theta, and so must not be used.
     """
-    weights = {_memory(weight) for weight in model.parameters() if weight.requires_grad}
+    weights = {memory_of(weight) for weight in model.parameters() if weight.requires_grad}
     found: dict[int, tuple[str, Tensor]] = {}
     for owner, module in model.named_modules():
         for name, value in vars(module).items():
@@ -77,18 +79,14 @@ def computed_tensors(model: nn.Module, private: nn.Module) -> dict[int, tuple[st
                 continue
             for number, leaf in enumerate(tree_leaves(value)):
                 is_own = isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter)
-                if is_own and (not leaf.is_leaf or _memory(leaf) in weights):
+                if is_own and (not leaf.is_leaf or memory_of(leaf) in weights):
                     copy_of_leaf = tree_leaves(vars(private.get_submodule(owner))[name])[number]
-                    found[_memory(copy_of_leaf)] = name, copy_of_leaf
+                    found[memory_of(copy_of_leaf)] = name, copy_of_leaf
     return found
 
 
-def _is_compressed(tensor: Tensor) -> bool:
-    """Whether it is sparse in a layout that copy.deepcopy does not know."""
-    return tensor.layout not in (torch.strided, torch.sparse_coo)
-
-
-def _memory(tensor: Tensor) -> int:
+def memory_of(tensor: Tensor) -> int:
+    """A number that tensors in the same memory share."""
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
@@ -119,7 +117,8 @@ def copied(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in model.modules():
         for leaf in tree_leaves(vars(module)):
-            if isinstance(leaf, Tensor) and (not leaf.is_leaf or _is_compressed(leaf)):
+            # copy.deepcopy knows neither tensors with a graph nor compressed sparse ones.
+            if isinstance(leaf, Tensor) and (not leaf.is_leaf or leaf.layout not in (torch.strided, torch.sparse_coo)):
                 memo[id(leaf)] = leaf.detach().clone()
     try:
         duplicate = copy.deepcopy(model, memo)
@@ -148,9 +147,8 @@ def own_function(name: str, function: Any, device: torch.device) -> Any:
     """A loss function that nobody else can change: a module is copied, to where the model is."""
     if isinstance(function, type) or not (function is None or callable(function)):
         received = f"is the class {function.__name__}" if isinstance(function, type) else f"is {function!r}"
-        raise TypeError(
-            argument_message(name, received, "a function or an instance", "Pass F.mse_loss or nn.MSELoss().")
-        )
+        remedy = "Pass F.mse_loss or nn.MSELoss()."
+        raise TypeError(argument_message(name, received, "a function or an instance", remedy))
     if not isinstance(function, nn.Module):
         return function
     return copy.deepcopy(function).to(device).requires_grad_(False)  # its weights are constants: theta is the model's

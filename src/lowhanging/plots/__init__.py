@@ -3,13 +3,13 @@
 Lines and paths (`line_slice`, `path_slice`), planes (`plane_slice`, `plane_slices`, `surface`, `interactive`), what
 runs over them (`trajectory`, `descents`), `animation` of slices over training, curvature (`spectra`,
 `spectral_density`, `effective_dimension`), `overlaps`, canyons (`canyon_floor`, `canyon_losses`, `canyon_fan`,
-`canyon_depths`), circuits (`circles`, `circles_animation`, `modes`) and when they formed (`births`, `birth_intensity`,
+`canyon_rises`), circuits (`circles`, `circles_animation`, `modes`) and when they formed (`births`, `birth_intensity`,
 `survival`), how long rules take (`learning_times`, `competences`), `logit_sum`, `training_run`, `paired_images`;
 `panels` sets several drawings side by side.
 """
 
 from lowhanging.plots.animation import animation
-from lowhanging.plots.canyons import canyon_depths, canyon_fan, canyon_floor, canyon_losses
+from lowhanging.plots.canyons import canyon_fan, canyon_floor, canyon_losses, canyon_rises
 from lowhanging.plots.circles import circles, circles_animation, logit_sum, modes
 from lowhanging.plots.formation import birth_intensity, births, circuit_ablation, competences, learning_times, survival
 from lowhanging.plots.interactive import interactive
@@ -25,10 +25,10 @@ __all__ = [
     "animation",
     "birth_intensity",
     "births",
-    "canyon_depths",
     "canyon_fan",
     "canyon_floor",
     "canyon_losses",
+    "canyon_rises",
     "circles",
     "circles_animation",
     "circuit_ablation",

@@ -8,7 +8,7 @@ What do the floors of canyons look like on the way out, and which circuit runs o
 
 How do the branches of a basin spread out in weight space?
 
-How deep are the canyons that were found, and how deep would others be?
+How low are the canyons that were found, and how low would others be?
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Cues = tuple[str, str]
 # What can be said of a branch: label of the axis, and the field with its error.
 QUANTITIES: dict[str, tuple[str, str | None]] = {
     "rise": ("rise of the floor, L(θ) − L(θ0)", None),
-    "depth": ("depth: rise / energy of the quadratic bowl", None),
+    "relative_rise": ("relative rise: rise / energy of the quadratic bowl", None),
     "slope": ("slope of the floor, n·g", None),
     "slope_without_anchor": ("slope of the floor without the anchor", None),
     "plane_eigenvalue": ("plane eigenvalue: smallest of PHP", "euclidean_error"),
@@ -56,7 +56,7 @@ QUANTITIES: dict[str, tuple[str, str | None]] = {
     "shell_eigenvalue": ("shell eigenvalue: smallest of H − μM, relative to M", "shell_error"),
     "asymmetry": ("asymmetry, log(L_{a} / L_{b})\n(above 0: {b} is better kept)", None),
 }
-SIGNED = tuple(name for name in QUANTITIES if name not in ("rise", "depth"))
+SIGNED = tuple(name for name in QUANTITIES if name not in ("rise", "relative_rise"))
 
 
 def branches_of(paths: Any, names: Sequence[str] | None = None) -> dict[str, CanyonPath]:
@@ -269,12 +269,12 @@ def canyon_floor(
     Args:
         paths: what `lh.trace_canyon` returned: one path, several, which are then numbered, or name -> path.
         ax: where to draw; None makes a figure.
-        quantity: "rise", "depth", "slope", "slope_without_anchor", "plane_eigenvalue", "sphere_eigenvalue",
+        quantity: "rise", "relative_rise", "slope", "slope_without_anchor", "plane_eigenvalue", "sphere_eigenvalue",
             "shell_eigenvalue" (a pale band is its error, where that can be seen), or "asymmetry" of two evaluated
             losses, with its value at the minimum.
         names: which branches; by default all.
         bowl: with "rise", the energy of the quadratic bowl along each branch as a thin dashed line. Where it runs
-            above the floor, the floor is a canyon's: depth is the ratio of the two.
+            above the floor, the floor is a canyon's: the relative rise is the ratio of the two.
         cues: the two losses of "asymmetry"; by default those of the conflict control, or the only two.
 
     Returns:
@@ -287,7 +287,7 @@ def canyon_floor(
     branches = branches_of(paths, names)
     label = label_of_quantity(branches, quantity, cues)
     if bowl and quantity != "rise":
-        received, remedy = f"is True for the {quantity}", "Leave it out; a depth of 1 is the bowl's."
+        received, remedy = f"is True for the {quantity}", "Leave it out; a relative rise of 1 is the bowl's."
         raise ValueError(argument_message("bowl", received, 'quantity="rise" with it', remedy))
     from matplotlib.lines import Line2D
 
@@ -421,7 +421,7 @@ def _starts(ax: Axes, branches: Mapping[str, CanyonPath], quantity: str, cues: C
 
 def _lines_to_compare(ax: Axes, quantity: str) -> list[Artist]:
     """Zero, or what a quadratic bowl has."""
-    if quantity == "depth":
+    if quantity == "relative_rise":
         return [ax.axhline(1.0, color="0.3", linewidth=1.0, linestyle="--", zorder=1, label="quadratic bowl")]
     if quantity != "rise":
         ax.axhline(0.0, color="0.3", linewidth=1.0, zorder=1)
@@ -623,22 +623,22 @@ def _percent(share: float) -> str:
 _COLOR = "#117733"
 
 
-def canyon_depths(canyons: CanyonSet, ax: Axes | None = None, *, null: DepthNull | None = None) -> Axes:
-    """Depth of every point that was found, level by level: canyons filled, what a bowl has as well hollow.
+def canyon_rises(canyons: CanyonSet, ax: Axes | None = None, *, null: DepthNull | None = None) -> Axes:
+    """Relative rise of every point that was found, level by level: canyons filled, what a bowl has as well hollow.
 
-    Depth is rise / energy, 1 in a quadratic bowl. The legend counts, since symmetric copies lie on one another.
+    It is rise / energy, 1 in a quadratic bowl. The legend counts, since symmetric copies lie on one another.
 
     Args:
         canyons: what `lh.find_canyons` returned.
         ax: where to draw; None makes a figure.
-        null: what `lh.canyons.depth_null` returned for them: at each level a grey bar from the lowest to the highest of the
-            depths of random subspaces, a line across it at their median.
+        null: what `lh.canyons.depth_null` returned for them: at each level a grey bar from the lowest to the
+            highest of the relative rises in random subspaces, a line across it at their median.
 
     Returns:
         The Axes. It is neither shown nor saved.
 
     Raises:
-        ValueError, TypeError: no point with a depth, a null of other levels, or another kind of result.
+        ValueError, TypeError: no point with a relative rise, a null of other levels, or another kind of result.
     """
     check_kind("canyons", canyons, CanyonSet, "Pass what lh.find_canyons returned.")
     if null is not None:
@@ -646,11 +646,11 @@ def canyon_depths(canyons: CanyonSet, ax: Axes | None = None, *, null: DepthNull
         if null.levels != canyons.levels:
             received, expected = f"is one of the levels {null.levels}", f"one of {canyons.levels}"
             raise ValueError(argument_message("null", received, expected, "Pass lh.canyons.depth_null(loss, canyons)."))
-    shown = [point for point in canyons if np.isfinite(point.depth)]
+    shown = [point for point in canyons if np.isfinite(point.relative_rise)]
     if not shown:
-        received = f"hold {len(canyons)} points, none of them with a depth"
-        remedy = "Depth needs energy: curvature of the loss at theta0 within the space."
-        raise ValueError(argument_message("canyons", received, "a point with a depth", remedy))
+        received = f"hold {len(canyons)} points, none of them with a relative rise"
+        remedy = "It needs energy: curvature of the loss at theta0 within the space."
+        raise ValueError(argument_message("canyons", received, "a point with a relative rise", remedy))
     ax = axes(ax)
     if null is not None:
         _null(ax, null)
@@ -661,7 +661,7 @@ def canyon_depths(canyons: CanyonSet, ax: Axes | None = None, *, null: DepthNull
         "not certified": {"marker": "x", "color": "0.4"},
     }
     for kind, look in looks.items():
-        places = np.array([(point.level, point.depth) for point in shown if _kind(point) == kind])
+        places = np.array([(point.level, point.relative_rise) for point in shown if _kind(point) == kind])
         if len(places):
             ax.plot(*places.T, linestyle="", markersize=7, label=f"{kind} ({len(places)})", **look)
     if min(canyons.levels) < 0.2 * max(canyons.levels):
@@ -669,21 +669,21 @@ def canyon_depths(canyons: CanyonSet, ax: Axes | None = None, *, null: DepthNull
         label_log_axis(ax.xaxis)
     ax.margins(x=0.1, y=0.08)
     ax.set_xlabel("level: distance r" if canyons.metric == "euclidean" else "level: energy E of the quadratic bowl")
-    ax.set_ylabel(QUANTITIES["depth"][0])
+    ax.set_ylabel(QUANTITIES["relative_rise"][0])
     ax.grid(alpha=0.3)
     legend_above(ax)
     return ax
 
 
 def _kind(point: CanyonPoint) -> str:
-    if not point.is_certified:
-        return "not certified"
-    return "certified, trivial" if point.is_trivial else "canyon"
+    if point.is_canyon:
+        return "canyon"
+    return "certified, trivial" if point.is_certified else "not certified"
 
 
 def _null(ax: Axes, null: DepthNull) -> None:
     """A bar per level."""
     rows = null.null.numpy()  # (num, levels)
     low, middle, high = np.nanmin(rows, axis=0), np.nanmedian(rows, axis=0), np.nanmax(rows, axis=0)
-    ax.vlines(null.levels, low, high, color="0.75", linewidth=9, zorder=1, label="random subspaces, lowest depth")
+    ax.vlines(null.levels, low, high, color="0.75", linewidth=9, zorder=1, label="random subspaces, lowest")
     ax.plot(null.levels, middle, linestyle="", marker="_", markersize=15, color="0.35", zorder=1.5, label="_")

@@ -220,11 +220,11 @@ def canyons_figures(place: Context, rows: Rows) -> Pictures:
     found = canyons.canyons_of(place.network, place.sizes, place.shelf)
     paths, plane = found.paths, found.plane
 
-    def depths(ax: Any) -> Any:
-        return plots.canyon_depths(found.shell, ax, null=found.null)
+    def rises(ax: Any) -> Any:
+        return plots.canyon_rises(found.shell, ax, null=found.null)
 
     if not paths:
-        return {"canyons.png": plots.panels([[depths]], width=7, height=4.5)}
+        return {"canyons.png": plots.panels([[rises]], width=7, height=4.5)}
 
     def along(name: str, quantity: Literal["loss", "cue_shares"] = "loss") -> Drawing:
         return lambda ax: plots.canyon_losses(paths[name], ax, quantity=quantity).set_title(name)
@@ -234,7 +234,7 @@ def canyons_figures(place: Context, rows: Rows) -> Pictures:
         lambda ax: plots.canyon_floor(paths, ax, quantity="slope_without_anchor"),
         lambda ax: plots.canyon_fan(paths, ax, quantity="asymmetry", cues=("number", "pattern")),
     ]
-    drawn += [along(name) for name in paths] + [depths]
+    drawn += [along(name) for name in paths] + [rises]
     drawn += [along(name, "cue_shares") for name in paths]
     if plane is not None:
         drawn.append(lambda ax: plots.plane_slice(plane, ax, name="mixed"))
@@ -337,7 +337,7 @@ CAPTIONS: Mapping[str, tuple[tuple[int, ...], str]] = {
     ),
     "canyons.png": (
         (10, 11, 12, 13), "Floors and slopes of the branches that were followed, how they lie to each other, the "
-        "losses along them, and the depths found on the energy shell beside those in random subspaces.",
+        "losses along them, and the relative rises found on the energy shell beside those in random subspaces.",
     ),
     "cartoons.png": ((14, 20), "Gradient flow on the flat and on the sloped cartoon, from the same starts."),
     "circuits.png": (

@@ -43,7 +43,7 @@ class Sizes:
     canyon_cue_axes: int = 5  # and of each single-cue loss
     sphere_starts: int = 10
     shell_starts: int = 4
-    null_subspaces: int = 2  # that the depth of canyons is held against
+    null_subspaces: int = 2  # that the relative rise of canyons is held against
     cartoon_starts: int = 200
     cartoon_time: float = 200.0  # of the noisy descents
     stack_seeds: int = 64

@@ -1,4 +1,4 @@
-"""Which settings of modular addition show circuits? Four that were tried, each under a name.
+"""Settings of modular addition that show circuits: four that were tried, each under a name.
 
 A preset is what two calls would be given, the data set's and the model's, and how long and how steeply to train. It
 makes both and knows no trainer: `train_stack` takes its name.
@@ -23,7 +23,7 @@ class Preset:
         name: the name under which `train_stack` takes it.
         model_arguments: of `ModularMLP`, all but the seed.
         data_arguments: of `modular_addition`, all but the seed.
-        training_arguments: of `train_stack`: steps, lr, batch_size, penalty.
+        training_arguments: of `train_stack`: num_steps, lr, batch_size, penalty.
     """
 
     name: str
@@ -32,9 +32,9 @@ class Preset:
     training_arguments: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        data = f"modular_addition({_told(self.data_arguments)})"
-        model = f"ModularMLP({_told(self.model_arguments)})"
-        return f"Preset({self.name!r}: {data}; {model}; {_told(self.training_arguments)})"
+        data = f"modular_addition({_as_call(self.data_arguments)})"
+        model = f"ModularMLP({_as_call(self.model_arguments)})"
+        return f"Preset({self.name!r}: {data}; {model}; {_as_call(self.training_arguments)})"
 
     def factory(self, seed: int) -> ModularMLP:
         """The untrained network of one seed."""
@@ -45,16 +45,16 @@ class Preset:
         return modular_addition(seed=seed, **self.data_arguments)
 
 
-def _told(arguments: Mapping[str, Any]) -> str:
+def _as_call(arguments: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
-def _preset(name: str, fraction: float, steps: int, penalty: float, **model: Any) -> Preset:
+def _preset(name: str, fraction: float, num_steps: int, penalty: float, **model: Any) -> Preset:
     return Preset(
         name,
         MappingProxyType(model),
         MappingProxyType({"p": model["p"], "train_fraction": fraction}),
-        MappingProxyType({"steps": steps, "lr": 0.01, "batch_size": 256, "penalty": penalty}),
+        MappingProxyType({"num_steps": num_steps, "lr": 0.01, "batch_size": 256, "penalty": penalty}),
     )
 
 

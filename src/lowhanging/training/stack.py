@@ -1,14 +1,4 @@
-"""What may a stack be made of: seeds, tensors, modules that differ in their weights only?
-
-The arguments of `train_stack`, checked and filled in: a preset brings its own data and settings, a factory must make
-its weights from the seed alone.
-
-How does a stack of seeds take a step, keep its history, and continue after an interruption?
-
-The rows of one matrix of weights never meet: each has its own stream of batches, and an optimizer that would move one
-row by what the gradients of the others are is refused before the first step.
-
-How are many seeds trained at once, each as if it were alone?
+"""Many seeds trained at once, each as if it were alone.
 
 The weights of all seeds are one matrix, a row theta (p,) per seed. The forward pass is vmapped over its rows, one
 backward pass gives every seed's gradient (no seed's loss depends on another's weights), and one optimizer steps the
@@ -18,7 +8,6 @@ stack it is trained; nothing that mixes rows (dropout's one random state, a norm
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import time
 import warnings
@@ -29,7 +18,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from lowhanging.errors import (
     NotConvergedError,
@@ -41,7 +29,7 @@ from lowhanging.errors import (
     check_real,
 )
 from lowhanging.io import ResumeFile, Saved, digest
-from lowhanging.objective.batches import ShuffledBatches
+from lowhanging.objective.batches import stored_tensors
 from lowhanging.objective.model_loss import BatchLoss, LossFn, ModelLoss
 from lowhanging.objective.objective import Objective
 from lowhanging.objective.parameters import ParameterSpace
@@ -51,334 +39,17 @@ from lowhanging.training.options import (
     as_optimizer,
     as_schedule,
     evaluation_sets,
+    final_values,
     optimizer_identity,
+    progress_bar,
+    set_rates,
 )
 from lowhanging.training.presets import PRESETS
 
-
-def filled(model_factory: Any, data: Any, **given: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Factory, data and training arguments, with what was left out filled in from a preset or the general defaults."""
-    defaults: Mapping[str, Any] = {"steps": 1000, "batch_size": 256, "lr": None, "penalty": 0.0}
-    if isinstance(model_factory, str):
-        remedy = "Or pass seed -> module: lambda seed: lh.ModularMLP(seed=seed)."
-        preset = PRESETS[check_choice("model_factory", model_factory, tuple(PRESETS), remedy=remedy)]
-        data = preset.data().train if data is None else data
-        p = preset.model_arguments["p"]
-        tokens = stored_tensors(data)[0]
-        if int(tokens[:, :2].max()) + 1 != p:
-            received = f"has tokens up to {int(tokens[:, :2].max())}"
-            remedy = f"Pass lh.modular_addition(p={p}, ...).train, or leave it out."
-            raise ValueError(argument_message("data", received, f"sums modulo {p}, as preset {preset.name!r}", remedy))
-        model_factory, defaults = preset.factory, {**defaults, **preset.training_arguments}
-    elif data is None:
-        remedy = "Only a preset brings its own, such as lh.train_stack('births')."
-        raise ValueError(
-            argument_message("data", "is missing", "a tuple (inputs, targets) of tensors, or a data set", remedy)
-        )
-    return model_factory, data, {name: defaults[name] if given[name] is None else given[name] for name in defaults}
-
-
-def checked_seeds(seeds: Any) -> list[int]:
-    remedy = "Pass different non-negative integers, such as range(64)."
-    if isinstance(seeds, int) or not isinstance(seeds, Iterable):
-        raise TypeError(argument_message("seeds", f"is {seeds!r}", "several seeds", remedy))
-    items = seeds.tolist() if isinstance(seeds, Tensor) else seeds
-    found = [check_count("an entry of seeds", seed, minimum=0, remedy=remedy) for seed in items]
-    if not found or len(set(found)) != len(found):
-        raise ValueError(argument_message("seeds", f"are {found[:8]}", "at least one, all different", remedy))
-    return found
-
-
-def stored_tensors(data: Any) -> tuple[Tensor, ...]:
-    tensors = ShuffledBatches(data, 1).tensors
-    if tensors is None or not len(tensors[0]):
-        received = f"is {a_type(data)}" + ("" if tensors is None else " without examples")
-        expected = "a tuple (inputs, targets) of tensors, or a data set that stores them"
-        remedy = "From a list of batches: tuple(map(torch.cat, zip(*batches)))."
-        raise ValueError(argument_message("data", received, expected, remedy))
-    return tensors
-
-
-def logged_steps(steps: int, log_every: int) -> Tensor:
-    return torch.tensor(sorted({*range(0, steps + 1, log_every), steps}))
-
-
-def matching(space: ParameterSpace, patterns: list[str]) -> list[str]:
-    found = []
-    for pattern in patterns:
-        names = [name for name in space.names if fnmatch.fnmatchcase(name, pattern)]
-        if not names:
-            received = f"asks for {pattern!r}"
-            raise ValueError(
-                argument_message("snapshots", received, f"names among {list(space.names)}", "See space.names.")
-            )
-        found += [name for name in names if name not in found]
-    return found
-
-
-def stacked(
-    model_factory: Any,
-    seeds: list[int],
-    tensors: tuple[Tensor, ...],
-    loss_fn: LossFn | None,
-    batch_loss: BatchLoss | None,
-    device: Any,
-) -> tuple[ModelLoss, Tensor]:
-    """The loss of one seed as a function of its theta, and the thetas (s, p) of all."""
-    if not callable(model_factory) or isinstance(model_factory, nn.Module):
-        remedy = "Pass lambda seed: lh.ModularMLP(seed=seed), or 'births'."
-        raise TypeError(
-            argument_message(
-                "model_factory",
-                f"is {a_type(model_factory)}",
-                "seed -> module, or the name of a preset",
-                remedy,
-            )
-        )
-    first = model_factory(seeds[0])
-    loss = ModelLoss(
-        first, tensors, loss_fn=loss_fn, batch_loss=batch_loss, mode="as_is", device=device, cache=True,
-        micro_batch=None,
-    )  # fmt: skip
-    trained = set(loss.space.names)
-    constants = _constants(first, trained)
-    rows = []
-    for seed in seeds:
-        model = model_factory(seed)
-        other = _constants(model, trained)
-        is_same = other.keys() == constants.keys() and all(torch.equal(other[key], constants[key]) for key in other)
-        if not is_same:
-            received = f"gives seed {seed} other buffers or frozen parameters than seed {seeds[0]}"
-            raise ValueError(argument_message("model_factory", received, "modules that differ in their weights only",
-                                     "Register what should differ as trainable parameters."))  # fmt: skip
-        rows.append(loss.space.flatten(model))
-    if any(torch.equal(row, rows[0]) for row in rows[1:]) or not torch.equal(
-        loss.space.flatten(model_factory(seeds[0])), rows[0]
-    ):
-        message = (
-            "model_factory does not make its weights from the seed alone: two seeds begin alike, or one seed "
-            "differently each time. Begin it with torch.manual_seed(seed), or pass the seed on."
-        )
-        warnings.warn(message, UserWarning, stacklevel=3)
-    return loss, torch.stack(rows)
-
-
-def _constants(model: nn.Module, trained: set[str]) -> dict[str, Tensor]:
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {name: tensor.detach() for name, tensor in named.items() if name not in trained}
-
+ModelFactory = Callable[[int], nn.Module]
 
 _TOGETHER = 16  # seeds in one pass of a CPU: few enough for its cache, enough to pay for vmap
 _SHUFFLE = 2**31  # added to a seed: its batches come from another stream than its weights (generators use 32 bits)
-
-
-class Stack:
-    """The weights of all seeds, their optimizer and their streams of batches."""
-
-    def __init__(
-        self,
-        loss: ModelLoss,
-        thetas: Tensor,
-        tensors: tuple[Tensor, ...],
-        seeds: list[int],
-        optimizer: Any,
-        lr: float | None,
-        factor: Schedule,
-        penalty: float,
-        batch_size: int,
-        steps: int,
-    ):
-        self._loss, self._factor, self._penalty, self._total = loss, factor, penalty, steps
-        self._weights = nn.Parameter(thetas.clone())
-        if isinstance(optimizer, torch.optim.Optimizer):
-            received = "is an Optimizer of other parameters"
-            remedy = "Pass functools.partial(torch.optim.AdamW, lr=1e-3)."
-            raise TypeError(
-                argument_message("optimizer", received, "a name, or a callable parameters -> Optimizer", remedy)
-            )
-        self._optimizer = as_optimizer(optimizer, [self._weights], lr)
-        _check_rows_apart(optimizer, lr)
-        self._rates = [group["lr"] for group in self._optimizer.param_groups]
-        self._tensors = tuple(tensor.to(thetas.device) for tensor in tensors)
-        self._size = min(batch_size, len(tensors[0]))
-        self._is_whole = batch_size >= len(tensors[0])
-        self._streams = [torch.Generator().manual_seed(_SHUFFLE + seed) for seed in seeds]
-        self._pending = [torch.empty(0, dtype=torch.int64)] * len(seeds)
-        self.num_done = 0
-
-    @property
-    def thetas(self) -> Tensor:
-        """(s, p)."""
-        return self._weights.detach().clone()
-
-    def first_losses(self) -> Tensor:
-        """(s,) mean losses of the first examples: with the weights they tell model and loss from others."""
-        batch = tuple(tensor[: self._size] for tensor in self._tensors)
-        with self._loss.context(), torch.no_grad():
-            return torch.vmap(self._mean, in_dims=(0, None))(self._weights.detach(), batch)
-
-    def optimizer_identity(self) -> str:
-        """Kind, options and rates, in words that are the same in another process."""
-        return optimizer_identity(self._optimizer, self._factor)
-
-    def advance(self, num: int, bar: Any) -> Tensor:
-        """Take `num` steps; each seed's mean loss (s,) over them, the penalty not included."""
-        total = torch.zeros(len(self._weights), dtype=torch.float64, device=self._weights.device)
-        one = torch.vmap(self._mean, in_dims=(0, None if self._is_whole else 0))
-        together = _TOGETHER if total.device.type == "cpu" else len(total)
-        parts = [slice(begin, begin + together) for begin in range(0, len(total), together)]
-        with self._loss.context(), torch.enable_grad():
-            for index in self._drawn(num):
-                for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-                    group["lr"] = rate * self._factor(self.num_done / self._total)
-                gradient = torch.empty_like(self._weights)
-                for part in parts:
-                    batch = self._tensors if self._is_whole else tuple(tensor[index[part]] for tensor in self._tensors)
-                    thetas = self._weights.detach()[part].requires_grad_()
-                    means = one(thetas, batch)  # (seeds of this part,)
-                    (gradient[part],) = torch.autograd.grad(means.sum(), thetas)
-                    total[part] += means.detach()
-                if self._penalty:
-                    gradient += (2 * self._penalty) * self._weights.detach()
-                self._weights.grad = gradient
-                self._optimizer.step()
-                self.num_done += 1
-                bar.update()
-        return (total / max(num, 1)).cpu()
-
-    def skip(self, num: int) -> None:
-        """Draw the batches of `num` steps without taking them."""
-        for _ in self._drawn(num):
-            self.num_done += 1
-
-    def state(self) -> dict[str, Tensor]:
-        """What the optimizer remembers."""
-        return {name: torch.as_tensor(value) for name, value in self._optimizer.state[self._weights].items()}
-
-    def restore(self, thetas: Tensor, state: Mapping[str, Tensor]) -> None:
-        """Weights and memory of an interrupted run."""
-        with torch.no_grad():
-            self._weights.copy_(thetas)
-        self._optimizer.state[self._weights] = {
-            name: value.to(self._weights.device) if value.ndim else value for name, value in state.items()
-        }
-
-    def _mean(self, theta: Tensor, batch: Any) -> Tensor:
-        part, terms = self._loss(theta, batch)
-        mean: Tensor = part / terms
-        return mean
-
-    def _drawn(self, num: int) -> Iterator[Tensor]:
-        """Indices (s, batch) of the next `num` steps."""
-        if self._is_whole:
-            yield from [torch.empty(0)] * num
-            return
-        length = len(self._tensors[0])
-        for _ in range(num):
-            rows = []
-            for i, stream in enumerate(self._streams):
-                while len(self._pending[i]) < self._size:
-                    order = torch.randperm(length, generator=stream)
-                    self._pending[i] = torch.cat([self._pending[i], order])
-                rows.append(self._pending[i][: self._size])
-                self._pending[i] = self._pending[i][self._size :]
-            yield torch.stack(rows).to(self._weights.device)
-
-
-class History:
-    """Rows of losses, accuracies and snapshots."""
-
-    def __init__(self, num: int, steps: Tensor, space: ParameterSpace, kept: list[str], sets: Mapping[str, Objective]):
-        self.steps, self._space, self._sets = steps, space, sets
-        empty = torch.full((num, len(steps)), math.nan, dtype=torch.float64)
-        self._losses = {name: empty.clone() for name in ("train", *sets)}
-        self._accuracies: dict[str, Tensor] = {}
-        self._snapshots = {
-            name: torch.empty(num, len(steps), *shape, dtype=space.dtype)
-            for name, shape in zip(space.names, space.shapes, strict=True)
-            if name in kept
-        }
-
-    def add(self, row: int, thetas: Tensor, train: Tensor) -> None:
-        """Row number `row`, with the weights as they are."""
-        self._losses["train"][:, row] = train
-        for name, objective in self._sets.items():
-            values, shares = objective.evaluate_many(thetas)
-            self._losses[name][:, row] = values.cpu()
-            if shares is not None:
-                column = self._accuracies.setdefault(name, torch.full_like(self._losses[name], math.nan))
-                column[:, row] = shares.cpu()
-        for i, theta in enumerate(thetas.cpu() if self._snapshots else ()):
-            weights = self._space.unflatten(theta)
-            for name, rows in self._snapshots.items():
-                rows[i, row] = weights[name]
-
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Losses, accuracies, snapshots."""
-        return self._losses, self._accuracies, self._snapshots
-
-    def starts_as(self, stored: Mapping[str, Any], thetas: Tensor) -> bool:
-        """Whether the evaluations of the initial weights are those that the file begins with, bit for bit."""
-        for name, objective in self._sets.items():
-            values, shares = objective.evaluate_many(thetas)
-            before = stored["accuracies"].get(name)
-            if not torch.equal(values.cpu().nan_to_num(), stored["losses"][name][:, 0].nan_to_num()):
-                return False
-            if (shares is None) != (before is None):
-                return False
-            if shares is not None and before is not None and not torch.equal(shares.cpu(), before[:, 0]):
-                return False
-        return True
-
-    def restore(self, stored: Mapping[str, Any]) -> None:
-        """Rows of an interrupted run."""
-        self._losses, self._accuracies, self._snapshots = (
-            dict(stored[name]) for name in ("losses", "accuracies", "snapshots")
-        )
-
-
-def restore(file: ResumeFile, stack: Stack, history: History, thetas: Tensor) -> int:
-    """Continue from a file, if its evaluations of the initial weights are those of now; the number of rows it holds."""
-    stored = file.read()
-    if stored is None:
-        return 0
-    with file.decoding():
-        is_same = history.starts_as(stored, thetas)
-    if not is_same:
-        file.refuse(["evaluate"])
-    with file.decoding():
-        stack.skip(stored["num_steps"])
-        stack.restore(stored["thetas"], stored["optimizer"])
-        history.restore(stored)
-        return int(stored["num_rows"])
-
-
-def _check_rows_apart(optimizer: Any, lr: float | None) -> None:
-    """An error unless a row of the matrix moves as it would alone, whatever the gradients of the other rows."""
-    generator = torch.Generator().manual_seed(0)
-    start, gradients = (torch.randn(3, 8, generator=generator, dtype=torch.float64) for _ in range(2))
-    moved = []
-    for rows, others in ((1, 1.0), (3, 1.0), (3, 1e3)):
-        weights = nn.Parameter(start[:rows].clone())
-        stepper = as_optimizer(optimizer, [weights], lr)
-        scale = torch.tensor([[1.0], [others], [others]], dtype=torch.float64)[:rows]
-        for step in range(3):
-            weights.grad = (1 + 0.5 * step) * scale * gradients[:rows]
-            try:
-                stepper.step()
-            except TypeError as error:
-                received = f"is {type(stepper).__name__}, whose step asks for the loss ({error})"
-                remedy = "Use Adam, AdamW or SGD, or train the seeds one by one with train."
-                expected = "an optimizer that steps on gradients"
-                raise ValueError(argument_message("optimizer", received, expected, remedy)) from error
-        moved.append(weights.detach()[0])
-    if not all(torch.allclose(row, moved[0], rtol=1e-9, atol=1e-12) for row in moved):
-        received = f"is {type(stepper).__name__}, which moves a seed by what the other seeds' gradients are"
-        remedy = "Use Adam, AdamW or SGD, or train the seeds one by one with train."
-        raise ValueError(argument_message("optimizer", received, "one that acts on each number by itself", remedy))
-
-
-ModelFactory = Callable[[int], nn.Module]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -398,21 +69,17 @@ class StackRun(Saved):
     preset: str | None = None  # the name that was given instead of a factory
 
     def __repr__(self) -> str:
-        rows, scale, unit = (self.accuracies, 100, " %") if self.accuracies else (self.losses, 1, "")
-        quantity = "accuracy" if self.accuracies else "loss"
-        final = ", ".join(f"{name} {scale * float(row[:, -1].median()):.3g}{unit}" for name, row in rows.items())
+        final = final_values(self.accuracies, self.losses, lambda curves: curves[:, -1].median())
         size = f"{len(self.seeds)} seeds, {int(self.steps[-1]):,} steps in {self.seconds:.1f} s"
-        return f"StackRun({size}; median {quantity}: {final})"
+        return f"StackRun({size}; median {final})"
 
     def index(self, seed: int) -> int:
         """The row of a seed."""
-        seed = int(seed)
-        found = (self.seeds == seed).nonzero()[:, 0].tolist()
-        if not found:
-            listed = f"{int(self.seeds.min())} to {int(self.seeds.max())}"
-            expected = f"one of the {len(self.seeds)} trained, {listed}"
-            raise ValueError(argument_message("seed", f"is {seed!r}", expected, "See run.seeds."))
-        return int(found[0])
+        seeds = self.seeds.tolist()
+        if int(seed) not in seeds:
+            expected = f"one of the {len(seeds)} trained, {min(seeds)} to {max(seeds)}"
+            raise ValueError(argument_message("seed", f"is {int(seed)}", expected, "See run.seeds."))
+        return seeds.index(int(seed))
 
     def model(self, seed: int, factory: ModelFactory | None = None) -> nn.Module:
         """A module of its own with the weights of one seed, for every other tool of the library.
@@ -425,17 +92,10 @@ class StackRun(Saved):
         preset = PRESETS.get(self.preset or "")
         make = factory or self.factory or (preset.factory if preset else None)
         if make is None:
-            received = "is missing, and a run read from a file has none"
-            raise ValueError(
-                argument_message("factory", received, "seed -> model", "Pass the one given to train_stack.")
-            )
-        seed = int(seed)
-        model = make(seed)
-        weights = ParameterSpace(model).unflatten(self.thetas[self.index(seed)])
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in weights:
-                    parameter.copy_(weights[name])
+            received, remedy = "is missing, and a run read from a file has none", "Pass the one given to train_stack."
+            raise ValueError(argument_message("factory", received, "seed -> model", remedy))
+        model = make(int(seed))
+        ParameterSpace(model).write(self.thetas[self.index(seed)], model)
         return model
 
 
@@ -444,7 +104,7 @@ def train_stack(
     data: Any = None,
     seeds: Iterable[int] = range(64),
     *,
-    steps: int | None = None,
+    num_steps: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
     optimizer: Literal["adam", "sgd"] | MakeOptimizer = "adam",
@@ -470,12 +130,12 @@ def train_stack(
     Args:
         model_factory: seed -> module, such as `lambda seed: lh.ModularMLP(seed=seed)`. All modules have the same
             shapes, buffers and frozen parameters. Dropout, BatchNorm and what else is random or mixes examples is
-            refused. Or the name of a preset, a key of `lh.training.PRESETS`: its models, and its data, steps, batch size, rate
-            and penalty where the arguments below are left out.
+            refused. Or the name of a preset, a key of `lh.training.PRESETS`: its models, and its data, number of steps,
+            batch size, rate and penalty where the arguments below are left out.
         data: tuple `(inputs, targets)` of tensors, or a data set that stores such tensors. May be left out for a
             preset: the training pairs of its `data()`.
         seeds: of weights and batches, all different, not negative.
-        steps: optimizer steps, >= 1; None is 1000.
+        num_steps: optimizer steps, >= 1; None is 1000.
         batch_size: examples per step, None is 256; a data set that is not larger is taken whole, in order.
         lr: learning rate at the start; None is 0.02. A callable optimizer brings its own: leave this out.
         optimizer: "adam", "sgd", or a callable `parameters -> Optimizer`. It gets one parameter, the (s, p) matrix of
@@ -502,71 +162,57 @@ def train_stack(
     Cost:
         memory: s p numbers, four times over with Adam, and the activations of s batches.
     """
-    wanted = checked_seeds(seeds)
+    wanted = _checked_seeds(seeds)
     preset = model_factory if isinstance(model_factory, str) else None
-    make, data, given = filled(model_factory, data, steps=steps, batch_size=batch_size, lr=lr, penalty=penalty)
-    steps, batch_size, penalty = given["steps"], given["batch_size"], given["penalty"]
-    lr = given["lr"] if isinstance(optimizer, str) else lr  # an optimizer of the caller's brings its own
-    counts = {"steps": steps, "batch_size": batch_size, "log_every": log_every}
-    for name, value in counts.items():
+    given = {"num_steps": num_steps, "batch_size": batch_size, "lr": lr, "penalty": penalty}
+    make, data, filled = _filled(model_factory, data, given)
+    num_steps, batch_size, penalty = filled["num_steps"], filled["batch_size"], filled["penalty"]
+    lr = filled["lr"] if isinstance(optimizer, str) else lr  # an optimizer of the caller's brings its own
+    for name, value in {"num_steps": num_steps, "batch_size": batch_size, "log_every": log_every}.items():
         check_count(name, value, remedy=f"Pass a positive number of {'examples' if name == 'batch_size' else 'steps'}.")
     penalty = check_real("penalty", penalty, minimum=0.0, remedy="Such as 1e-3.")
-    tensors = stored_tensors(data)
+    tensors = _tensors_of(data)
+    functions: dict[str, Any] = {"loss_fn": loss_fn, "batch_loss": batch_loss, "device": device}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotSmoothWarning)  # kinks are no matter for training
-        loss, thetas = stacked(make, wanted, tensors, loss_fn, batch_loss, device)
+        loss, thetas = _stacked(make, wanted, tensors, functions)
         sets = {
-            name: Objective(
-                make(wanted[0]), given, loss_fn=loss_fn, batch_loss=batch_loss, device=device, distributed=False
-            )
-            for name, given in evaluation_sets(evaluate).items()
+            name: Objective(make(wanted[0]), held_out, distributed=False, **functions)
+            for name, held_out in evaluation_sets(evaluate).items()
         }
-    kept = matching(loss.space, [snapshots] if isinstance(snapshots, str) else list(snapshots))
-    stack = Stack(loss, thetas, tensors, wanted, optimizer, lr, as_schedule(schedule), penalty, batch_size, steps)
-    history = History(len(wanted), logged_steps(steps, log_every), loss.space, kept, sets)
+    snapshots = [snapshots] if isinstance(snapshots, str) else list(snapshots)
+    kept = loss.space.named(snapshots, argument="snapshots") if snapshots else ()
+    stack = _Stack(loss, thetas, tensors, wanted, optimizer, lr, as_schedule(schedule), penalty, batch_size, num_steps)
+    steps = torch.tensor(sorted({*range(0, num_steps + 1, log_every), num_steps}))
+    history = _StackHistory(len(wanted), steps, loss.space, kept, sets)
     begun = time.perf_counter()
-    identity = {
-        "model or loss": digest(thetas, stack.first_losses()),
-        "data": digest(*tensors),
-        "seeds, steps, batch_size, log_every or penalty": repr((wanted, steps, batch_size, log_every, penalty)),
-        "optimizer, lr or schedule": stack.optimizer_identity(),
-        "snapshots": repr(kept),
-        "evaluate": repr(sorted(sets)),
-    }
-    file = None if resume is None else ResumeFile(resume, identity, kind="a training of a stack")
-    row = 0 if file is None else restore(file, stack, history, thetas)
-    if row == 0:
+    file, num_rows = None, 0
+    if resume is not None:
+        counts = repr((wanted, num_steps, batch_size, log_every, penalty))
+        identity = {
+            "model or loss": digest(thetas, stack.first_losses()),
+            "data": digest(*tensors),
+            "seeds, num_steps, batch_size, log_every or penalty": counts,
+            "optimizer, lr or schedule": optimizer_identity(stack.optimizer, stack.factor),
+            "snapshots": repr(kept),
+            "evaluate": repr(sorted(sets)),
+        }
+        file = ResumeFile(resume, identity, kind="a training of a stack")
+        num_rows = _restore(file, stack, history, thetas)
+    if num_rows == 0:
         history.add(0, stack.thetas, torch.full((len(wanted),), math.nan, dtype=torch.float64))
-        row = 1
-    delay = 2.0 if progress is None else 0.0
-    bar = tqdm(
-        total=steps, initial=stack.num_done, desc="train stack", unit="step", disable=progress is False, delay=delay
-    )
-    with bar:
-        for number in range(row, len(history.steps)):
-            mean = stack.advance(int(history.steps[number]) - stack.num_done, bar)
+        num_rows = 1
+    with progress_bar("train stack", "step", total=num_steps, done=stack.num_done, progress=progress) as bar:
+        for number in range(num_rows, len(steps)):
+            mean = stack.advance(int(steps[number]) - stack.num_done, bar)
             history.add(number, stack.thetas, mean)
-            losses, accuracies, shots = history.tensors()
             if file is not None:
-                file.keep(
-                    {
-                        "num_rows": number + 1,
-                        "num_steps": stack.num_done,
-                        "thetas": stack.thetas.clone(),
-                        "optimizer": {name: value.clone() for name, value in stack.state().items()},
-                        "losses": losses,
-                        "accuracies": accuracies,
-                        "snapshots": shots,
-                    },
-                    now=number == len(history.steps) - 1,
-                )
-    losses, accuracies, shots = history.tensors()
+                state = {"num_rows": number + 1, "stack": stack.state(), "history": history.state()}
+                file.keep(state, now=number == len(steps) - 1)
     run = StackRun(
         seeds=torch.tensor(wanted),
-        steps=history.steps,
-        losses=losses,
-        accuracies=accuracies,
-        snapshots=shots,
+        steps=steps,
+        **history.state(),
         thetas=stack.thetas.cpu(),
         seconds=time.perf_counter() - begun,
         factory=make,
@@ -576,11 +222,282 @@ def train_stack(
     bad = [seed for seed, fine in zip(wanted, is_fine.tolist(), strict=True) if not fine]
     if bad:
         received = f"made the loss or the weights of {len(bad)} of {len(wanted)} seeds NaN or infinite: {bad[:8]}"
-        message = argument_message(
-            "lr",
-            received,
-            "a learning rate at which they stay finite",
-            "Pass a smaller lr, or an optimizer with one; see .result.",
-        )
-        raise NotConvergedError(message, run)
+        expected = "a learning rate at which they stay finite"
+        remedy = "Pass a smaller lr, or an optimizer with one; see .result."
+        raise NotConvergedError(argument_message("lr", received, expected, remedy), run)
     return run
+
+
+# What a stack is made of ----------------------------------------------------------------------------------------------
+
+
+def _checked_seeds(seeds: Any) -> list[int]:
+    remedy = "Pass different non-negative integers, such as range(64)."
+    if isinstance(seeds, int) or not isinstance(seeds, Iterable):
+        raise TypeError(argument_message("seeds", f"is {seeds!r}", "several seeds", remedy))
+    items = seeds.tolist() if isinstance(seeds, Tensor) else seeds
+    found = [check_count("an entry of seeds", seed, minimum=0, remedy=remedy) for seed in items]
+    if not found or len(set(found)) != len(found):
+        raise ValueError(argument_message("seeds", f"are {found[:8]}", "at least one, all different", remedy))
+    return found
+
+
+def _filled(model_factory: Any, data: Any, given: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """Factory, data and training arguments, with what was left out filled in from a preset or the general defaults."""
+    defaults: Mapping[str, Any] = {"num_steps": 1000, "batch_size": 256, "lr": None, "penalty": 0.0}
+    if isinstance(model_factory, str):
+        remedy = "Or pass seed -> module: lambda seed: lh.ModularMLP(seed=seed)."
+        preset = PRESETS[check_choice("model_factory", model_factory, tuple(PRESETS), remedy=remedy)]
+        data = preset.data().train if data is None else data
+        p, highest = preset.model_arguments["p"], int(_tensors_of(data)[0][:, :2].max())
+        if highest + 1 != p:
+            received, expected = f"has tokens up to {highest}", f"sums modulo {p}, as preset {preset.name!r}"
+            remedy = f"Pass lh.modular_addition(p={p}, ...).train, or leave it out."
+            raise ValueError(argument_message("data", received, expected, remedy))
+        model_factory, defaults = preset.factory, {**defaults, **preset.training_arguments}
+    elif data is None:
+        expected = "a tuple (inputs, targets) of tensors, or a data set"
+        remedy = "Only a preset brings its own, such as lh.train_stack('births')."
+        raise ValueError(argument_message("data", "is missing", expected, remedy))
+    return model_factory, data, {name: defaults[name] if given[name] is None else given[name] for name in defaults}
+
+
+def _tensors_of(data: Any) -> tuple[Tensor, ...]:
+    tensors = stored_tensors(data)
+    if tensors is None or not len(tensors[0]):
+        received = f"is {a_type(data)}" + ("" if tensors is None else " without examples")
+        expected = "a tuple (inputs, targets) of tensors, or a data set that stores them"
+        remedy = "From a list of batches: tuple(map(torch.cat, zip(*batches)))."
+        raise ValueError(argument_message("data", received, expected, remedy))
+    return tuple(map(torch.as_tensor, tensors))
+
+
+def _stacked(
+    model_factory: Any, seeds: list[int], tensors: tuple[Tensor, ...], functions: Mapping[str, Any]
+) -> tuple[ModelLoss, Tensor]:
+    """The loss of one seed as a function of its theta, and the thetas (s, p) of all."""
+    if not callable(model_factory) or isinstance(model_factory, nn.Module):
+        expected, remedy = "seed -> module, or the name of a preset", "Pass lambda seed: lh.ModularMLP(seed=seed)."
+        raise TypeError(argument_message("model_factory", f"is {a_type(model_factory)}", expected, remedy))
+    first = model_factory(seeds[0])
+    loss = ModelLoss(first, tensors, mode="as_is", cache=True, micro_batch=None, **functions)
+    constants = _constants(first, loss.space)
+    rows = []
+    for seed in seeds:
+        model = model_factory(seed)
+        other = _constants(model, loss.space)
+        is_same = other.keys() == constants.keys() and all(torch.equal(other[key], constants[key]) for key in other)
+        if not is_same:
+            received = f"gives seed {seed} other buffers or frozen parameters than seed {seeds[0]}"
+            expected = "modules that differ in their weights only"
+            remedy = "Register what should differ as trainable parameters."
+            raise ValueError(argument_message("model_factory", received, expected, remedy))
+        rows.append(loss.space.flatten(model))
+    again = loss.space.flatten(model_factory(seeds[0]))
+    if any(torch.equal(row, rows[0]) for row in rows[1:]) or not torch.equal(again, rows[0]):
+        message = (
+            "model_factory does not make its weights from the seed alone: two seeds begin alike, or one seed "
+            "differently each time. Begin it with torch.manual_seed(seed), or pass the seed on."
+        )
+        warnings.warn(message, UserWarning, stacklevel=3)
+    return loss, torch.stack(rows)
+
+
+def _constants(model: nn.Module, space: ParameterSpace) -> dict[str, Tensor]:
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor.detach() for name, tensor in named.items() if name not in space.names}
+
+
+# Steps and rows, and how they continue after an interruption ---------------------------------------------------------
+
+
+class _Stack:
+    """The weights of all seeds, their optimizer and their streams of batches."""
+
+    def __init__(
+        self,
+        loss: ModelLoss,
+        thetas: Tensor,
+        tensors: tuple[Tensor, ...],
+        seeds: list[int],
+        optimizer: Any,
+        lr: float | None,
+        factor: Schedule,
+        penalty: float,
+        batch_size: int,
+        num_steps: int,
+    ):
+        self._loss, self.factor, self._penalty, self._total = loss, factor, penalty, num_steps
+        self._weights = nn.Parameter(thetas.clone())
+        if isinstance(optimizer, torch.optim.Optimizer):
+            received, expected = "is an Optimizer of other parameters", "a name, or a callable parameters -> Optimizer"
+            remedy = "Pass functools.partial(torch.optim.AdamW, lr=1e-3)."
+            raise TypeError(argument_message("optimizer", received, expected, remedy))
+        self.optimizer = as_optimizer(optimizer, [self._weights], lr)
+        _check_rows_apart(optimizer, lr)
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._tensors = tuple(tensor.to(thetas.device) for tensor in tensors)
+        self._size = min(batch_size, len(tensors[0]))
+        self._is_whole = batch_size >= len(tensors[0])
+        self._streams = [torch.Generator().manual_seed(_SHUFFLE + seed) for seed in seeds]
+        self._pending = [torch.empty(0, dtype=torch.int64)] * len(seeds)
+        self.num_done = 0
+
+    @property
+    def thetas(self) -> Tensor:
+        """(s, p)."""
+        return self._weights.detach().clone()
+
+    def first_losses(self) -> Tensor:
+        """(s,) mean losses of the first examples: with the weights they tell model and loss from others."""
+        batch = tuple(tensor[: self._size] for tensor in self._tensors)
+        with self._loss.context(), torch.no_grad():
+            return torch.vmap(self._mean, in_dims=(0, None))(self._weights.detach(), batch)
+
+    def advance(self, num: int, bar: Any) -> Tensor:
+        """Take `num` steps; each seed's mean loss (s,) over them, the penalty not included."""
+        total = torch.zeros(len(self._weights), dtype=torch.float64, device=self._weights.device)
+        means_of = torch.vmap(self._mean, in_dims=(0, None if self._is_whole else 0))
+        together = _TOGETHER if total.device.type == "cpu" else len(total)
+        parts = [slice(begin, begin + together) for begin in range(0, len(total), together)]
+        with self._loss.context(), torch.enable_grad():
+            for index in self._drawn(num):
+                set_rates(self.optimizer, self._rates, self.factor(self.num_done / self._total))
+                gradient = torch.empty_like(self._weights)
+                for part in parts:
+                    batch = self._tensors if self._is_whole else tuple(tensor[index[part]] for tensor in self._tensors)
+                    thetas = self._weights.detach()[part].requires_grad_()
+                    means = means_of(thetas, batch)  # (seeds of this part,)
+                    (gradient[part],) = torch.autograd.grad(means.sum(), thetas)
+                    total[part] += means.detach()
+                if self._penalty:
+                    gradient += (2 * self._penalty) * self._weights.detach()
+                self._weights.grad = gradient
+                self.optimizer.step()
+                self.num_done += 1
+                bar.update()
+        return (total / max(num, 1)).cpu()
+
+    def state(self) -> dict[str, Any]:
+        """Copies of what the next step depends on; the batches follow from the number of steps."""
+        memory = {name: torch.as_tensor(value).clone() for name, value in self.optimizer.state[self._weights].items()}
+        return {"num_done": self.num_done, "thetas": self.thetas, "optimizer": memory}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where a stack was when its `state` was taken."""
+        for _ in self._drawn(state["num_done"]):
+            self.num_done += 1
+        with torch.no_grad():
+            self._weights.copy_(state["thetas"])
+        self.optimizer.state[self._weights] = {
+            name: value.to(self._weights.device) if value.ndim else value for name, value in state["optimizer"].items()
+        }
+
+    def _mean(self, theta: Tensor, batch: Any) -> Tensor:
+        part, terms = self._loss(theta, batch)
+        mean: Tensor = part / terms
+        return mean
+
+    def _drawn(self, num: int) -> Iterator[Tensor]:
+        """Indices (s, batch) of the next `num` steps."""
+        if self._is_whole:
+            yield from [torch.empty(0)] * num
+            return
+        length = len(self._tensors[0])
+        for _ in range(num):
+            rows = []
+            for i, stream in enumerate(self._streams):
+                while len(self._pending[i]) < self._size:
+                    order = torch.randperm(length, generator=stream)
+                    self._pending[i] = torch.cat([self._pending[i], order])
+                rows.append(self._pending[i][: self._size])
+                self._pending[i] = self._pending[i][self._size :]
+            yield torch.stack(rows).to(self._weights.device)
+
+
+class _StackHistory:
+    """Columns of losses, accuracies and snapshots, one for every step at which they are measured."""
+
+    def __init__(
+        self, num: int, steps: Tensor, space: ParameterSpace, kept: Sequence[str], sets: Mapping[str, Objective]
+    ):
+        self._space, self._sets = space, sets
+        empty = torch.full((num, len(steps)), math.nan, dtype=torch.float64)
+        self.losses = {name: empty.clone() for name in ("train", *sets)}
+        self.accuracies: dict[str, Tensor] = {}
+        self.snapshots = {
+            name: torch.empty(num, len(steps), *shape, dtype=space.dtype)
+            for name, shape in zip(space.names, space.shapes, strict=True)
+            if name in kept
+        }
+
+    def add(self, column: int, thetas: Tensor, train: Tensor) -> None:
+        """The next column, with the weights as they are."""
+        self.losses["train"][:, column] = train
+        for name, objective in self._sets.items():
+            values, shares = objective.evaluate_many(thetas)
+            self.losses[name][:, column] = values.cpu()
+            if shares is not None:
+                empty = torch.full_like(self.losses[name], math.nan)
+                self.accuracies.setdefault(name, empty)[:, column] = shares.cpu()
+        for i, theta in enumerate(thetas.cpu() if self.snapshots else ()):
+            weights = self._space.unflatten(theta)
+            for name, columns in self.snapshots.items():
+                columns[i, column] = weights[name]
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        return {"losses": self.losses, "accuracies": self.accuracies, "snapshots": self.snapshots}
+
+    def restore(self, state: Mapping[str, dict[str, Tensor]]) -> None:
+        """Columns of an interrupted run."""
+        self.losses, self.accuracies, self.snapshots = state["losses"], state["accuracies"], state["snapshots"]
+
+    def starts_as(self, state: Mapping[str, dict[str, Tensor]], thetas: Tensor) -> bool:
+        """Whether a `state` begins with the evaluations of the initial weights, bit for bit."""
+        for name, objective in self._sets.items():
+            for kind, found in zip(("losses", "accuracies"), objective.evaluate_many(thetas), strict=True):
+                stored = state[kind].get(name)
+                if found is None or stored is None:
+                    if found is not stored:
+                        return False
+                elif not torch.equal(found.cpu().nan_to_num(), stored[:, 0].nan_to_num()):
+                    return False
+        return True
+
+
+def _restore(file: ResumeFile, stack: _Stack, history: _StackHistory, thetas: Tensor) -> int:
+    """Continue from a file, if its evaluations of the initial weights are those of now; how many rows it holds."""
+    state = file.read()
+    if state is None:
+        return 0
+    with file.decoding():
+        if not history.starts_as(state["history"], thetas):
+            file.refuse(["evaluate"])
+        stack.restore(state["stack"])
+        history.restore(state["history"])
+        return int(state["num_rows"])
+
+
+def _check_rows_apart(optimizer: Any, lr: float | None) -> None:
+    """An error unless a row of the matrix moves as it would alone, whatever the gradients of the other rows."""
+    generator = torch.Generator().manual_seed(0)
+    start, gradients = (torch.randn(3, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    moved = []
+    for rows, others in ((1, 1.0), (3, 1.0), (3, 1e3)):
+        weights = nn.Parameter(start[:rows].clone())
+        stepper = as_optimizer(optimizer, [weights], lr)
+        scale = torch.tensor([[1.0], [others], [others]], dtype=torch.float64)[:rows]
+        for step in range(3):
+            weights.grad = (1 + 0.5 * step) * scale * gradients[:rows]
+            try:
+                stepper.step()
+            except TypeError as error:
+                received = f"is {type(stepper).__name__}, whose step asks for the loss ({error})"
+                remedy = "Use Adam, AdamW or SGD, or train the seeds one by one with train."
+                expected = "an optimizer that steps on gradients"
+                raise ValueError(argument_message("optimizer", received, expected, remedy)) from error
+        moved.append(weights.detach()[0])
+    if not all(torch.allclose(row, moved[0], rtol=1e-9, atol=1e-12) for row in moved):
+        received = f"is {type(stepper).__name__}, which moves a seed by what the other seeds' gradients are"
+        remedy = "Use Adam, AdamW or SGD, or train the seeds one by one with train."
+        raise ValueError(argument_message("optimizer", received, "one that acts on each number by itself", remedy))

@@ -1,13 +1,7 @@
-"""How good is the network on every named data set, epoch after epoch?
+"""Rows of a training, an epoch each, and what tells one training from another.
 
-Each set is measured by the `Objective` that the rest of the library would measure it with, at the weights and buffers
-(BatchNorm's statistics) as they are.
-
-How does a training go on after an interruption, to the same bits?
-
-What the next step depends on is kept at the end of an epoch: weights and buffers, the optimizer's state, the state of
-every random generator, and the history. Tensors of any dtype and an optimizer's nested state are what torch can write
-and read back without running code from the file, so that is what lies in it, as one array of bytes.
+Each evaluation set is measured by the `Objective` that the rest of the library would measure it with, at the weights
+and the buffers (BatchNorm's statistics) as they are.
 """
 
 from __future__ import annotations
@@ -31,8 +25,10 @@ from lowhanging.objective.parameters import ParameterSpace
 from lowhanging.objective.protocol import Loss
 from lowhanging.training.options import Schedule, optimizer_identity
 
+_ROWS = ("losses", "accuracies", "lr", "checkpoints", "checkpoint_buffers", "moved")  # what a file holds of a history
 
-class History:
+
+class EpochHistory:
     """A row per epoch: what training gave, what every evaluation set gives, and the weights where they are kept."""
 
     def __init__(self, model: nn.Module, loss: BatchMean, sets: Mapping[str, Any], checkpoint_epochs: list[int]):
@@ -42,10 +38,10 @@ class History:
         self.accuracies: dict[str, list[float | None]] = {name: [] for name in ("train", *sets)}
         self.lr: list[float] = []
         self.checkpoints: list[Tensor] = []
-        self.checkpoint_buffers: list[dict[str, Tensor]] = []  # all of them, beside each checkpoint
+        self.checkpoint_buffers: list[dict[str, Tensor]] = []  # all of them, for each checkpoint
         self.moved: list[str] = []  # names of the buffers that training has changed
         self._before: dict[str, Tensor] = {}  # the buffers at the last row
-        self._objectives: dict[str, Loss] = {}
+        self._objectives: dict[str, Objective] = {}  # those made here
 
     def add(self, loss: float, accuracy: float | None, *, rate: float) -> None:
         """One row more, with the weights as they are now."""
@@ -68,15 +64,13 @@ class History:
         return repr(last) == repr(self._measured())  # NaN is NaN
 
     def state(self) -> dict[str, Any]:
-        """All rows, as plain values and tensors."""
-        names = ("losses", "accuracies", "lr", "checkpoints", "checkpoint_buffers", "moved")
-        rows = {name: getattr(self, name) for name in names}
-        copied: dict[str, Any] = tree_map(lambda leaf: leaf, rows)  # the lists; rows themselves are never changed
-        return copied
+        """All rows, as plain values and tensors; the lists are copied, and what is in them never changes."""
+        rows: dict[str, Any] = tree_map(lambda leaf: leaf, {name: getattr(self, name) for name in _ROWS})
+        return rows
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Rows of an interrupted run, whose last buffers the model holds."""
-        for name in ("losses", "accuracies", "lr", "checkpoints", "checkpoint_buffers", "moved"):
+        for name in _ROWS:
             setattr(self, name, state[name])
         self._before = self._buffers()
 
@@ -96,39 +90,52 @@ class History:
 
     def _measured(self) -> dict[str, tuple[float, float | None]]:
         theta, found = self.space.flatten(self.model), {}
-        has_buffers = any(True for _ in self.model.buffers())
-        for name in self.sets:
-            here: Any = self._objective(name)
-            goes_along = has_buffers if name in self._objectives else bool(getattr(here, "moving_names", ()))
+        for name, data in self.sets.items():
             try:
-                here = here.at(self.model) if goes_along else here
+                loss = self._loss_here(name, data)
             except (ValueError, TypeError) as error:
                 error.add_note(f"This is about evaluate[{name!r}].")
                 raise
-            value, share = here.evaluate(theta)
+            value, share = loss.evaluate(theta)
             found[name] = float(value), share
         return found
 
-    def _objective(self, name: str) -> Loss:
-        """The loss of an evaluation set, made once."""
-        data = self.sets[name]
+    def _loss_here(self, name: str, data: Any) -> Loss:
+        """The loss of an evaluation set, with the buffers that the model has now."""
         if hasattr(data, "evaluate") and hasattr(data, "theta0"):
-            return data  # type: ignore[no-any-return]
+            given: Loss = data.at(self.model) if getattr(data, "moving_names", ()) else data
+            return given
         if name not in self._objectives:
-            try:
-                with ONE_AT_A_TIME, warnings.catch_warnings():
-                    warnings.simplefilter("ignore", NotSmoothWarning)  # kinks are no matter for training
-                    loss_fn, batch_loss = self.loss.loss_fn, self.loss.batch_loss
-                    self._objectives[name] = Objective(
-                        self.model, data, loss_fn=loss_fn, batch_loss=batch_loss, distributed=False
-                    )
-            except (ValueError, TypeError) as error:
-                error.add_note(f"This is about evaluate[{name!r}].")
-                raise
-        return self._objectives[name]
+            with ONE_AT_A_TIME, warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotSmoothWarning)  # kinks are no matter for training
+                functions: dict[str, Any] = {"loss_fn": self.loss.loss_fn, "batch_loss": self.loss.batch_loss}
+                self._objectives[name] = Objective(self.model, data, **functions, distributed=False)
+        own = self._objectives[name]
+        return own.at(self.model) if any(True for _ in self.model.buffers()) else own
 
 
-State = dict[str, Any]  # plain values, tensors, and lists and mappings of them
+def training_identity(
+    model: nn.Module,
+    batches: ShuffledBatches,
+    optimizer: torch.optim.Optimizer,
+    factor: Schedule,
+    loss: BatchMean,
+    names: list[str],
+    device: torch.device,
+    counts: Mapping[str, Any],
+) -> dict[str, str]:
+    """What determines a training, in words that are the same in another process; its weights are in the state."""
+    space = ParameterSpace(model)
+    buffers = [(name, tuple(buffer.shape), str(buffer.dtype)) for name, buffer in model.named_buffers()]
+    return {
+        "data": batches.identity(),
+        "model": repr((space.names, space.shapes, str(space.dtype), buffers)),
+        "optimizer, lr or schedule": optimizer_identity(optimizer, factor),
+        "loss_fn or batch_loss": repr([_name(loss.loss_fn), _name(loss.batch_loss)]),
+        "evaluate": repr(names),
+        "device": device.type,
+        **{name: repr(value) for name, value in counts.items()},
+    }
 
 
 def refuse_training(file: ResumeFile, what: str) -> NoReturn:
@@ -139,36 +146,10 @@ def refuse_training(file: ResumeFile, what: str) -> NoReturn:
     file.refuse([what], remedy)
 
 
-def training_identity(
-    model: nn.Module,
-    batches: ShuffledBatches,
-    optimizer: torch.optim.Optimizer,
-    factor: Schedule,
-    losses: tuple[Callable[..., Any] | None, ...],
-    names: list[str],
-    device: torch.device,
-    counts: Mapping[str, Any],
-) -> dict[str, str]:
-    """What determines a training, in words that are the same in another process; the weights are told by the state."""
-    space = ParameterSpace(model)
-    buffers = [(name, tuple(buffer.shape), str(buffer.dtype)) for name, buffer in model.named_buffers()]
-    return {
-        "data": batches.identity(),
-        "model": repr((space.names, space.shapes, str(space.dtype), buffers)),
-        "optimizer, lr or schedule": optimizer_identity(optimizer, factor),
-        "loss_fn or batch_loss": repr([_name(function) for function in losses]),
-        "evaluate": repr(names),
-        "device": device.type,
-        **{name: repr(value) for name, value in counts.items()},
-    }
-
-
 def digest_of(model: nn.Module) -> str:
     """Of weights and buffers, frozen ones too."""
     return digest(*model.parameters(), *model.buffers())
 
 
 def _name(function: Callable[..., Any] | None) -> str | None:
-    if function is None:
-        return None
-    return str(getattr(function, "__qualname__", type(function).__name__))
+    return None if function is None else str(getattr(function, "__qualname__", type(function).__name__))

@@ -61,7 +61,7 @@ class Canyons:
 
 
 def canyons_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> Canyons:
-    """A minimum, two searches, branches followed, a plane through two of them, and the null of the depth."""
+    """A minimum, two searches, branches followed, a plane through two of them, and the nulls."""
     minimum = minimum_of(network, sizes, shelf)
     loss = minimum.objective
     evaluate = {name: objective.at(minimum.theta) for name, objective in network.losses.items()}
@@ -85,7 +85,7 @@ def canyons_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> Canyons:
     def sphere() -> CanyonSet:
         return _found(
             lambda: find_canyons(
-                loss, space=own, metric="euclidean", levels=RADIUS, starts=sizes.sphere_starts, **watched
+                loss, space=own, metric="euclidean", levels=RADIUS, num_starts=sizes.sphere_starts, **watched
             )
         )
 
@@ -96,7 +96,7 @@ def canyons_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> Canyons:
                 loss,
                 space=shared,
                 levels=ENERGY,
-                starts=sizes.shell_starts,
+                num_starts=sizes.shell_starts,
                 initial_directions=initial_directions,
                 **watched,
             )
@@ -108,10 +108,10 @@ def canyons_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> Canyons:
     for number, point in enumerate(_to_follow(on_sphere), 1):
         file = shelf.resume(f"branch-{number}")
 
-        def cue_shares(point: CanyonPoint = point, file: Any = file) -> CanyonPath:
+        def followed(point: CanyonPoint = point, file: Any = file) -> CanyonPath:
             return _found(lambda: trace_canyon(loss, point, to=(INNER, OUTER), step=STEP, resume=file, **watched))
 
-        paths[f"branch {number}"] = shelf.result(f"branch-{number}", CanyonPath.load, cue_shares)
+        paths[f"branch {number}"] = shelf.result(f"branch-{number}", CanyonPath.load, followed)
     return Canyons(
         minimum,
         on_sphere,
@@ -151,7 +151,7 @@ def _found(make: Callable[[], _T]) -> _T:
 def _to_follow(found: CanyonSet) -> list[CanyonPoint]:
     """The first branches that are canyons of their own; where there is none, what is certified."""
     own = [point for point in found if point.is_certified and point.duplicate_of is None]
-    return [point for point in own if not point.is_trivial][:NUM_BRANCHES] or own[:1]
+    return [point for point in own if point.is_canyon][:NUM_BRANCHES] or own[:1]
 
 
 def _plane(loss: Loss, evaluate: dict[str, Objective], found: CanyonSet, shelf: ResultStore) -> PlaneSlice | None:
@@ -169,19 +169,19 @@ def _plane(loss: Loss, evaluate: dict[str, Objective], found: CanyonSet, shelf: 
 
 
 def _null(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, shelf: ResultStore) -> DepthNull | None:
-    """The depth on the shell against random subspaces of equal curvature."""
+    """The lowest rises on the shell against random subspaces of equal curvature."""
     if not any(point.is_converged for point in found):
         return None
     num = sizes.null_subspaces
-    return shelf.result("depth-null", DepthNull.load, lambda: depth_null(loss, found, within=wide, num=num))
+    return shelf.result("depth-null", DepthNull.load, lambda: depth_null(loss, found, within=wide, num_subspaces=num))
 
 
 def _counts(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, shelf: ResultStore) -> dict[str, CountNull]:
     """The number of canyons on the sphere against random subspaces: of all weights, and of the top eigenvectors."""
     num = sizes.null_subspaces
-    among_all = shelf.result("count-null-all", CountNull.load, lambda: count_null(loss, found, num=num))
+    among_all = shelf.result("count-null-all", CountNull.load, lambda: count_null(loss, found, num_subspaces=num))
     among_top = shelf.result(
-        "count-null-top", CountNull.load, lambda: count_null(loss, found, within=wide, num=num, seed=1)
+        "count-null-top", CountNull.load, lambda: count_null(loss, found, within=wide, num_subspaces=num, seed=1)
     )
     return {
         f"all {among_all.within:,} weights": among_all,
@@ -223,7 +223,7 @@ def measure(network: Learning, sizes: Sizes, shelf: ResultStore) -> Row:
             }
             for name, path in canyons.paths.items()
         },
-        "null_depths": [] if null is None else null.null[:, 0].tolist(),
+        "null_relative_rises": [] if null is None else null.null[:, 0].tolist(),
         "null_dim": 0 if null is None else null.dim,
         "num_branches": int(sum(point.duplicate_of is None for point in sphere)),
         "count_nulls": {
@@ -260,7 +260,8 @@ def _record(point: CanyonPoint) -> Row:
     return {name: value for name, value in vars(point).items() if name not in apart} | {
         "is_certified": point.is_certified,
         "is_trivial": point.is_trivial,
-        "depth": point.depth,
+        "is_canyon": point.is_canyon,
+        "relative_rise": point.relative_rise,
         "bowl_slope_without_anchor": bowl_slope(point),
     }
 
@@ -277,8 +278,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 
 
 def own(points: Sequence[Row]) -> list[Row]:
-    """Canyons that are certified, not trivial, and no copies."""
-    return [p for p in points if p["is_certified"] and not p["is_trivial"] and p["duplicate_of"] is None]
+    """Canyons that are no copies."""
+    return [p for p in points if p["is_canyon"] and p["duplicate_of"] is None]
 
 
 def beats_random(row: Row) -> bool:
@@ -337,18 +338,19 @@ def _minima_across(rows: Sequence[Row]) -> Claim:
         f"{mean_interval([float(count) for count in counts])} certified canyons (per network: "
         f"{_counted(counts)}) among {mean_interval(branches)} branches"
     )
-    shells = [[p for p in row["shell"] if p["is_certified"] and not p["is_trivial"]] for row in rows]
-    depths = [min(p["depth"] for p in shell) for shell in shells if shell]
+    shells = [[p for p in row["shell"] if p["is_canyon"]] for row in rows]
+    rises = [min(p["relative_rise"] for p in shell) for shell in shells if shell]
     whole = [row["full"] for row in rows if row["full"] is not None and row["full"]["full_residual"] is not None]
     listed = "; ".join(
         f"|Pg| = {p['full_residual']:.2g} at a slope of {p['slope']:.2g}, plane eigenvalue "
         f"{p['full_plane_eigenvalue']:+.2g} (± {p['full_error']:.0e})"
         for p in whole[:4]
     )
-    nulls = [depth for row in rows for depth in row["null_depths"] if depth is not None]
+    nulls = [rise for row in rows for rise in row["null_relative_rises"] if rise is not None]
     random = (
-        f"; for the depth on the shell, the same search in {len(nulls)} random {rows[0]['null_dim']}-dimensional "
-        f"subspaces of equal curvature: {statistics.fmean(nulls):.2f} ({min(nulls):.2f} to {max(nulls):.2f})"
+        f"; for the relative rise on the shell, the same search in {len(nulls)} random "
+        f"{rows[0]['null_dim']}-dimensional subspaces of equal curvature: {statistics.fmean(nulls):.2f} "
+        f"({min(nulls):.2f} to {max(nulls):.2f})"
         if nulls
         else ""
     )
@@ -359,10 +361,10 @@ def _minima_across(rows: Sequence[Row]) -> Claim:
         f"on the sphere of radius {RADIUS:g} in the {rows[0]['dim']}-dimensional span of the loss's top eigenvectors "
         f"{over_seeds(len(rows))}, {found}: {'; '.join(texts) or 'none'}. On the energy shell E = {ENERGY:g} in the "
         f"span of the two single-cue losses' top eigenvectors, {mean_interval([float(len(s)) for s in shells])}, the "
-        f"deepest of depth {mean_interval(depths, 2, scale='log') if depths else '–'}. In all "
+        f"lowest at a relative rise of {mean_interval(rises, 2, scale='log') if rises else '–'}. In all "
         f"{rows[0]['num_params']:,} directions the first canyon of the sphere has {listed or '–'}",
-        f"a quadratic bowl: no canyon, depth 1{_random_counts(rows)}{random}. More canyons than most random subspaces "
-        f"of each kind: {most_of(beaten)}",
+        f"a quadratic bowl: no canyon, a relative rise of 1{_random_counts(rows)}{random}. More canyons than most "
+        f"random subspaces of each kind: {most_of(beaten)}",
         "three parts, each in more than half of the seeds: a certified canyon on the sphere, beyond the softest axis; "
         "two of them, as there are two circuits; both only where there are more than in more than half of the same "
         "network's random subspaces, of either kind; and the first one stationary in all of weight space too (|Pg| at "
@@ -383,7 +385,7 @@ def branches_of(row: Row) -> dict[str, Row]:
 def ends(row: Row) -> list[Row]:
     """Certified canyons of both searches, and the far ends of the branches where these still are canyons."""
     points = [*row["sphere"], *row["shell"], *(path["points"][-1] for path in branches_of(row).values())]
-    return [p for p in points if p["is_certified"] and not p["is_trivial"]]
+    return [p for p in points if p["is_canyon"]]
 
 
 def moved(row: Row) -> list[float]:

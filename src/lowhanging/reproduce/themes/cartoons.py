@@ -88,7 +88,7 @@ def draw_starts(num: int, seed: int) -> Tensor:
 def canyons_of(loss: FunctionObjective, radii: Iterable[float] = RADII) -> CanyonSet:
     """The canyons of a cartoon, by the code that searches the network."""
     whole = Subspace(torch.eye(2, dtype=torch.float64))
-    return find_canyons(loss, space=whole, metric="euclidean", levels=tuple(radii), starts=16, rtol=1e-12)
+    return find_canyons(loss, space=whole, metric="euclidean", levels=tuple(radii), num_starts=16, rtol=1e-12)
 
 
 def paper_error(found: CanyonSet, height: float) -> float:

@@ -51,7 +51,7 @@ def learn(
     def trained() -> TrainingRun:
         resume = shelf.resume("training")
         data = views.mixed.train
-        return train(model, data, epochs=num, evaluate=held_out, checkpoints=kept, seed=seed, resume=resume)
+        return train(model, data, num_epochs=num, evaluate=held_out, checkpoints=kept, seed=seed, resume=resume)
 
     run = shelf.result("training", TrainingRun.load, trained)
     _write(model, run.checkpoints[-1])

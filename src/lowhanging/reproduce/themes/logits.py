@@ -45,8 +45,8 @@ def sums(network: Learning, model: nn.Module | None = None, *, num_draws: int = 
     views = network.views
     with torch.no_grad():
         number, pattern, mixed = (network_at(view.test.inputs) for view in (views.number, views.pattern, views.mixed))
-    return logit_sum(mixed, dict(zip(CUES, (number, pattern), strict=True)), views.mixed.test.targets,
-                     num_draws=num_draws, seed=network.run.seed)  # fmt: skip
+    cues = dict(zip(CUES, (number, pattern), strict=True))
+    return logit_sum(mixed, cues, labels=views.mixed.test.targets, num_resamples=num_draws, seed=network.run.seed)
 
 
 def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:

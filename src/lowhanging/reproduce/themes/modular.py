@@ -90,7 +90,7 @@ def kind_of(preset: str, sizes: Sizes, **model: Any) -> Kind:
     shape = {**given.model_arguments, **model}
     arguments = dict(given.training_arguments)
     if sizes.stack_steps is not None:
-        arguments["steps"] = sizes.stack_steps
+        arguments["num_steps"] = sizes.stack_steps
     if sizes.modulus is not None:  # more pairs: larger batches, and wider networks for longer sums
         shape |= {"p": sizes.modulus} | ({} if model else {"width": 20 if preset == "births" else 32})
         arguments["batch_size"] = 1024
@@ -211,7 +211,10 @@ def _comparison(plenty: Births, scarce: Births) -> Row:
     alive = torch.cat([plenty.survived.sum(1), scarce.survived.sum(1)]).numpy()
     is_scarce = np.arange(len(formed)) >= len(plenty.counts)
     share = float(plenty.survived.sum() / plenty.is_formed.sum())
-    return {**clustered_survival_test(formed, alive, is_scarce), "detectable": detectable(formed, is_scarce, share)}
+    return {
+        **clustered_survival_test(formed, alive, is_second=is_scarce),
+        "detectable": detectable(formed, is_scarce, share=share),
+    }
 
 
 def _transformer(sizes: Sizes, shelf: ResultStore) -> Row:
@@ -221,7 +224,7 @@ def _transformer(sizes: Sizes, shelf: ResultStore) -> Row:
     optimizer: Callable[..., torch.optim.Optimizer] = lambda weights: torch.optim.AdamW(  # noqa: E731
         weights, lr=1e-3, weight_decay=1.0, betas=(0.9, 0.98)
     )
-    arguments = {"steps": sizes.transformer_steps, "batch_size": len(data.train), "optimizer": optimizer}
+    arguments = {"num_steps": sizes.transformer_steps, "batch_size": len(data.train), "optimizer": optimizer}
     kind = Kind(lambda seed: ModularTransformer(p, seed=seed), data, arguments)
     evaluate = {"test": data.test}
     run = kind.train("transformer", TRANSFORMER_SEEDS, sizes, shelf, evaluate=evaluate, log_every=500)

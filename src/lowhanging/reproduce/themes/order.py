@@ -224,7 +224,7 @@ def early(network: Learning, *, epochs: int, log_every: int, images: int, resume
         lambda seed: SigmoidCNN(seed=seed),
         network.views.mixed.train,
         [network.run.seed],
-        steps=epochs * _steps_per_epoch(network),
+        num_steps=epochs * _steps_per_epoch(network),
         batch_size=BATCH_SIZE,
         lr=LR,
         schedule=lambda done: 0.5 * (1 + math.cos(math.pi * done * share)),
@@ -322,7 +322,7 @@ def _progress(accuracies: Tensor, final: float) -> Tensor:
 
 
 def _crossing(steps: Tensor, progress: Tensor, share: float) -> float:
-    return float(first_crossing(steps, progress[None], share, is_rising=True)[0])
+    return float(first_crossing(steps, progress[None], threshold=share, is_rising=True)[0])
 
 
 def _plain(time: float) -> float | None:

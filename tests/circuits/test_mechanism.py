@@ -45,10 +45,10 @@ class Pair(nn.Module):
 def test_one_wave_is_all_of_its_own_restricted_loss_and_nothing_is_left_without_it():
     table = 3 * wave(4) + 0.7
     model = logits_of(table)
-    assert circuits.restricted_loss(model, P, [4]) == pytest.approx(loss_of(table), abs=1e-12)
-    assert circuits.excluded_loss(model, P, [4]) == pytest.approx(math.log(P), abs=1e-12)
-    assert circuits.restricted_loss(model, P, [3]) == pytest.approx(math.log(P), abs=1e-12)
-    assert circuits.excluded_loss(model, P, [3]) == pytest.approx(loss_of(table), abs=1e-12)
+    assert circuits.restricted_loss(model, P, frequencies=[4]) == pytest.approx(loss_of(table), abs=1e-12)
+    assert circuits.excluded_loss(model, P, frequencies=[4]) == pytest.approx(math.log(P), abs=1e-12)
+    assert circuits.restricted_loss(model, P, frequencies=[3]) == pytest.approx(math.log(P), abs=1e-12)
+    assert circuits.excluded_loss(model, P, frequencies=[3]) == pytest.approx(loss_of(table), abs=1e-12)
 
 
 def test_waves_are_told_apart_and_the_constant_stays():
@@ -56,11 +56,11 @@ def test_waves_are_told_apart_and_the_constant_stays():
     bias = torch.randn(P, generator=generator, dtype=torch.float64)
     pizza = torch.cos(TURN * 2 * (A - B)) * torch.cos(TURN * 5 * C)  # depends on a - b: in no projection
     model = logits_of(2 * wave(1) + 3 * wave(6) + pizza + bias)
-    assert circuits.restricted_loss(model, P, [1]) == pytest.approx(loss_of(2 * wave(1) + bias), abs=1e-12)
-    assert circuits.restricted_loss(model, P, torch.tensor([6, 1])) == pytest.approx(
+    assert circuits.restricted_loss(model, P, frequencies=[1]) == pytest.approx(loss_of(2 * wave(1) + bias), abs=1e-12)
+    assert circuits.restricted_loss(model, P, frequencies=torch.tensor([6, 1])) == pytest.approx(
         loss_of(2 * wave(1) + 3 * wave(6) + bias), abs=1e-12
     )
-    assert circuits.excluded_loss(model, P, [1, 6]) == pytest.approx(loss_of(pizza + bias), abs=1e-12)
+    assert circuits.excluded_loss(model, P, frequencies=[1, 6]) == pytest.approx(loss_of(pizza + bias), abs=1e-12)
 
 
 @pytest.mark.parametrize("p", [7, 8])
@@ -77,8 +77,12 @@ def test_projection_against_least_squares(p):
         rows = data.inputs[:, 0] * p + data.inputs[:, 1]
         restricted = float(F.cross_entropy((fitted + flat.mean(0))[rows], data.targets))
         excluded = float(F.cross_entropy((flat - fitted)[rows], data.targets))
-        assert circuits.restricted_loss(logits_of(table), p, wanted, data) == pytest.approx(restricted, abs=1e-12)
-        assert circuits.excluded_loss(logits_of(table), p, wanted, data) == pytest.approx(excluded, abs=1e-12)
+        assert circuits.restricted_loss(logits_of(table), p, frequencies=wanted, data=data) == pytest.approx(
+            restricted, abs=1e-12
+        )
+        assert circuits.excluded_loss(logits_of(table), p, frequencies=wanted, data=data) == pytest.approx(
+            excluded, abs=1e-12
+        )
 
 
 def test_all_frequencies_of_a_model_that_knows_the_sum_only_are_the_model():
@@ -86,9 +90,11 @@ def test_all_frequencies_of_a_model_that_knows_the_sum_only_are_the_model():
     table = torch.randn(P, P, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     by_sum = table[(A[..., 0] + B[..., 0]).long() % P]
     every = range(1, P // 2 + 1)
-    assert circuits.restricted_loss(logits_of(by_sum), P, every) == pytest.approx(loss_of(by_sum), abs=1e-12)
+    assert circuits.restricted_loss(logits_of(by_sum), P, frequencies=every) == pytest.approx(
+        loss_of(by_sum), abs=1e-12
+    )
     mean = table.mean(0).expand(P, P, P)
-    assert circuits.excluded_loss(logits_of(by_sum), P, every) == pytest.approx(loss_of(mean), abs=1e-12)
+    assert circuits.excluded_loss(logits_of(by_sum), P, frequencies=every) == pytest.approx(loss_of(mean), abs=1e-12)
 
 
 def test_distance_irrelevance_of_clocks_and_pizzas():
@@ -115,15 +121,15 @@ def test_gradient_symmetricity_on_paper():
     generator = torch.Generator().manual_seed(4)
     first, second = torch.randn(2, P, 5, generator=generator)
     expected = float(F.cosine_similarity(first.double(), second.double()).mean())
-    found = circuits.gradient_symmetricity(Pair(first, second), P, embedding="embed.weight", num=None)
+    found = circuits.gradient_symmetricity(Pair(first, second), P, embedding="embed.weight", num_samples=None)
     assert found == pytest.approx(expected, abs=1e-6)
-    drawn = circuits.gradient_symmetricity(Pair(first, second), P, embedding="embed.weight", num=4000)
+    drawn = circuits.gradient_symmetricity(Pair(first, second), P, embedding="embed.weight", num_samples=4000)
     assert drawn == pytest.approx(expected, abs=4 / math.sqrt(4000))
     opposite = circuits.gradient_symmetricity(Pair(first, -2 * first), P, embedding="embed.weight")
     assert opposite == pytest.approx(-1.0, abs=1e-6)
     second[::2] = 0  # those classes have no cosine
     known = float(F.cosine_similarity(first.double(), second.double())[1::2].mean())
-    found = circuits.gradient_symmetricity(Pair(first, second), P, embedding="embed.weight", num=None)
+    found = circuits.gradient_symmetricity(Pair(first, second), P, embedding="embed.weight", num_samples=None)
     assert found == pytest.approx(known, abs=1e-6)
 
 
@@ -135,7 +141,7 @@ def test_gradients_of_the_transformer_one_pair_at_a_time():
         embedded = model.embedding.detach()[torch.tensor([[a, b, p]])].requires_grad_()
         (gradient,) = torch.autograd.grad(model.logits(embedded)[0, c], embedded)
         total += float(F.cosine_similarity(gradient[0, 0], gradient[0, 1], dim=0))
-    assert circuits.gradient_symmetricity(model, p, num=None) == pytest.approx(total / p**3, abs=1e-12)
+    assert circuits.gradient_symmetricity(model, p, num_samples=None) == pytest.approx(total / p**3, abs=1e-12)
 
 
 def test_modules_and_functions_agree_and_nothing_of_the_users_changes():
@@ -144,20 +150,20 @@ def test_modules_and_functions_agree_and_nothing_of_the_users_changes():
     state = torch.get_rng_state()
     data = lh.modular_addition(P, 0.5, equals_token=True).test
     ours = [
-        circuits.restricted_loss(model, P, [2, 3], data),
-        circuits.excluded_loss(model, P, [2, 3], data),
+        circuits.restricted_loss(model, P, frequencies=[2, 3], data=data),
+        circuits.excluded_loss(model, P, frequencies=[2, 3], data=data),
         circuits.distance_irrelevance(model, P),
     ]
     plain = lambda inputs: model(inputs)  # noqa: E731
     theirs = [
-        circuits.restricted_loss(plain, P, [2, 3], (data.inputs, data.targets)),
-        circuits.excluded_loss(plain, P, [2, 3], [data[:3], data[3:]]),
+        circuits.restricted_loss(plain, P, frequencies=[2, 3], data=(data.inputs, data.targets)),
+        circuits.excluded_loss(plain, P, frequencies=[2, 3], data=[data[:3], data[3:]]),
         circuits.distance_irrelevance(plain, P),
     ]
     assert ours == pytest.approx(theirs, abs=1e-12)
-    first = circuits.gradient_symmetricity(model, P, num=50, seed=1)
-    assert first == circuits.gradient_symmetricity(model, P, num=50, seed=1)
-    assert first != circuits.gradient_symmetricity(model, P, num=50, seed=2)
+    first = circuits.gradient_symmetricity(model, P, num_samples=50, seed=1)
+    assert first == circuits.gradient_symmetricity(model, P, num_samples=50, seed=1)
+    assert first != circuits.gradient_symmetricity(model, P, num_samples=50, seed=2)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -197,8 +203,8 @@ def test_measures_that_have_no_value():
     model = lh.ModularMLP(P, width=8, hidden=6, seed=0)
     with pytest.raises(ValueError, match=r"embedding is 'embed', expected the name of .*, among \['embedding'\]"):
         circuits.gradient_symmetricity(model, P, embedding="embed")
-    with pytest.raises(ValueError, match="num is 0, expected an integer of at least 1"):
-        circuits.gradient_symmetricity(model, P, num=0)
+    with pytest.raises(ValueError, match="num_samples is 0, expected an integer of at least 1"):
+        circuits.gradient_symmetricity(model, P, num_samples=0)
     with torch.no_grad():
         model.unembedding.zero_()
     with pytest.raises(ValueError, match="model has only zero gradients, expected logits that depend on both"):
