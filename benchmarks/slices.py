@@ -74,7 +74,7 @@ def lowhanging(engine: str) -> Contender:
     def run(model: nn.Module, views: Views, loss_fn: Any, uv: Directions, alphas: Any, betas: Any) -> Grids:
         losses = {name: lh.Objective(model, data, loss_fn=loss_fn) for name, data in views.items()}
         extent, num = ((alphas[0], alphas[-1]), (betas[0], betas[-1])), (len(alphas), len(betas))
-        return lh.plane_slice(losses, uv, extent, num, engine=engine, progress=False).losses
+        return lh.plane_slice(losses, uv, extent=extent, num=num, engine=engine, progress=False).losses
 
     return run
 

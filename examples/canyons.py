@@ -31,7 +31,7 @@ for point in found:
 
 # %%
 x_and_y = torch.eye(2, dtype=torch.float64)
-ground = lh.plane_slice({"cartoon": cartoon}, x_and_y, 2.0, num=31, names=("x", "y"))
+ground = lh.plane_slice({"cartoon": cartoon}, x_and_y, extent=2.0, num=31, names=("x", "y"))
 starts = [1.6, 0.8], [-1.3, -0.6], [0.4, 1.8]
 paths = [lh.toys.gradient_path(cartoon, start) for start in starts]
 ax = lh.plots.descents(ground, paths)

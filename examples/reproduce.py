@@ -104,7 +104,7 @@ directions = {
 figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
 for ax, (name, direction) in zip(axes, directions.items(), strict=True):
     name = f"direction to {name}"
-    scan = lh.line_slice(losses, direction, (-3, 3), num=13, name=name)
+    scan = lh.line_slice(losses, direction, extent=(-3, 3), num=13, name=name)
     lh.plots.line_slice(scan, ax)
 
 # %% [markdown]
@@ -128,8 +128,8 @@ print(report)
 #
 # ## Claim: these directions are not eigenvectors, and their curvature lies within the top
 #
-# The same report has both: the largest squared overlap with one eigenvector of each loss, and the rank that the
-# curvature along the direction would have. *Expect* no overlap near 1. And the second claim? "> 10" in the row of the
+# The same report has both: the largest squared overlap with one eigenvector of each loss, and the position that
+# the curvature along the direction would have among the eigenvalues. *Expect* no overlap near 1. And the second claim? "> 10" in the row of the
 # mixed loss says that it does not hold for this direction; [nor does it in the report](../docs/what-was-found.md).
 
 # %%

@@ -98,7 +98,7 @@ for scan, i in ((near, -1), (line, middle + 1), (line, middle + 4), (line, -1)):
 # %%
 principal = lh.principal_directions(run.checkpoints)
 plane = lh.plane_slice(losses, principal.directions, extent=((-2, 9), (-4, 4)), num=25)
-trajectory = lh.plane_trajectory(plane, run.checkpoints, losses)
+trajectory = lh.plane_trajectory(plane, run.checkpoints, losses=losses)
 print(plane)
 
 ax = lh.plots.plane_slice(plane, name="test", trajectory=trajectory)
@@ -137,7 +137,7 @@ ax = lh.plots.plane_slice(lh.plane_slice(losses, through, num=21), name="train")
 # %%
 origin, x_and_y = torch.zeros(2).double(), torch.eye(2).double()
 saddle = lh.FunctionObjective(lambda theta: theta[0] ** 2 - theta[1] ** 2, origin)
-ground = lh.plane_slice({"saddle": saddle}, x_and_y, 1.0, num=21, names=("x", "y"))
+ground = lh.plane_slice({"saddle": saddle}, x_and_y, extent=1.0, num=21, names=("x", "y"))
 ax = lh.plots.plane_slice(ground)
 
 # %% [markdown]

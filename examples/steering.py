@@ -150,7 +150,7 @@ single = ("shape", "colour")
 verdict = lh.steering.attribute_circuit(
     control,
     steered,
-    minimum.theta,
+    theta0=minimum.theta,
     losses={name: float(losses[name](steered)) for name in single},
     basin_losses={name: float(losses[name](minimum.theta)) for name in single},
 )

@@ -72,7 +72,7 @@ def slicer(
 def ours(model: Any, loader: Any, loss_fn: Any, u: Parts, v: Parts, alphas: Any, betas: Any) -> Tensor:
     loss = lh.Objective(model, loader, loss_fn=loss_fn)
     extent, num = ((alphas[0], alphas[-1]), (betas[0], betas[-1])), (len(alphas), len(betas))
-    return lh.plane_slice({"loss": loss}, (u, v), extent, num).losses["loss"]
+    return lh.plane_slice({"loss": loss}, (u, v), extent=extent, num=num).losses["loss"]
 
 
 def scaled(parts: Parts, factor: Any) -> Parts:

@@ -48,6 +48,17 @@ def sharpest(k):
     return lh.top_eigs(lh.hessian(two_cue_minimum().objective), k=k, progress=False)
 
 
+def test_a_single_loss_that_is_evaluated_is_called_loss():
+    loss = sloped_canyons()
+    options = {"space": PLANE, "metric": "euclidean", "levels": 1.0, "num_starts": 4, "progress": False}
+    found = lh.find_canyons(loss, evaluate=loss, **options)
+    assert [*found.losses] == [*found[0].losses] == ["loss"]
+    path = lh.trace_canyon(loss, found[0], to=1.1, evaluate=loss, progress=False)
+    assert all([*point.losses] == ["loss"] for point in path.points)
+    with pytest.raises(TypeError, match="evaluate is a list, expected a loss, or a mapping name -> loss"):
+        lh.find_canyons(loss, evaluate=[loss], **options)
+
+
 @pytest.mark.parametrize("radius", [0.1, 0.5, 1.0, 3.0])
 def test_the_cartoon_has_four_canyons_with_the_certificates_of_paper(radius):
     found = cartoon(radius)

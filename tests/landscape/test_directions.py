@@ -74,7 +74,7 @@ def test_a_slice_along_a_filter_normalised_direction_does_not_see_a_rescaling_of
         with pytest.warns(lh.NotSmoothWarning):
             loss = lh.Objective(model, data)
         direction = lh.random_direction(loss, normalization=normalization, seed=2)
-        return lh.line_slice({"loss": loss}, direction, (-2, 2), 9).losses["loss"]
+        return lh.line_slice({"loss": loss}, direction, extent=(-2, 2), num=9).losses["loss"]
 
     assert torch.allclose(curve(1.0, "filter"), curve(50.0, "filter"), rtol=1e-10)
     assert not torch.allclose(curve(1.0, "gaussian"), curve(50.0, "gaussian"), rtol=0.1)
@@ -223,3 +223,38 @@ def test_principal_directions_are_saved(tmp_path):
     assert repr(loaded) == repr(found)
     with pytest.raises(ValueError, match="k is 4, expected an integer from 1 to 3"):
         lh.principal_directions(torch.randn(4, 9), 4)
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_steps_from_theta0_along_directions_keep_its_device_and_dtype(dtype, device):
+    generator = torch.Generator().manual_seed(0)
+    thetas = torch.randn(4, 50, generator=generator).to(device, dtype)
+    loss = lh.FunctionObjective(lambda t: t.square().sum(), thetas[0])
+    made = lh.gram_schmidt([thetas[1], thetas[2].double().cpu()])
+    principal = lh.principal_directions(thetas)
+    directions = [
+        lh.random_direction(loss),
+        lh.difference_direction(thetas[0], thetas[1].double().cpu()),
+        *principal.directions,
+        *made.directions,
+    ]
+    for direction in directions:
+        moved = loss.theta0 + 2 * direction
+        assert (moved.dtype, moved.device) == (dtype, thetas.device)
+        assert torch.isfinite(loss(moved))
+    for direction in directions[:4]:
+        assert float(direction.double().norm()) == pytest.approx(1.0, abs=4 * torch.finfo(dtype).eps)
+    scan = lh.line_slice(loss, directions[0], num=3)
+    for kept in (made.turned, made.cosines, principal.explained, scan.losses["loss"], scan.direction, scan.center):
+        assert kept.device.type == "cpu"
+
+
+def test_directions_of_a_networks_loss_have_its_dtype():
+    for dtype in (torch.float64, torch.float32):
+        loss = network(dtype)
+        for normalization in ("gaussian", "layer", "filter"):
+            assert lh.random_direction(loss, normalization=normalization).dtype == dtype

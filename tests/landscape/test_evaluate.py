@@ -93,11 +93,11 @@ def test_an_interrupted_plane_continues_to_the_same_bits(left, tmp_path):
 
 def test_lines_and_paths_are_resumed_too(tmp_path):
     def line(function, resume):
-        return lh.line_slice({"f": made(function)}, E1, (-1, 1), 9, resume=resume, progress=False).losses["f"]
+        return lh.line_slice({"f": made(function)}, E1, extent=1, num=9, resume=resume, progress=False).losses["f"]
 
     def path(function, resume):
         thetas = [0 * E1, E1, E2]
-        return lh.path_slice({"f": made(function)}, thetas, 9, resume=resume, progress=False).losses["f"]
+        return lh.path_slice({"f": made(function)}, thetas, num=9, resume=resume, progress=False).losses["f"]
 
     for number, run in enumerate((line, path)):
         expected = run(Interrupted(), None)
@@ -117,8 +117,10 @@ def test_losses_that_agree_where_nothing_is_finite_or_at_the_center_are_told_apa
         assert float(losses[0.1](theta)) == float(losses[0.2](theta))
     for number, run in enumerate(
         (
-            lambda loss, resume: lh.line_slice({"f": loss}, E1, (-40, 40), 33, resume=resume),
-            lambda loss, resume: lh.plane_slice({"f": loss}, (E1, E2), ((-40, 40), (-1, 1)), (33, 3), resume=resume),
+            lambda loss, resume: lh.line_slice({"f": loss}, E1, extent=(-40, 40), num=33, resume=resume),
+            lambda loss, resume: lh.plane_slice(
+                {"f": loss}, (E1, E2), extent=((-40, 40), (-1, 1)), num=(33, 3), resume=resume
+            ),
         )
     ):
         run(losses[0.1], tmp_path / f"{number}.npz")
@@ -129,7 +131,9 @@ def test_losses_that_agree_where_nothing_is_finite_or_at_the_center_are_told_apa
 
 def test_names_of_losses_with_commas_are_not_other_names(tmp_path):
     def run(*names):
-        return lh.line_slice(dict.fromkeys(names, made(branching)), E1, (-1, 1), 5, resume=tmp_path / "a.npz")
+        return lh.line_slice(
+            dict.fromkeys(names, made(branching)), E1, extent=(-1, 1), num=5, resume=tmp_path / "a.npz"
+        )
 
     run("a, b", "c")
     with pytest.raises(ValueError, match="the file of a slice with another names of the losses, expected"):
@@ -180,9 +184,9 @@ def test_a_file_of_other_losses_or_directions_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a slice with another loss 'f', expected a new file or that of this slice"):
         plane(Interrupted(scale=1 + 1e-15), resume=path)
     with pytest.raises(ValueError, match="with another names of the losses"):
-        lh.plane_slice({"g": made(Interrupted())}, (E1, E2), (-1, 2), (6, 5), resume=path)
+        lh.plane_slice({"g": made(Interrupted())}, (E1, E2), extent=(-1, 2), num=(6, 5), resume=path)
     with pytest.raises(ValueError, match="with another directions"):
-        lh.plane_slice({"f": made(Interrupted())}, (E2, E1), (-1, 2), (6, 5), resume=path)
+        lh.plane_slice({"f": made(Interrupted())}, (E2, E1), extent=(-1, 2), num=(6, 5), resume=path)
     with pytest.raises(ValueError, match=r"with another .*directions"):
         lh.line_slice({"f": made(Interrupted())}, E1, resume=path)
 
@@ -209,7 +213,7 @@ def f(theta):
     return theta.sin().sum() + theta[0] * theta[1] ** 2
 E1, E2 = torch.eye(3, dtype=torch.float64)[:2]
 loss = lh.FunctionObjective(f, torch.ones(3, dtype=torch.float64))
-lh.plane_slice({"f": loss}, (E1, E2), (-1, 2), (200, 5), engine="point by point", resume=sys.argv[1], progress=False)
+lh.plane_slice({"f": loss}, (E1, E2), extent=(-1, 2), num=(200, 5), engine="point by point", resume=sys.argv[1])
 """
 
 
@@ -242,7 +246,8 @@ def test_vmap_equals_point_by_point_to_rounding_and_the_center_to_the_bit():
     anchored = lh.objective.AnchoredObjective(loss, loss.theta0 + 1, 0.5)
     losses = {"loss": loss, "anchored": anchored}
     scans = {
-        engine: lh.line_slice(losses, "filter", (-1, 1), 7, engine=engine) for engine in ("point by point", "vmap")
+        engine: lh.line_slice(losses, "filter", extent=(-1, 1), num=7, engine=engine)
+        for engine in ("point by point", "vmap")
     }
     for name in losses:
         one, many = (scan.losses[name] for scan in scans.values())
@@ -282,7 +287,7 @@ def branching(theta):
 
 def test_a_loss_that_vmap_cannot_follow_runs_point_by_point(monkeypatch):
     monkeypatch.setattr(points, "_WORTH_MEASURING", 0.0)
-    scan = lh.line_slice({"f": made(branching)}, E1, (-3, 3), 7)
+    scan = lh.line_slice({"f": made(branching)}, E1, extent=(-3, 3), num=7)
     assert scan.engine == "point by point"
     assert scan.losses["f"].tolist() == [0, -1, -2, 3, 4, 5, 6]  # 3 + a, its sign turned where 1 + a <= 0
     with pytest.raises(ValueError, match="engine is 'vmap', which fails on these losses"):
@@ -397,7 +402,7 @@ def test_resuming_asks_for_no_point_outside_the_slice(tmp_path):
     loss = {"f": made(function)}
     asked.clear()
     for _ in range(2):
-        lh.line_slice(loss, E1, (0, 1e-3), 5, resume=tmp_path / "line")
+        lh.line_slice(loss, E1, extent=(0, 1e-3), num=5, resume=tmp_path / "line")
     assert all(float((theta - 1).abs().max()) <= 1.001e-3 for theta in asked)
 
 

@@ -111,11 +111,11 @@ def test_separable_data_without_anchor_have_no_minimum_and_an_anchor_makes_one()
     assert found.smallest >= 0.5 - 1e-6
 
 
-def test_the_floor_of_float32_is_named():
+def test_the_limit_of_float32_is_named():
     torch.manual_seed(0)
     inputs = torch.randn(30, 4)
     loss = lh.Objective(nn.Sequential(nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, 3)), (inputs, torch.arange(30) % 3))
-    with pytest.raises(lh.NotConvergedError, match=r"floor of float32 here; use gtol=.*float64") as caught:
+    with pytest.raises(lh.NotConvergedError, match=r"limit of float32 here; use gtol=.*float64") as caught:
         lh.polish(loss, anchor=0.1, gtol=1e-13, max_drift=1.0)
     assert caught.value.result.gradient_norm < 1e-5
 

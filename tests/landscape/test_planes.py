@@ -52,7 +52,7 @@ def closed_form(alphas, betas, u, v, center):
 )
 @pytest.mark.parametrize("center", [None, 10 * B], ids=["theta0", "off-center"])
 def test_every_point_equals_the_closed_form(pair, engine, extent, num, first, last, shape, center):
-    plane = lh.plane_slice(quadratic(), pair, extent, num, center=center, engine=engine)
+    plane = lh.plane_slice(quadratic(), pair, extent=extent, num=num, center=center, engine=engine)
     assert (len(plane.alphas), len(plane.betas)) == shape == plane.losses["quadratic"].shape
     assert (float(plane.alphas[0]), float(plane.betas[0])) == first
     assert (float(plane.alphas[-1]), float(plane.betas[-1])) == last
@@ -67,7 +67,7 @@ def test_every_point_equals_the_closed_form(pair, engine, extent, num, first, la
 
 def test_axes_are_not_swapped():
     f = lh.FunctionObjective(lambda t: 3 * t[0] - 7 * t[1] ** 2, torch.zeros(2, dtype=torch.float64))
-    plane = lh.plane_slice({"f": f}, torch.eye(2, dtype=torch.float64), ((0, 2), (0, 3)), (3, 4))
+    plane = lh.plane_slice({"f": f}, torch.eye(2, dtype=torch.float64), extent=((0, 2), (0, 3)), num=(3, 4))
     for i, a in enumerate((0.0, 1.0, 2.0)):
         for j, b in enumerate((0.0, 1.0, 2.0, 3.0)):
             assert float(plane.losses["f"][i, j]) == 3 * a - 7 * b**2
@@ -75,23 +75,23 @@ def test_axes_are_not_swapped():
 
 
 def test_the_row_through_the_center_is_the_line_bit_for_bit_and_other_rows_are_lines_to_rounding():
-    plane = lh.plane_slice(quadratic(), (U, V), ((-1, 1), (-2, 2)), (5, 9), engine="point by point")
-    line = lh.line_slice(quadratic(), V, (-2, 2), 9, engine="point by point")
+    plane = lh.plane_slice(quadratic(), (U, V), extent=((-1, 1), (-2, 2)), num=(5, 9), engine="point by point")
+    line = lh.line_slice(quadratic(), V, extent=(-2, 2), num=9, engine="point by point")
     assert torch.equal(plane.losses["quadratic"][2], line.losses["quadratic"])
-    column = lh.line_slice(quadratic(), U, (-1, 1), 5, engine="point by point")
+    column = lh.line_slice(quadratic(), U, extent=(-1, 1), num=5, engine="point by point")
     assert torch.equal(plane.losses["quadratic"][:, 4], column.losses["quadratic"])
     for i, alpha in enumerate(plane.alphas):
-        line = lh.line_slice(quadratic(), V, (-2, 2), 9, center=THETA0 + alpha * U)
+        line = lh.line_slice(quadratic(), V, extent=(-2, 2), num=9, center=THETA0 + alpha * U)
         assert torch.allclose(plane.losses["quadratic"][i], line.losses["quadratic"], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("num", [6, 7])
 def test_a_quarter_turn_permutes_the_grid_bit_for_bit(num):
     """(v, -u): the new (a, b) is the old (-b, a)."""
-    plane = lh.plane_slice(quadratic(), (U, V), 1.7, num, engine="point by point")
-    turned = lh.plane_slice(quadratic(), (V, -U), 1.7, num, engine="point by point")
+    plane = lh.plane_slice(quadratic(), (U, V), extent=1.7, num=num, engine="point by point")
+    turned = lh.plane_slice(quadratic(), (V, -U), extent=1.7, num=num, engine="point by point")
     assert torch.equal(turned.losses["quadratic"], plane.losses["quadratic"].flip(0).T)
-    swapped = lh.plane_slice(quadratic(), (V, U), 1.7, num, engine="point by point")
+    swapped = lh.plane_slice(quadratic(), (V, U), extent=1.7, num=num, engine="point by point")
     assert torch.equal(swapped.losses["quadratic"], plane.losses["quadratic"].T)
 
 
@@ -114,7 +114,7 @@ def network_losses(**arguments) -> dict[str, lh.Objective]:
 def test_a_network_on_a_plane_is_the_model_with_those_weights(engine):
     losses = network_losses()
     model, inputs, targets = network()
-    plane = lh.plane_slice(losses, "gaussian", ((-3, 3), (-1, 2)), (3, 4), engine=engine, seed=5)
+    plane = lh.plane_slice(losses, "gaussian", extent=((-3, 3), (-1, 2)), num=(3, 4), engine=engine, seed=5)
     assert plane.seed == 5
     whole = losses["whole"]
     u, v = (lh.random_direction(whole, seed=seed) for seed in (5, 5 + 2**31))
@@ -139,9 +139,9 @@ def test_directions_may_be_named_tensors_a_tensor_or_a_subspace_basis():
     losses = network_losses()
     space = losses["whole"].space
     u, v = (lh.random_direction(losses["whole"], seed=seed) for seed in (0, 1))
-    expected = lh.plane_slice(losses, (u, v), 1.0, 3, engine="point by point").losses["whole"]
+    expected = lh.plane_slice(losses, (u, v), extent=1.0, num=3, engine="point by point").losses["whole"]
     for pair in ((space.unflatten(u), space.unflatten(v)), torch.stack([u, v]), [u.double(), v.numpy()]):
-        found = lh.plane_slice(losses, pair, 1.0, 3, engine="point by point").losses["whole"]
+        found = lh.plane_slice(losses, pair, extent=1.0, num=3, engine="point by point").losses["whole"]
         assert torch.allclose(found, expected, rtol=1e-6)
     with pytest.raises(TypeError, match=r"directions\[0\] is a mapping, and no loss has named parameters"):
         lh.plane_slice(quadratic(), ({"a": U}, V))
@@ -149,19 +149,21 @@ def test_directions_may_be_named_tensors_a_tensor_or_a_subspace_basis():
 
 def test_two_random_planes_of_neighbouring_seeds_share_no_direction():
     losses = network_losses()
-    first, second = (lh.plane_slice(losses, "filter", 1.0, 2, seed=seed).directions for seed in (0, 1))
+    first, second = (lh.plane_slice(losses, "filter", extent=1.0, num=2, seed=seed).directions for seed in (0, 1))
     cosines = (first / first.norm(dim=1, keepdim=True)) @ (second / second.norm(dim=1, keepdim=True)).T
     assert float(cosines.abs().max()) < 0.7
 
 
 def test_results_of_gram_schmidt_and_of_principal_components_and_subspaces_are_planes():
     made = lh.gram_schmidt((U, V))
-    expected = lh.plane_slice(quadratic(), made.directions, 1.0, 3).losses["quadratic"]
-    assert torch.equal(lh.plane_slice(quadratic(), made, 1.0, 3).losses["quadratic"], expected)
+    expected = lh.plane_slice(quadratic(), made.directions, extent=1.0, num=3).losses["quadratic"]
+    assert torch.equal(lh.plane_slice(quadratic(), made, extent=1.0, num=3).losses["quadratic"], expected)
     principal = lh.principal_directions([THETA0, THETA0 + U, THETA0 + V])
     for given in (principal, lh.Subspace(principal.directions)):
-        found = lh.plane_slice(quadratic(), given, 1.0, 3).losses["quadratic"]
-        assert torch.equal(found, lh.plane_slice(quadratic(), principal.directions, 1.0, 3).losses["quadratic"])
+        found = lh.plane_slice(quadratic(), given, extent=1.0, num=3).losses["quadratic"]
+        assert torch.equal(
+            found, lh.plane_slice(quadratic(), principal.directions, extent=1.0, num=3).losses["quadratic"]
+        )
     with pytest.raises(TypeError, match=r"directions is a tensor of shape \(7,\), expected two directions"):
         lh.plane_slice(quadratic(), U)
     with pytest.raises(TypeError, match=r"directions is an Eigenpairs.*\n.*such as pairs.vectors\[:2\]"):
@@ -171,8 +173,8 @@ def test_results_of_gram_schmidt_and_of_principal_components_and_subspaces_are_p
 def test_the_order_of_losses_of_different_dtypes_changes_nothing():
     narrow = lh.FunctionObjective(lambda t: (t**2).sum(), THETA0.float())
     wide = lh.FunctionObjective(lambda t: (t**3).sum(), THETA0.float().double())
-    one = lh.plane_slice({"narrow": narrow, "wide": wide}, (U, V), 1.0, 3)
-    other = lh.plane_slice({"wide": wide, "narrow": narrow}, (U, V), 1.0, 3)
+    one = lh.plane_slice({"narrow": narrow, "wide": wide}, (U, V), extent=1.0, num=3)
+    other = lh.plane_slice({"wide": wide, "narrow": narrow}, (U, V), extent=1.0, num=3)
     for name in ("narrow", "wide"):
         assert torch.equal(one.losses[name], other.losses[name])
     assert one.center.dtype == torch.float64
@@ -181,9 +183,11 @@ def test_the_order_of_losses_of_different_dtypes_changes_nothing():
 def test_a_slice_made_in_inference_mode_is_as_any_other():
     losses = network_losses()
     with torch.inference_mode():
-        inside = [lh.plane_slice(losses, "filter", 1.0, 3, engine=engine) for engine in ("point by point", "vmap")]
+        inside = [
+            lh.plane_slice(losses, "filter", extent=1.0, num=3, engine=engine) for engine in ("point by point", "vmap")
+        ]
         direction = lh.random_direction(losses["whole"])
-    outside = lh.plane_slice(losses, "filter", 1.0, 3, engine="point by point")
+    outside = lh.plane_slice(losses, "filter", extent=1.0, num=3, engine="point by point")
     assert torch.equal(inside[0].losses["whole"], outside.losses["whole"])
     assert torch.allclose(inside[1].losses["whole"], outside.losses["whole"], rtol=1e-5)
     assert not any(tensor.is_inference() for tensor in (direction, inside[0].losses["whole"], inside[0].directions))
@@ -204,7 +208,7 @@ def test_buffers_are_left_alone():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     loss = lh.Objective(model, (torch.randn(9, 4), torch.randint(0, 3, (9,))))
     for engine in ("point by point", "vmap"):
-        lh.plane_slice({"loss": loss}, "filter", 1.0, 3, engine=engine)
+        lh.plane_slice({"loss": loss}, "filter", extent=1.0, num=3, engine=engine)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.training
 
@@ -214,8 +218,10 @@ def test_named_tensors_may_be_arrays_and_wrong_ones_are_named():
     space = losses["whole"].space
     u, v = (lh.random_direction(losses["whole"], seed=seed) for seed in (0, 1))
     arrays = {name: part.numpy() for name, part in space.unflatten(u).items()}
-    expected = lh.plane_slice(losses, (u, v), 1.0, 2, engine="point by point").losses["whole"]
-    assert torch.equal(lh.plane_slice(losses, (arrays, v), 1.0, 2, engine="point by point").losses["whole"], expected)
+    expected = lh.plane_slice(losses, (u, v), extent=1.0, num=2, engine="point by point").losses["whole"]
+    assert torch.equal(
+        lh.plane_slice(losses, (arrays, v), extent=1.0, num=2, engine="point by point").losses["whole"], expected
+    )
     with pytest.raises(ValueError, match="tensors lack") as caught:
         lh.plane_slice(losses, (u, {"weight": v}))
     assert caught.value.__notes__ == ["This is about directions[1]."]
@@ -238,7 +244,7 @@ def test_nothing_is_changed_even_after_an_exception_in_the_middle(tmp_path):
     directions = [lh.random_direction(losses["loss"], seed=seed) for seed in (0, 1)]
     given = [direction.clone() for direction in directions]
     with pytest.raises(RuntimeError, match="planted"):
-        lh.plane_slice(losses, directions, 1.0, 9, engine="point by point")
+        lh.plane_slice(losses, directions, extent=1.0, num=9, engine="point by point")
     assert len(calls) == 41
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.training
@@ -251,12 +257,12 @@ def test_nothing_is_changed_even_after_an_exception_in_the_middle(tmp_path):
 
 def test_not_a_number_is_kept():
     f = lh.FunctionObjective(lambda t: (1 - t[0]).log() + t[1], torch.zeros(2, dtype=torch.float64))
-    plane = lh.plane_slice({"f": f}, torch.eye(2, dtype=torch.float64), 2.0, 5)
+    plane = lh.plane_slice({"f": f}, torch.eye(2, dtype=torch.float64), extent=2.0, num=5)
     assert bool(torch.isnan(plane.losses["f"][4]).all())
     assert bool(torch.isneginf(plane.losses["f"][3]).all())
     assert bool(torch.isfinite(plane.losses["f"][:3]).all())
     assert plane.lowest("f")[2] == -2.0
-    nowhere = lh.plane_slice({"f": f}, torch.eye(2, dtype=torch.float64), ((2, 3), (0, 1)), 3)
+    nowhere = lh.plane_slice({"f": f}, torch.eye(2, dtype=torch.float64), extent=((2, 3), (0, 1)), num=3)
     with pytest.raises(ValueError, match="name is 'f', which has no finite value on this plane"):
         nowhere.lowest("f")
 
@@ -287,11 +293,11 @@ def test_a_trajectory_says_how_far_off_the_plane_it_is_and_what_the_plane_shows_
     basis = torch.linalg.qr(torch.stack([U, V]).T).Q
     normal -= basis @ (basis.T @ normal)
     normal /= normal.norm()
-    plane = lh.plane_slice(quadratic(), (U, V), 1.0, 3)  # oblique
+    plane = lh.plane_slice(quadratic(), (U, V), extent=1.0, num=3)  # oblique
     where = torch.tensor([[0.0, 0.0], [0.5, -0.25], [-2.0, 3.0]], dtype=torch.float64)
     heights = torch.tensor([0.0, 1.0, -2.5], dtype=torch.float64)
     thetas = THETA0 + where @ torch.stack([U, V]) + heights[:, None] * normal
-    seen = lh.plane_trajectory(plane, thetas, quadratic())
+    seen = lh.plane_trajectory(plane, thetas, losses=quadratic())
     assert torch.allclose(seen.coordinates, where, atol=1e-12)
     assert torch.allclose(seen.distances, heights.abs(), atol=1e-12)
     for i, theta in enumerate(thetas):
@@ -300,10 +306,10 @@ def test_a_trajectory_says_how_far_off_the_plane_it_is_and_what_the_plane_shows_
         assert float(seen.plane_losses["quadratic"][i]) == pytest.approx(float(value(under)), rel=1e-12)
     assert repr(seen) == "PlaneTrajectory(quadratic; 3 checkpoints; distances from the plane 0 to 2.5)"
     with pytest.raises(ValueError, match=r"checkpoints\[0\] has shape \(3,\), expected \(7,\)"):
-        lh.plane_trajectory(plane, torch.ones(2, 3), quadratic())
+        lh.plane_trajectory(plane, torch.ones(2, 3), losses=quadratic())
     with pytest.raises(TypeError, match="checkpoints is a list of length 0"):
-        lh.plane_trajectory(plane, [], quadratic())
-    arrays = lh.plane_trajectory(plane, thetas.numpy(), quadratic())
+        lh.plane_trajectory(plane, [], losses=quadratic())
+    arrays = lh.plane_trajectory(plane, thetas.numpy(), losses=quadratic())
     assert torch.equal(arrays.coordinates, seen.coordinates)
 
 
@@ -314,7 +320,7 @@ def test_save_and_load(tmp_path):
     assert torch.equal(loaded.losses["quadratic"], plane.losses["quadratic"])
     assert loaded.names == plane.names
     assert torch.equal(loaded.marks["c"], plane.marks["c"])
-    seen = lh.plane_trajectory(plane, [THETA0, THETA0 + U], quadratic())
+    seen = lh.plane_trajectory(plane, [THETA0, THETA0 + U], losses=quadratic())
     assert torch.equal(lh.landscape.PlaneTrajectory.load(seen.save(tmp_path / "seen")).distances, seen.distances)
     through = lh.plane_through(THETA0, THETA0 + U, THETA0 + V)
     assert repr(lh.landscape.Plane.load(through.save(tmp_path / "through"))) == repr(through)
@@ -347,7 +353,7 @@ def test_bad_arguments(directions, arguments, message):
 def test_weights_that_overflow_are_refused_before_anything_runs():
     f = lh.FunctionObjective(lambda t: t.sum(), torch.zeros(2))
     with pytest.raises(ValueError, match=r"extent reaches -1e\+39, -1e\+39, where the weights overflow torch.float32"):
-        lh.plane_slice({"f": f}, torch.eye(2), 1e39, 3)
+        lh.plane_slice({"f": f}, torch.eye(2), extent=1e39, num=3)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,10 @@ def test_the_center_is_the_objectives_value_bit_for_bit_and_accuracy_is_the_shar
 
 def test_values_that_are_not_finite_are_kept():
     scan = lh.line_slice(
-        {"log": lh.FunctionObjective(lambda t: t.log().sum(), torch.tensor([1.0]))}, torch.tensor([1.0]), (-2, 1), 4
+        {"log": lh.FunctionObjective(lambda t: t.log().sum(), torch.tensor([1.0]))},
+        torch.tensor([1.0]),
+        extent=(-2, 1),
+        num=4,
     )
     assert torch.isnan(scan.losses["log"][0])
     assert torch.isneginf(scan.losses["log"][1])
@@ -81,7 +84,7 @@ def test_values_that_are_not_finite_are_kept():
 def test_center_replaces_theta0_and_allows_different_ones():
     mixed = {"a": lh.FunctionObjective(value, THETA0), "b": lh.FunctionObjective(value, THETA0 + 1)}
     center = torch.zeros(P, dtype=torch.float64)
-    scan = lh.line_slice(mixed, DIRECTION, (0, 1), 3, center=center)
+    scan = lh.line_slice(mixed, DIRECTION, extent=(0, 1), num=3, center=center)
     assert torch.equal(scan.losses["a"], scan.losses["b"])
     assert float(scan.losses["a"][0]) == 0.0
     with pytest.raises(ValueError, match="losses 'a' and 'b' are around different points, expected one common theta0"):
@@ -141,8 +144,10 @@ def test_bad_arguments(direction, arguments, message):
 
 
 def test_losses_must_be_a_named_mapping_of_one_models_losses():
-    with pytest.raises(TypeError, match="losses is a FunctionObjective, expected a mapping name -> objective"):
-        lh.line_slice(losses()["quadratic"], DIRECTION)
+    with pytest.raises(TypeError, match=r"losses is a list, expected a loss, or a mapping name -> loss.\nName them"):
+        lh.line_slice([*losses().values()], DIRECTION)
+    with pytest.raises(TypeError, match=r"losses is a Linear, expected an objective.\nWrap it: lh.Objective"):
+        lh.line_slice(nn.Linear(2, 2), DIRECTION)
     with pytest.raises(ValueError, match="losses has the names"):
         lh.line_slice({}, DIRECTION)
     other = lh.FunctionObjective(lambda t: t.sum(), torch.ones(2))
@@ -150,9 +155,22 @@ def test_losses_must_be_a_named_mapping_of_one_models_losses():
         lh.line_slice({**losses(), "other": other}, DIRECTION)
 
 
+def test_a_single_loss_is_called_loss():
+    loss = losses()["quadratic"]
+    plane = lh.plane_slice(loss, (DIRECTION, B), num=3)
+    for found, expected in (
+        (lh.line_slice(loss, DIRECTION, num=5), lh.line_slice({"loss": loss}, DIRECTION, num=5)),
+        (lh.path_slice(loss, POINTS, num=7), lh.path_slice({"loss": loss}, POINTS, num=7)),
+        (plane, lh.plane_slice({"loss": loss}, (DIRECTION, B), num=3)),
+        (lh.plane_trajectory(plane, POINTS, losses=loss), lh.plane_trajectory(plane, POINTS, losses={"loss": loss})),
+    ):
+        assert list(found.losses) == ["loss"]
+        assert torch.equal(found.losses["loss"], expected.losses["loss"])
+
+
 def test_symmetric_extents_give_symmetric_steps_with_or_without_a_zero():
     for num in (4, 5, 33, 41):
-        alphas = lh.line_slice(losses(), DIRECTION, 0.7, num).alphas
+        alphas = lh.line_slice(losses(), DIRECTION, extent=0.7, num=num).alphas
         assert torch.equal(alphas, -alphas.flip(0))
         assert bool((alphas == 0).any()) == (num % 2 == 1)
 
@@ -176,7 +194,7 @@ POINTS = [THETA0, THETA0 + 3 * DIRECTION, B, A[0]]
 @pytest.mark.parametrize("num", [4, 5, 16, 33])
 @pytest.mark.parametrize("engine", ["point by point", "vmap"])
 def test_every_point_of_a_path_equals_the_closed_form(num, engine):
-    path = lh.path_slice(losses(), POINTS, num, engine=engine)
+    path = lh.path_slice(losses(), POINTS, num=num, engine=engine)
     lengths = [float((b - a).norm()) for a, b in itertools.pairwise(POINTS)]
     assert path.knots.tolist() == pytest.approx([sum(lengths[:i]) for i in range(4)])
     assert path.positions.shape == path.losses["quadratic"].shape == (num,)
@@ -194,9 +212,9 @@ def test_every_point_of_a_path_equals_the_closed_form(num, engine):
 
 
 def test_the_points_of_a_path_are_shared_by_length():
-    path = lh.path_slice(losses(), [0 * THETA0, 3 * DIRECTION, 4 * DIRECTION], 41)
+    path = lh.path_slice(losses(), [0 * THETA0, 3 * DIRECTION, 4 * DIRECTION], num=41)
     assert torch.allclose(path.positions.diff(), path.positions[-1] / 40)
-    uneven = lh.path_slice(losses(), [0 * THETA0, 1000 * DIRECTION, 1001 * DIRECTION, 1002 * DIRECTION], 6)
+    uneven = lh.path_slice(losses(), [0 * THETA0, 1000 * DIRECTION, 1001 * DIRECTION, 1002 * DIRECTION], num=6)
     assert [int((uneven.positions < knot).sum()) for knot in uneven.knots] == [0, 3, 4, 5]
     assert repr(uneven).startswith("PathSlice(quadratic, quartic; 6 points through 4, length ")
 
@@ -205,7 +223,7 @@ def test_checkpoints_of_a_network_are_a_path(tmp_path):
     model, inputs, targets = network()
     run = lh.train(model, (inputs, targets), num_epochs=3, checkpoints=1, progress=False)
     loss = lh.Objective(model, (inputs, targets))
-    path = lh.path_slice({"loss": loss}, run.checkpoints, 10)
+    path = lh.path_slice({"loss": loss}, run.checkpoints, num=10)
     for knot, theta in zip(path.knots, run.checkpoints, strict=True):
         (where,) = (path.positions == knot).nonzero()[:, 0].tolist()
         value, accuracy = loss.evaluate(theta)
@@ -227,5 +245,3 @@ def test_checkpoints_of_a_network_are_a_path(tmp_path):
 def test_bad_paths(points, arguments, message):
     with pytest.raises(ValueError, match=message):
         lh.path_slice(losses(), points, **arguments)
-    with pytest.raises(TypeError, match="losses is a FunctionObjective, expected a mapping name -> objective"):
-        lh.path_slice(losses()["quadratic"], POINTS)

@@ -455,10 +455,10 @@ def test_lines_around_a_network(norms: tuple[nn.Module, nn.Module]) -> None:
     a, b = norms
     loss = lh.Objective(a, DATA)
     losses, direction = {"loss": loss}, torch.ones(loss.num_params)
-    line = lh.line_slice(losses, direction, 0.1, 3)
+    line = lh.line_slice(losses, direction, extent=0.1, num=3)
     assert float(line.losses["loss"][1]) == float(loss(loss.theta0)) and line.buffers == "fixed"
     for center in (b, b.state_dict(), loss.as_checkpoint(b)):
-        there = lh.line_slice(losses, direction, 0.1, 3, center=center)
+        there = lh.line_slice(losses, direction, extent=0.1, num=3, center=center)
         assert float(there.losses["loss"][1]) == pytest.approx(own(b), rel=1e-6)
         assert there.buffers == "own" and repr(there).endswith("; buffers: own)")
         reference = lh.Objective(b, DATA)
@@ -466,11 +466,11 @@ def test_lines_around_a_network(norms: tuple[nn.Module, nn.Module]) -> None:
         assert float(there.losses["loss"][2]) == pytest.approx(float(expected), rel=1e-6)
     theta = loss.space.flatten(b)
     with pytest.raises(ValueError, match="center is weights alone"):
-        lh.line_slice(losses, direction, 0.1, 3, center=theta)
-    assert lh.line_slice(losses, direction, 0.1, 3, center=loss.theta0).buffers == "fixed"
-    fixed = lh.line_slice(losses, "filter", 0.1, 3, center=theta, buffers="fixed")
+        lh.line_slice(losses, direction, extent=0.1, num=3, center=theta)
+    assert lh.line_slice(losses, direction, extent=0.1, num=3, center=loss.theta0).buffers == "fixed"
+    fixed = lh.line_slice(losses, "filter", extent=0.1, num=3, center=theta, buffers="fixed")
     assert float(fixed.losses["loss"][1]) == float(loss(theta))
-    moved = lh.line_slice(losses, direction, 0.1, 3, center=b, buffers="recalibrate", recalibrate_on=LOADER)
+    moved = lh.line_slice(losses, direction, extent=0.1, num=3, center=b, buffers="recalibrate", recalibrate_on=LOADER)
     assert float(moved.losses["loss"][1]) == pytest.approx(own(plain_recalibration(b, LOADER)), rel=1e-5)
     assert moved.buffers == "recalibrate"
     with pytest.raises(ValueError, match="could be negative"):
@@ -494,14 +494,14 @@ def test_planes_through_networks(norms: tuple[nn.Module, nn.Module], tmp_path: P
     with pytest.raises(ValueError, match="directions is weights alone"):
         lh.plane_slice(losses, plane, num=3)
     low, high = plane.extent(0.0)
-    drawn = lh.plane_slice(losses, plane, (low, high), 3, buffers="recalibrate", recalibrate_on=LOADER)
+    drawn = lh.plane_slice(losses, plane, extent=(low, high), num=3, buffers="recalibrate", recalibrate_on=LOADER)
     corner = (
         next(i for i in range(3) if float(drawn.alphas[i]) == 0),
         next(j for j in range(3) if float(drawn.betas[j]) == 0),
     )
     assert float(drawn.losses["loss"][corner]) == pytest.approx(own(plain_recalibration(a, LOADER)), rel=1e-5)
     assert drawn.buffers == "recalibrate" and drawn.center_buffers == {}
-    above = lh.plane_trajectory(drawn, (a, b, c), losses, recalibrate_on=LOADER)
+    above = lh.plane_trajectory(drawn, (a, b, c), losses=losses, recalibrate_on=LOADER)
     assert above.losses["loss"].tolist() == pytest.approx([own(a), own(b), own(c)], rel=1e-6)
     expected = [own(plain_recalibration(model, LOADER)) for model in (a, b, c)]  # all three lie on the plane
     assert above.plane_losses["loss"].tolist() == pytest.approx(expected, rel=1e-4)
@@ -523,17 +523,17 @@ def test_a_trajectory_over_a_plane() -> None:
     states = [other.state_dict() for other in models]
     assert torch.equal(principal.directions, lh.principal_directions(states, model=loss).directions)
     assert torch.equal(lh.difference_direction(points[0], models[4]), lh.difference_direction(*run.checkpoints[[0, 4]]))
-    plane = lh.plane_slice({"all": loss}, principal, 1.0, 3)
+    plane = lh.plane_slice({"all": loss}, principal, extent=1.0, num=3)
     assert plane.buffers == "fixed" and set(plane.center_buffers) == set(loss.moving_names)
     before = lh.Objective(normed(), DATA)  # with the buffers of another network: the plane's are used on the plane
     for losses in ({"all": loss}, {"all": before}):
-        seen = lh.plane_trajectory(plane, run, losses)
+        seen = lh.plane_trajectory(plane, run, losses=losses)
         torch.testing.assert_close(seen.losses["all"], run.losses["all"], rtol=1e-6, atol=0)
         assert float(seen.plane_losses["all"][-1]) == float(loss(loss.theta0))
         assert seen.buffers == "own" and "buffers: own" in repr(seen)
     with pytest.raises(ValueError, match="checkpoints\\[0\\] is weights alone"):
-        lh.plane_trajectory(plane, run.checkpoints, {"all": loss})
-    fixed = lh.plane_trajectory(plane, run.checkpoints, {"all": loss}, buffers="fixed")
+        lh.plane_trajectory(plane, run.checkpoints, losses={"all": loss})
+    fixed = lh.plane_trajectory(plane, run.checkpoints, losses={"all": loss}, buffers="fixed")
     assert float(fixed.losses["all"][1]) == float(loss(run.checkpoints[1])) and fixed.buffers == "fixed"
 
 
@@ -685,7 +685,7 @@ def test_a_network_without_such_buffers_is_asked_nothing(tmp_path: Path) -> None
     for points, word in (((a, b), None), ((a, b), "recalibrate"), ((loss.theta0, theta), "fixed")):
         same = lh.path_slice({"loss": loss}, points, num=5, buffers=word, resume=tmp_path / "path.npz")
         assert torch.equal(same.losses["loss"], path.losses["loss"]) and same.buffers == "none"
-    line = lh.line_slice({"loss": loss}, torch.ones(loss.num_params), 0.1, 3, center=theta)
+    line = lh.line_slice({"loss": loss}, torch.ones(loss.num_params), extent=0.1, num=3, center=theta)
     assert line.buffers == "none" and float(line.losses["loss"][1]) == float(loss(theta))
     vmapped = lh.path_slice({"loss": loss}, (a, b), num=5, engine="vmap")
     torch.testing.assert_close(vmapped.losses["loss"], path.losses["loss"], rtol=1e-5, atol=0)

@@ -89,7 +89,8 @@ def curves(ax) -> dict[str, np.ndarray]:
 
 
 def test_line_slice(ax):
-    scan = lh.line_slice({"number": quadratic(1, 2, 3), "other": quadratic(0, 0, 1)}, 2 * torch.eye(3)[2], (-1, 1), 5)
+    losses = {"number": quadratic(1, 2, 3), "other": quadratic(0, 0, 1)}
+    scan = lh.line_slice(losses, 2 * torch.eye(3)[2], extent=(-1, 1), num=5)
     assert lh.plots.line_slice(scan, ax) is ax
     assert set(curves(ax)) == {"number", "other"}
     assert np.allclose(curves(ax)["number"], [6, 1.5, 0, 1.5, 6])
@@ -220,7 +221,7 @@ def test_panels_is_a_png_with_every_drawing_in_it(tmp_path):
 def test_without_axes_a_figure_is_made():
     import matplotlib.pyplot as plt
 
-    scan = lh.line_slice({"number": quadratic(1, 2, 3)}, torch.eye(3)[2], 1.0, 5)
+    scan = lh.line_slice({"number": quadratic(1, 2, 3)}, torch.eye(3)[2], extent=1.0, num=5)
     made = lh.plots.line_slice(scan)
     assert made.figure.number in plt.get_fignums()
     plt.close(made.figure)
@@ -644,7 +645,7 @@ def test_trajectory(ax, log):
 
 def test_descents(ax):
     loss = lh.toys.sloped_canyons()
-    plane = lh.plane_slice({"canyons": loss}, 2 * torch.eye(2, dtype=torch.float64), 2.0, 11, progress=False)
+    plane = lh.plane_slice({"canyons": loss}, 2 * torch.eye(2, dtype=torch.float64), extent=2.0, num=11, progress=False)
     paths = [lh.toys.gradient_path(loss, start, time=3.0, progress=False) for start in ([2.0, 1.0], [-1.0, 2.0])]
     assert lh.plots.descents(plane, paths, ax) is ax
     drawn = [line.get_xydata() for line in ax.get_lines()]
@@ -654,7 +655,7 @@ def test_descents(ax):
     ax.clear()
     embedded, space = lh.toys.embedded(loss, 5)
     path = lh.toys.gradient_path(embedded, space.basis.T @ torch.tensor([2.0, 1.0]).double() + 0.1, time=3.0)
-    plane = lh.plane_slice({"canyons": embedded}, space.basis, 3.0, 11, progress=False)
+    plane = lh.plane_slice({"canyons": embedded}, space.basis, extent=3.0, num=11, progress=False)
     lh.plots.descents(plane, path, ax)
     assert re.search(r"1 descent, from square to star: up to 0.\d+ off the plane", words(ax))
     with pytest.raises(ValueError, match=r"paths\[0\] has 2 weights, expected 5, as the plane"):
@@ -726,8 +727,8 @@ def test_names_that_matplotlib_would_hide_are_in_the_legend_and_a_log_axis_needs
 
 def test_a_trajectory_of_another_plane_is_refused(ax):
     f = {"f": quadratic(1, 2, 3)}
-    plane, other = (lh.plane_slice(f, torch.eye(3)[rows], 1.0, 3) for rows in ([0, 1], [0, 2]))
-    trajectory = lh.plane_trajectory(other, torch.eye(3), f)
+    plane, other = (lh.plane_slice(f, torch.eye(3)[rows], extent=1.0, num=3) for rows in ([0, 1], [0, 2]))
+    trajectory = lh.plane_trajectory(other, torch.eye(3), losses=f)
     lh.plots.plane_slice(other, ax, trajectory=trajectory, colorbar=False)
     with pytest.raises(ValueError, match="trajectory was projected onto another plane"):
         lh.plots.plane_slice(plane, ax, trajectory=trajectory)

@@ -46,19 +46,19 @@ def weighted(number: float, pattern: float) -> torch.Tensor:
 
 def test_a_linear_model_follows_the_cues_as_on_paper():
     control, loss = linear()
-    assert control.answers(loss.theta0).tolist() == list(FOLLOWED)
-    assert control.answers(loss.theta0).dtype == torch.int64
+    assert control.cue_indices(loss.theta0).tolist() == list(FOLLOWED)
+    assert control.cue_indices(loss.theta0).dtype == torch.int64
     assert control(loss.theta0) == {"number": 0.4, "pattern": 0.4, "neither": 0.2}
     assert control(weighted(4.0, 1.0)) == {"number": 0.8, "pattern": 0.0, "neither": 0.2}
     # Negated: what is shown counts against its class; only where both strengths are negative is a cue followed.
-    assert control.answers(weighted(-1.0, -1.0)).tolist() == [-1, -1, -1, 1, -1]
+    assert control.cue_indices(weighted(-1.0, -1.0)).tolist() == [-1, -1, -1, 1, -1]
     assert control.cues == ("number", "pattern")
     assert control.num_examples == 5
     assert repr(control) == "ConflictControl(5 examples, cues number / pattern)"
     anchored = lh.objective.AnchoredObjective(loss, loss.theta0, 0.01)
     inputs = torch.cat([inputs for inputs, _ in loss.batches])
     again = lh.ConflictControl(anchored, inputs, {"number": NUMBER.numpy(), "pattern": PATTERN.int()})
-    assert torch.equal(again.answers(loss.theta0), control.answers(loss.theta0))
+    assert torch.equal(again.cue_indices(loss.theta0), control.cue_indices(loss.theta0))
 
 
 def test_outputs_that_are_not_numbers_follow_no_cue():
@@ -72,7 +72,7 @@ def test_outputs_that_are_not_numbers_follow_no_cue():
 
     inputs, first, second = torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([0, 0]), torch.tensor([1, 1])
     control = lh.ConflictControl(lh.Objective(Root(), (inputs, first)), inputs, {"a": first, "b": second})
-    assert control.answers(torch.ones(2)).tolist() == [0, 1]
+    assert control.cue_indices(torch.ones(2)).tolist() == [0, 1]
     assert control(torch.tensor([1.0, -1.0])) == {"a": 0.0, "b": 0.0, "neither": 1.0}
 
 
@@ -130,7 +130,7 @@ def test_micro_batches_change_nothing_and_nothing_of_the_users_is_changed():
     loss = lh.Objective(model, (inputs, number))
     control = lh.ConflictControl(loss, inputs, {"number": number, "pattern": pattern})
     Watched.sizes.clear()
-    answers = control.answers(loss.theta0)
+    answers = control.cue_indices(loss.theta0)
     assert sum(Watched.sizes) == 2501
     assert len(Watched.sizes) > 1
     control.shift(loss.theta0 + 0.1, loss.theta0, towards="number", away="pattern")
@@ -146,7 +146,7 @@ def test_micro_batches_change_nothing_and_nothing_of_the_users_is_changed():
     assert random_states() == states
     for tensor in (inputs, number, pattern, model.linear.weight.data):
         tensor.zero_()  # the control has its own
-    assert torch.equal(control.answers(loss.theta0), answers)
+    assert torch.equal(control.cue_indices(loss.theta0), answers)
 
 
 CLASSES = 4
@@ -200,7 +200,7 @@ def moved(model: nn.Module, change) -> torch.Tensor:
 def named(planted, theta: torch.Tensor) -> lh.steering.CircuitAttribution:
     _, losses, control = planted
     at, basin = ({cue: losses[cue](point) for cue in control.cues} for point in (theta, losses["mixed"].theta0))
-    return lh.steering.attribute_circuit(control, theta, losses["mixed"].theta0, losses=at, basin_losses=basin)
+    return lh.steering.attribute_circuit(control, theta, theta0=losses["mixed"].theta0, losses=at, basin_losses=basin)
 
 
 def test_a_planted_false_positive_is_exposed(planted):
@@ -218,7 +218,7 @@ def test_a_planted_false_positive_is_exposed(planted):
     for name in ("mixed", "pattern"):  # ... and nothing else is changed
         assert after[name][1] == before[name][1]
         assert float(after[name][0]) == pytest.approx(float(before[name][0]), abs=1e-3)
-    assert torch.equal(control.answers(theta), control.answers(theta0))
+    assert torch.equal(control.cue_indices(theta), control.cue_indices(theta0))
     found = named(planted, theta)
     assert found.asymmetry - found.basin_asymmetry > 1  # by the losses alone it would be called "pattern"
     assert found.name is None
@@ -227,7 +227,7 @@ def test_a_planted_false_positive_is_exposed(planted):
         "but the answers on conflict inputs moved by less than 0.1: broken on number-only inputs, not shown to be"
     )
     assert expected in found.reason
-    assert repr(found).startswith("CircuitName(None: log(L_number / L_pattern) ")
+    assert repr(found).startswith("CircuitAttribution(None: log(L_number / L_pattern) ")
 
 
 @pytest.mark.parametrize(("kept", "gone"), [("pattern", slice(0, 8)), ("number", slice(8, 16))])
@@ -248,8 +248,8 @@ def test_a_circuit_that_is_gone_is_named_after_the_other(planted, kept, gone, tm
     assert found.asymmetry == pytest.approx(np.log(values[0] / values[1]), rel=1e-12)
     other = next(cue for cue in control.cues if cue != kept)
     assert found.reason.startswith(f"the {other} loss grew by ")
-    assert found.reason.endswith(f"nats against {kept}, and the answers followed")
-    assert repr(found).startswith(f"CircuitName('{kept}': log(L_number / L_pattern) ")
+    assert found.reason.endswith(f"nats against {kept}, and so did the cue shares")
+    assert repr(found).startswith(f"CircuitAttribution('{kept}': log(L_number / L_pattern) ")
     loaded = lh.steering.CircuitAttribution.load(found.save(tmp_path / "name.npz"))
     assert loaded == found
     assert lh.steering.AnswerShift.load(found.shift.save(tmp_path / "shift.npz")) == found.shift
@@ -261,7 +261,7 @@ def test_each_condition_is_needed():
 
     def name(theta, number, pattern, control=control):
         losses, basin = {"number": number, "pattern": pattern}, {"number": 1.0, "pattern": 1.0}
-        return lh.steering.attribute_circuit(control, theta, theta0, losses=losses, basin_losses=basin)
+        return lh.steering.attribute_circuit(control, theta, theta0=theta0, losses=losses, basin_losses=basin)
 
     assert naming.MIN_ASYMMETRY_CHANGE == 1.0
     assert naming.MIN_ANSWER_SHIFT == 0.1
@@ -288,7 +288,7 @@ def test_each_condition_is_needed():
         assert (found.name, found.shift.shift) == (given, pytest.approx(2 * num / 400))
         assert found.shift.low > 0
     swapped = lh.steering.attribute_circuit(
-        control, to_number, theta0, losses=losses, basin_losses=basin, cues=("pattern", "number")
+        control, to_number, theta0=theta0, losses=losses, basin_losses=basin, cues=("pattern", "number")
     )  # fmt: skip
     assert (swapped.name, swapped.asymmetry) == ("number", pytest.approx(np.log(5)))
 
@@ -298,15 +298,15 @@ def test_a_steering_report_has_the_control(tmp_path):
     u = weighted(1.0, -1.0)
     plain = lh.steering_report(u, {"mixed": loss}, k=3)
     assert (plain.step, plain.cue_shares) == (None, {})
-    assert "answers" not in repr(plain) + str(plain)
+    assert "cue shares" not in repr(plain) + str(plain)
     report = lh.steering_report(u, {"mixed": loss}, k=3, conflict=control)
     unit = u / u.norm()
     assert report.step == 2.0
     assert report.cue_shares == {"before": control(loss.theta0), "after": control(loss.theta0 + 2.0 * unit)}
     assert report.cue_shares["before"] != report.cue_shares["after"]
-    assert "; answers on conflict inputs from theta0 to step 2: number 40.0 % -> 80.0 %, pattern" in repr(report)
+    assert "; cue shares on conflict inputs from theta0 to step 2: number 40.0 % -> 80.0 %, pattern" in repr(report)
     lines = [line.split() for line in str(report).splitlines()[-3:]]
-    assert lines[0] == ["answers", "number", "pattern", "neither"]
+    assert lines[0] == ["cue", "shares", "number", "pattern", "neither"]
     assert lines[1] == ["theta0", "40.0", "%", "40.0", "%", "20.0", "%"]
     assert lines[2][:4] == ["step", "2", "80.0", "%"]
     other = lh.steering_report(u, {"mixed": loss}, k=3, conflict=control, step=-2)
@@ -334,10 +334,10 @@ def test_bad_input_to_the_control():
             lh.ConflictControl(objective, inputs, targets)
 
     function = lh.FunctionObjective(lambda theta: theta.square().sum(), torch.ones(4))
-    raises(TypeError, "objective is a FunctionObjective, expected an objective of a model", objective=function)
+    raises(TypeError, "loss is a FunctionObjective, expected a loss of a model", objective=function)
     anchored = lh.objective.AnchoredObjective(function, torch.ones(4), 0.1)
-    raises(TypeError, "objective is a FunctionObjective", objective=anchored)
-    raises(TypeError, "objective is a Linear", objective=nn.Linear(6, 3))
+    raises(TypeError, "loss is a FunctionObjective", objective=anchored)
+    raises(TypeError, "loss is a Linear", objective=nn.Linear(6, 3))
     raises(TypeError, r"inputs is a list, expected a tensor of shape \(n, ...\)", inputs=[1.0])
     raises(ValueError, r"inputs has shape \(1, 6\), expected \(n, ...\) with n of at least 2", inputs=inputs[:1])
     raises(ValueError, "inputs holds 30 NaN or infinite entries", inputs=inputs * float("nan"))
@@ -353,13 +353,13 @@ def test_bad_input_to_the_control():
     raises(ValueError, "targets range from -1", targets={"a": NUMBER, "b": NUMBER - 1})
     single = nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)).double()
     squared = lh.Objective(single, (inputs, torch.ones(5).double()), loss_fn=F.mse_loss)
-    raises(ValueError, r"objective gives outputs of shape \(5,\) for 5 inputs, expected \(5, classes\)", squared)
+    raises(ValueError, r"loss gives outputs of shape \(5,\) for 5 inputs, expected \(5, classes\)", squared)
     with pytest.raises(ValueError, match="towards is 'colour', expected one of 'number', 'pattern'"):
         control.shift(loss.theta0, loss.theta0, towards="colour", away="number")
     with pytest.raises(ValueError, match="away is 'number', expected one of 'pattern'"):
         control.shift(loss.theta0, loss.theta0, towards="number", away="number")
     with pytest.raises(ValueError, match=r"theta has shape \(4,\)"):
-        control.answers(torch.ones(4))
+        control.cue_indices(torch.ones(4))
 
 
 def test_bad_input_to_naming():
@@ -369,7 +369,7 @@ def test_bad_input_to_naming():
     def raises(kind, message, control=control, losses=good, cues=None):
         with pytest.raises(kind, match=message):
             lh.steering.attribute_circuit(
-                control, loss.theta0, loss.theta0, losses=losses, basin_losses=good, cues=cues
+                control, loss.theta0, theta0=loss.theta0, losses=losses, basin_losses=good, cues=cues
             )
 
     raises(TypeError, "control is an Objective, expected a ConflictControl", control=loss)
@@ -381,7 +381,7 @@ def test_bad_input_to_naming():
     raises(ValueError, r"cues is \('number', 'number'\)", cues=("number", "number"))
     with pytest.raises(ValueError, match=r"basin_losses\['number'\] is -1"):
         lh.steering.attribute_circuit(
-            control, loss.theta0, loss.theta0, losses=good, basin_losses=good | {"number": -1.0}
+            control, loss.theta0, theta0=loss.theta0, losses=good, basin_losses=good | {"number": -1.0}
         )
 
 
@@ -393,9 +393,9 @@ def test_three_cues_need_the_two_that_are_compared():
     assert control(loss.theta0) == {"number": 0.4, "pattern": 0.4, "none": 0.2, "neither": 0.0}
     losses = dict.fromkeys(three, 1.0)
     with pytest.raises(ValueError, match=r"Pass cues=\('number', 'pattern'\)"):
-        lh.steering.attribute_circuit(control, loss.theta0, loss.theta0, losses=losses, basin_losses=losses)
+        lh.steering.attribute_circuit(control, loss.theta0, theta0=loss.theta0, losses=losses, basin_losses=losses)
     with pytest.raises(ValueError, match=r"cues is \('number', 'pattern', 'none'\), expected two different ones"):
-        lh.steering.attribute_circuit(control, loss.theta0, loss.theta0, losses=losses, basin_losses=losses)
+        lh.steering.attribute_circuit(control, loss.theta0, theta0=loss.theta0, losses=losses, basin_losses=losses)
 
 
 def test_the_control_answers_as_the_loss_counts_also_under_autocast():
@@ -411,10 +411,10 @@ def test_the_control_answers_as_the_loss_counts_also_under_autocast():
     for objective in (loss, lh.objective.AnchoredObjective(loss, loss.theta0, 0.1)):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             inside = lh.ConflictControl(objective, inputs, {"number": number, "pattern": pattern})
-            assert inside.answers(loss.theta0).tolist() == [1, 0, 1, 1]  # the stronger cue
+            assert inside.cue_indices(loss.theta0).tolist() == [1, 0, 1, 1]  # the stronger cue
             assert inside(loss.theta0)["number"] == objective.evaluate(loss.theta0)[1] == 0.25
             assert model(inputs).argmax(1).tolist() != [1, 0, 2, 1]  # autocast makes two equal outputs of these
-        assert inside.answers(loss.theta0).tolist() == [1, 0, 1, 1]
+        assert inside.cue_indices(loss.theta0).tolist() == [1, 0, 1, 1]
     assert not inside._outputs(model, inputs).requires_grad
 
 

@@ -44,7 +44,7 @@ def test_index_chooses_the_eigenvector_and_known_pairs_are_used():
 
 def test_the_subspace_is_orthogonal_to_what_is_preserved_with_the_most_ablating_row_first():
     preserve, ablate = quadratic(KEPT), quadratic(ABLATED)
-    space = lh.steering_subspace(preserve=preserve, ablate=ablate, k=2, num=2, tol=1e-10)
+    space = lh.steering_subspace(preserve=preserve, ablate=ablate, k=2, num_directions=2, tol=1e-10)
     assert space.basis.shape == (2, P)
     assert torch.allclose(space.basis @ space.basis.T, torch.eye(2, dtype=torch.float64), atol=1e-10)
     assert float((space.basis @ EYE[:2].T).abs().max()) < 1e-8
@@ -54,24 +54,44 @@ def test_the_subspace_is_orthogonal_to_what_is_preserved_with_the_most_ablating_
     assert space.overlap(one) == pytest.approx(1.0, abs=1e-10)
 
 
-def test_a_report_has_rayleigh_quotients_ranks_and_overlaps():
+def test_a_report_has_rayleigh_quotients_positions_and_overlaps():
     losses = {"kept": quadratic(KEPT), "ablated": quadratic(ABLATED)}
     u = (EYE[1] + EYE[3]) / 2**0.5
     report = lh.steering_report(7.0 * u, losses, k=4, tol=1e-10)
     assert torch.allclose(report.direction, u)
     assert report.quotients["kept"] == pytest.approx((4.0 + 0.2) / 2)
     assert report.quotients["ablated"] == pytest.approx((1.5 + 2.0) / 2)
-    assert report.ranks == {"kept": 3, "ablated": 3}
+    assert report.positions == {"kept": 3, "ablated": 3}
     assert torch.allclose(report.overlaps["kept"], torch.tensor([0, 0.5, 0, 0.5], dtype=torch.float64), atol=1e-8)
     assert torch.allclose(report.overlaps["ablated"][:2], torch.tensor([0.25, 0.5], dtype=torch.float64), atol=1e-8)
-    assert "kept 2.1 (rank 3)" in repr(report)
+    assert "kept 2.1 (position 3)" in repr(report)
     assert "largest overlap" in str(report)
     low = lh.steering_report(EYE[7], losses, k=3, tol=1e-10)
-    assert low.rank_text("kept") == "> 3"
+    assert low.position_text("kept") == "> 3"
     pairs = lh.top_hessian_eigs(losses["kept"], k=3, method="dense")
     at_the_top = lh.steering_report(EYE[0], losses, k=3, pairs={"kept": pairs})
     assert at_the_top.quotients["kept"] == float(pairs.values[0])
-    assert at_the_top.ranks["kept"] == 1  # no eigenvalue lies above the quotient, its own the less
+    assert at_the_top.positions["kept"] == 1  # no eigenvalue lies above the quotient, its own the less
+
+
+def test_a_report_of_a_single_loss_calls_it_loss():
+    loss = quadratic(KEPT)
+    report = lh.steering_report(EYE[0], loss, k=3)
+    assert report.quotients == lh.steering_report(EYE[0], {"loss": loss}, k=3).quotients == {"loss": 5.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_from_theta0_along_directions_keep_its_dtype(dtype):
+    def loss(matrix):
+        return lh.FunctionObjective(lambda theta: 0.5 * theta @ matrix.to(dtype) @ theta, ZERO.to(dtype))
+
+    preserve, ablate = loss(KEPT), loss(ABLATED)
+    one = lh.steering_direction(preserve=preserve, ablate=ablate, k=2)
+    space = lh.steering_subspace(preserve=preserve, ablate=ablate, k=2, num_directions=2)
+    for direction in (one, *space.basis):
+        moved = preserve.theta0 + 2 * direction
+        assert (moved.dtype, moved.device) == (dtype, preserve.theta0.device)
+        assert float(ablate(moved)) > 1.0
 
 
 def test_a_report_can_be_saved(tmp_path):
@@ -116,7 +136,7 @@ def test_bad_input():
     ):
         lh.steering_direction(preserve=nn.Linear(1, 1), ablate=ablate)
     with pytest.raises(ValueError, match="preserve leaves fewer than 2 independent directions"):
-        lh.steering_subspace(preserve=preserve, ablate=preserve, k=2, num=2)
+        lh.steering_subspace(preserve=preserve, ablate=preserve, k=2, num_directions=2)
     with pytest.raises(ValueError, match=r"direction has shape \(3,\)"):
         lh.steering_report(torch.ones(3), {"kept": preserve})
     with pytest.raises(ValueError, match="direction is the zero vector"):

@@ -158,7 +158,7 @@ def trace_canyon(
     *,
     to: float | tuple[float, float],
     step: float | None = None,
-    evaluate: Mapping[str, Loss] | None = None,
+    evaluate: Loss | Mapping[str, Loss] | None = None,
     conflict: ConflictControl | None = None,
     rtol: float | None = None,
     max_gradients: int | None = None,
@@ -173,7 +173,7 @@ def trace_canyon(
         to: level (r, or E) to follow to; (inner, outer) for both ways.
         step: largest step of rho, which is r, or sqrt(2 E); by default a twentieth of the way. It is halved, down to a
             64th, where the branch bends; events are bracketed to that.
-        evaluate: name -> loss to evaluate at every point.
+        evaluate: name -> loss to evaluate at every point; or one loss.
         conflict: as in `find_canyons`.
         rtol: as in `find_canyons`.
         max_gradients: number of gradients after which no new step begins; no limit by default.

@@ -121,7 +121,7 @@ def find_canyons(
     levels: float | Sequence[float],
     num_starts: int = 32,
     initial_directions: Mapping[str, Tensor] | None = None,
-    evaluate: Mapping[str, Loss] | None = None,
+    evaluate: Loss | Mapping[str, Loss] | None = None,
     conflict: ConflictControl | None = None,
     stationary: Literal["minima", "all"] = "minima",
     min_curvature: float | None = None,
@@ -151,7 +151,7 @@ def find_canyons(
         num_starts: random starts per level, uniform on the shell.
         initial_directions: name -> vector (p,) to start along as well, both ways: steering directions, differences of
             weights. Only the part inside the space counts.
-        evaluate: name -> loss to evaluate at every point.
+        evaluate: name -> loss to evaluate at every point; or one loss.
         conflict: a control for `attribute_circuit` at every point; losses on its cues must be evaluated.
         stationary: "minima", or "all": stationary points of any kind, by Levenberg and Marquardt's steps (not in the
             full space).

@@ -30,7 +30,7 @@ from lowhanging.canyons.sphere_search import TangentHessian, complement, lowest_
 from lowhanging.curvature.subspace import Subspace
 from lowhanging.errors import a_type, argument_message
 from lowhanging.io import Saved
-from lowhanging.objective.protocol import Loss, check_loss, check_same_buffers
+from lowhanging.objective.protocol import Loss, as_losses, check_loss, check_same_buffers
 from lowhanging.steering.cues import ConflictControl, attribute_circuit
 
 _TRIVIAL = 0.95  # overlap with the softest axis, or relative rise, above which a point is what a quadratic has as well
@@ -159,17 +159,12 @@ class Evaluations:
     """What is evaluated at every point: named losses and a conflict control, checked, and their values at theta0.
 
     Attributes:
-        evaluate: name -> loss.
+        evaluate: name -> loss, or one loss.
         at_theta0: what `at` returns there.
     """
 
-    def __init__(self, loss: Loss, evaluate: Mapping[str, Loss] | None, conflict: ConflictControl | None):
-        remedy = 'Pass a mapping such as {"number": objective}.'
-        if evaluate is not None and not isinstance(evaluate, Mapping):
-            raise TypeError(
-                argument_message("evaluate", f"is {a_type(evaluate)}", "a mapping name -> objective", remedy)
-            )
-        self.evaluate = dict(evaluate or {})
+    def __init__(self, loss: Loss, evaluate: Loss | Mapping[str, Loss] | None, conflict: ConflictControl | None):
+        self.evaluate = {} if evaluate is None else as_losses(evaluate, argument="evaluate")
         for name, other in self.evaluate.items():
             check_loss(f"evaluate[{name!r}]", other)
             if other.num_params != loss.num_params:
@@ -177,9 +172,9 @@ class Evaluations:
                 remedy = "Build both from the same model."
                 raise ValueError(argument_message(f"evaluate[{name!r}]", received, expected, remedy))
         if conflict is not None and not isinstance(conflict, ConflictControl):
-            remedy = "Make one: lh.ConflictControl(objective, inputs, targets)."
+            remedy = "Make one: lh.ConflictControl(loss, inputs, targets)."
             raise TypeError(argument_message("conflict", f"is {a_type(conflict)}", "a ConflictControl", remedy))
-        control = {} if conflict is None else {"the conflict control": conflict.objective}
+        control = {} if conflict is None else {"the conflict control": conflict.loss}
         check_same_buffers({"the loss": loss, **self.evaluate, **control})
         self._conflict, self._theta0 = conflict, loss.theta0
         self.at_theta0 = self.at(loss.theta0)
@@ -206,7 +201,7 @@ class Evaluations:
         elif not all(_has_logarithm(known[cue]) for known in (losses, basin_losses) for cue in control.cues):
             reason = "a loss is not positive and finite: their ratio has no logarithm"
         else:
-            found = attribute_circuit(control, theta, self._theta0, losses=losses, basin_losses=basin_losses)
+            found = attribute_circuit(control, theta, theta0=self._theta0, losses=losses, basin_losses=basin_losses)
             shift = (found.shift.shift, found.shift.low, found.shift.high)
             return {"circuit": found.name, "circuit_reason": found.reason, "answer_shift": shift}
         return {"circuit": None, "circuit_reason": reason, "answer_shift": None}

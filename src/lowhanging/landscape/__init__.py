@@ -12,14 +12,7 @@ from lowhanging.landscape.directions import (
     random_direction,
 )
 from lowhanging.landscape.minimum import Minimum, polish
-from lowhanging.landscape.planes import (
-    Plane,
-    PlaneSlice,
-    PlaneTrajectory,
-    plane_slice,
-    plane_through,
-    plane_trajectory,
-)
+from lowhanging.landscape.planes import Plane, PlaneSlice, PlaneTrajectory, plane_slice, plane_through, plane_trajectory
 from lowhanging.landscape.slices import LineSlice, PathSlice, line_slice, path_slice
 
 __all__ = [

@@ -1,45 +1,41 @@
-"""Which directions of weight space are worth a look, when no loss is asked?
+"""Directions in weight space by draw or by geometry: random, between checkpoints, principal, orthogonalized.
 
-Random ones (plain, or scaled to the weights layer by layer or filter by filter), the difference of two checkpoints, the
-principal components of a trajectory, and Gram-Schmidt for those that should be orthogonal. Geometry only: no loss is
-evaluated in this file. Directions that a loss does decide are elsewhere: eigenvectors are `pairs.vectors`, steering
-directions are made in `steering.py`.
+No loss is evaluated here. Directions keep the device and the dtype of the weights that they belong to, so that
+`loss.theta0 + 2 * direction` always works; inside, everything is computed in float64 and rounded once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lowhanging.curvature.operators import plain_arithmetic
-from lowhanging.errors import a_type, argument_message, check_choice, check_count, check_vector
+from lowhanging.errors import argument_message, check_choice, check_count, check_vector
 from lowhanging.io import Saved
 from lowhanging.objective.checkpoints import Point, listed_points, thetas_of
-from lowhanging.objective.protocol import Loss, check_loss
+from lowhanging.objective.protocol import Loss, around, check_loss, own_vector
 
-Normalisation = Literal["gaussian", "layer", "filter"]
-NORMALISATIONS = ("gaussian", "layer", "filter")
-Biases = Literal["zero", "layer", "copy"]
+Normalization = Literal["gaussian", "layer", "filter"]
+NORMALIZATIONS = ("gaussian", "layer", "filter")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OrthogonalDirections(Saved):
-    """Directions after Gram-Schmidt, with the lengths they had, and what was changed."""
+    """Directions after Gram-Schmidt, with the lengths they had, and by how much each was turned."""
 
     directions: Tensor  # (k, p) orthogonal rows, each as long as the row it came from
     turned: Tensor  # (k,) float64, degrees between each row and the one it came from; the first is 0
     cosines: Tensor  # (k, k) float64, between the rows as they were given
 
     def __repr__(self) -> str:
-        turned = ", ".join(f"{float(angle):.3g}°" for angle in self.turned)
-        return (
-            f"OrthogonalDirections({len(self.directions)} of length {self.directions.shape[1]:,}, turned by {turned})"
-        )
+        angles = ", ".join(f"{float(angle):.3g}°" for angle in self.turned)
+        size = f"{len(self.directions)} of length {self.directions.shape[1]:,}"
+        return f"OrthogonalDirections({size}, turned by {angles})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,7 +54,11 @@ class PrincipalDirections(Saved):
 
 @torch.inference_mode(False)
 def random_direction(
-    loss: Loss, *, normalization: Normalisation = "gaussian", biases: Biases = "zero", seed: int = 0
+    loss: Loss,
+    *,
+    normalization: Normalization = "gaussian",
+    biases: Literal["zero", "layer", "copy"] = "zero",
+    seed: int = 0,
 ) -> Tensor:
     r"""A Gaussian direction: of unit norm, or scaled to the weights so that networks can be compared.
 
@@ -69,11 +69,11 @@ def random_direction(
       is as large as the weights of every filter.
 
     Rescaling a layer and undoing it in the next (as ReLU networks allow) changes nothing in a slice along a
-    filter-normalised direction, while it stretches or shrinks one along a plain Gaussian direction. These directions
-    don't have unit norm: their norm is that of the weights which they cover.
+    filter-normalized direction, while it stretches or shrinks one along a plain Gaussian direction. The norm of "layer"
+    and "filter" directions is not 1 but that of the weights which they cover.
 
     Args:
-        loss: an objective; where it comes from a model, its named tensors at its theta0 set the scales.
+        loss: any loss; where it comes from a model, its named tensors at its theta0 set the scales.
         normalization: "gaussian", "layer" or "filter".
         biases: for "layer" and "filter" only: what tensors with one dimension or none get, biases and the scales and
             shifts of norms. "zero": they stay as they are (the usual choice); "layer": a random part as long as the
@@ -81,8 +81,8 @@ def random_direction(
         seed: of the draw; the global random state is not used, and all devices get the same direction.
 
     Returns:
-        (p,) in theta's dtype and on its device. Two seeds give almost, but not exactly, orthogonal directions; see
-        `gram_schmidt`.
+        (p,) on the device and in the dtype of theta0. Two seeds give almost, but not exactly, orthogonal directions;
+        see `gram_schmidt`.
 
     Raises:
         ValueError, TypeError: "layer" or "filter" for a loss without named tensors, or nothing left to move.
@@ -91,7 +91,7 @@ def random_direction(
         Li, Xu, Taylor, Studer & Goldstein (2018), "Visualizing the loss landscape of neural nets".
     """
     check_loss("loss", loss)
-    check_choice("normalization", normalization, NORMALISATIONS)
+    check_choice("normalization", normalization, NORMALIZATIONS)
     check_choice("biases", biases, ("zero", "layer", "copy"))
     seed = check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
     generator = torch.Generator().manual_seed(seed)
@@ -106,16 +106,15 @@ def random_direction(
         expected = "an Objective, whose model has layers and filters"
         raise ValueError(argument_message("normalization", received, expected, 'Use normalization="gaussian".'))
     weights, parts = space.unflatten(theta.double()), space.unflatten(drawn)
-    scaled = {
-        name: _scaled(parts[name], weights[name], normalization, biases, space.filter_dims.get(name, 0))
+    scaled = [
+        _scaled(parts[name], weights[name], normalization, biases, space.filter_dims.get(name, 0))
         for name in space.names
-    }
-    direction = torch.cat([scaled[name].reshape(-1) for name in space.names]).to(theta.dtype)
+    ]
+    direction = torch.cat([part.reshape(-1) for part in scaled]).to(theta.dtype)
     if not bool(direction.any()):
         received = f"is {biases!r}, and the model has no other tensor whose weights are not zero"
-        raise ValueError(
-            argument_message("biases", received, "a direction that moves something", 'Use biases="layer".')
-        )
+        expected = "a direction that moves something"
+        raise ValueError(argument_message("biases", received, expected, 'Use biases="layer".'))
     return direction
 
 
@@ -133,27 +132,30 @@ def _scaled(part: Tensor, weight: Tensor, normalization: str, biases: str, filte
 
 @torch.inference_mode(False)
 def difference_direction(start: Point, end: Point, *, model: Any = None) -> Tensor:
-    """The direction from one checkpoint to another, (end - start) / |end - start|, (p,).
+    """The direction from one checkpoint to another, (end - start) / |end - start|.
 
     To see the loss between the two themselves, use `path_slice(losses, (start, end))`.
 
     Args:
         start: (p,) theta, or a module, a state_dict, a checkpoint: the weights alone count.
         end: as start.
-        model: module or objective that tells weights from buffers, where only state_dicts are given.
+        model: module or loss that tells weights from buffers, where only state_dicts are given.
+
+    Returns:
+        (p,) unit vector on the device and in the dtype of start.
 
     Raises:
         ValueError, TypeError: lengths that differ, values that are not finite, equal checkpoints.
     """
     remedy = "Pass two vectors theta of one model, e.g. rows of run.checkpoints."
     first, last = thetas_of("start|end", (start, end), model)
-    begin = check_vector("start", first, size_of(first), owner="start", remedy=remedy)
-    difference = check_vector("end", last, len(begin), owner="start", remedy=remedy).to(begin.device).double()
-    difference = difference - begin.double()
+    first = first_vector("start", first, remedy=remedy)
+    last = check_vector("end", last, len(first), owner="start", remedy=remedy)
+    difference = last.to(first.device).double() - first.double()
     if not bool(difference.any()):
         raise ValueError(argument_message("end", "equals start", "another checkpoint", remedy))
     unit: Tensor = difference / difference.norm()
-    return unit.to(_at_least_single(begin))
+    return unit.to(first.dtype)
 
 
 @torch.inference_mode(False)
@@ -174,11 +176,11 @@ def principal_directions(
             weights alone count.
         k: how many directions, at most the dimension of what the checkpoints span.
         around: "last" or "mean".
-        model: module or objective that tells weights from buffers, where only state_dicts are given.
+        model: module or loss that tells weights from buffers, where only state_dicts are given.
 
     Returns:
-        PrincipalDirections: `directions` (k, p) orthonormal, signed so that the first checkpoint has non-negative
-        coordinates; `explained` (k,).
+        PrincipalDirections: `directions` (k, p) orthonormal, on the device and in the dtype of the checkpoints, signed
+        so that the first checkpoint has non-negative coordinates; `explained` (k,).
 
     Raises:
         ValueError, TypeError: fewer checkpoints than asked for, or k above the dimension that they span.
@@ -192,8 +194,8 @@ def principal_directions(
         training", for the shares of a random walk.
     """
     remedy = "Pass a run of lh.train(..., checkpoints=1), a tensor (t, p), or vectors, modules or checkpoints."
-    given = listed_points("checkpoints", checkpoints, remedy=remedy)
-    rows = _rows("checkpoints", thetas_of("checkpoints", given, model))
+    points = listed_points("checkpoints", checkpoints, remedy=remedy)
+    rows = _stacked("checkpoints", thetas_of("checkpoints", points, model))
     check_choice("around", around, ("last", "mean"))
     check_count("k", k, maximum=len(rows) - 1, remedy="t checkpoints span at most t - 1 directions.")
     exact = rows.double()
@@ -201,7 +203,8 @@ def principal_directions(
     differences = exact - center
     scale = float(differences.abs().max()) or 1.0
     _, singular, right = torch.linalg.svd(differences / scale, full_matrices=False)
-    rounding = 10 * torch.finfo(rows.dtype).eps * float(exact.abs().max()) / scale * rows.shape[1] ** 0.5
+    eps = torch.finfo(torch.promote_types(rows.dtype, torch.float32)).eps
+    rounding = 10 * eps * float(exact.abs().max()) / scale * rows.shape[1] ** 0.5
     dim = int((singular > max(rounding, 1e-12 * float(singular[0]))).sum())
     if dim < k:
         received = f"is {k}, but the checkpoints span {dim} direction{'' if dim == 1 else 's'}"
@@ -222,20 +225,22 @@ def gram_schmidt(directions: Tensor | Sequence[Tensor]) -> OrthogonalDirections:
     r"""Make directions orthogonal, in their order, and say by how much each was turned.
 
     w_i = v_i - sum_j<i (w_j . v_i / |w_j|^2) w_j, then rescaled to the length of v_i, so that a step of 1 stays as long
-    as it was. What it destroys, it destroys silently elsewhere: a turned direction is no eigenvector, and no longer
-    filter-normalised; `turned` says how far it is from what was given. Slices take oblique directions too.
+    as it was. A turned direction is no eigenvector any more, and no longer filter-normalized; `turned` says how far it
+    is from what was given. Slices take oblique directions too.
 
     Args:
         directions: (k, p) or k vectors (p,).
 
     Returns:
-        OrthogonalDirections: `directions` (k, p), `turned` (k,) degrees, `cosines` (k, k) of the given ones.
+        OrthogonalDirections: `directions` (k, p), on the device and in the dtype of the first one given, `turned` (k,)
+        degrees, `cosines` (k, k) of the given ones.
 
     Raises:
         ValueError, TypeError: zero, not finite, or one that lies in the span of those before it (to a sine of 1e-6).
     """
-    rows = _rows("directions", directions)
-    exact = rows.double()
+    remedy = "Pass a tensor (k, p) or a list of vectors (p,)."
+    given = _stacked("directions", listed_points("directions", directions, remedy=remedy, expected="vectors (p,)"))
+    exact = given.double()
     lengths = exact.norm(dim=1)
     if bool((lengths == 0).any()):
         received = f"{[int(i) for i in (lengths == 0).nonzero()[:, 0]]} are zero"
@@ -257,44 +262,47 @@ def gram_schmidt(directions: Tensor | Sequence[Tensor]) -> OrthogonalDirections:
     turned = torch.rad2deg(2 * torch.asin((0.5 * (new - units).norm(dim=1)).clamp(max=1.0)))
     turned = torch.where(cosines > 0, turned, torch.rad2deg(torch.acos(cosines)))
     return OrthogonalDirections(
-        directions=(new * lengths[:, None]).to(rows.dtype), turned=turned.cpu(), cosines=(units @ units.T).cpu()
+        directions=(new * lengths[:, None]).to(given.dtype), turned=turned.cpu(), cosines=(units @ units.T).cpu()
     )
 
 
-def size_of(vector: Any) -> int:
-    """How many numbers a tensor or an array holds; 0 for anything else, which is then refused by `check_vector`."""
-    return vector.numel() if isinstance(vector, Tensor) else vector.size if isinstance(vector, np.ndarray) else 0
+def as_direction(argument: str, value: Any, losses: Mapping[str, Loss], center: Tensor, *, seed: int) -> Tensor:
+    """A direction (p,) that is not zero: given, from named tensors, or drawn at random by name."""
+    remedy = (
+        "Take one from lh.steering_direction(...), lh.random_direction(...) or pairs.vectors[i]; "
+        f"or name one of {', '.join(map(repr, NORMALIZATIONS))}."
+    )
+    named = [loss for loss in losses.values() if loss.space is not None]
+    if isinstance(value, str):
+        kind = cast(Normalization, check_choice(argument, value, NORMALIZATIONS, remedy=remedy))
+        return random_direction(around([*named, *losses.values()][0], center), normalization=kind, seed=seed)
+    if isinstance(value, Mapping):
+        space = named[0].space if named else None
+        if space is None:
+            received = "is a mapping, and no loss has named parameters"
+            raise TypeError(argument_message(argument, received, f"a tensor of shape ({len(center)},)", remedy))
+        try:
+            value = space.flatten({name: torch.as_tensor(part) for name, part in value.items()})
+        except (ValueError, TypeError) as error:
+            error.add_note(f"This is about {argument}.")
+            raise
+    owner = str(next(iter(losses.values())))
+    vector = check_vector(argument, value, len(center), owner=owner, remedy=remedy, allow_zero=False)
+    return own_vector(vector).to(torch.promote_types(vector.dtype, torch.float32))
 
 
-def vectors(argument: str, rows: Any, *, remedy: str, expected: str = "at least one vector (p,)") -> list[Any]:
-    """Rows of a tensor or an array (n, p), or the vectors of any iterable, as a list; each is still to be checked."""
-    is_matrix = isinstance(rows, Tensor | np.ndarray) and rows.ndim == 2
-    is_list = isinstance(rows, Iterable) and not isinstance(rows, str | Mapping | Tensor | np.ndarray)
-    found = list(rows) if is_matrix or is_list else []
-    if any(isinstance(row, str) for row in found):
-        remedy = "Pass one name for both, or make each: lh.random_direction(loss, normalization='filter')."
-        raise TypeError(argument_message(argument, f"holds {found!r}", "vectors", remedy))
-    if not found or not all(isinstance(row, Tensor | np.ndarray | Mapping) for row in found):
-        has_shape = isinstance(rows, Tensor | np.ndarray)
-        kind = f"a tensor of shape {tuple(rows.shape)}" if has_shape else a_type(rows)
-        received = f"is {kind}" + " of length 0" * (is_list and not found)
-        raise TypeError(argument_message(argument, received, expected, remedy))
-    return found
+def first_vector(argument: str, value: Any, *, remedy: str) -> Tensor:
+    """The first of several vectors (p,): finite, and of the length that the others must have."""
+    size = value.numel() if isinstance(value, Tensor) else value.size if isinstance(value, np.ndarray) else 0
+    return check_vector(argument, value, size, owner=argument, remedy=remedy)
 
 
-def _rows(argument: str, rows: Any) -> Tensor:
-    """(n, p), finite, at least float32, n >= 1, a tensor of its own; or an error."""
+def _stacked(argument: str, vectors: Sequence[Any]) -> Tensor:
+    """(n, p) of n vectors, finite, on the device and in the dtype of the first, a tensor of its own; or an error."""
     remedy = "Pass a tensor (n, p) or a list of vectors (p,)."
-    found = vectors(argument, rows, remedy=remedy)
-    size = size_of(found[0])
-    first = check_vector(f"{argument}[0]", found[0], size, owner=f"{argument}[0]", remedy=remedy)
-    first = first.to(_at_least_single(first))
-    others = [
-        check_vector(f"{argument}[{i}]", row, size, owner=f"{argument}[0]", remedy=remedy, like=first)
-        for i, row in enumerate(found)
+    first = first_vector(f"{argument}[0]", vectors[0], remedy=remedy)
+    rows = [
+        check_vector(f"{argument}[{i}]", row, len(first), owner=f"{argument}[0]", remedy=remedy, like=first)
+        for i, row in enumerate(vectors)
     ]
-    return torch.stack([row.clone() for row in others])
-
-
-def _at_least_single(vector: Tensor) -> torch.dtype:
-    return torch.promote_types(vector.dtype, torch.float32)
+    return torch.stack(rows)

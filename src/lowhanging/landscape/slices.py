@@ -1,7 +1,7 @@
-"""What do several losses look like along a line or a path?
+"""Losses along lines and paths: values of several losses, and their accuracies, at the same points.
 
-One pass evaluates every named loss, and its accuracy, at the same points. A direction is used as it is given; what a
-step means (its norm) is in the result. Planes have a file of their own, `planes.py`.
+A direction is used as it is given, and what a step means (its norm) is in the result: rescaled in silence, two slices
+would look alike that are not.
 """
 
 from __future__ import annotations
@@ -10,18 +10,25 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.errors import argument_message, check_choice, check_count, check_names, check_real, check_vector
+from lowhanging.errors import argument_message, check_count, check_names, check_real
 from lowhanging.io import Saved, digest
-from lowhanging.landscape.directions import NORMALISATIONS, Normalisation, random_direction
-from lowhanging.landscape.evaluate import SliceEngine, centered, evaluate_points, path_buffers, read_points, said
+from lowhanging.landscape.directions import Normalization, as_direction
+from lowhanging.landscape.evaluate import (
+    SliceEngine,
+    buffers_text,
+    center_buffers,
+    evaluate_points,
+    path_buffers,
+    read_points,
+)
 from lowhanging.objective.checkpoints import BufferChoice, Point, listed_points
-from lowhanging.objective.protocol import ANYWHERE, Loss, around, common_center, own_vector, widest
+from lowhanging.objective.protocol import ANYWHERE, Loss, as_losses, common_center, widest
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,7 +37,7 @@ class LineSlice(Saved):
 
     alphas: Tensor  # (num,) float64, ascending, in units of `direction`
     losses: dict[str, Tensor]  # name -> (num,) float64; NaN and inf are kept
-    accuracies: dict[str, Tensor]  # name -> (num,) float64, only of objectives that have one
+    accuracies: dict[str, Tensor]  # name -> (num,) float64, only of losses that have one
     direction: Tensor  # (p,) as given
     center: Tensor  # (p,)
     norm: float  # |direction|: the distance of a step of 1
@@ -42,7 +49,9 @@ class LineSlice(Saved):
     def __repr__(self) -> str:
         first, last = float(self.alphas[0]), float(self.alphas[-1])
         steps = f"{len(self.alphas)} steps from {first:g} to {last:g} along {self.name}"
-        return f"LineSlice({', '.join(self.losses)}; {steps}, |direction| = {self.norm:.4g}{said(self.buffers)})"
+        return (
+            f"LineSlice({', '.join(self.losses)}; {steps}, |direction| = {self.norm:.4g}{buffers_text(self.buffers)})"
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,7 +60,7 @@ class PathSlice(Saved):
 
     positions: Tensor  # (num,) float64, arc length from the first point
     losses: dict[str, Tensor]  # name -> (num,) float64; NaN and inf are kept
-    accuracies: dict[str, Tensor]  # name -> (num,) float64, only of objectives that have one
+    accuracies: dict[str, Tensor]  # name -> (num,) float64, only of losses that have one
     knots: Tensor  # (m,) float64, arc lengths of the given points, each one of the positions
     points: Tensor  # (m, p) as given
     engine: str = "point by point"
@@ -59,16 +68,16 @@ class PathSlice(Saved):
 
     def __repr__(self) -> str:
         size = f"{len(self.positions)} points through {len(self.points)}, length {float(self.positions[-1]):.4g}"
-        return f"PathSlice({', '.join(self.losses)}; {size}{said(self.buffers)})"
+        return f"PathSlice({', '.join(self.losses)}; {size}{buffers_text(self.buffers)})"
 
 
 @torch.inference_mode(False)
 def line_slice(
-    losses: Mapping[str, Loss],
-    direction: Tensor | Mapping[str, Tensor] | Normalisation,
+    losses: Loss | Mapping[str, Loss],
+    direction: Tensor | Mapping[str, Tensor] | Normalization,
+    *,
     extent: float | tuple[float, float] = (-1.0, 1.0),
     num: int = 33,
-    *,
     center: Point | None = None,
     buffers: Literal["fixed", "recalibrate"] | None = None,
     recalibrate_on: Any = None,
@@ -81,12 +90,13 @@ def line_slice(
     r"""Evaluate named losses along a line: L_name(center + alpha * direction).
 
     Args:
-        losses: name -> objective, all of the same length p, and all around the same theta0 unless `center` is given.
+        losses: name -> loss, all of the same length p, and all around the same theta0 unless `center` is given; or one
+            loss, which is then called "loss".
         direction: (p,), or a mapping parameter name -> tensor, used as it is: alpha is measured in units of it. Or a
             random one, drawn with `seed`: "gaussian", "layer" or "filter" (see `random_direction`).
         extent: (first, last) alpha, or a number a for (-a, a).
-        num: steps, evenly spaced, both ends included. Where 0 falls on a step, the value there is the objective's at
-            the center, bit for bit.
+        num: steps, evenly spaced, both ends included. Where 0 falls on a step, the value there is the loss's at the
+            center, bit for bit.
         center: another center than theta0: (p,), or a module, a state_dict, a checkpoint, a minimum, whose buffers
             (BatchNorm's statistics) come along.
         buffers: those that training moves, along the line. By default they stay what they are at the center; a center
@@ -95,7 +105,7 @@ def line_slice(
         recalibrate_on: the data for that, as in `Objective.at`; by default each loss's own.
         name: what the direction is called, for axes and `repr`.
         seed: of a random direction; without effect on a given one.
-        engine: "point by point" lets each objective run its micro-batches; "vmap" takes several points at once; "auto"
+        engine: "point by point" lets each loss run its micro-batches; "vmap" takes several points at once; "auto"
             measures which is quicker. They agree to rounding.
         resume: npz file written as points are finished: the same call continues from it, to the same bits.
         progress: a bar; by default one appears when it takes more than two seconds.
@@ -105,17 +115,17 @@ def line_slice(
 
     Raises:
         ValueError, TypeError: a direction of the wrong length, zero or not finite, an extent that is not finite or not
-            ascending, objectives around different points, a resume file of another call.
+            ascending, losses around different points, a resume file of another call.
 
     Cost:
         num evaluations (forward passes) per loss; the measurement takes about a dozen (on a GPU about a hundred, 32 at
         once), and resuming three to check that the file belongs to these losses.
     """
-    losses, middle, plan = centered(losses, center, buffers, recalibrate_on)
+    losses, middle, held = center_buffers(as_losses(losses), center, buffers, recalibrate_on)
     alphas = steps("extent", extent, num)
     is_random = isinstance(direction, str)
-    ray = as_direction("direction", direction, losses, middle, seed=seed)
-    line = AffineGrid(middle, ray[None])
+    vector = as_direction("direction", direction, losses, middle, seed=seed)
+    line = AffineGrid(middle, vector[None])
     line.check_reach("extent", alphas[[0, -1], None])
     if name is not None:
         (name,) = check_names("name", [name], remedy="It is what the axis is called; leave it out.")
@@ -125,33 +135,33 @@ def line_slice(
         lambda i: line.at(alphas[i : i + 1]),
         num,
         center=middle,
+        buffers=held,
         engine=engine,
         resume=resume,
-        identity={"center": digest(middle), "direction": digest(ray), "extent or num": digest(alphas), **plan.identity},
+        identity={"center": digest(middle), "direction": digest(vector), "extent or num": digest(alphas)},
         title="line slice",
         progress=progress,
-        loss_at=plan.loss_at,
     )
     return LineSlice(
         alphas=alphas,
         losses=values.losses,
         accuracies=values.accuracies,
-        direction=ray.cpu().clone(),
+        direction=vector.cpu().clone(),
         center=middle.cpu().clone(),
-        norm=float(ray.double().norm()),
+        norm=float(vector.double().norm()),
         name=name,
         seed=seed if is_random else None,
         engine=values.engine,
-        buffers=plan.word,
+        buffers=held.word,
     )
 
 
 @torch.inference_mode(False)
 def path_slice(
-    losses: Mapping[str, Loss],
+    losses: Loss | Mapping[str, Loss],
     points: Any,
-    num: int = 65,
     *,
+    num: int = 65,
     buffers: BufferChoice | None = None,
     recalibrate_on: Any = None,
     engine: SliceEngine = "auto",
@@ -165,7 +175,7 @@ def path_slice(
     segment, as many as its share of the length asks for. Two points make the usual interpolation between checkpoints.
 
     Args:
-        losses: name -> objective, all of the same length p; their theta0 is not used.
+        losses: name -> loss, all of the same length p, or one loss; their theta0 is not used.
         points: m >= 2 points: a training run with its checkpoints, or modules, state_dicts, checkpoints, minima, which
             bring their buffers (BatchNorm's statistics) and are evaluated with them exactly; or vectors (p,), or a
             matrix (m, p) such as `run.checkpoints`, which bring none.
@@ -194,44 +204,45 @@ def path_slice(
         "Averaging weights leads to wider optima and better generalization", for recomputed statistics.
     """
     remedy = "Pass at least two vectors theta, e.g. (theta_a, theta_b) or run.checkpoints."
+    losses = as_losses(losses)
     common_center(losses, ANYWHERE)
     given = listed_points("points", points, remedy=remedy, expected="at least one vector (p,)")
     if len(given) < 2:
         raise ValueError(argument_message("points", f"are {len(given)}", "at least two vectors", remedy))
     places = read_points("points", given, losses, like=widest(losses), remedy=remedy)
-    knots_at = [place.theta for place in places]
-    lengths = np.array([float((b.double() - a.double()).norm()) for a, b in itertools.pairwise(knots_at)])
+    thetas = [place.theta for place in places]
+    lengths = np.array([float((b.double() - a.double()).norm()) for a, b in itertools.pairwise(thetas)])
     if not lengths.all():
         i = int(np.argmin(lengths))
         raise ValueError(
             argument_message("points", f"{i} and {i + 1} are equal", "segments with a length", "Leave one out.")
         )
-    check_count("num", num, minimum=len(knots_at), remedy="Each given point is one of those evaluated.")
+    check_count("num", num, minimum=len(thetas), remedy="Each given point is one of those evaluated.")
     counts = _shares(lengths, num - 1)
     where = [(i, step / count) for i, count in enumerate(counts) for step in range(count)] + [(len(counts), 0.0)]
     knots = np.concatenate([[0.0], np.cumsum(lengths)])
     positions = np.array([knots[i] + (t * lengths[i] if t else 0.0) for i, t in where])
 
-    plan = path_buffers(losses, places, where, buffers, recalibrate_on)
+    held = path_buffers(losses, places, where, buffers, recalibrate_on)
 
     def point(number: int) -> Tensor:
         i, t = where[number]
         if t == 0.0:
-            return knots_at[i].clone()
-        return ((1.0 - t) * knots_at[i].double() + t * knots_at[i + 1].double()).to(knots_at[i].dtype)
+            return thetas[i].clone()
+        return ((1.0 - t) * thetas[i].double() + t * thetas[i + 1].double()).to(thetas[i].dtype)
 
-    stacked = torch.stack(knots_at)
+    stacked = torch.stack(thetas)
     values = evaluate_points(
         losses,
         point,
         num,
-        center=knots_at[0],
+        center=thetas[0],
+        buffers=held,
         engine=engine,
         resume=resume,
-        identity={"points": digest(stacked), "num": str(num), **plan.identity},
+        identity={"points": digest(stacked), "num": str(num)},
         title="path slice",
         progress=progress,
-        loss_at=plan.loss_at,
     )
     return PathSlice(
         positions=torch.from_numpy(positions),
@@ -240,7 +251,7 @@ def path_slice(
         knots=torch.from_numpy(knots),
         points=stacked.cpu(),
         engine=values.engine,
-        buffers=plan.word,
+        buffers=held.word,
     )
 
 
@@ -271,33 +282,6 @@ class AffineGrid:
                 raise ValueError(
                     argument_message(argument, received, "finite weights at the ends", "Pass a smaller extent.")
                 )
-
-
-def as_direction(argument: str, value: Any, losses: Mapping[str, Loss], center: Tensor, *, seed: int) -> Tensor:
-    """A direction (p,) that is not zero: given, from named tensors, or drawn at random by name."""
-    remedy = (
-        "Take one from lh.steering_direction(...), lh.random_direction(...) or pairs.vectors[i]; or name one of "
-        + ", ".join(map(repr, NORMALISATIONS))
-        + "."
-    )
-    if isinstance(value, str):
-        kind = cast(Normalisation, check_choice(argument, value, NORMALISATIONS, remedy=remedy))
-        named = [loss for loss in losses.values() if loss.space is not None]
-        there = around((named or list(losses.values()))[0], center)
-        return random_direction(there, normalization=kind, seed=seed)
-    if isinstance(value, Mapping):
-        spaces = [loss.space for loss in losses.values() if loss.space is not None]
-        if not spaces:
-            received = "is a mapping, and no loss has named parameters"
-            raise TypeError(argument_message(argument, received, f"a tensor of shape ({len(center)},)", remedy))
-        try:
-            value = spaces[0].flatten({name: torch.as_tensor(part) for name, part in value.items()})
-        except (ValueError, TypeError) as error:
-            error.add_note(f"This is about {argument}.")
-            raise
-    owner = str(next(iter(losses.values())))
-    vector = check_vector(argument, value, len(center), owner=owner, remedy=remedy, allow_zero=False)
-    return own_vector(vector).to(torch.promote_types(vector.dtype, torch.float32))
 
 
 def steps(argument: str, extent: Any, num: int) -> Tensor:

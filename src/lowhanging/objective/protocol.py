@@ -206,3 +206,13 @@ def widest(losses: Mapping[str, Loss]) -> Tensor:
     for point in points[1:]:
         dtype = torch.promote_types(dtype, point.dtype)
     return points[0].to(dtype)
+
+
+def as_losses(losses: Loss | Mapping[str, Loss], *, argument: str = "losses") -> dict[str, Loss]:
+    """Name -> loss of what a tool was given: a mapping, or one loss, which is called "loss"."""
+    if isinstance(losses, Mapping):
+        return dict(losses)
+    if isinstance(losses, list | tuple):
+        remedy = 'Name them: {"train": loss, "test": other}.'
+        raise TypeError(argument_message(argument, f"is {a_type(losses)}", "a loss, or a mapping name -> loss", remedy))
+    return {"loss": check_loss(argument, losses)}

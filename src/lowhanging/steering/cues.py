@@ -1,13 +1,8 @@
-"""Which cue does the network follow where the cues disagree?
+"""Which cue a network's predictions follow where cues conflict, and whether a point may be called after a circuit.
 
 Losses on single cues can't say which circuit is gone: weights may just break on images that lack a cue, and look as if
 they had lost the circuit of the cue that is shown. Images that show all cues, with *different* labels, lack nothing:
-there the answers leave a circuit that is gone.
-
-May a point in weight space be called after a circuit that it keeps?
-
-Losses on single cues alone would fool one: where the loss on images of one cue explodes, either a circuit is gone or
-the network breaks on images that lack the other cue. A name is given only where the answers on conflict inputs agree.
+there the answers, the classes that the model predicts, leave a circuit that is gone, and only then it is named.
 """
 
 from __future__ import annotations
@@ -26,6 +21,7 @@ from torch import Tensor, nn
 from lowhanging.errors import a_type, argument_message, check_choice, check_finite, check_names, check_real
 from lowhanging.io import Saved
 from lowhanging.objective.batches import Batches, logits_of
+from lowhanging.objective.checkpoints import Point
 from lowhanging.objective.kernels import differentiable_kernels
 from lowhanging.objective.objective import AnchoredObjective
 from lowhanging.objective.protocol import Loss, check_loss
@@ -56,7 +52,7 @@ class AnswerShift(Saved):
 
 
 def shares_text(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """Two sets of shares as they may be quoted: "number 29.4 % -> 23.0 %, pattern 44.2 % -> 32.5 %, ..."."""
+    """Shares at two points as they may be quoted: "number 29.4 % -> 23.0 %, pattern 44.2 % -> 32.5 %, ..."."""
     return ", ".join(f"{cue} {100 * before[cue]:.1f} % -> {100 * after[cue]:.1f} %" for cue in before)
 
 
@@ -67,19 +63,20 @@ class ConflictControl:
     input, and "neither" if it is no cue's or the outputs hold NaN.
 
     Args:
-        objective: objective of a model (`Objective`, or an `AnchoredObjective` of one), which says how the model is
-            evaluated: its device, dtype and train/eval flags.
+        loss: of a model (`Objective`, or an `AnchoredObjective` of one); it says how the model is evaluated: device,
+            dtype, train/eval flags, and the buffers (BatchNorm's statistics) at a vector theta.
         inputs: (n, ...) the model's one input tensor, n >= 2. Copied.
         targets: cue -> (n,) integer labels; two cues at least, all labels of an input different.
 
     Attributes:
+        loss: as given.
         cues: the names of the cues, in the order of `targets`.
         num_examples: n.
         num_params: length of theta.
 
     Raises:
-        ValueError, TypeError: an objective without a model, a cue called "neither", equal labels, labels that are no
-            classes of the model, inputs that it does not take.
+        ValueError, TypeError: a loss without a model, a cue called "neither", equal labels, labels that are no classes
+            of the model, inputs that it does not take.
 
     Cost:
         one evaluation of the first micro-batch.
@@ -91,43 +88,38 @@ class ConflictControl:
         {'number': 0.294, 'pattern': 0.442, 'neither': 0.264}
     """
 
-    def __init__(self, objective: Loss, inputs: Tensor, targets: Mapping[str, Tensor]):
-        self._objective, point = _with_model(objective), objective.theta0
-        self.num_params = objective.num_params
+    def __init__(self, loss: Loss, inputs: Tensor, targets: Mapping[str, Tensor]):
+        self.loss, point = _with_model(loss), loss.theta0
+        self.num_params = loss.num_params
         inputs = _checked_inputs(inputs)
         self.num_examples = len(inputs)
         labels = _checked_labels(targets, self.num_examples)  # (n, cues)
         self.cues = tuple(targets)
-        # Cut and kept like the batches of a loss: micro-batches that fit the cache, on the objective's device.
+        # Cut and kept like the batches of a loss: micro-batches that fit the cache, on the loss's device.
         self._batches = Batches((inputs, labels), device=point.device, dtype=point.dtype, micro_batch=None, cache=True)
         self._check_outputs(labels)
-
-    @property
-    def objective(self) -> Loss:
-        """The objective that it was made with: its buffers (BatchNorm's statistics) are those of the answers."""
-        return self._objective
 
     def __repr__(self) -> str:
         return f"ConflictControl({self.num_examples} examples, cues {' / '.join(self.cues)})"
 
-    def answers(self, theta: Tensor) -> Tensor:
+    def cue_indices(self, theta: Point) -> Tensor:
         """Which cue each answer follows at theta (p,): (n,) int64, index into `cues`, -1 = neither; on the CPU.
 
-        A module, a checkpoint or a minimum is answered with its own buffers, a vector with those of the objective.
+        A module, a checkpoint or a minimum is evaluated with its own buffers, a vector with those of the loss.
         """
         is_plain = isinstance(theta, Tensor | np.ndarray)
-        model, found = self._objective.model_at(theta, buffers="fixed" if is_plain else None), []
+        model, found = self.loss.model_at(theta, buffers="fixed" if is_plain else None), []
         for inputs, labels in self._batches:
             outputs = self._outputs(model, inputs)
             is_hit = (outputs.argmax(1)[:, None] == labels) & ~outputs.isnan().any(1, keepdim=True)  # (b, cues)
             found.append(torch.where(is_hit.any(1), is_hit.long().argmax(1), -1).cpu())
         return torch.cat(found)
 
-    def __call__(self, theta: Tensor) -> dict[str, float]:
+    def __call__(self, theta: Point) -> dict[str, float]:
         """Share of the answers at theta (p,) that follow each cue, and "neither"; they add up to 1."""
-        return self._shares(self.answers(theta))
+        return self._shares(self.cue_indices(theta))
 
-    def shift(self, theta: Tensor, theta0: Tensor, *, towards: str, away: str) -> AnswerShift:
+    def shift(self, theta: Point, theta0: Point, *, towards: str, away: str) -> AnswerShift:
         r"""How far the answers move from one cue to another between theta0 and theta.
 
         s_i(theta) = [answer i follows `towards`] - [answer i follows `away`]
@@ -150,15 +142,12 @@ class ConflictControl:
 
         Cost:
             two passes over the inputs, without gradients.
-
-        Source:
-            Student's t interval of paired differences, as in any textbook.
         """
         check_choice("towards", towards, self.cues)
         check_choice("away", away, [cue for cue in self.cues if cue != towards], remedy="Name another cue.")
-        before, after = self.answers(theta0), self.answers(theta)
+        before, after = self.cue_indices(theta0), self.cue_indices(theta)
         gained, lost = self.cues.index(towards), self.cues.index(away)
-        start, end = ((a == gained).double() - (a == lost).double() for a in (before, after))
+        start, end = ((found == gained).double() - (found == lost).double() for found in (before, after))
         differences = end - start  # (n,) in {-2, ..., 2}
         mean, num = float(differences.mean()), self.num_examples
         half = float(stdtrit(num - 1, 0.975)) * float(differences.std()) / math.sqrt(num)
@@ -179,42 +168,40 @@ class ConflictControl:
         with differentiable_kernels(model), torch.no_grad():
             return logits_of(model(inputs))
 
-    def _shares(self, answers: Tensor) -> dict[str, float]:
-        counts = torch.bincount(answers + 1, minlength=len(self.cues) + 1).tolist()  # neither first
-        names = (NEITHER, *self.cues)
-        shares = {name: count / self.num_examples for name, count in zip(names, counts, strict=True)}
-        return {name: shares[name] for name in (*self.cues, NEITHER)}
+    def _shares(self, cue_indices: Tensor) -> dict[str, float]:
+        neither, *counts = torch.bincount(cue_indices + 1, minlength=len(self.cues) + 1).tolist()
+        names = (*self.cues, NEITHER)
+        return {name: count / self.num_examples for name, count in zip(names, (*counts, neither), strict=True)}
 
     def _check_outputs(self, labels: Tensor) -> None:
         """One micro-batch at theta0: does the model take the inputs, and are the labels classes of it?"""
         inputs = next(iter(self._batches))[0]
-        remedy = "Pass one tensor that the objective's model takes, such as views.conflict.inputs."
+        remedy = "Pass one tensor that the loss's model takes, such as views.conflict.inputs."
         try:
-            outputs = self._outputs(self._objective.model_at(self._objective.theta0), inputs)
+            outputs = self._outputs(self.loss.model_at(self.loss.theta0), inputs)
         except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
             first_line = (str(error).splitlines() or [""])[0]
             received = f"have shape {(self.num_examples, *inputs.shape[1:])}, on which the model failed ({first_line})"
             raise ValueError(argument_message("inputs", received, "inputs that the model accepts", remedy)) from error
         if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
             received = f"gives outputs of shape {tuple(getattr(outputs, 'shape', ()))} for {len(inputs)} inputs"
-            raise ValueError(
-                argument_message("objective", received, f"({len(inputs)}, classes): one answer each", remedy)
-            )
+            expected = f"({len(inputs)}, classes): one prediction each"
+            raise ValueError(argument_message("loss", received, expected, remedy))
         low, high, classes = int(labels.min()), int(labels.max()), outputs.shape[1]
         if low < 0 or high >= classes:
             expected = f"0 to {classes - 1}, the model's {classes} outputs"
             raise ValueError(argument_message("targets", f"range from {low} to {high}", expected, "Check the labels."))
 
 
-def _with_model(objective: Any) -> Loss:
-    """The objective, if there is a model behind it."""
-    inner = loss = check_loss("objective", objective)
+def _with_model(loss: Any) -> Loss:
+    """The loss, if there is a model behind it."""
+    found = inner = check_loss("loss", loss)
     while isinstance(inner, AnchoredObjective):
         inner = inner.unanchored
-    if loss.space is None:
+    if found.space is None:
         remedy = "Make one: lh.Objective(model, data)."
-        raise TypeError(argument_message("objective", f"is {a_type(inner)}", "an objective of a model", remedy))
-    return loss
+        raise TypeError(argument_message("loss", f"is {a_type(inner)}", "a loss of a model", remedy))
+    return found
 
 
 def _checked_inputs(inputs: Any) -> Tensor:
@@ -275,14 +262,14 @@ class CircuitAttribution(Saved):
 
     def __repr__(self) -> str:
         losses = f"log(L_{self.cues[0]} / L_{self.cues[1]}) {self.basin_asymmetry:+.2f} -> {self.asymmetry:+.2f}"
-        return f"CircuitName({self.name!r}: {losses}, answers {self.shift.text}; {self.reason})"
+        return f"CircuitAttribution({self.name!r}: {losses}, answers {self.shift.text}; {self.reason})"
 
 
 def attribute_circuit(
     control: ConflictControl,
-    theta: Tensor,
-    theta0: Tensor,
+    theta: Point,
     *,
+    theta0: Point,
     losses: Mapping[str, float],
     basin_losses: Mapping[str, float],
     cues: tuple[str, str] | None = None,
@@ -293,24 +280,22 @@ def attribute_circuit(
     a where it fell. The point is called after it only if both hold:
 
     * |A(theta) - A(theta0)| > MIN_ASYMMETRY_CHANGE = 1 nat: the ratio of the losses changed by more than a factor e.
-      A convention: both losses change along any floor, and a smaller change of their ratio is not called a circuit's;
-    * the answers on the conflict inputs move the same way: (share that follows the kept cue) - (share that follows the
-      other) grows by at least MIN_ANSWER_SHIFT = 0.1, and the paired 95 % interval of that change lies above 0. On the
-      paired digits it moved by 0.05 where a loss on single cues had exploded and the answers hardly changed; 0.1 is
-      twice that.
+      A convention: both losses change along any canyon, and a smaller change of their ratio is not called a circuit's;
+    * the answers on the conflict inputs move the same way: (share of the kept cue) - (share of the other) grows by at
+      least MIN_ANSWER_SHIFT = 0.1, and the paired 95 % interval of that change lies above 0.
 
     Where almost all answers follow the kept cue at theta0 already, they can't move further, and nothing is named.
 
     Args:
         control: the conflict inputs and their labels.
-        theta: (p,) the point, such as the floor of a canyon.
+        theta: (p,) the point, such as one of a canyon.
         theta0: (p,) the basin's minimum.
         losses: cue -> loss on that cue alone at theta, > 0.
         basin_losses: the same at theta0.
         cues: (a, b) of the asymmetry; by default the control's cues, where there are two.
 
     Returns:
-        CircuitAttribution: `.name` (the kept cue, or None), `.asymmetry`, `.basin_asymmetry`, `.shift`, `.reason` in words.
+        CircuitAttribution: `.name` (the kept cue, or None), `.asymmetry`, `.basin_asymmetry`, `.shift`, `.reason`.
 
     Raises:
         ValueError, TypeError: a loss that is missing, or not positive and finite (its logarithm is not defined), cues
@@ -320,23 +305,24 @@ def attribute_circuit(
         two passes over the conflict inputs, without gradients.
 
     Source:
-        the control of this library's canyons; cf. Geirhos et al. (2019), "ImageNet-trained CNNs are biased towards
-        texture", for images whose cues conflict.
+        cf. Geirhos et al. (2019), "ImageNet-trained CNNs are biased towards texture", for images whose cues conflict.
     """
     if not isinstance(control, ConflictControl):
-        remedy = "Make one: lh.ConflictControl(objective, views.conflict.inputs, views.conflict.answers)."
+        remedy = "Make one: lh.ConflictControl(loss, views.conflict.inputs, views.conflict.answers)."
         raise TypeError(argument_message("control", f"is {a_type(control)}", "a ConflictControl", remedy))
     a, b = _checked_cues(control, cues)
-    asymmetry, basin_asymmetry = (
-        _asymmetry(argument, given, a, b) for argument, given in (("losses", losses), ("basin_losses", basin_losses))
-    )
+    asymmetry = _asymmetry("losses", losses, a, b)
+    basin_asymmetry = _asymmetry("basin_losses", basin_losses, a, b)
     change = asymmetry - basin_asymmetry
     kept, other = (b, a) if change > 0 else (a, b)
     shift = control.shift(theta, theta0, towards=kept, away=other)
     if abs(change) <= MIN_ASYMMETRY_CHANGE:
         name, reason = None, f"the asymmetry moved by {abs(change):.2f} nats, not more than {MIN_ASYMMETRY_CHANGE:g}"
     elif shift.shift >= MIN_ANSWER_SHIFT and shift.low > 0:
-        name, reason = kept, f"the {other} loss grew by {abs(change):.2f} nats against {kept}, and the answers followed"
+        name, reason = (
+            kept,
+            f"the {other} loss grew by {abs(change):.2f} nats against {kept}, and so did the cue shares",
+        )
     else:
         name, reason = None, f"the {other} loss grew by {abs(change):.2f} nats against {kept}, but {_objection(shift)}"
     return CircuitAttribution(name, (a, b), asymmetry, basin_asymmetry, shift, reason)

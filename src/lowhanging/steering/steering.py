@@ -1,18 +1,15 @@
-"""Which direction in weight space keeps one circuit and ablates another?
+"""Directions that raise one loss and keep another, and a report of what a direction is to every loss.
 
-The post's rule: take an eigenvector v of the *ablated* loss's Hessian and remove from it what the *preserved* loss
-notices to second order, the span of its top k eigenvectors. What is left raises one loss and, as far as the quadratic
-reaches, not the other. A report says what the direction is in the eyes of every loss: curvature, rank, overlaps; and,
-with conflict inputs, whether the answers leave the ablated circuit too or only its loss explodes.
-
-The roles are always named, `preserve=` and `ablate=`; "the number direction" could mean either.
+An eigenvector of the *ablated* loss's Hessian loses what the *preserved* loss notices to second order, the span of its
+top k eigenvectors. The roles are always named, `preserve=` and `ablate=`, because "the number direction" could be
+either. A loss on single cues may explode because the network breaks on images that lack the other cue; so the report
+takes conflict inputs too, and says which cue the predictions follow there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +19,11 @@ from lowhanging.curvature.operators import hessian, plain_arithmetic
 from lowhanging.curvature.subspace import Subspace
 from lowhanging.errors import a_type, argument_message, check_count, check_real, check_vector
 from lowhanging.io import Saved
-from lowhanging.objective.protocol import Loss, check_same_buffers, common_center
+from lowhanging.objective.protocol import Loss, as_losses, check_same_buffers, common_center
 from lowhanging.steering.cues import ConflictControl, shares_text
 
 # Below this share of its length, what is left of v after the rejection is mostly the error of the eigenvectors.
 _SMALLEST_REMAINDER = 1e-3
-_STEP = 2.0  # along the unit direction, where the answers are compared with those at theta0
 
 
 @plain_arithmetic()
@@ -49,8 +45,8 @@ def steering_direction(
     rises again.
 
     Args:
-        preserve: objective whose loss must not change.
-        ablate: objective whose loss should rise, around the same theta0.
+        preserve: the loss that must not change.
+        ablate: the loss that should rise, around the same theta0.
         k: eigenvectors removed, 1 <= k < num_params.
         index: which eigenvector of the ablated Hessian, 0 = largest eigenvalue.
         preserve_pairs: at least k top eigenpairs of `preserve`, if they are known already.
@@ -59,11 +55,11 @@ def steering_direction(
         progress: bars; by default they appear when a computation takes more than two seconds.
 
     Returns:
-        (p,) unit vector, on the CPU; step +1 raises the ablated loss more than step -1.
+        (p,) unit vector on the device and in the dtype of theta0; step +1 raises the ablated loss more than step -1.
 
     Raises:
         NotConvergedError: an eigenproblem missed its tolerance; `.result` has what it found.
-        ValueError: the objectives differ in theta0, given pairs are too few, or v lies in the span of V.
+        ValueError: the losses differ in theta0, given pairs are too few, or v lies in the span of V.
 
     Cost:
         two eigenproblems (about 2k + 60 products each), or two products to check pairs that are given; two evaluations.
@@ -72,19 +68,17 @@ def steering_direction(
         Vaintrob & Rimsky (2023), "The low-hanging fruit prior and sloped valleys in the loss landscape".
     """
     center = common_center({"preserve": preserve, "ablate": ablate})
-    check_count(
-        "index", index, minimum=0, maximum=center.numel() - 1, remedy="0 is the largest eigenvalue's eigenvector."
-    )
+    remedy = "0 is the largest eigenvalue's eigenvector."
+    check_count("index", index, minimum=0, maximum=center.numel() - 1, remedy=remedy)
     kept = _span(preserve, k, preserve_pairs, "preserve_pairs", tol, progress)
     pairs = _pairs(ablate, index + 1, ablate_pairs, "ablate_pairs", tol, progress)
     v = pairs.vectors[index].double()
     u = kept.reject(v)
     if float(u.norm()) < _SMALLEST_REMAINDER * float(v.norm()):
         received = f"leaves {float(u.norm()):.1e} of eigenvector {index} of the ablated Hessian"
+        expected = "a direction that the preserved loss does not see"
         remedy = "Lower k or take another index: the two losses share this direction."
-        raise ValueError(
-            argument_message("preserve", received, "a direction that the preserved loss does not see", remedy)
-        )
+        raise ValueError(argument_message("preserve", received, expected, remedy))
     return _oriented(u / u.norm(), ablate, center)
 
 
@@ -94,56 +88,56 @@ def steering_subspace(
     preserve: Loss,
     ablate: Loss,
     k: int = 50,
-    num: int = 5,
+    num_directions: int = 5,
     preserve_pairs: Eigenpairs | None = None,
     ablate_pairs: Eigenpairs | None = None,
     tol: float = 1e-4,
     progress: bool | None = None,
 ) -> Subspace:
-    r"""The vector space of directions that keep one circuit and ablate the other: span of (I - V V^T) v_1 ... v_num.
+    r"""The vector space of directions that keep one circuit and ablate the other: span of (I - V V^T) v_1 ... v_n.
 
     The basis is the eigenbasis of the ablated Hessian restricted to that space, largest curvature first, so row 0 is
     the direction *in the space* along which the ablated loss curves most (the post's direction is one vector of it).
 
     Args:
-        preserve: objective whose loss must not change.
-        ablate: objective whose loss should rise, around the same theta0.
-        k: eigenvectors of the preserved Hessian removed, 1 <= k, k + num <= num_params.
-        num: dimension of the space, the ablated Hessian's top eigenvectors used.
-        preserve_pairs: at least k top eigenpairs of `preserve`, if they are known already.
-        ablate_pairs: at least num top eigenpairs of `ablate`, if they are known already.
-        tol: residual of the eigenpairs, relative to the largest eigenvalue.
-        progress: bars; by default they appear when a computation takes more than two seconds.
+        preserve: as in `steering_direction`.
+        ablate: as in `steering_direction`.
+        k: eigenvectors of the preserved Hessian removed, 1 <= k, k + num_directions <= num_params.
+        num_directions: n, dimension of the space: the ablated Hessian's top eigenvectors used.
+        preserve_pairs: as in `steering_direction`.
+        ablate_pairs: at least num_directions top eigenpairs of `ablate`, if they are known already.
+        tol: as in `steering_direction`.
+        progress: as in `steering_direction`.
 
     Returns:
-        Subspace: `.basis` (num, p), orthonormal rows, orthogonal to V; row signs as in `steering_direction`.
+        Subspace: `.basis` (num_directions, p), orthonormal rows, orthogonal to V, on the device of theta0; their signs
+        as in `steering_direction`.
 
     Raises:
         NotConvergedError: an eigenproblem missed its tolerance.
-        ValueError: the objectives differ in theta0, given pairs are too few, or some v lies in the span of V.
+        ValueError: the losses differ in theta0, given pairs are too few, or some v lies in the span of V.
 
     Cost:
-        two eigenproblems unless the pairs are given, num products, 2 num evaluations.
+        two eigenproblems unless the pairs are given, num_directions products, twice as many evaluations.
 
     Source:
         Vaintrob & Rimsky (2023).
     """
     center = common_center({"preserve": preserve, "ablate": ablate})
-    remedy = "k + num directions must fit into num_params dimensions."
-    check_count("num", num, maximum=center.numel() - 1, remedy=remedy)
+    remedy = "k + num_directions must fit into num_params dimensions."
+    check_count("num_directions", num_directions, maximum=center.numel() - 1, remedy=remedy)
     kept = _span(preserve, k, preserve_pairs, "preserve_pairs", tol, progress)
-    pairs = _pairs(ablate, num, ablate_pairs, "ablate_pairs", tol, progress)
-    rejected = kept.reject(pairs.vectors[:num].double())
+    pairs = _pairs(ablate, num_directions, ablate_pairs, "ablate_pairs", tol, progress)
+    rejected = kept.reject(pairs.vectors[:num_directions].double())
     smallest = float(torch.linalg.svdvals(rejected)[-1])
     if smallest < _SMALLEST_REMAINDER:
-        received = f"leaves fewer than {num} independent directions (smallest singular value {smallest:.1e})"
-        raise ValueError(
-            argument_message("preserve", received, f"num = {num} directions it does not see", "Lower num or k.")
-        )
+        received = f"leaves fewer than {num_directions} independent directions (smallest singular value {smallest:.1e})"
+        expected = f"num_directions = {num_directions} that it does not see"
+        raise ValueError(argument_message("preserve", received, expected, "Lower num_directions or k."))
     basis = Subspace.span(rejected).basis.double()
     H = hessian(ablate)
-    products = torch.stack([(H @ row.to(center)).cpu().double() for row in basis])  # (num, p)
-    restricted = basis @ products.T
+    products = torch.stack([(H @ row.to(center)).cpu().double() for row in basis])  # (n, p)
+    restricted = basis @ products.T  # (n, n)
     _, rotation = torch.linalg.eigh((restricted + restricted.T) / 2)
     rows = rotation.flip(1).T @ basis
     return Subspace(torch.stack([_oriented(row, ablate, center) for row in rows]))
@@ -151,48 +145,46 @@ def steering_subspace(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SteeringReport(Saved):
-    """What one direction is in the eyes of every loss."""
+    """What one direction is to every loss."""
 
     direction: Tensor  # (p,) unit
     quotients: dict[str, float]  # name -> u.Hu, the Rayleigh quotient: curvature of that loss along u
-    ranks: dict[str, int]  # name -> 1 + number of known eigenvalues above the quotient; k + 1 means "below all k"
+    positions: dict[str, int]  # name -> 1 + number of the k known eigenvalues above the quotient; k + 1: below all
     eigenvalues: dict[str, Tensor]  # name -> (k,) top eigenvalues, descending
     overlaps: dict[str, Tensor]  # name -> (k,) squared cosines with the top eigenvectors
-    step: float | None = None  # theta0 + step * direction is where the answers are compared; None without a control
-    cue_shares: dict[str, dict[str, float]] = field(
-        default_factory=dict
-    )  # "before", "after" -> cue -> share of answers
+    step: float | None = None  # theta0 + step * direction is where cue shares are compared; None without a control
+    cue_shares: dict[str, dict[str, float]] = field(default_factory=dict)  # "before", "after" -> cue -> its share
 
     def __repr__(self) -> str:
-        parts = (f"{name} {self.quotients[name]:.3g} (rank {self.rank_text(name)})" for name in self.quotients)
-        answers = ""
+        parts = (f"{name} {self.quotients[name]:.3g} (position {self.position_text(name)})" for name in self.quotients)
+        shares = ""
         if self.cue_shares:
             moves = shares_text(self.cue_shares["before"], self.cue_shares["after"])
-            answers = f"; answers on conflict inputs from theta0 to step {self.step:g}: {moves}"
-        return f"SteeringReport(curvature: {', '.join(parts)}{answers})"
+            shares = f"; cue shares on conflict inputs from theta0 to step {self.step:g}: {moves}"
+        return f"SteeringReport(curvature: {', '.join(parts)}{shares})"
 
     def __str__(self) -> str:
-        lines = [f"{'loss':>12} {'curvature':>10} {'rank':>6} {'largest overlap':>18} {'within top k':>13}"]
+        lines = [f"{'loss':>12} {'curvature':>10} {'position':>9} {'largest overlap':>18} {'within top k':>13}"]
         for name, quotient in self.quotients.items():
             overlap = self.overlaps[name]
             squares = f"{float(overlap.max()):>18.3f} {float(overlap.sum()):>13.3f}"
-            lines.append(f"{name:>12} {quotient:>10.3g} {self.rank_text(name):>6} {squares}")
+            lines.append(f"{name:>12} {quotient:>10.3g} {self.position_text(name):>9} {squares}")
         if self.cue_shares:
-            lines.append(f"{'answers':>12} " + " ".join(f"{cue:>10}" for cue in self.cue_shares["before"]))
+            lines.append(f"{'cue shares':>12} " + " ".join(f"{cue:>10}" for cue in self.cue_shares["before"]))
             for where, shares in zip(("theta0", f"step {self.step:g}"), self.cue_shares.values(), strict=True):
                 lines.append(f"{where:>12} " + " ".join(f"{100 * share:>8.1f} %" for share in shares.values()))
         return "\n".join(lines)
 
-    def rank_text(self, name: str) -> str:
-        """The rank as it may be quoted: "7", or "> 50" where the quotient is below all known eigenvalues."""
+    def position_text(self, name: str) -> str:
+        """The position as it may be quoted: "7", or "> 50" where the quotient is below all known eigenvalues."""
         num = len(self.eigenvalues[name])
-        return f"> {num}" if self.ranks[name] > num else str(self.ranks[name])
+        return f"> {num}" if self.positions[name] > num else str(self.positions[name])
 
 
 @plain_arithmetic()
 def steering_report(
     direction: Tensor,
-    losses: Mapping[str, Loss],
+    losses: Loss | Mapping[str, Loss],
     *,
     k: int = 50,
     pairs: Mapping[str, Eigenpairs] | None = None,
@@ -201,16 +193,17 @@ def steering_report(
     tol: float = 1e-4,
     progress: bool | None = None,
 ) -> SteeringReport:
-    r"""What a direction is in the eyes of every named loss.
+    r"""What a direction is to every named loss.
 
     For u = direction / |direction| and each loss's Hessian H with top eigenpairs (lambda_j, q_j): the Rayleigh quotient
-    u.Hu, the rank that it would have among the lambda_j, and the squared overlaps (u.q_j)^2, which sum to 1 at most.
-    With a conflict control: which cue the answers follow at theta0 and at theta0 + step u. A loss on single cues that
-    explodes while the answers stay is broken there, not shown to be ablated; `conflict.shift` gives an interval.
+    u.Hu, its position among the lambda_j, and the squared overlaps (u.q_j)^2, which sum to 1 at most.
+    With a conflict control: the shares of predictions that follow each cue at theta0 and at theta0 + step u. A loss on
+    single cues that explodes while the shares stay is broken there, not shown to be ablated; `conflict.shift` gives an
+    interval.
 
     Args:
         direction: (p,), any length but zero.
-        losses: name -> objective, all around one theta0.
+        losses: name -> loss, all around one theta0; or one loss.
         k: eigenpairs per loss.
         pairs: name -> top eigenpairs (which="LA") that are known already; all of them are used.
         conflict: inputs whose cues have different labels, see `ConflictControl`; of the losses' model.
@@ -223,69 +216,69 @@ def steering_report(
 
     Raises:
         NotConvergedError: an eigenproblem missed its tolerance.
-        ValueError, TypeError: a direction of the wrong length, zero or not finite; objectives around different points;
+        ValueError, TypeError: a direction of the wrong length, zero or not finite; losses around different points;
             a step without a control, or a control of another model.
 
     Cost:
         one product per loss, an eigenproblem per loss whose pairs are not given, two passes over the conflict inputs.
     """
+    losses = as_losses(losses)
     center = common_center(losses)
     remedy = "Take one from lh.steering_direction(...)."
     u = check_vector("direction", direction, center.numel(), owner="the losses", remedy=remedy, allow_zero=False)
     u = u.detach().cpu().double()
     u = u / u.norm()
-    unknown = sorted(set(pairs or {}) - set(losses))
-    if unknown:
-        raise ValueError(
-            argument_message("pairs", f"has the names {unknown}", f"names of losses: {list(losses)}", "Rename them.")
-        )
+    known = dict(pairs or {})
+    if unknown := sorted(set(known) - set(losses)):
+        expected = f"names of losses: {list(losses)}"
+        raise ValueError(argument_message("pairs", f"has the names {unknown}", expected, "Rename them."))
     step = _checked_step(conflict, step, center)
     if conflict is not None:
-        check_same_buffers({**losses, "the conflict control": conflict.objective})
-    quotients, ranks, eigenvalues, overlaps = {}, {}, {}, {}
+        check_same_buffers({**losses, "the conflict control": conflict.loss})
+    quotients, positions, eigenvalues, overlaps = {}, {}, {}, {}
     for name, loss in losses.items():
-        known = (pairs or {}).get(name)
-        found = _pairs(loss, k if known is None else len(known.values), known, f"pairs[{name!r}]", tol, progress)
-        along = u.to(center)
-        quotients[name] = float(u @ (hessian(loss) @ along).cpu().double())
+        num = len(known[name].values) if name in known else k
+        found = _pairs(loss, num, known.get(name), f"pairs[{name!r}]", tol, progress)
+        quotients[name] = float(u @ (hessian(loss) @ u.to(center)).cpu().double())
         eigenvalues[name] = found.values.double()
-        ranks[name] = 1 + int((found.values.double() > quotients[name]).sum())
+        positions[name] = 1 + int((eigenvalues[name] > quotients[name]).sum())
         overlaps[name] = (found.vectors.double() @ u).square()
     cue_shares = {}
     if conflict is not None and step is not None:
         cue_shares = {"before": conflict(center), "after": conflict(center + step * u.to(center))}
-    return SteeringReport(u.to(center.dtype), quotients, ranks, eigenvalues, overlaps, step, cue_shares)
+    return SteeringReport(u.to(center.dtype), quotients, positions, eigenvalues, overlaps, step, cue_shares)
 
 
-def _checked_step(conflict: Any, step: Any, center: Tensor) -> float | None:
-    """Where the answers are compared: None without a control."""
-    remedy = "Pass lh.ConflictControl(objective, views.conflict.inputs, views.conflict.answers)."
+def _checked_step(conflict: ConflictControl | None, step: float | None, center: Tensor) -> float | None:
+    """Where cue shares are compared: None without a control."""
+    remedy = "Pass lh.ConflictControl(loss, views.conflict.inputs, views.conflict.answers)."
     if conflict is None:
-        if step is not None:
-            received, expected = f"is {step!r} and conflict is None", "a step with conflict= only"
-            raise ValueError(argument_message("step", received, expected, remedy))
-        return None
+        if step is None:
+            return None
+        received, expected = f"is {step!r} and conflict is None", "a step with conflict= only"
+        raise ValueError(argument_message("step", received, expected, remedy))
     if not isinstance(conflict, ConflictControl):
         raise TypeError(argument_message("conflict", f"is {a_type(conflict)}", "a ConflictControl", remedy))
     if conflict.num_params != center.numel():
-        received = f"is of a model with {conflict.num_params} parameters"
-        remedy = "Make it with one of the losses."
-        raise ValueError(argument_message("conflict", received, f"{center.numel()} as in the losses", remedy))
-    return check_real("step", _STEP if step is None else step, remedy="Leave it out: 2.")
+        received, expected = (
+            f"is of a model with {conflict.num_params} parameters",
+            f"{center.numel()} as in the losses",
+        )
+        raise ValueError(argument_message("conflict", received, expected, "Make it with one of the losses."))
+    return check_real("step", 2.0 if step is None else step, remedy="Leave it out: 2.")
 
 
 def _pairs(
     loss: Loss, k: int, known: Eigenpairs | None, argument: str, tol: float, progress: bool | None
 ) -> Eigenpairs:
     """At least k top eigenpairs of the loss's Hessian, computed unless they are known."""
-    remedy = f"Compute them with lh.top_eigs(lh.hessian(objective), k={k})."
+    remedy = f"Compute them with lh.top_eigs(lh.hessian(loss), k={k})."
     if known is None:
         return top_eigs(hessian(loss), k=k, which="LA", tol=tol, progress=progress)
     if known.which != "LA" or len(known.values) < k or known.vectors.shape[1] != loss.num_params:
         received = f"holds {len(known.values)} pairs ({known.which}) of length {known.vectors.shape[1]}"
-        raise ValueError(
-            argument_message(argument, received, f"at least {k} pairs (LA) of length {loss.num_params}", remedy)
-        )
+        expected = f"at least {k} pairs (LA) of length {loss.num_params}"
+        raise ValueError(argument_message(argument, received, expected, remedy))
     if not bool(known.is_converged[:k].all()):
         received = f"holds {int((~known.is_converged[:k]).sum())} pairs among the first {k} that have not converged"
         raise ValueError(argument_message(argument, received, "converged pairs", remedy))
@@ -307,7 +300,7 @@ def _span(loss: Loss, k: int, known: Eigenpairs | None, argument: str, tol: floa
 
 
 def _oriented(u: Tensor, ablate: Loss, center: Tensor) -> Tensor:
-    """U or -u (p,), in the weights' dtype: step +1 raises the ablated loss more than step -1."""
+    """U or -u (p,), as `center`: step +1 raises the ablated loss more than step -1."""
     step = u.to(center)
     up, down = float(ablate(center + step)), float(ablate(center - step))
-    return (u if up >= down else -u).to(dtype=center.dtype, device="cpu")
+    return step if up >= down else -step

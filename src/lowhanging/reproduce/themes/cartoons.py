@@ -186,8 +186,8 @@ def plane_of(name: str, shelf: ResultStore) -> PlaneSlice:
         return plane_slice(
             {label: CARTOONS[name]},
             torch.eye(2, dtype=torch.float64),
-            1.25 * HALF_WIDTH,
-            41,
+            extent=1.25 * HALF_WIDTH,
+            num=41,
             names=("x, what one circuit lacks", "y, what the other lacks"),
             engine="point by point",
             progress=False,

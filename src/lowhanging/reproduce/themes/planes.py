@@ -43,7 +43,7 @@ def plane_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> PlaneSlice:
         # The engine is named: its measurement could fall either way, and the report is to repeat to the last digit.
         directions = tuple(s.direction for s in steered)
         return plane_slice(
-            network.losses, directions, EXTENT, num,
+            network.losses, directions, extent=EXTENT, num=num,
             names=(first, second), engine="point by point", resume=shelf.resume("plane"),
         )  # fmt: skip
 
