@@ -9,7 +9,7 @@ import torch
 
 from lowhanging.reproduce.themes.learning import Learning, learn
 
-LONGEST = ("test_reproduce.py", "test_docs.py", "test_reproduce_report.py", "test_examples.py", "test_fuzz.py")
+LONGEST = ("test_learning.py", "test_docs.py", "test_pipeline.py", "test_examples.py", "test_fuzz.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def reference() -> Learning:
     """Seed 0 of `lowhanging reproduce` with its defaults: nothing shrunk."""
-    return learn(source="bundled", seed=0, epochs=60)
+    return learn(source="bundled", seed=0)
 
 
 @pytest.fixture(autouse=True)
