@@ -84,7 +84,7 @@ class Outcome:
     words: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.words}\n    python tests/test_fuzz.py {shlex.quote(self.case)}"
+        return f"{self.kind}: {self.words}\n    PYTHONPATH=tests python tests/objective/test_fuzz.py {shlex.quote(self.case)}"
 
 
 # The reference --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What does the post say, what was measured, and does it hold?
+"""Claims of the post, the verdicts on them, and the intervals of their numbers.
 
 A verdict is computed from the measurement by a rule that is printed beside it; nothing here is written by hand.
 

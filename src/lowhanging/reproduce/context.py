@@ -1,4 +1,4 @@
-"""What a theme measures on: the settings, the store of finished work and, for most themes, one trained network."""
+"""The context of a measurement: the settings, the store of finished work and, for most themes, one trained network."""
 
 from __future__ import annotations
 

@@ -142,11 +142,11 @@ def canyons_figures(context: Context, rows: Rows) -> Pictures:
     found = canyons.canyons_of(context)
     paths, plane = found.paths, found.plane
 
-    def depths(ax: Any) -> Any:
+    def relative_rises(ax: Any) -> Any:
         return plots.canyon_depths(found.shell, ax, null=found.null)
 
     if not paths:
-        return {"canyons.png": plots.panels([[depths]], width=7, height=4.5)}
+        return {"canyons.png": plots.panels([[relative_rises]], width=7, height=4.5)}
 
     def along(name: str, quantity: Literal["loss", "cue_shares"] = "loss") -> Drawing:
         return lambda ax: plots.canyon_losses(paths[name], ax, quantity=quantity).set_title(name)
@@ -156,7 +156,7 @@ def canyons_figures(context: Context, rows: Rows) -> Pictures:
         lambda ax: plots.canyon_floor(paths, ax, quantity="slope_without_anchor"),
         lambda ax: plots.canyon_fan(paths, ax, quantity="asymmetry", cues=("number", "pattern")),
     ]
-    drawn += [along(name) for name in paths] + [depths]
+    drawn += [along(name) for name in paths] + [relative_rises]
     drawn += [along(name, "cue_shares") for name in paths]
     if plane is not None:
         drawn.append(lambda ax: plots.plane_slice(plane, ax, name="mixed"))

@@ -35,12 +35,12 @@ def context(network, store=NO_STORE):
 
 
 def test_the_run_is_the_networks_own_recipe(network):
-    run = order.early(network, epochs=2, log_every=2, images=60)
+    run = order.early(network, num_epochs=2, log_every=2, images=60)
     assert run.steps.tolist() == [0, 2, 4, 6]  # 192 images in batches of 64
     for name in order.TASKS:  # the same start, evaluated on the same images
         assert float(run.losses[name][0, 0]) == pytest.approx(float(network.run.losses[name][0]), rel=1e-6)
     state = network.model.state_dict()
-    row = order.measure(context(network), epochs=50, log_every=3)  # more epochs than it was trained for
+    row = order.measure(context(network), num_epochs=50, log_every=3)  # more epochs than it was trained for
     assert row["steps"][-1] == EPOCHS * 3
     assert json.loads(json.dumps(row, allow_nan=False)) == row
     assert all(torch.equal(state[name], tensor) for name, tensor in network.model.state_dict().items())

@@ -108,10 +108,10 @@ def canyons_of(context: Context) -> Canyons:
     for number, point in enumerate(_to_follow(on_sphere), 1):
         file = store.resume(f"branch-{number}")
 
-        def followed(point: CanyonPoint = point, file: Any = file) -> CanyonPath:
+        def traced(point: CanyonPoint = point, file: Any = file) -> CanyonPath:
             return _found(lambda: trace_canyon(loss, point, to=(INNER, OUTER), step=STEP, resume=file, **watched))
 
-        paths[f"branch {number}"] = store.result(f"branch-{number}", followed)
+        paths[f"branch {number}"] = store.result(f"branch-{number}", traced)
     return Canyons(
         minimum,
         on_sphere,

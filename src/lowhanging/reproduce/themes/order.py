@@ -54,14 +54,14 @@ WEIGHTS = torch.linspace(0.0, 3.0, 61, dtype=torch.float64)  # of the first circ
 NUM_IMAGES, NUM_DRAWS = 2000, 2000  # of the bootstrap
 
 
-def measure(context: Context, *, epochs: int | None = None, log_every: int | None = None) -> Row:
+def measure(context: Context, *, num_epochs: int | None = None, log_every: int | None = None) -> Row:
     """When each competence came, and how the mixed loss fell in between; None where it did not come in time."""
     network, store, sizes = context.network, context.store, QUICK if context.sizes.is_quick else FULL
-    epochs = min(epochs or sizes["epochs"], int(network.run.epochs[-1]))
+    num_epochs = min(num_epochs or sizes["epochs"], int(network.run.epochs[-1]))
     rows = log_every or sizes["log_every"]
 
     def trained() -> StackRun:
-        return early(network, epochs=epochs, log_every=rows, images=sizes["images"], resume=store.resume("early"))
+        return early(network, num_epochs=num_epochs, log_every=rows, images=sizes["images"], resume=store.resume("early"))
 
     run = store.result("early", trained)
     whole = network.run
@@ -134,14 +134,14 @@ def competences(rows: Sequence[Row]) -> Competences:
     return Competences(torch.tensor(rows[0]["steps"][:logs]) / rows[0]["steps_per_epoch"], progress, "epoch")
 
 
-def early(network: Learning, *, epochs: int, log_every: int, images: int, resume: Path | None = None) -> StackRun:
+def early(network: Learning, *, num_epochs: int, log_every: int, images: int, resume: Path | None = None) -> StackRun:
     """The first epochs of the network's training once more, with a row every few steps."""
-    share = epochs / int(network.run.epochs[-1])
+    share = num_epochs / int(network.run.epochs[-1])
     return train_stack(
         lambda seed: SigmoidCNN(seed=seed),
         network.views.mixed.train,
         [network.run.seed],
-        steps=epochs * _steps_per_epoch(network),
+        steps=num_epochs * _steps_per_epoch(network),
         batch_size=BATCH_SIZE,
         lr=LR,
         schedule=lambda done: 0.5 * (1 + math.cos(math.pi * done * share)),
