@@ -274,9 +274,9 @@ def main() -> None:
         print(f"| {row:<38} | {seconds:>7.1f} | {whole / seconds:>4.2f}x | {numbers} | {changed:<12} | {said} |")
     print(f"\nspeed: against '{LARGE}'; errors: largest over the losses; float32, so about 1e-6 is rounding")
     if options.json:
-        fingerprint = {row: result | {"quadratic": repr(result["quadratic"])} for row, result in runs.items()}
+        shown = {row: result | {"quadratic": repr(result["quadratic"])} for row, result in runs.items()}
         options.json.write_text(
-            json.dumps({"what": size, "threads": torch.get_num_threads(), "rows": fingerprint}, indent=1)
+            json.dumps({"what": size, "threads": torch.get_num_threads(), "rows": shown}, indent=1)
         )
 
 

@@ -216,6 +216,7 @@ def page_name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_python_blocks_run(page: Path, headless: Path) -> None:
     run_python(page)
@@ -379,6 +380,7 @@ def test_reference_holds_every_public_name_once() -> None:
     assert len(found) == len(set(found))
 
 
+@pytest.mark.slow
 def test_site_builds(tmp_path: Path) -> None:
     """Strict, with empty tutorials: tests/test_examples.py runs those. Needs the extra `docs`."""
     pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")

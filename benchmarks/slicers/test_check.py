@@ -23,6 +23,8 @@ from torch import Tensor
 
 import lowhanging as lh
 
+pytestmark = pytest.mark.slow  # the benchmarks' own tests run last
+
 Parts = dict[str, Tensor]
 
 

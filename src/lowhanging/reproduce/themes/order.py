@@ -61,7 +61,9 @@ def measure(context: Context, *, num_epochs: int | None = None, log_every: int |
     rows = log_every or sizes["log_every"]
 
     def trained() -> StackRun:
-        return early(network, num_epochs=num_epochs, log_every=rows, images=sizes["images"], resume=store.resume("early"))
+        return early(
+            network, num_epochs=num_epochs, log_every=rows, images=sizes["images"], resume=store.resume("early")
+        )
 
     run = store.result("early", trained)
     whole = network.run
