@@ -92,7 +92,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             "each task has a small effective dimension",
             "few directions of weight space carry a task's curvature",
             f"eigenvalues of the held-out losses at the minimum above 0.1 / 1 / 10, of {size:,} "
-            f"{_over(rows)}: {_each(lambda name: _counts(at_minimum[name]))}. Participation ratio of the {known} "
+            f"{over_seeds(len(rows), with_range=False)}: "
+            f"{_each(lambda name: _counts(at_minimum[name]))}. Participation ratio of the {known} "
             f"largest: {_each(lambda name: _positive([found['participation_ratio'] for found in at_minimum[name]]))}. "
             f"Largest: {_each(lambda name: _positive([found['eigenvalues'][0] for found in at_minimum[name]]))}. "
             f"Along training (after {', '.join(map(str, epochs))} epochs, on {rows[0]['along_images']} images) above "
@@ -126,7 +127,3 @@ def _count(records: Sequence[Row], i: int) -> str:
     return ("at least " if is_bound else "") + mean_interval(
         [float(record["above"][level]) for record in records], with_range=False
     )
-
-
-def _over(rows: Sequence[Row]) -> str:
-    return over_seeds(len(rows), with_range=False)

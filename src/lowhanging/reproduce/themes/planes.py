@@ -163,7 +163,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             "near the minimum the loss is quadratic and the circuits can't be told apart",
             "in the small the loss is a quadratic bowl, in which circuits can't be told apart; canyons lie further out",
             "that it is quadratic near enough is Taylor's theorem; measured is how near, on circles in the plane of "
-            f"the two steering directions {_over(rows)}. The fit error of the second-order expansion passes "
+            f"the two steering directions {over_seeds(len(rows), with_range=False)}. The fit error of the "
+            "second-order expansion passes "
             f"{' / '.join(f'{100 * level:g}' for level in LEVELS)} % at radius {'; '.join(texts)}. "
             f"log(L_number / L_pattern) has moved by {MIN_ASYMMETRY_CHANGE:g} nat at radius {_radius(distinct)}. "
             f"Networks in which a loss's quadratic ends nearer than that, {counts}",
@@ -181,7 +182,3 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 
 def _mean(values: Sequence[float]) -> str:
     return mean_interval(values, 2, scale="log", with_range=False)
-
-
-def _over(rows: Sequence[Row]) -> str:
-    return over_seeds(len(rows), with_range=False)

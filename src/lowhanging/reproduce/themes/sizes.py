@@ -100,104 +100,119 @@ FULL = Design(
 )
 
 
-class CosineNetwork(nn.Module):
-    r"""z(x) = sum_j v_j cos(w_j c), c = (pi / 2) (1 - x), as logits (-z / 2, z / 2) of two classes.
+def measure(context: Context) -> Row:
+    """Times to learn each rule at each size, over as many seeds as the sizes of the run say."""
+    plan = TINY if context.sizes.name == "tiny" else QUICK if context.sizes.is_quick else FULL
+    return run_design(plan, context.sizes.size_seeds, store=context.store)
 
-    A sign of 1 counts 0 in c, a sign of -1 counts pi. A unit with weights 1 on the bits of a cue and 0 elsewhere is the
-    cue, chi(x) = cos(pi #{bits that are -1}): k input weights and one read-out.
 
-    Nothing smaller computes the same. An output that depends on a bit needs a weight on it, and a read-out: k + 1 for
-    one cue of k bits, and 2k + 1 at least for two. Two cues, b (chi_A + chi_B), need a second unit from k = 2 on. With
-    one, v = 2b (no sign turned); a bit i turned in either cue makes 0, so pi w_i = +- pi / 2 up to full turns; a bit i
-    in A and a bit j in B turned make -2b, so w_i = w_j; two bits i and i' in A turned make 2b again, so w_i = -w_i'.
-    But both equal w_j. So two cues of k bits take 2 (k + 1) parameters, as many as one cue of 2k + 1 bits.
+def run_design(plan: Design, num_seeds: int, *, store: ResultStore = NO_STORE) -> Row:
+    """Times to learn each rule at each size, over seeds 0, 1, ..., as plain numbers (None: infinite).
 
-    Args:
-        num_bits: signs of an input.
-        hidden: units.
-        seed: of the weights, normal with variance 1 / num_bits and 1 / hidden; None draws from the global state.
+    Each rule at each size is kept in the store; so is the one that is being trained.
     """
-
-    def __init__(self, num_bits: int, hidden: int, seed: int | None = None):
-        super().__init__()
-        generator = generator_of(seed)
-        self.weight = normal(hidden, num_bits, std=1 / math.sqrt(num_bits), generator=generator)
-        self.readout = normal(hidden, std=1 / math.sqrt(hidden), generator=generator)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits (n, 2) of signs (n, num_bits)."""
-        angles = (math.pi / 2) * ((1 - inputs) @ self.weight.T)  # (n, hidden)
-        z = torch.cos(angles) @ self.readout  # (n,)
-        return torch.stack([-z / 2, z / 2], dim=1)
-
-    @property
-    def num_nonzero(self) -> int:
-        """Parameters that are not 0: those of the circuits that the network holds."""
-        return int(sum((parameter != 0).sum() for parameter in self.parameters()))
-
-
-def exact_network(num_bits: int, cues: Sequence[tuple[Tensor, float]]) -> CosineNetwork:
-    """The smallest network of the family with z = sum of coefficient times cue, for (bits, coefficient) pairs."""
-    network = CosineNetwork(num_bits, len(cues), seed=0)
-    with torch.no_grad():
-        network.weight.zero_()
-        for unit, (bits, coefficient) in enumerate(cues):
-            network.weight[unit, bits] = 1.0
-            network.readout[unit] = coefficient
-    return network
-
-
-class TanhNetwork(nn.Module):
-    """An ordinary hidden layer of tanh units with biases, for the same inputs; its circuits can't be counted so."""
-
-    def __init__(self, num_bits: int, hidden: int, seed: int | None = None):
-        super().__init__()
-        generator = generator_of(seed)
-        self.weight = normal(hidden, num_bits, std=1 / math.sqrt(num_bits), generator=generator)
-        self.bias = normal(hidden, std=0.5, generator=generator)
-        self.readout = normal(hidden, std=1 / math.sqrt(hidden), generator=generator)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits (n, 2) of signs (n, num_bits)."""
-        z = torch.tanh(inputs @ self.weight.T + self.bias) @ self.readout  # (n,)
-        return torch.stack([-z / 2, z / 2], dim=1)
-
-
-def rules_of(plan: Design, whole: int, half: int) -> ParityRules:
-    """A data set of the plan's shape."""
-    return parity_rules(
-        whole, half, num_bits=plan.num_bits, num_train=plan.num_train, num_test=plan.num_test, seed=whole
-    )
-
-
-def at_size(plan: Design, size: int) -> dict[str, tuple[ParityRules, Rule]]:
-    """Every rule that is trained at a size n, by name."""
-    half = size // 2 - 1
-    rules = rules_of(plan, size - 1, half)
+    remedy = "Pass the number of networks, at least 30 for a report."
+    num_seeds = check_count("num_seeds", num_seeds, minimum=2, remedy=remedy)
+    sizes = [
+        _size(plan, size, budgets, num_seeds, store) for size, budgets in zip(plan.sizes, plan.budgets, strict=True)
+    ]
+    found = _times(sizes)
     return {
-        "atomic": (rules, "atomic"),
-        "decomposable": (rules, "decomposable"),
-        "same bits": (rules_of(plan, size - 2, half), "atomic"),
-        "one half": (rules_of(plan, half, half), "atomic"),
+        "seeds": num_seeds,
+        "num_bits": plan.num_bits,
+        "hidden": HIDDEN,
+        "batch_size": BATCH_SIZE,
+        "lr": LR,
+        "log_every": LOG_EVERY,
+        "share": SHARE,
+        "sizes": sizes,
+        "ratios": {
+            "atomic": _ratio(found, "atomic", "decomposable"),
+            "same bits": _ratio(found, "same bits", "decomposable"),
+            "two for one": _ratio(found, "decomposable", "one half"),
+        },
+        # Kept whole only: every weight at every row is too much to write at every row.
+        "joint": [store.plain(f"sizes-{size}-joint", partial(_joint, plan, size, num_seeds)) for size in plan.joint],
+        "others": [_other(plan, other, num_seeds, store) for other in plan.others],
     }
 
 
-def view_of(rules: ParityRules, rule: Rule) -> ParityView:
-    """The rows on which a rule tells the label."""
-    return rules.atomic if rule == "atomic" else rules.decomposable
+def _size(plan: Design, size: int, budgets: Sequence[int], num_seeds: int, store: ResultStore) -> dict[str, Any]:
+    """All rules at one size."""
+    found: dict[str, Any] = {"size": size}
+    for (name, (rules, rule)), budget in zip(at_size(plan, size).items(), budgets, strict=True):
+        smallest, file = smallest_network(rules, rule), f"sizes-{size}-{name.replace(' ', '-')}"
+        found[name] = {
+            "parameters": smallest.num_nonzero,
+            "ideal_loss": rules.losses[rule],
+            "held_out_loss_of_smallest": held_out_loss(smallest, view_of(rules, rule)),
+            "budget": budget,
+            "steps": _kept_times(store, file, rules, rule, budget, num_seeds, log_every=LOG_EVERY[name]),
+        }
+    return found
 
 
-def smallest_network(rules: ParityRules, rule: Rule) -> CosineNetwork:
-    """The network of fewest parameters that is the ideal reader of a view."""
-    a, b = rules.coefficients["whole"], rules.coefficients["half"]
-    cues = [(rules.whole_bits, a)] if rule == "atomic" else [(bits, b) for bits in rules.half_bits]
-    return exact_network(rules.both.train.inputs.shape[1], cues)
+def _joint(plan: Design, size: int, seeds: int) -> dict[str, Any]:
+    """Both rules at once: when do the logits hold half of each ideal coefficient?"""
+    budget = plan.budgets[plan.sizes.index(size)][0]
+    rules, _ = at_size(plan, size)["atomic"]
+    steps, shares = shares_over_training(rules, budget, seeds)
+    whole, first, second = (first_crossing(steps, shares[..., i], 0.5, is_rising=True) for i in range(3))
+    halves = torch.maximum(first, second)
+    return {
+        "size": size,
+        "budget": budget,
+        "whole": _plain(whole),
+        "first half": _plain(torch.minimum(first, second)),
+        "both halves": _plain(halves),
+        "num_halves_before": int((halves < whole).sum()),
+        "num_atomic_before": int((whole < halves).sum()),
+        "median_final_shares": shares[:, -1].median(0).values.tolist(),  # of the whole cue and the two halves
+    }
 
 
-def held_out_loss(network: nn.Module, data: ParityView) -> float:
-    """Mean loss on the test rows (nats)."""
-    loss = Objective(network, data.test)
-    return float(loss(loss.theta0))
+def _other(plan: Design, other: Other, num_seeds: int, store: ResultStore) -> dict[str, Any]:
+    """The two rules of the first size with another network or another optimizer."""
+    budgets: dict[Rule, int] = dict(zip(("atomic", "decomposable"), other.budgets, strict=True))
+    rules, _ = at_size(plan, plan.sizes[0])["atomic"]
+    steps = {
+        rule: _kept_times(
+            store,
+            f"sizes-{other.network}-{other.optimizer}-{rule}",
+            rules,
+            rule,
+            budget,
+            num_seeds,
+            log_every=LOG_EVERY[rule],
+            other=other,
+        )
+        for rule, budget in budgets.items()
+    }
+    found = LearningTimes(
+        sizes=torch.tensor([float(plan.sizes[0])]),
+        times={str(rule): _steps(times)[None] for rule, times in steps.items()},
+        budgets={str(rule): torch.tensor([float(budget)]) for rule, budget in budgets.items()},
+    )
+    return {
+        **asdict(other),
+        "budgets": list(other.budgets),
+        "size": plan.sizes[0],
+        "steps": steps,
+        "ratio": _ratio(found, "atomic", "decomposable"),
+    }
+
+
+def _kept_times(
+    store: ResultStore, name: str, rules: ParityRules, rule: Rule, budget: int, num_seeds: int, **options: Any
+) -> list[float | None]:
+    """Steps that each seed took to learn a rule (None: infinite), trained once."""
+    resume = store.resume(name)
+    found: list[float | None] = store.plain(
+        name, lambda: _plain(times_to_learn(rules, rule, budget, num_seeds, resume=resume, **options))
+    )
+    if resume is not None:
+        resume.unlink(missing_ok=True)
+    return found
 
 
 def times_to_learn(
@@ -268,54 +283,104 @@ def _factory(num_bits: int, kind: type[CosineNetwork] | type[TanhNetwork]) -> Ca
     return lambda seed: kind(num_bits, HIDDEN, seed)
 
 
-def measure(context: Context) -> Row:
-    """Times to learn each rule at each size, over as many seeds as the sizes of the run say."""
-    plan = TINY if context.sizes.name == "tiny" else QUICK if context.sizes.is_quick else FULL
-    return run_design(plan, context.sizes.size_seeds, store=context.store)
+def held_out_loss(network: nn.Module, data: ParityView) -> float:
+    """Mean loss on the test rows (nats)."""
+    loss = Objective(network, data.test)
+    return float(loss(loss.theta0))
 
 
-def run_design(plan: Design, num_seeds: int, *, store: ResultStore = NO_STORE) -> Row:
-    """Times to learn each rule at each size, over seeds 0, 1, ..., as plain numbers (None: infinite).
+def smallest_network(rules: ParityRules, rule: Rule) -> CosineNetwork:
+    """The network of fewest parameters that is the ideal reader of a view."""
+    a, b = rules.coefficients["whole"], rules.coefficients["half"]
+    cues = [(rules.whole_bits, a)] if rule == "atomic" else [(bits, b) for bits in rules.half_bits]
+    return exact_network(rules.both.train.inputs.shape[1], cues)
 
-    Each rule at each size is kept in the store; so is the one that is being trained.
-    """
-    remedy = "Pass the number of networks, at least 30 for a report."
-    num_seeds = check_count("num_seeds", num_seeds, minimum=2, remedy=remedy)
-    sizes = [
-        _size(plan, size, budgets, num_seeds, store) for size, budgets in zip(plan.sizes, plan.budgets, strict=True)
-    ]
-    found = _times(sizes)
+
+def view_of(rules: ParityRules, rule: Rule) -> ParityView:
+    """The rows on which a rule tells the label."""
+    return rules.atomic if rule == "atomic" else rules.decomposable
+
+
+def at_size(plan: Design, size: int) -> dict[str, tuple[ParityRules, Rule]]:
+    """Every rule that is trained at a size n, by name."""
+    half = size // 2 - 1
+    rules = rules_of(plan, size - 1, half)
     return {
-        "seeds": num_seeds,
-        "num_bits": plan.num_bits,
-        "hidden": HIDDEN,
-        "batch_size": BATCH_SIZE,
-        "lr": LR,
-        "log_every": LOG_EVERY,
-        "share": SHARE,
-        "sizes": sizes,
-        "ratios": {
-            "atomic": _ratio(found, "atomic", "decomposable"),
-            "same bits": _ratio(found, "same bits", "decomposable"),
-            "two for one": _ratio(found, "decomposable", "one half"),
-        },
-        # Kept whole only: every weight at every row is too much to write at every row.
-        "joint": [store.plain(f"sizes-{size}-joint", partial(_joint, plan, size, num_seeds)) for size in plan.joint],
-        "others": [_other(plan, other, num_seeds, store) for other in plan.others],
+        "atomic": (rules, "atomic"),
+        "decomposable": (rules, "decomposable"),
+        "same bits": (rules_of(plan, size - 2, half), "atomic"),
+        "one half": (rules_of(plan, half, half), "atomic"),
     }
 
 
-def _kept_times(
-    store: ResultStore, name: str, rules: ParityRules, rule: Rule, budget: int, num_seeds: int, **options: Any
-) -> list[float | None]:
-    """Steps that each seed took to learn a rule (None: infinite), trained once."""
-    resume = store.resume(name)
-    found: list[float | None] = store.plain(
-        name, lambda: _plain(times_to_learn(rules, rule, budget, num_seeds, resume=resume, **options))
+def rules_of(plan: Design, whole: int, half: int) -> ParityRules:
+    """A data set of the plan's shape."""
+    return parity_rules(
+        whole, half, num_bits=plan.num_bits, num_train=plan.num_train, num_test=plan.num_test, seed=whole
     )
-    if resume is not None:
-        resume.unlink(missing_ok=True)
-    return found
+
+
+class CosineNetwork(nn.Module):
+    r"""z(x) = sum_j v_j cos(w_j c), c = (pi / 2) (1 - x), as logits (-z / 2, z / 2) of two classes.
+
+    A sign of 1 counts 0 in c, a sign of -1 counts pi. A unit with weights 1 on the bits of a cue and 0 elsewhere is the
+    cue, chi(x) = cos(pi #{bits that are -1}): k input weights and one read-out.
+
+    Nothing smaller computes the same. An output that depends on a bit needs a weight on it, and a read-out: k + 1 for
+    one cue of k bits, and 2k + 1 at least for two. Two cues, b (chi_A + chi_B), need a second unit from k = 2 on. With
+    one, v = 2b (no sign turned); a bit i turned in either cue makes 0, so pi w_i = +- pi / 2 up to full turns; a bit i
+    in A and a bit j in B turned make -2b, so w_i = w_j; two bits i and i' in A turned make 2b again, so w_i = -w_i'.
+    But both equal w_j. So two cues of k bits take 2 (k + 1) parameters, as many as one cue of 2k + 1 bits.
+
+    Args:
+        num_bits: signs of an input.
+        hidden: units.
+        seed: of the weights, normal with variance 1 / num_bits and 1 / hidden; None draws from the global state.
+    """
+
+    def __init__(self, num_bits: int, hidden: int, seed: int | None = None):
+        super().__init__()
+        generator = generator_of(seed)
+        self.weight = normal(hidden, num_bits, std=1 / math.sqrt(num_bits), generator=generator)
+        self.readout = normal(hidden, std=1 / math.sqrt(hidden), generator=generator)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (n, 2) of signs (n, num_bits)."""
+        angles = (math.pi / 2) * ((1 - inputs) @ self.weight.T)  # (n, hidden)
+        z = torch.cos(angles) @ self.readout  # (n,)
+        return torch.stack([-z / 2, z / 2], dim=1)
+
+    @property
+    def num_nonzero(self) -> int:
+        """Parameters that are not 0: those of the circuits that the network holds."""
+        return int(sum((parameter != 0).sum() for parameter in self.parameters()))
+
+
+def exact_network(num_bits: int, cues: Sequence[tuple[Tensor, float]]) -> CosineNetwork:
+    """The smallest network of the family with z = sum of coefficient times cue, for (bits, coefficient) pairs."""
+    network = CosineNetwork(num_bits, len(cues), seed=0)
+    with torch.no_grad():
+        network.weight.zero_()
+        for unit, (bits, coefficient) in enumerate(cues):
+            network.weight[unit, bits] = 1.0
+            network.readout[unit] = coefficient
+    return network
+
+
+class TanhNetwork(nn.Module):
+    """An ordinary hidden layer of tanh units with biases, for the same inputs; its circuits can't be counted so."""
+
+    def __init__(self, num_bits: int, hidden: int, seed: int | None = None):
+        super().__init__()
+        generator = generator_of(seed)
+        self.weight = normal(hidden, num_bits, std=1 / math.sqrt(num_bits), generator=generator)
+        self.bias = normal(hidden, std=0.5, generator=generator)
+        self.readout = normal(hidden, std=1 / math.sqrt(hidden), generator=generator)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (n, 2) of signs (n, num_bits)."""
+        z = torch.tanh(inputs @ self.weight.T + self.bias) @ self.readout  # (n,)
+        return torch.stack([-z / 2, z / 2], dim=1)
 
 
 def learning_times(row: Row) -> LearningTimes:
@@ -392,89 +457,6 @@ def _null(row: Row, times: LearningTimes) -> str:
     )
 
 
-def _size(plan: Design, size: int, budgets: Sequence[int], num_seeds: int, store: ResultStore) -> dict[str, Any]:
-    """All rules at one size."""
-    found: dict[str, Any] = {"size": size}
-    for (name, (rules, rule)), budget in zip(at_size(plan, size).items(), budgets, strict=True):
-        smallest, file = smallest_network(rules, rule), f"sizes-{size}-{name.replace(' ', '-')}"
-        found[name] = {
-            "parameters": smallest.num_nonzero,
-            "ideal_loss": rules.losses[rule],
-            "held_out_loss_of_smallest": held_out_loss(smallest, view_of(rules, rule)),
-            "budget": budget,
-            "steps": _kept_times(store, file, rules, rule, budget, num_seeds, log_every=LOG_EVERY[name]),
-        }
-    return found
-
-
-def _joint(plan: Design, size: int, seeds: int) -> dict[str, Any]:
-    """Both rules at once: when do the logits hold half of each ideal coefficient?"""
-    budget = plan.budgets[plan.sizes.index(size)][0]
-    rules, _ = at_size(plan, size)["atomic"]
-    steps, shares = shares_over_training(rules, budget, seeds)
-    whole, first, second = (first_crossing(steps, shares[..., i], 0.5, is_rising=True) for i in range(3))
-    halves = torch.maximum(first, second)
-    return {
-        "size": size,
-        "budget": budget,
-        "whole": _plain(whole),
-        "first half": _plain(torch.minimum(first, second)),
-        "both halves": _plain(halves),
-        "num_halves_before": int((halves < whole).sum()),
-        "num_atomic_before": int((whole < halves).sum()),
-        "median_final_shares": shares[:, -1].median(0).values.tolist(),  # of the whole cue and the two halves
-    }
-
-
-def _other(plan: Design, other: Other, num_seeds: int, store: ResultStore) -> dict[str, Any]:
-    """The two rules of the first size with another network or another optimizer."""
-    budgets: dict[Rule, int] = dict(zip(("atomic", "decomposable"), other.budgets, strict=True))
-    rules, _ = at_size(plan, plan.sizes[0])["atomic"]
-    steps = {
-        rule: _kept_times(
-            store,
-            f"sizes-{other.network}-{other.optimizer}-{rule}",
-            rules,
-            rule,
-            budget,
-            num_seeds,
-            log_every=LOG_EVERY[rule],
-            other=other,
-        )
-        for rule, budget in budgets.items()
-    }
-    found = LearningTimes(
-        sizes=torch.tensor([float(plan.sizes[0])]),
-        times={str(rule): _steps(times)[None] for rule, times in steps.items()},
-        budgets={str(rule): torch.tensor([float(budget)]) for rule, budget in budgets.items()},
-    )
-    return {
-        **asdict(other),
-        "budgets": list(other.budgets),
-        "size": plan.sizes[0],
-        "steps": steps,
-        "ratio": _ratio(found, "atomic", "decomposable"),
-    }
-
-
-def _plain(times: Tensor) -> list[float | None]:
-    """Numbers for JSON, which has no infinity."""
-    return [time if math.isfinite(time) else None for time in times.flatten().tolist()]
-
-
-def _steps(times: Sequence[float | None]) -> Tensor:
-    """(seeds,) with infinity for None."""
-    return torch.tensor([math.inf if time is None else float(time) for time in times], dtype=torch.float64)
-
-
-def _times(sizes: Sequence[Row]) -> LearningTimes:
-    return LearningTimes(
-        sizes=torch.tensor([float(size["size"]) for size in sizes]),
-        times={name: torch.stack([_steps(size[name]["steps"]) for size in sizes]) for name in NAMES},
-        budgets={name: torch.tensor([float(size[name]["budget"]) for size in sizes]) for name in NAMES},
-    )
-
-
 def _ratio(found: LearningTimes, slow: str, fast: str) -> dict[str, Any]:
     ratio = found.ratio(slow, fast)
     low, high = (_plain(ends) for ends in ratio.interval.T)
@@ -488,6 +470,24 @@ def _ratio(found: LearningTimes, slow: str, fast: str) -> dict[str, Any]:
         "is_growth_bound": ratio.is_growth_bound,
         "growth_interval": ratio.growth_interval.tolist(),
     }
+
+
+def _times(sizes: Sequence[Row]) -> LearningTimes:
+    return LearningTimes(
+        sizes=torch.tensor([float(size["size"]) for size in sizes]),
+        times={name: torch.stack([_steps(size[name]["steps"]) for size in sizes]) for name in NAMES},
+        budgets={name: torch.tensor([float(size[name]["budget"]) for size in sizes]) for name in NAMES},
+    )
+
+
+def _steps(times: Sequence[float | None]) -> Tensor:
+    """(seeds,) with infinity for None."""
+    return torch.tensor([math.inf if time is None else float(time) for time in times], dtype=torch.float64)
+
+
+def _plain(times: Tensor) -> list[float | None]:
+    """Numbers for JSON, which has no infinity."""
+    return [time if math.isfinite(time) else None for time in times.flatten().tolist()]
 
 
 def _number(value: float | None) -> str:
