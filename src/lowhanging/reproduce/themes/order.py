@@ -219,7 +219,8 @@ def _logits(network: Learning, name: str, theta: Tensor) -> Tensor:
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
     """One circuit, then both, and no trap between them, over seeds."""
-    sequential = [_is_below(row["other_progress_at_most"], HALF) for row in rows]
+    progress = [row["other_progress_at_most"] for row in rows]  # None where the first cue has not come so far
+    sequential = [share is not None and share < HALF for share in progress]
     before = [
         row["first"] is not None and _late(row["half"], row["first"]) <= _late(row["half"], "mixed") for row in rows
     ]
@@ -237,7 +238,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
         )
     else:
         fall = "The time between the two cues was too short to be measured, or no cue came so far"
-    other = [row["other_progress_at_most"] for row in rows if row["other_progress_at_most"] is not None]
+    other = [share for share in progress if share is not None]
     lag = f"has gone {mean_interval([100 * p for p in other], unit=' %')}" if other else "has not gone the whole"
     return [
         Claim(
@@ -309,10 +310,6 @@ def _plain(time: float) -> float | None:
 def _late(times: Mapping[str, float | None], name: str) -> float:
     time = times[name]
     return math.inf if time is None else time
-
-
-def _is_below(value: float | None, ceiling: float) -> bool:
-    return value is not None and value < ceiling
 
 
 def _epochs(rows: Sequence[Row], name: str) -> str:
