@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from lowhanging import io as saved
+from lowhanging.io import read_arrays
 from lowhanging.reproduce import cli
 from lowhanging.reproduce.settings import SIZES
 from lowhanging.reproduce.themes.rates import CUES, LENGTHS
@@ -96,9 +96,9 @@ class Commands:
 
 def held_by(path: Path) -> int:
     """Epochs of a training, evaluations of a polish."""
-    arrays, meta = saved._read(path)
-    state = saved._decoded(meta["state"], arrays, {}, {})
-    return len(state["questions"]) if "questions" in state else len(state["history"]["lr"]) - 1
+    meta = json.loads(str(read_arrays(path)["__lowhanging__"]))
+    state = dict(meta["state"]["mapping"])
+    return len(state["questions"]) if "questions" in state else len(dict(state["history"]["mapping"])["lr"]) - 1
 
 
 @pytest.fixture(scope="module")
