@@ -275,9 +275,7 @@ def main() -> None:
     print(f"\nspeed: against '{LARGE}'; errors: largest over the losses; float32, so about 1e-6 is rounding")
     if options.json:
         shown = {row: result | {"quadratic": repr(result["quadratic"])} for row, result in runs.items()}
-        options.json.write_text(
-            json.dumps({"what": size, "threads": torch.get_num_threads(), "rows": shown}, indent=1)
-        )
+        options.json.write_text(json.dumps({"what": size, "threads": torch.get_num_threads(), "rows": shown}, indent=1))
 
 
 if __name__ == "__main__":
