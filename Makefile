@@ -1,6 +1,6 @@
 # make demo   the whole library on bundled digits: writes report/ and prints the table of claims
 # make test   the test suite, in the same environment
-# make lint   ruff and mypy
+# make lint   ruff, mypy, and the order of imports (import-linter)
 # make docs   the site, in site/: runs every example, needs no network once installed
 # make clean  removes the environment, the report and the caches
 
@@ -20,11 +20,12 @@ demo: $(VENV)/.installed
 	$(BIN)/lowhanging reproduce --out report
 
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict

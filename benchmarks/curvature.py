@@ -116,9 +116,9 @@ class _Runner:
         if "missing" not in row and "failure" not in row:
             order = {"contender": name, "micro_batch": micro_batch, "batches": row["batches"]}
             row |= self.child(task, "solve", timeout=limit, pairs=str(self.pairs(task, name)), **order)
-        fingerprint = [f"{row['seconds']:.1f} s, {row['products']} products"] if "products" in row else []
-        fingerprint += [f"{key}: {row[key]}" for key in ("missing", "failure", "stopped") if key in row]
-        self.say(f"{task}: {name}, {'; '.join(fingerprint)}")
+        facts = [f"{row['seconds']:.1f} s, {row['products']} products"] if "products" in row else []
+        facts += [f"{key}: {row[key]}" for key in ("missing", "failure", "stopped") if key in row]
+        self.say(f"{task}: {name}, {'; '.join(facts)}")
         return row
 
     def child(self, task: str, verb: str, *, timeout: float, **order: Any) -> Row:
@@ -222,7 +222,7 @@ def _ratios(rows: dict[str, Row], ours: Row, titles: dict[str, str]) -> list[str
     """What the table says in sentences: the fastest peer that gets there, with and without hindsight."""
     if "seconds" not in ours:
         return []
-    fingerprint = []
+    lines = []
     if ours["is_reached"]:
         for is_hindsight in (False, True):
             able = {
@@ -232,14 +232,14 @@ def _ratios(rows: dict[str, Row], ours: Row, titles: dict[str, str]) -> list[str
             }
             if able:
                 first = min(able, key=able.__getitem__)
-                fingerprint.append(f"- {able[first] / ours['seconds']:.2f} times as fast as {titles[first]}")
-        if not fingerprint:
-            fingerprint.append(f"- none of the {len(rows) - 1} other contenders that were asked for gets there")
+                lines.append(f"- {able[first] / ours['seconds']:.2f} times as fast as {titles[first]}")
+        if not lines:
+            lines.append(f"- none of the {len(rows) - 1} other contenders that were asked for gets there")
     else:
-        fingerprint.append("- ours does not get there")
+        lines.append("- ours does not get there")
     product, gradient = ours["seconds_per_product"], ours["seconds_per_gradient"]
     return [
-        *fingerprint,
+        *lines,
         f"- ours: {ours['products']} products, {1e3 * product:.0f} ms each ({ours['engine']}), "
         f"{1e3 * gradient:.0f} ms a gradient: {product / gradient:.2f} gradients",
     ]

@@ -5,7 +5,7 @@
 The plane of the two sharpest directions of the mixed loss, for the mixed, the number and the pattern images, of the
 paired-digit CNN. Every contender runs in this process, after each other, each on its own copy of the trained network,
 called as its documentation shows; one that takes a single loss is called three times. Errors are against each loss
-evaluated in float64 at every point that was asked for. Beside them stands what `lh.testing.check_slicer` says of the
+evaluated in float64 at every point that was asked for. Beside them stands what `slicers.check.check_slicer` says of the
 same code, on a loss that is known on paper.
 
 The other packages are optional. Their pins contradict each other's, hence --no-deps:
@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from slicers.check import SlicerReport, check_slicer
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader, TensorDataset
@@ -191,14 +192,14 @@ def state(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def quadratic_test(contender: Contender) -> lh.testing.SlicerReport:
+def quadratic_test(contender: Contender) -> SlicerReport:
     """The same code on the loss that is known on paper."""
 
     def slicer(model: Any, loader: Any, loss_fn: Any, u: Any, v: Any, alphas: Any, betas: Any) -> Any:
         return contender(model, {"loss": loader.dataset.tensors}, loss_fn, (u, v), alphas, betas)["loss"]
 
     with quiet():
-        return lh.testing.check_slicer(slicer, num=7)
+        return check_slicer(slicer, num=7)
 
 
 @contextlib.contextmanager
@@ -273,10 +274,8 @@ def main() -> None:
         print(f"| {row:<38} | {seconds:>7.1f} | {whole / seconds:>4.2f}x | {numbers} | {changed:<12} | {said} |")
     print(f"\nspeed: against '{LARGE}'; errors: largest over the losses; float32, so about 1e-6 is rounding")
     if options.json:
-        fingerprint = {row: result | {"quadratic": repr(result["quadratic"])} for row, result in runs.items()}
-        options.json.write_text(
-            json.dumps({"what": size, "threads": torch.get_num_threads(), "rows": fingerprint}, indent=1)
-        )
+        shown = {row: result | {"quadratic": repr(result["quadratic"])} for row, result in runs.items()}
+        options.json.write_text(json.dumps({"what": size, "threads": torch.get_num_threads(), "rows": shown}, indent=1))
 
 
 if __name__ == "__main__":

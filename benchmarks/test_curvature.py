@@ -17,6 +17,8 @@ import torch
 
 from lowhanging.testing import dense_hessian
 
+pytestmark = pytest.mark.slow  # the benchmarks' own tests run last
+
 BENCHMARKS = Path(__file__).parent
 
 

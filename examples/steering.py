@@ -131,13 +131,13 @@ answers = {"shape": labels, "colour": other}
 control = lh.ConflictControl(losses["both"], disagreeing, answers)
 
 
-def fingerprint(theta):
+def shares_text(theta):
     return ", ".join(f"{cue} {share:.1%}" for cue, share in control(theta).items())
 
 
 steered = minimum.theta + 3 * keep_shape
-print("answers at the minimum:", fingerprint(minimum.theta))
-print("answers, steered:      ", fingerprint(steered))
+print("answers at the minimum:", shares_text(minimum.theta))
+print("answers, steered:      ", shares_text(steered))
 print(control.shift(steered, minimum.theta, towards="shape", away="colour"))
 
 # %% [markdown]
@@ -169,7 +169,7 @@ reading = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
 reading["0.weight"][:, 12:] = -weights["0.weight"][:, 12:]
 blind = minimum.theta + space.flatten(reading)
 
-print("answers, colour-blind: ", fingerprint(blind))
+print("answers, colour-blind: ", shares_text(blind))
 print(control.shift(blind, minimum.theta, towards="shape", away="colour"))
 
 # %% [markdown]

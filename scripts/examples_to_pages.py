@@ -128,12 +128,12 @@ class Pictures:
 
 def described(figure: Any) -> str:
     """A picture in words, for those who do not see it: what its axes say."""
-    fingerprint = []
+    labels = []
     for ax in figure.axes:
         title, x, y = ax.get_title(), ax.get_xlabel(), ax.get_ylabel()
         shown = f"{y} against {x}" if x and y else x or y
-        fingerprint.append(f"{title}: {shown}" if title and shown else title or shown)
-    words = "; ".join(dict.fromkeys(" ".join(part.split()) for part in fingerprint if part))
+        labels.append(f"{title}: {shown}" if title and shown else title or shown)
+    words = "; ".join(dict.fromkeys(" ".join(part.split()) for part in labels if part))
     return re.sub(r"[\[\]|*_`$\\]", "", words) or "A picture"
 
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lowhanging.reproduce.page import items
+from lowhanging.reproduce.page import sentences
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "what-was-found.md"
 BEGIN, END = "<!-- report:begin -->", "<!-- report:end -->"
@@ -43,7 +43,7 @@ def label(claim: dict[str, Any]) -> str:
 
 def bullets(text: str) -> list[str]:
     """A line of Markdown for each sentence, a long one with breaks in it."""
-    return ["* " + "<br>".join(map(plain, lines)) for lines in items(text)]
+    return ["* " + "<br>".join(map(plain, lines)) for lines in sentences(text)]
 
 
 def plain(text: str) -> str:

@@ -9,19 +9,30 @@ import torch
 
 from lowhanging.reproduce.themes.learning import Learning, learn
 
-LONGEST = ("test_reproduce.py", "test_docs.py", "test_reproduce_report.py", "test_examples.py", "test_fuzz.py")
+LONGEST = ("test_learning.py", "test_pipeline.py", "test_fuzz.py")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that two workers end together (`--dist loadfile --no-loadscope-reorder`)."""
+    """The longest files first, what is slow last and test by test, so that two workers end together.
+
+    A file is one group (`--dist loadgroup --no-loadscope-reorder`): what its tests share is made once, by one worker.
+    """
     rank = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
+
+    def is_slow(item: pytest.Item) -> bool:
+        return item.get_closest_marker("slow") is not None
+
+    items.sort(key=lambda item: (is_slow(item), rank.get(item.path.name, len(LONGEST))))
+    for item in items:
+        if not is_slow(item):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 @pytest.fixture(scope="session")
 def reference() -> Learning:
     """Seed 0 of `lowhanging reproduce` with its defaults: nothing shrunk."""
-    return learn(source="bundled", seed=0, epochs=60)
+    return learn(source="bundled", seed=0)
 
 
 @pytest.fixture(autouse=True)

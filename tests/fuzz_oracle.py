@@ -84,7 +84,8 @@ class Outcome:
     words: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.words}\n    python tests/test_fuzz.py {shlex.quote(self.case)}"
+        again = f"PYTHONPATH=tests python tests/objective/test_fuzz.py {shlex.quote(self.case)}"
+        return f"{self.kind}: {self.words}\n    {again}"
 
 
 # The reference --------------------------------------------------------------------------------------------------------

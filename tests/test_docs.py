@@ -1,10 +1,14 @@
 """Does the documentation run? Every python block, in order, one namespace per page; every `make` target, every
 `lowhanging` command line, every local link and path, also in the text of the examples (which tests/test_examples.py
-runs). Does the site hold every page and every public name? The reader of the pages is tested on small planted ones.
+runs). The examples in docstrings, and whether what is written as `lowhanging.x.y` or `lh.x` exists, anywhere. Does the
+site hold every page and every public name? The reader of the pages is tested on small planted ones.
 """
 
 from __future__ import annotations
 
+import contextlib
+import doctest
+import importlib
 import importlib.util
 import json
 import re
@@ -212,6 +216,7 @@ def page_name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_python_blocks_run(page: Path, headless: Path) -> None:
     run_python(page)
@@ -234,6 +239,71 @@ def test_commands_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=page_name)
 def test_links_and_paths_exist(page: Path) -> None:
     assert broken_paths(page) == []
+
+
+DOTTED = re.compile(r"(?<![\w./@-])(?:lowhanging|lh)(?:\.[A-Za-z_]\w*)+")
+SOURCES = sorted((ROOT / "src" / "lowhanging").rglob("*.py"))
+
+
+def exists(dotted: str) -> bool:
+    """Whether a name such as `lh.curvature.Eigenpairs.values` leads somewhere; beyond a class, by its fields too."""
+    found: Any = importlib.import_module("lowhanging")
+    for name in dotted.split(".")[1:]:
+        if not hasattr(found, name) and isinstance(found, ModuleType):
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(f"{found.__name__}.{name}")
+        if not hasattr(found, name):
+            return isinstance(found, type) and name in getattr(found, "__annotations__", {})
+        found = getattr(found, name)
+        if not isinstance(found, ModuleType | type):
+            return True  # an attribute of a function or of an instance can't be looked up
+    return True
+
+
+def wrong_names(path: Path) -> list[str]:
+    """Names of the library that are written in a file and do not exist."""
+    lines = enumerate(path.read_text().splitlines(), start=1)
+    return [f"{path}:{n}: no {name}" for n, line in lines for name in DOTTED.findall(line) if not exists(name)]
+
+
+@pytest.mark.parametrize("folder", ["src", "docs", "examples", "benchmarks", "scripts"])
+def test_names_of_the_library_exist(folder: Path) -> None:
+    paths = [path for path in sorted((ROOT / folder).rglob("*.*")) if path.suffix in (".md", ".py")]
+    assert [line for path in (*paths, *PAGES[:2]) for line in wrong_names(path)] == []
+
+
+def test_planted_names_are_found(tmp_path: Path) -> None:
+    text = "lh.top_eigs, lh.nothing\nlowhanging.io.load lowhanging.io.Nothing `lh.curvature.Eigenpairs.values`"
+    found = wrong_names(write(tmp_path, text + " lh.curvature.Eigenpairs.nothing"))
+    assert [line.split(": ")[1] for line in found] == [
+        "no lh.nothing",
+        "no lowhanging.io.Nothing",
+        "no lh.curvature.Eigenpairs.nothing",
+    ]
+
+
+def test_files_named_in_the_sources_exist() -> None:
+    known = [f"/{path.relative_to(ROOT).as_posix()}" for path in (*SOURCES, *(ROOT / "benchmarks").glob("*.py"))]
+    named = [(path, name) for path in SOURCES for name in re.findall(r"`([\w/]+\.py)`", path.read_text())]
+    assert [f"{path}: no {name}" for path, name in named if not any(k.endswith(f"/{name}") for k in known)] == []
+
+
+def test_examples_in_docstrings_run(headless: Path) -> None:
+    import scipy
+    import torch
+
+    import lowhanging as lh
+
+    nn, inputs = torch.nn, torch.linspace(-1, 1, 20).reshape(10, 2)
+    loss = lh.Objective(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)), (inputs, torch.arange(10) % 2))
+    scene = {name: getattr(lh, name) for name in lh.__all__} | {"torch": torch, "nn": nn, "scipy": scipy}
+    with_examples = [path for path in SOURCES if re.search(r"^ *>>> ", path.read_text(), flags=re.MULTILINE)]
+    assert len(with_examples) > 3
+    for path in with_examples:
+        name = path.relative_to(ROOT / "src").with_suffix("").as_posix().replace("/", ".")
+        module = importlib.import_module(name)
+        tried = doctest.testmod(module, extraglobs=scene | {"lh": lh, "objective": loss, "loss": loss} | vars(module))
+        assert tried.attempted and not tried.failed, name
 
 
 def test_readme_has_the_two_commands_and_an_example() -> None:
@@ -289,12 +359,18 @@ def test_site_is_strict_and_fetches_nothing() -> None:
 
 
 def public_names() -> set[str]:
-    """Everything that users type, by its full name."""
+    """Everything that users type, by the shortest of its full names."""
     import lowhanging as lh
 
-    modules = {name: getattr(lh, name) for name in ("circuits", "plots", "testing", "toys")}
-    top = {f"lowhanging.{name}" for name in lh.__all__ if name not in modules and name != "__version__"}
-    return top | {f"lowhanging.{name}.{inner}" for name, module in modules.items() for inner in module.__all__}
+    at_top = {name: getattr(lh, name) for name in lh.__all__ if name != "__version__"}
+    modules = {name: found for name, found in at_top.items() if isinstance(found, ModuleType)}
+    names = {f"lowhanging.{name}" for name in at_top if name not in modules}
+    return names | {
+        f"lowhanging.{name}.{inner}"
+        for name, module in modules.items()
+        for inner in module.__all__
+        if at_top.get(inner) is not getattr(module, inner)
+    }
 
 
 def test_reference_holds_every_public_name_once() -> None:
@@ -304,6 +380,7 @@ def test_reference_holds_every_public_name_once() -> None:
     assert len(found) == len(set(found))
 
 
+@pytest.mark.slow
 def test_site_builds(tmp_path: Path) -> None:
     """Strict, with empty tutorials: tests/test_examples.py runs those. Needs the extra `docs`."""
     pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")

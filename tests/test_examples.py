@@ -68,6 +68,7 @@ def test_example_is_a_notebook(script: Path) -> None:
     assert format_problems(script.read_text()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.name)
 def test_example_runs(script: Path, headless: Path) -> None:
     begun = time.process_time()

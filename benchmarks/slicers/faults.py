@@ -193,8 +193,8 @@ def _rescaled_tensors(
         solutions.append([(factor, factor[0] * pieces[0] + factor[1] * pieces[1]) for factor in factors])
     for (of_u, new_u), (of_v, new_v) in itertools.product(*solutions):
         if np.abs(fit - scene.coefficients(weights, new_u, new_v)).max() <= scale:
-            fingerprint = [f"{name} by {f[0]:.3g}, {f[1]:.3g}" for name, f in (("u", of_u), ("v", of_v))]
-            yield 4, (f"directions rescaled: tensor by tensor ({' and '.join(scene.u)}: {'; '.join(fingerprint)})",)
+            factors_text = [f"{name} by {f[0]:.3g}, {f[1]:.3g}" for name, f in (("u", of_u), ("v", of_v))]
+            yield 4, (f"directions rescaled: tensor by tensor ({' and '.join(scene.u)}: {'; '.join(factors_text)})",)
 
 
 def _unit(direction: np.ndarray) -> np.ndarray:

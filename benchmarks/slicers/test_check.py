@@ -23,6 +23,8 @@ from torch import Tensor
 
 import lowhanging as lh
 
+pytestmark = pytest.mark.slow  # the benchmarks' own tests run last
+
 Parts = dict[str, Tensor]
 
 
@@ -407,7 +409,7 @@ def zero(parts: Parts) -> Parts:
 
 def test_data_that_the_slicer_changes_are_named() -> None:
     def slicer(model: Any, loader: Any, loss_fn: Any, *rest: Any) -> Any:
-        picture = lh.testing.slicer_scene.Scene.make((7, 5), 1.0, torch.float64).grid()
+        picture = slicer_scene.Scene.make((7, 5), 1.0, torch.float64).grid()
         loader.dataset.tensors[0].zero_()
         return picture
 

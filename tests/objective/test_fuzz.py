@@ -5,8 +5,8 @@ oracle against Hessians on paper. What has to be found is planted first.
 
 One case alone, or a whole family of them, with what was wrong:
 
-    python tests/test_fuzz.py 'layer/GRU/0' 'special/InfoNCE/3'
-    python tests/test_fuzz.py function
+    PYTHONPATH=tests python tests/objective/test_fuzz.py 'layer/GRU/0' 'special/InfoNCE/3'
+    PYTHONPATH=tests python tests/objective/test_fuzz.py function
 """
 
 from __future__ import annotations

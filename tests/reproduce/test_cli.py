@@ -1,63 +1,68 @@
-"""The reference network of `lowhanging reproduce`: what is promised of it, and the solver's budget at its real size.
+"""The command line of `lowhanging reproduce`: what it refuses, what it asks for, how it ends."""
 
-All tests that need it are in this file, so that it is trained once, by one worker. The report itself is tested on next
-to nothing, in `test_reproduce_report.py`.
-
-Oracles: finite differences and double backward, both by another route than the products that are tested.
-"""
+import subprocess
+import sys
 
 import pytest
-import torch
 
-import lowhanging as lh
-
-
-def test_the_network_reaches_what_is_promised(reference):
-    final = {name: float(rows[-1]) for name, rows in reference.run.accuracies.items()}
-    assert final["mixed"] >= 0.96
-    assert final["number"] >= 0.82
-    assert final["pattern"] >= 0.82
+from lowhanging.reproduce import cli
+from lowhanging.reproduce.themes.registry import NAMES, THEMES
 
 
-def test_the_minimum_is_one_and_keeps_the_solution(reference):
-    minimum = reference.minimum
-    assert reference.is_minimum
-    assert minimum.gradient_norm <= 1e-6 < minimum.gradient_norm_before
-    assert minimum.smallest > minimum.smallest_residual
-    assert minimum.distance <= 0.2 * float(minimum.start.norm())
-    for name, floor in {"mixed": 0.96, "number": 0.82, "pattern": 0.82}.items():
-        assert reference.losses[name].evaluate(minimum.theta)[1] >= floor
-    # Independent of the descent: finite differences of the anchored loss in float64 directions.
-    direction = torch.randn(minimum.theta.numel(), generator=torch.Generator().manual_seed(0))
-    direction /= direction.norm()
-    difference = lh.testing.finite_difference_hvp(minimum.objective, minimum.theta, direction)
-    product = minimum.objective.hvp(minimum.theta, direction)
-    assert float((product - difference.product).norm()) <= 3 * difference.error
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs is 0, expected an integer of at least 1"),
+        (["--seed", "-1"], "--seed is -1, expected an integer of at least 0"),
+        (["--seeds", "0"], "--seeds is 0, expected an integer of at least 1"),
+        (["--only", "canyon"], "--only is 'canyon', expected one of 'learning', 'rates'"),
+        (["--only", ","], "--only names nothing, expected some of 'learning'"),
+        (["--data", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_bad_arguments_end_with_status_2_and_leave_nothing(arguments, message, tmp_path, capsys):
+    out = tmp_path / "report"
+    assert cli.main(["reproduce", "--out", str(out), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
 
 
-class Counted:
-    """A Hessian that counts its products by itself."""
-
-    def __init__(self, loss: lh.Objective):
-        self.H, self.num_products = lh.hessian(loss), 0
-        self.shape, self.dtype, self.device = self.H.shape, self.H.dtype, self.H.device
-
-    def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
-        self.num_products += 1 if v.ndim == 1 else v.shape[1]
-        return self.H @ v
+def test_an_unwritable_folder_is_refused_before_anything_runs(tmp_path, capsys):
+    assert cli.main(["reproduce", "--out", ""]) == 2
+    assert "--out is empty, expected the name of a folder" in capsys.readouterr().err
+    (tmp_path / "file").write_text("in the way")
+    assert cli.main(["reproduce", "--out", str(tmp_path / "file")]) == 2
+    assert "--out is" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "in the way"
 
 
-@pytest.mark.parametrize(("k", "max_steps", "max_products"), [(10, 28, 40), (50, 115, 130)])
-def test_the_budget_on_3200_paired_images(reference, k, max_steps, max_products):
-    train = reference.views.mixed.train
-    H = Counted(lh.Objective(reference.model, (train.inputs[:3200], train.targets[:3200])))
-    pairs = lh.top_eigs(H, k=k)
-    assert H.H.engine == "split graph"
-    assert pairs.num_products == H.num_products <= max_products
-    assert pairs.num_steps <= max_steps
-    assert float(pairs.residuals.max()) <= 1e-4 * float(pairs.values[0])
-    # One of the residuals again, by a double backward.
-    other = lh.Objective(reference.model, (train.inputs[:3200], train.targets[:3200]), engine="double backward")
-    v = pairs.vectors[k - 1]
-    residual = other.hvp(other.theta0, v) - pairs.values[k - 1] * v
-    assert float(residual.norm()) <= 1.2e-4 * float(pairs.values[0])
+def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.pipeline, "measure", interrupted)
+    assert cli.main(["reproduce", "--tiny", "--out", str(tmp_path)]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+def test_the_package_itself_is_the_command():
+    asked = [sys.executable, "-m", "lowhanging", "reproduce", "--seeds", "0"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert "--seeds is 0" in found.stderr
+
+
+def test_each_size_plans_the_same_themes(capsys):
+    """The full size can't run here: what it asks for is read, and each of its settings is one of the quick one's."""
+    options = cli.build_parser().parse_args(["reproduce", "--full", "--seeds", "3"])
+    settings = cli.settings_of(options)
+    assert (settings.data, settings.sizes.modulus, settings.num_seeds) == ("full", 113, 3)
+    assert settings.sizes.transformer_steps > 0
+    assert settings.command("modular") == "lowhanging reproduce --seeds 3 --full --only modular --out again"
+    quick = cli.settings_of(cli.build_parser().parse_args(["reproduce", "--quick"]))
+    assert (quick.data, quick.sizes.modulus, quick.num_seeds) == ("bundled", None, 1)
+    assert quick.digest != settings.digest
+    assert len(NAMES) == len(set(NAMES)) == len(THEMES)
+    with pytest.raises(SystemExit):
+        cli.build_parser().parse_args(["reproduce", "--help"])
+    assert "hours" in capsys.readouterr().out

@@ -2,12 +2,11 @@
 
 Oracle: two runs of the same command at once in one folder, neither of them killed; byte for byte. That work is not
 repeated is counted in epochs of the digit network and in gradients of its loss. A stack that is killed is in
-`test_reproduce_report.py`.
+`test_pipeline.py`.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import signal
@@ -19,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from lowhanging.io import read_arrays
 from lowhanging.reproduce import cli
@@ -29,21 +27,22 @@ from lowhanging.reproduce.themes.rates import CUES, LENGTHS
 EPOCHS = 12
 COMMAND = ["reproduce", "--tiny", f"--epochs={EPOCHS}", "--only", "learning,rates", "--no-figures", "--out"]
 
-# A process that imports everything once, and then forks one for each command it is told. It has computed nothing, so
-# that nothing of it can be in a command's results. Each epoch, gradient and displaced network is told when it begins;
+# A process that imports everything once, and then forks one for each command that it reads. It has computed nothing, so
+# that nothing of it can be in a command's results. Each epoch, gradient and displaced network is printed as it begins;
 # at the n-th of one kind the command kills itself, as a power cut would.
 FORKING = """
 import json, os, signal, sys
+import dataclasses
 from lowhanging.objective.objective import Objective
 from lowhanging.objective.hvp import Products
-from lowhanging.reproduce import cli, rates
+from lowhanging.reproduce import cli, pipeline
 from lowhanging.training.train import Loop
 
-def run(doomed, left, arguments, told):
-    os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT), 2)
+def run(doomed, left, arguments, output):
+    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), 2)
     os.dup2(2, 1)
 
-    def tell(owner, name, kind):
+    def watch(owner, name, kind):
         method = getattr(owner, name)
         def call(*arguments, **options):
             nonlocal left
@@ -54,13 +53,15 @@ def run(doomed, left, arguments, told):
             return method(*arguments, **options)
         setattr(owner, name, call)
 
-    def measure(*arguments):
-        tell(Objective, "evaluate", "displaced")
-        return inner(*arguments)
+    def watched(theme):
+        def measure(context):
+            watch(Objective, "evaluate", "displaced")
+            return theme.measure(context)
+        return dataclasses.replace(theme, measure=measure)
 
-    tell(Loop, "_epoch", "epoch")
-    tell(Products, "value_and_gradient", "gradient")
-    inner, rates.measure = rates.measure, measure
+    watch(Loop, "_epoch", "epoch")
+    watch(Products, "value_and_gradient", "gradient")
+    pipeline.THEMES = [watched(theme) if theme.name == "rates" else theme for theme in pipeline.THEMES]
     return cli.main(arguments)
 
 for line in sys.stdin:
@@ -79,42 +80,38 @@ class Commands:
     """Runs of the command, one after the other, each in a process of its own."""
 
     def __init__(self, folder: Path):
-        self.fingerprint = folder / "fingerprint"
+        self.output = folder / "output"
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([sys.executable, "-c", FORKING], **options)
 
     def start(self, out: Path, kind: str = "nothing", place: int = 1) -> None:
-        self.fingerprint.unlink(missing_ok=True)
-        print(
-            json.dumps([kind, place, [*COMMAND, str(out)], str(self.fingerprint)]), file=self.process.stdin, flush=True
-        )
+        self.output.unlink(missing_ok=True)
+        print(json.dumps([kind, place, [*COMMAND, str(out)], str(self.output)]), file=self.process.stdin, flush=True)
 
     def end(self) -> tuple[int, str]:
-        """Exit status (minus the signal), and what was told."""
+        """Exit status (minus the signal), and what was printed."""
         status = int(self.process.stdout.readline())
-        return status, self.fingerprint.read_text()
+        return status, self.output.read_text()
 
 
 def held_by(path: Path) -> int:
-    """Epochs of a training, answers of a polish."""
-    arrays = read_arrays(path)
-    if "questions" in arrays:
-        return len(arrays["questions"])
-    state = torch.load(io.BytesIO(arrays["state"].tobytes()), weights_only=True)
-    return len(state["history"]["lr"]) - 1
+    """Epochs of a training, evaluations of a polish."""
+    meta = json.loads(str(read_arrays(path)["__lowhanging__"]))
+    state = dict(meta["state"]["mapping"])
+    return len(state["questions"]) if "questions" in state else len(dict(state["history"]["mapping"])["lr"]) - 1
 
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    found = Commands(tmp_path_factory.mktemp("fingerprint"))
+    found = Commands(tmp_path_factory.mktemp("output"))
     yield found
     found.process.stdin.close()
     found.process.stdout.close()
     assert found.process.wait(60) == 0
 
 
-def begun(fingerprint: str) -> Counter[str]:
-    return Counter(re.findall(r"begins: (\w+)", fingerprint))  # also where a bar stands before it
+def begun(output: str) -> Counter[str]:
+    return Counter(re.findall(r"begins: (\w+)", output))  # also where a bar stands before it
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +123,8 @@ def whole(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert commands.process.poll() is None
         time.sleep(0.02)
     assert cli.main([*COMMAND, str(out)]) == 0
-    status, fingerprint = commands.end()
-    assert status == 0, fingerprint
+    status, output = commands.end()
+    assert status == 0, output
     return out
 
 
@@ -147,17 +144,17 @@ def test_a_run_killed_three_times_repeats_nothing_and_ends_with_the_same_bytes(
         ("displaced", 4, {"training.npz", "minimum.npz", "unit-learning.json"}),
     ):
         commands.start(out, kind, place)
-        status, fingerprint = commands.end()
-        assert status == -signal.SIGKILL, fingerprint
-        counts.append(begun(fingerprint))
+        status, output = commands.end()
+        assert status == -signal.SIGKILL, output
+        counts.append(begun(output))
         assert {path.name for path in out.glob("work/*/seed-0/[!.]*")} == kept
         assert not (out / "results.json").exists()
         held += [held_by(path) for path in out.glob("work/*/seed-0/*-resume.npz")]
     commands.start(out)
-    status, fingerprint = commands.end()
-    assert status == 0, fingerprint
-    assert "train and polish: finished earlier" in fingerprint
-    counts.append(begun(fingerprint))
+    status, output = commands.end()
+    assert status == 0, output
+    assert "train and polish: finished earlier" in output
+    counts.append(begun(output))
     assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
     assert (out / "claims.md").read_bytes() == (whole / "claims.md").read_bytes()
     (row,) = json.loads((out / "results.json").read_text())["rows"]["learning"]

@@ -5,6 +5,7 @@ Oracle: the result that was kept. Every byte of its file is changed in turn, and
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -17,8 +18,8 @@ import torch
 import lowhanging as lh
 from lowhanging.errors import DamagedFileError
 from lowhanging.io import read_arrays
-from lowhanging.reproduce import pipeline as run_room
-from lowhanging.reproduce.store import ResultStore
+from lowhanging.reproduce import pipeline
+from lowhanging.reproduce.store import NO_STORE, ResultStore, as_json
 
 ROWS = torch.arange(12, dtype=torch.float64).reshape(2, 6)
 KEPT = lh.Subspace(torch.linalg.qr(ROWS.T)[0].T.contiguous())
@@ -54,14 +55,14 @@ def test_a_shape_that_has_shrunk_is_noticed(tmp_path: Path) -> None:
 
 
 def test_work_that_was_cut_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shelf, made = ResultStore(tmp_path), []
+    store, made = ResultStore(tmp_path), []
 
     def make() -> lh.Subspace:
         made.append(1)
         return KEPT
 
     def kept() -> lh.Subspace:
-        return shelf.result("kept", lh.Subspace.load, make)
+        return store.result("kept", make)
 
     kept()
     path = tmp_path / "kept.npz"
@@ -82,8 +83,8 @@ def test_work_that_was_cut_is_made_again(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
 def test_what_cant_be_opened_is_not_made_again(error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shelf = ResultStore(tmp_path)
-    shelf.result("kept", lh.Subspace.load, lambda: KEPT)
+    store = ResultStore(tmp_path)
+    store.result("kept", lambda: KEPT)
 
     def refused(*_: Any, **__: Any) -> None:
         raise error
@@ -93,23 +94,23 @@ def test_what_cant_be_opened_is_not_made_again(error: OSError, tmp_path: Path, m
 
     monkeypatch.setattr("builtins.open", refused)
     with pytest.raises(type(error)):
-        shelf.result("kept", lh.Subspace.load, make)
+        store.result("kept", make)
     monkeypatch.undo()
     monkeypatch.setattr("zipfile.ZipFile.read", refused)  # the disk fails while it is read
     with pytest.raises(type(error)):
-        shelf.result("kept", lh.Subspace.load, make)
+        store.result("kept", make)
 
 
 def test_a_damaged_resume_file_is_begun_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shelf, H = ResultStore(tmp_path), torch.diag(torch.arange(1.0, 40.0, dtype=torch.float64))
-    path = shelf.resume("pairs")
+    store, H = ResultStore(tmp_path), torch.diag(torch.arange(1.0, 40.0, dtype=torch.float64))
+    path = store.resume("pairs")
     assert path == tmp_path / "pairs-resume.npz"
     first = lh.top_eigs(H, k=2, resume=path)
     content = path.read_bytes()
-    assert shelf.resume("pairs") == path
+    assert store.resume("pairs") == path
     assert path.read_bytes() == content
     path.write_bytes(content[: len(content) // 3])
-    again = lh.top_eigs(H, k=2, resume=shelf.resume("pairs"))
+    again = lh.top_eigs(H, k=2, resume=store.resume("pairs"))
     assert "pairs-resume.npz can't be read (path is " in capsys.readouterr().err
     assert torch.equal(again.values, first.values)
 
@@ -119,5 +120,51 @@ def test_only_what_a_dead_run_left_is_removed(tmp_path: Path) -> None:
     for part in (old, new):
         part.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)
-    run_room._prepare(ResultStore(tmp_path))
+    pipeline._prepare(ResultStore(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [new.name]
+
+
+def test_damaged_plain_work_is_made_again(tmp_path, capsys):
+    (tmp_path / "radii.json").write_text('{"half": ')
+    assert ResultStore(tmp_path).plain("radii", lambda: {"whole": 1}) == {"whole": 1}
+    assert "radii.json is no JSON: it is made again" in capsys.readouterr().err
+    assert ResultStore(tmp_path).plain("radii", lambda: {"other": 2}) == {"whole": 1}
+
+
+def test_a_store_makes_a_result_once_and_reads_it_back(tmp_path, capsys):
+    made = []
+
+    def make():
+        made.append(1)
+        return lh.Subspace(torch.eye(3)[:2])
+
+    store = ResultStore(tmp_path)
+    store.resume("axes").write_bytes(b"unfinished")
+    for _ in range(2):
+        assert torch.equal(store.result("axes", make).basis, torch.eye(3)[:2])
+    assert len(made) == 1
+    assert not store.resume("axes").exists()
+    (tmp_path / "axes.npz").write_bytes(b"half")
+    assert torch.equal(store.result("axes", make).basis, torch.eye(3)[:2])
+    assert "axes.npz can't be read" in capsys.readouterr().err
+    assert NO_STORE.result("axes", make).dim == 2
+    assert NO_STORE.resume("axes") is None
+    assert store.plain("numbers", lambda: {"a": (1.5, math.nan)}) == {"a": [1.5, None]}
+    assert store.plain("numbers", lambda: pytest.fail("made twice")) == {"a": [1.5, None]}
+
+
+def test_a_unit_is_measured_once_and_a_failed_one_leaves_nothing(tmp_path):
+    store = ResultStore(tmp_path)
+
+    def failing():
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        store.unit("theme", failing)
+    assert list(tmp_path.iterdir()) == []
+    assert store.unit("theme", lambda: ({"a": math.inf}, 1.5)) == ({"a": None}, 1.5, False)
+    assert store.unit("theme", failing) == ({"a": None}, 1.5, True)
+
+
+def test_json_is_strict():
+    assert as_json({1: [math.nan, -math.inf, 0.1]}) == '{\n "1": [\n  null,\n  null,\n  0.1\n ]\n}\n'

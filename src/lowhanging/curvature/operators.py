@@ -138,7 +138,8 @@ class SymmetricOperator(ABC):
         Vectors go to this operator's device and come back as NumPy arrays.
 
         Example:
-            >>> scipy.sparse.linalg.eigsh(hessian(objective).to_scipy(), k=3)[0]
+            >>> scipy.sparse.linalg.eigsh(hessian(objective).to_scipy(), k=3)[0].shape
+            (3,)
         """
         from scipy.sparse.linalg import LinearOperator
 

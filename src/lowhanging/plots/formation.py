@@ -164,7 +164,7 @@ def learning_times(times: LearningTimes, ax: Axes | None = None, *, size: str = 
     rule whose median is infinite stands hollow at the budget, a lower bound.
 
     Args:
-        times: such as `lowhanging.reproduce.sizes.learning_times` returns.
+        times: such as `lowhanging.reproduce.themes.sizes.learning_times` returns.
         ax: where to draw; None makes a figure.
         size: what the sizes are, for the axis.
 
@@ -203,7 +203,7 @@ def competences(found: Competences, ax: Axes | None = None) -> Axes:
     """Progress of each ability over training: the median over seeds, a thin line per seed, a dot at half of the way.
 
     Args:
-        found: such as `lowhanging.reproduce.order.competences` returns.
+        found: such as `lowhanging.reproduce.themes.order.competences` returns.
         ax: where to draw; None makes a figure.
 
     Returns:

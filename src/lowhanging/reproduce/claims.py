@@ -1,4 +1,4 @@
-"""What does the post say, what was measured, and does it hold?
+"""Claims of the post, the verdicts on them, and the intervals of their numbers.
 
 A verdict is computed from the measurement by a rule that is printed beside it; nothing here is written by hand.
 
@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy.stats import binomtest
+import numpy as np
+from scipy.special import expit, logit
+from scipy.stats import binomtest, sem
 from scipy.stats import t as student
 
 from lowhanging.errors import argument_message, check_choice
@@ -111,28 +113,19 @@ def mean_interval(
         return f"{write(mean)} ± {_rounded(half, 2)}{unit}{beside}"
     if low <= 0 or (scale == "share" and high == 1):
         return f"{write(statistics.fmean(values))}{unit}{spread}"
-    there, back = (math.log, _exp) if scale == "log" else (_log_odds, _share)
-    middle, half = _student([there(value) for value in values])
-    ends = ", ".join(write(back(end)) for end in (middle - half, middle + half))
-    return f"{write(back(middle))}{unit} [{ends}]{beside}"
+    there, back = (np.log, _exp) if scale == "log" else (logit, expit)
+    middle, half = _student([float(there(value)) for value in values])
+    ends = ", ".join(write(float(back(end))) for end in (middle - half, middle + half))
+    return f"{write(float(back(middle)))}{unit} [{ends}]{beside}"
 
 
 def _student(values: Sequence[float]) -> tuple[float, float]:
     """The mean, and half of the width of its 95 % interval."""
-    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values), half
-
-
-def _log_odds(share: float) -> float:
-    return math.log(share) - math.log1p(-share)
+    return statistics.fmean(values), float(student.ppf(0.975, len(values) - 1) * sem(values))
 
 
 def _exp(value: float) -> float:
     return math.exp(min(value, 700.0))  # e^710 is no float any more
-
-
-def _share(log_odds: float) -> float:
-    return 1 / (1 + _exp(-log_odds))
 
 
 def _writer(scale: Scale, digits: int) -> Callable[[float], str]:

@@ -1,4 +1,4 @@
-"""The command line: `lowhanging reproduce`."""
+"""The command `lowhanging reproduce`: its options, its exit status, and the folder that it leaves."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from pathlib import Path
 
 from lowhanging._version import __version__
 from lowhanging.errors import NotConvergedError, argument_message, check_choice, check_count, check_writable_folder
-from lowhanging.reproduce import figures
-from lowhanging.reproduce import page as report
-from lowhanging.reproduce import pipeline as run
+from lowhanging.reproduce import figures, page, pipeline
 from lowhanging.reproduce.settings import SIZES, Settings, default_data
 from lowhanging.reproduce.themes.registry import NAMES
 
@@ -118,15 +116,15 @@ def reproduce(options: argparse.Namespace) -> int:
     out = check_writable_folder("--out", options.out, remedy="Name another folder with --out.")
     if options.fresh:
         shutil.rmtree(out / "work" / settings.digest, ignore_errors=True)
-    measured = run.measure(settings, out / "work", only)
+    measured = pipeline.measure(settings, out / "work", only)
     pictures: dict[str, bytes] = {}
     if not options.no_figures:
         print("figures ...", file=sys.stderr, flush=True)
         begun = time.perf_counter()
-        pictures = figures.draw({name: (measured.places[name], rows) for name, rows in measured.rows.items()})
+        pictures = figures.draw({name: (measured.contexts[name], rows) for name, rows in measured.rows.items()})
         print(f"figures: {time.perf_counter() - begun:.1f} s", file=sys.stderr, flush=True)
-    claims = report.write(out, measured, pictures)
-    report.show(claims, measured, out)
+    claims = page.write(out, measured, pictures)
+    page.show(claims, measured, out)
     return 0
 
 

@@ -1,22 +1,25 @@
-"""Where does a theme find what it measures: the network of its seed, the sizes, and the shelf of finished work."""
+"""The context of a measurement: the settings, the store of finished work and, for most themes, one trained network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from lowhanging.reproduce.settings import Settings, Sizes
 from lowhanging.reproduce.store import ResultStore
-from lowhanging.reproduce.themes.learning import Learning
+
+if TYPE_CHECKING:
+    from lowhanging.reproduce.themes.learning import Learning
 
 
 @dataclass(frozen=True)
 class Context:
-    """One seed's, or, for themes that have no network, the run's."""
+    """That of one seed's network, or, for themes without a network, that of the run."""
 
     settings: Settings
-    shelf: ResultStore
+    store: ResultStore
     learn: Callable[[], Learning]
 
     @property

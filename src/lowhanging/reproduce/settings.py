@@ -1,4 +1,4 @@
-"""What is a run asked to do, and which earlier work may it go on from?
+"""The settings of a run, and the digest that names the folder of its work.
 
 Everything that changes a number of one network stands in `Settings`, but the seed: its digest names the folder of the
 finished work, so that a run finds its own and nobody else's. How many networks are asked for is not part of it: asking

@@ -1,9 +1,9 @@
-"""Where is finished work kept, so that a run that was killed goes on?
+"""The finished work of a run: results as npz files, numbers as JSON.
 
 A folder per network, named after its seed, within a folder per settings. In it every result lies as the npz that its
 class saves, every unit (one theme of one network) as a JSON with its numbers; each file appears whole or not at all.
-What was made is read back before it is used: a run that was never interrupted computes from the same bits as one that
-was. What no longer is as it was written is made again; what can't be opened (a missing permission) ends the run.
+What was made is read back before it is used, so that a run that was killed and went on computes from the same bits as
+one that was not. What no longer is as it was written is made again; what can't be opened ends the run.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lowhanging.errors import DamagedFileError
-from lowhanging.io import read_arrays, write_atomically
+from lowhanging.io import Saved, load, read_arrays, write_atomically
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound=Saved)
 Row = Mapping[str, Any]  # the numbers of one unit, as JSON holds them
 
 
@@ -29,10 +29,10 @@ class ResultStore:
 
     folder: Path | None
 
-    def result(self, name: str, load: Callable[[Path], _T], make: Callable[[], Any]) -> _T:
+    def result(self, name: str, make: Callable[[], _T], load: Callable[[Path], _T] = load) -> _T:
         """The result of that name: loaded, or made, saved and read back."""
         if self.folder is None:
-            return make()  # type: ignore[no-any-return]
+            return make()
         path, unfinished = self.folder / f"{name}.npz", self.folder / f"{name}-resume.npz"
         if path.exists():
             try:
@@ -55,9 +55,7 @@ class ResultStore:
                 return json.loads(path.read_text())
             except ValueError:
                 print(f"{path} is no JSON: it is made again", file=sys.stderr)
-        text = as_json(make())
-        write_atomically(path, lambda stream: stream.write(text.encode()))
-        return json.loads(text)
+        return _written(path, make())
 
     def resume(self, name: str) -> Path | None:
         """The file for a library call's own `resume=`; a damaged one, which the call would refuse, is removed."""
@@ -78,17 +76,23 @@ class ResultStore:
         if self.folder is None:
             return *measure(), False
         path = self.folder / f"unit-{theme}.json"
-        found = _read(path)
-        if found is not None:
-            return found["numbers"], found["seconds"], True
+        if path.exists():
+            try:
+                found = json.loads(path.read_text())
+                if (
+                    isinstance(found, dict)
+                    and isinstance(found["numbers"], dict)
+                    and isinstance(found["seconds"], float)
+                ):
+                    return found["numbers"], found["seconds"], True
+            except (ValueError, KeyError):
+                pass
+            print(f"{path} is no finished unit of work: it is measured again", file=sys.stderr)
         row, seconds = measure()
-        text = as_json({"numbers": row, "seconds": seconds})
-        write_atomically(path, lambda stream: stream.write(text.encode()))
-        stored = json.loads(text)
-        return stored["numbers"], seconds, False
+        return _written(path, {"numbers": row, "seconds": seconds})["numbers"], seconds, False
 
 
-NO_SHELF = ResultStore(None)
+NO_STORE = ResultStore(None)
 
 
 def as_json(value: Any) -> str:
@@ -96,8 +100,11 @@ def as_json(value: Any) -> str:
     return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
+def _written(path: Path, value: Any) -> Any:
+    """The value as it is read back from the file that it was written to."""
+    text = as_json(value)
+    write_atomically(path, lambda stream: stream.write(text.encode()))
+    return json.loads(text)
 
 
 def _finite(value: Any) -> Any:
@@ -110,15 +117,5 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A finished unit, or None; what can't be read is measured again, and said so."""
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text())
-        if isinstance(found, dict) and isinstance(found["numbers"], dict) and isinstance(found["seconds"], float):
-            return found
-    except (ValueError, KeyError):
-        pass
-    print(f"{path} is no finished unit of work: it is measured again", file=sys.stderr)
-    return None
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]

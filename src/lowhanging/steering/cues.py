@@ -83,8 +83,8 @@ class ConflictControl:
 
     Example:
         >>> views = paired_mnist()
-        >>> control = ConflictControl(loss, views.conflict.inputs, views.conflict.answers)
-        >>> control(minimum.theta)
+        >>> control = ConflictControl(loss, views.conflict.inputs, views.conflict.answers)  # doctest: +SKIP
+        >>> control(minimum.theta)  # doctest: +SKIP
         {'number': 0.294, 'pattern': 0.442, 'neither': 0.264}
     """
 

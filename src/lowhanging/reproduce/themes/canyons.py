@@ -1,18 +1,16 @@
-"""Theme "canyons": do canyons leave the basin, are they minima across, do they slope, merge, run different circuits?
+"""Theme "canyons": minima across the way out, the circuits that run on their floors, where they merge, how they slope.
 
 On the first images of the training set, whose anchored loss is polished to a minimum of its own: a canyon is a property
 of one fixed loss. Spheres are searched in the span of that loss's top eigenvectors, where no axis is so soft that it
 swallows the others; energy shells in the span of the top eigenvectors of the two single-cue losses. The number of
 canyons is held against random subspaces of two kinds: of all weights, and of the span of the loss's top eigenvectors.
-
-Theme "canyons", the claims: minima across, different circuits, merging, sloping.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,8 +18,6 @@ from lowhanging.canyons.continuation import CanyonPath, trace_canyon
 from lowhanging.canyons.find import CanyonSet, find_canyons
 from lowhanging.canyons.null import CountNull, DepthNull, count_null, depth_null
 from lowhanging.canyons.point import CanyonPoint, with_full_certificates
-from lowhanging.curvature.eigenpairs import Eigenpairs, top_eigs
-from lowhanging.curvature.operators import hessian
 from lowhanging.curvature.subspace import Subspace
 from lowhanging.errors import NotConvergedError
 from lowhanging.landscape.minimum import Minimum, polish
@@ -29,10 +25,12 @@ from lowhanging.landscape.planes import PlaneSlice, plane_slice, plane_through
 from lowhanging.objective.objective import Objective
 from lowhanging.objective.protocol import Loss
 from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most_of, over_seeds, percent
+from lowhanging.reproduce.context import Context
 from lowhanging.reproduce.settings import Sizes
 from lowhanging.reproduce.store import ResultStore, Row
 from lowhanging.reproduce.themes import cartoons
-from lowhanging.reproduce.themes.learning import CUES, Learning
+from lowhanging.reproduce.themes.curvature import eigenpairs
+from lowhanging.reproduce.themes.learning import CUES, first_images, views_of
 from lowhanging.reproduce.themes.steering import directions_of
 from lowhanging.steering.cues import MIN_ANSWER_SHIFT, MIN_ASYMMETRY_CHANGE, ConflictControl
 from lowhanging.toys import flat_canyons
@@ -43,6 +41,10 @@ ENERGY = 0.3  # of the energy shell that is searched
 NUM_BRANCHES = 2  # followed
 NULL_AXES = 50  # top eigenvectors, in whose span the stricter random subspaces are drawn
 NUM_ALPHAS, NUM_BETAS = 7, 7  # of the plane through two branches
+FLAT = 0.01  # nats per unit of distance: a slope below it counts as flat, from ...
+OUTSIDE = 1.0  # ... this radius on: at the minimum every slope vanishes
+BOWL_SHARE = 0.5  # of the slope of the loss's own quadratic, up to which a floor at RADIUS and beyond is no bowl's
+STILL = 0.1  # |Pg| in all of weight space, as a share of the slope, up to which a point counts as stationary there
 
 _T = TypeVar("_T")
 
@@ -60,9 +62,10 @@ class Canyons:
     counts: dict[str, CountNull]  # where they are drawn -> the sphere's search in random subspaces of equal mean energy
 
 
-def canyons_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> Canyons:
-    """A minimum, two searches, branches followed, a plane through two of them, and the nulls."""
-    minimum = minimum_of(network, sizes, shelf)
+def canyons_of(context: Context) -> Canyons:
+    """A minimum, two searches, branches followed, a plane through two of them, and the null of the depth."""
+    network, sizes, store = context.network, context.sizes, context.store
+    minimum = minimum_of(context)
     loss = minimum.objective
     evaluate = {name: objective.at(minimum.theta) for name, objective in network.losses.items()}
     images = network.views.conflict
@@ -70,14 +73,11 @@ def canyons_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> Canyons:
     watched: dict[str, Any] = {"evaluate": evaluate, "conflict": control}
 
     def axes(name: str, of: Loss, k: int) -> Subspace:
-        pairs: Eigenpairs = shelf.result(
-            name, Eigenpairs.load, lambda: top_eigs(hessian(of), k=k, resume=shelf.resume(name))
-        )
-        return pairs.subspace()
+        return eigenpairs(name, of, k, store).subspace()
 
     own = axes("canyon-axes", loss, sizes.canyon_axes)
     of_number, of_pattern = (
-        axes(f"canyon-axes-{cue}", _first(network, cue, sizes).at(minimum.theta), sizes.canyon_cue_axes) for cue in CUES
+        axes(f"canyon-axes-{cue}", _first(context, cue).at(minimum.theta), sizes.canyon_cue_axes) for cue in CUES
     )
     shared = of_number.union(of_pattern)
     wide = axes("canyon-null-axes", loss, min(NULL_AXES, loss.num_params))  # in their span random subspaces are drawn
@@ -90,7 +90,7 @@ def canyons_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> Canyons:
         )
 
     def shell() -> CanyonSet:
-        initial_directions = {f"keep {s.preserved}": s.direction for s in directions_of(network, sizes, shelf)}
+        initial_directions = {f"keep {s.preserved}": s.direction for s in directions_of(context)}
         return _found(
             lambda: find_canyons(
                 loss,
@@ -102,41 +102,41 @@ def canyons_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> Canyons:
             )
         )
 
-    on_sphere = shelf.result("canyons-on-sphere", CanyonSet.load, sphere)
-    on_shell = shelf.result("canyons-on-shell", CanyonSet.load, shell)
+    on_sphere = store.result("canyons-on-sphere", sphere)
+    on_shell = store.result("canyons-on-shell", shell)
     paths = {}
     for number, point in enumerate(_to_follow(on_sphere), 1):
-        file = shelf.resume(f"branch-{number}")
+        file = store.resume(f"branch-{number}")
 
-        def followed(point: CanyonPoint = point, file: Any = file) -> CanyonPath:
+        def traced(point: CanyonPoint = point, file: Any = file) -> CanyonPath:
             return _found(lambda: trace_canyon(loss, point, to=(INNER, OUTER), step=STEP, resume=file, **watched))
 
-        paths[f"branch {number}"] = shelf.result(f"branch-{number}", CanyonPath.load, followed)
+        paths[f"branch {number}"] = store.result(f"branch-{number}", traced)
     return Canyons(
         minimum,
         on_sphere,
         on_shell,
         paths,
-        _plane(loss, evaluate, on_sphere, shelf),
-        _null(loss, on_shell, wide, sizes, shelf),
-        _counts(loss, on_sphere, wide, sizes, shelf),
+        _plane(loss, evaluate, on_sphere, store),
+        _null(loss, on_shell, wide, sizes, store),
+        _counts(loss, on_sphere, wide, sizes, store),
     )
 
 
-def minimum_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> Minimum:
+def minimum_of(context: Context) -> Minimum:
     """The minimum of the loss on the first training images."""
-    some = _first(network, "mixed", sizes)
+    some, store = _first(context, "mixed"), context.store
 
     def polished() -> Minimum:
-        return _found(lambda: polish(some, anchor=sizes.anchor, resume=shelf.resume("canyon-minimum")))
+        return _found(lambda: polish(some, anchor=context.sizes.anchor, resume=store.resume("canyon-minimum")))
 
-    return shelf.result("canyon-minimum", lambda path: Minimum.load(path, some), polished)
+    return store.result("canyon-minimum", polished, lambda path: Minimum.load(path, some))
 
 
-def _first(network: Learning, name: str, sizes: Sizes) -> Objective:
+def _first(context: Context, name: str) -> Objective:
     """The loss on the first training images of a view, around the trained weights."""
-    view = getattr(network.views, name).train
-    return Objective(network.model, (view.inputs[: sizes.canyon_images], view.targets[: sizes.canyon_images]))
+    view = views_of(context.network.views)[name]
+    return Objective(context.network.model, first_images(view.train, context.sizes.canyon_images))
 
 
 def _found(make: Callable[[], _T]) -> _T:
@@ -154,7 +154,7 @@ def _to_follow(found: CanyonSet) -> list[CanyonPoint]:
     return [point for point in own if point.is_canyon][:NUM_BRANCHES] or own[:1]
 
 
-def _plane(loss: Loss, evaluate: dict[str, Objective], found: CanyonSet, shelf: ResultStore) -> PlaneSlice | None:
+def _plane(loss: Loss, evaluate: dict[str, Objective], found: CanyonSet, store: ResultStore) -> PlaneSlice | None:
     """The evaluated losses on the plane through the minimum and two branches."""
     points = _to_follow(found)
     if len(points) < 2:
@@ -165,33 +165,31 @@ def _plane(loss: Loss, evaluate: dict[str, Objective], found: CanyonSet, shelf: 
         plane = plane_through(loss.theta0, a.theta, b.theta, names=("minimum", "branch 1", "branch 2"))
         return plane_slice(evaluate, plane, num=(NUM_ALPHAS, NUM_BETAS), engine="point by point")
 
-    return shelf.result("plane-of-branches", PlaneSlice.load, made)
+    return store.result("plane-of-branches", made)
 
 
-def _null(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, shelf: ResultStore) -> DepthNull | None:
-    """The lowest rises on the shell against random subspaces of equal curvature."""
+def _null(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, store: ResultStore) -> DepthNull | None:
+    """The depth on the shell against random subspaces of equal curvature."""
     if not any(point.is_converged for point in found):
         return None
     num = sizes.null_subspaces
-    return shelf.result("depth-null", DepthNull.load, lambda: depth_null(loss, found, within=wide, num_subspaces=num))
+    return store.result("depth-null", lambda: depth_null(loss, found, within=wide, num=num))
 
 
-def _counts(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, shelf: ResultStore) -> dict[str, CountNull]:
+def _counts(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, store: ResultStore) -> dict[str, CountNull]:
     """The number of canyons on the sphere against random subspaces: of all weights, and of the top eigenvectors."""
     num = sizes.null_subspaces
-    among_all = shelf.result("count-null-all", CountNull.load, lambda: count_null(loss, found, num_subspaces=num))
-    among_top = shelf.result(
-        "count-null-top", CountNull.load, lambda: count_null(loss, found, within=wide, num_subspaces=num, seed=1)
-    )
+    among_all = store.result("count-null-all", lambda: count_null(loss, found, num=num))
+    among_top = store.result("count-null-top", lambda: count_null(loss, found, within=wide, num=num, seed=1))
     return {
         f"all {among_all.within:,} weights": among_all,
         f"the span of the top {among_top.within} eigenvectors": among_top,
     }
 
 
-def measure(network: Learning, sizes: Sizes, shelf: ResultStore) -> Row:
+def measure(context: Context) -> Row:
     """Every point, every branch, and what they are held against."""
-    canyons = canyons_of(network, sizes, shelf)
+    canyons = canyons_of(context)
     minimum, sphere, null = canyons.minimum, canyons.sphere, canyons.null
 
     def full() -> Row | None:
@@ -202,7 +200,7 @@ def measure(network: Learning, sizes: Sizes, shelf: ResultStore) -> Row:
 
     flat = cartoons.canyons_of(flat_canyons(), (INNER, RADIUS, OUTER))
     return {
-        "num_images": sizes.canyon_images,
+        "num_images": context.sizes.canyon_images,
         "minimum": {
             "is_minimum": minimum.is_minimum,
             "loss": minimum.loss,
@@ -213,7 +211,7 @@ def measure(network: Learning, sizes: Sizes, shelf: ResultStore) -> Row:
         "dim": len(sphere.curvatures),
         "sphere": [_record(point) for point in sphere],
         "shell": [_record(point) for point in canyons.shell],
-        "full": shelf.plain("canyon-full", full),
+        "full": context.store.plain("canyon-full", full),
         "num_params": minimum.theta.numel(),
         "paths": {
             name: {
@@ -256,20 +254,14 @@ def bowl_slope(point: CanyonPoint) -> float:
 
 def _record(point: CanyonPoint) -> Row:
     """Everything of a point but its vectors."""
-    apart = ("delta", "theta", "space")
-    return {name: value for name, value in vars(point).items() if name not in apart} | {
+    vectors = ("delta", "theta", "space")
+    return {name: value for name, value in vars(point).items() if name not in vectors} | {
         "is_certified": point.is_certified,
         "is_trivial": point.is_trivial,
         "is_canyon": point.is_canyon,
         "relative_rise": point.relative_rise,
         "bowl_slope_without_anchor": bowl_slope(point),
     }
-
-
-FLAT = 0.01  # nats per unit of distance: a slope below it counts as flat, from ...
-OUTSIDE = 1.0  # ... this radius on: at the minimum every slope vanishes
-BOWL_SHARE = 0.5  # of the slope of the loss's own quadratic, up to which a floor at RADIUS and beyond is no bowl's
-STILL = 0.1  # |Pg| in all of weight space, as a share of the slope, up to which a point counts as stationary there
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
@@ -441,27 +433,34 @@ def is_merging(row: Row) -> bool:
 def _merge(rows: Sequence[Row]) -> Claim:
     few = [len(branches_of(row)) < 2 for row in rows]
     unmet = f" {_so_many(few)} had fewer than two canyons to follow: there, nothing can merge." if any(few) else ""
-    texts = []
-    for i, row in enumerate(rows):
-        branches = [
+    texts = _by_network(
+        rows,
+        lambda row: (
             f"{name} (r = {path['points'][0]['radius']:.2g} to {path['points'][-1]['radius']:.2g}): "
             + (f"a canyon of its own down to {_ending(path, found)}" if found else "one all the way in")
             for (name, path), found in zip(branches_of(row).items(), merged(row), strict=True)
-        ]
-        which = f"network {i + 1} of {len(rows)}: " if len(rows) > 1 else ""
-        texts.append(which + ("; ".join(branches) or "none to follow"))
+        ),
+    )
     parts = [is_merging(row) for row in rows]
     return Claim(
         12,
         "canyons merge into one basin at a radius",
         "near the minimum there is one basin; the canyons separate from it some way out",
-        f"branches followed inwards to {INNER:g} {over_seeds(len(rows))}: {'. '.join(texts)}.{unmet}"
+        f"branches followed inwards to {INNER:g} {over_seeds(len(rows))}: {texts}.{unmet}"
         f"{_merge_radius(rows)} At most one of several branches left at the inner end: {most_of(parts)}",
         "canyons that never merge: every branch a canyon of its own down to the inner end. And one canyon alone, which "
         "shows no merging: a bowl too has one pair of minima on every sphere, along its softest axis",
         "in more than half of the seeds: at least two branches that start from canyons, and at most one of them still "
         "a local minimum of its own on the sphere at the inner end. A network with fewer than two speaks against",
         judged(most(parts)),
+    )
+
+
+def _by_network(rows: Sequence[Row], branches: Callable[[Row], Iterable[str]]) -> str:
+    """A sentence per network on the branches that were followed in it."""
+    texts = ["; ".join(branches(row)) or "none to follow" for row in rows]
+    return (
+        ". ".join(f"network {i} of {len(rows)}: {text}" for i, text in enumerate(texts, 1)) if texts[1:] else texts[0]
     )
 
 
@@ -474,8 +473,8 @@ def _ending(path: Row, found: tuple[float, float]) -> str:
         "crossing": "there it turns into a saddle on the sphere",
         "plane": "there it bends down across",
     }
-    fingerprint = [words[kind] for kind in kinds if kind in words]
-    return f"r = {found[0]:.3g} to {found[1]:.3g}" + (f" ({fingerprint[0]})" if fingerprint else "")
+    known = [words[kind] for kind in kinds if kind in words]
+    return f"r = {found[0]:.3g} to {found[1]:.3g}" + (f" ({known[0]})" if known else "")
 
 
 def _merge_radius(rows: Sequence[Row]) -> str:
@@ -528,10 +527,7 @@ def all_of(row: Row, holds: Callable[[Row], bool]) -> bool:
 
 
 def _sloped(rows: Sequence[Row]) -> Claim:
-    texts = []
-    for i, row in enumerate(rows):
-        which = f"network {i + 1} of {len(rows)}: " if len(rows) > 1 else ""
-        texts.append(which + ("; ".join(map(_slope_text, branches_of(row).values())) or "none to follow"))
+    texts = _by_network(rows, lambda row: map(_slope_text, branches_of(row).values()))
     per_row = [[path for path in branches_of(row).values() if slopes(path)] for row in rows]
     means = [statistics.fmean(statistics.fmean(slopes(path)) for path in paths) for paths in per_row if paths]
     mean = f". Mean of a network's branches: {mean_interval(means)}" if len(means) > 1 else ""
@@ -542,7 +538,7 @@ def _sloped(rows: Sequence[Row]) -> Claim:
         "canyons are sloped, not flat",
         "the floor of a canyon falls towards the basin where both circuits work",
         f"slope n·g without the anchor at the certified points of each branch from r = {OUTSIDE:g} on, in nats per "
-        f"unit of distance {over_seeds(len(rows))}: {'. '.join(texts)}{mean}. All branches above {FLAT:g} all along: "
+        f"unit of distance {over_seeds(len(rows))}: {texts}{mean}. All branches above {FLAT:g} all along: "
         f"{most_of(sloped)}; and at most {BOWL_SHARE:g} of the bowl's slope from r = {RADIUS:g} on: {most_of(below)}. "
         "n lies in the subspace, so n·g is the same number there and in all of weight space; the floor is that within "
         "the subspace. One that could leave the subspace would lie lower, and is not measured",

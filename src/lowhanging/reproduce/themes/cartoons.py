@@ -1,4 +1,4 @@
-"""Theme "cartoons": which canyons do the post's cartoons have, and what does descent learn on them?
+"""Theme "cartoons": the canyons of the post's two cartoons, and descent on them.
 
 On losses of two weights, one per circuit. Their canyons are the axes, known on paper, and found here by the code that
 searches the network. Descent on the flat one is known on paper too: gradient flow conserves x^2 - y^2, so it stops on
@@ -9,8 +9,6 @@ at distance r the other weight spreads by T / (2 r^2), so the mean slope along t
 and dr = -(T / r) dt + (2T)^(1/2) dW: a Bessel process of dimension 0, which reaches 0 with certainty, by time t with
 probability exp(-r0^2 / (4 T t)). So under noise a flat canyon delays and does not trap. On the sloped cartoon time is
 spent as the density exp(-L / T) says, most of it near the junction.
-
-Theme "cartoons", the claims: canyons on paper, and whether they trap descent.
 """
 
 from __future__ import annotations
@@ -24,11 +22,12 @@ from scipy.special import kv
 from torch import Tensor
 
 from lowhanging.canyons.find import CanyonSet, find_canyons
+from lowhanging.canyons.point import CanyonPoint
 from lowhanging.curvature.subspace import Subspace
 from lowhanging.landscape.planes import PlaneSlice, plane_slice
 from lowhanging.objective.objective import FunctionObjective
 from lowhanging.reproduce.claims import Claim, interval, judged, percent
-from lowhanging.reproduce.settings import Sizes
+from lowhanging.reproduce.context import Context
 from lowhanging.reproduce.store import ResultStore, Row
 from lowhanging.toys import GradientPath, copies, flat_canyons, gradient_path, on_axis, sloped_canyons
 
@@ -41,11 +40,13 @@ JUNCTION = 0.25  # with noise: distance from the joint minimum
 NUM_PATHS = 6  # kept whole, for a figure
 RADII = (0.1, 0.5, 1.0, 3.0)
 HEIGHT = 0.1  # of the sloped cartoon's floors, far out
+EXACT = 1e-8  # difference from paper
 CARTOONS = {"flat": flat_canyons(), "sloped": sloped_canyons()}
 
 
-def measure(sizes: Sizes, shelf: ResultStore, seed: int = 0) -> Row:
+def measure(context: Context, seed: int = 0) -> Row:
     """Canyons of both cartoons, gradient flow and noisy descent on them from the same random starts."""
+    sizes, store = context.sizes, context.store
     starts = draw_starts(sizes.cartoon_starts, seed)
     row: dict[str, object] = {"num_starts": len(starts), "noisy_time": sizes.cartoon_time}
     for name, loss in CARTOONS.items():
@@ -61,8 +62,8 @@ def measure(sizes: Sizes, shelf: ResultStore, seed: int = 0) -> Row:
             **_noisy(loss, starts, sizes.cartoon_time, seed),
         }
         for i in range(min(NUM_PATHS, len(starts))):
-            path_of(name, starts[i], i, shelf)
-        plane_of(name, shelf)
+            path_of(name, starts[i], i, store)
+        plane_of(name, store)
     row["closed_form"] = {
         "flat_visits": float(reached_by(np.sqrt(levels_of(starts)), JUNCTION, sizes.cartoon_time).mean()),
         "sloped_share": share_near(JUNCTION),
@@ -80,9 +81,6 @@ def draw_starts(num: int, seed: int) -> Tensor:
         drawn = HALF_WIDTH * (2 * torch.rand(num, 2, generator=generator, dtype=torch.float64) - 1)
         kept = torch.cat([kept, drawn[drawn.abs().amin(1) > NEAR]])
     return kept[:num]
-
-
-# Canyons --------------------------------------------------------------------------------------------------------------
 
 
 def canyons_of(loss: FunctionObjective, radii: Iterable[float] = RADII) -> CanyonSet:
@@ -109,12 +107,9 @@ def paper_error(found: CanyonSet, height: float) -> float:
     return max(errors)
 
 
-def _record(point: object) -> Row:
+def _record(point: CanyonPoint) -> Row:
     names = ("level", "rise", "slope", "plane_eigenvalue", "sphere_eigenvalue", "is_certified")
-    return {"place": point.delta.tolist()} | {name: getattr(point, name) for name in names}  # type: ignore[attr-defined]
-
-
-# Descent --------------------------------------------------------------------------------------------------------------
+    return {"place": point.delta.tolist()} | {name: getattr(point, name) for name in names}
 
 
 def _flow(loss: FunctionObjective, starts: Tensor) -> tuple[GradientPath, Tensor]:
@@ -172,13 +167,12 @@ def flow_error(starts: Tensor, ends: Tensor) -> float:
     return float((ends - squares.sqrt() * starts.sign()).norm(dim=1).max())
 
 
-def path_of(name: str, start: Tensor, index: int, shelf: ResultStore) -> GradientPath:
+def path_of(name: str, start: Tensor, index: int, store: ResultStore) -> GradientPath:
     """The flow from one start, kept whole."""
-    make = lambda: gradient_path(CARTOONS[name], start, progress=False)  # noqa: E731
-    return shelf.result(f"descent-{name}-{index}", GradientPath.load, make)
+    return store.result(f"descent-{name}-{index}", lambda: gradient_path(CARTOONS[name], start, progress=False))
 
 
-def plane_of(name: str, shelf: ResultStore) -> PlaneSlice:
+def plane_of(name: str, store: ResultStore) -> PlaneSlice:
     """The cartoon itself."""
     label = f"{name} canyons"
 
@@ -193,10 +187,7 @@ def plane_of(name: str, shelf: ResultStore) -> PlaneSlice:
             progress=False,
         )
 
-    return shelf.result(f"cartoon-{name}", PlaneSlice.load, made)
-
-
-EXACT = 1e-8  # difference from paper
+    return store.result(f"cartoon-{name}", made)
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:

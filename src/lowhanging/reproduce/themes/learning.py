@@ -1,4 +1,7 @@
-"""Theme "learning": does a network trained on blends learn both cues? The network that most other themes look at."""
+"""Theme "learning": a network trained on blends, polished to a minimum, and how well it reads either cue alone.
+
+It is the network that most other themes look at.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lowhanging.datasets import MNIST, DigitImages, PairedMNIST, mnist, paired_mnist
+from lowhanging.datasets import MNIST, DigitImages, PairedImages, PairedMNIST, PairedView, mnist, paired_mnist
 from lowhanging.errors import NotConvergedError
 from lowhanging.landscape.minimum import Minimum, polish
 from lowhanging.models import SigmoidCNN
 from lowhanging.objective.objective import Objective
 from lowhanging.objective.parameters import ParameterSpace
 from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most_of, over_seeds
+from lowhanging.reproduce.context import Context
 from lowhanging.reproduce.settings import SIZES, Sizes
-from lowhanging.reproduce.store import NO_SHELF, ResultStore, Row
+from lowhanging.reproduce.store import NO_STORE, ResultStore, Row
 from lowhanging.training.train import TrainingRun, train
 
 CUES = ("number", "pattern")
+TASKS = ("mixed", *CUES)
 READ = 0.8  # accuracy on held-out images from which a cue counts as learned
 CHANCE = 0.1
 
@@ -38,39 +43,47 @@ class Learning:
     losses: dict[str, Objective]  # mixed, number, pattern: test views, around the minimum
 
 
-def learn(
-    *, source: str, seed: int, epochs: int | None = None, sizes: Sizes = SIZES["quick"], shelf: ResultStore = NO_SHELF
-) -> Learning:
-    """Train on the mixed view, polish to a minimum of the training loss; what the shelf has is taken from there."""
+def learn(*, source: str, seed: int, sizes: Sizes = SIZES["quick"], store: ResultStore = NO_STORE) -> Learning:
+    """Train on the mixed view, polish to a minimum of the training loss; what the store holds is taken from there."""
     views = paired_mnist(_digits(source, sizes.images), seed=seed)
     model = SigmoidCNN(seed=seed)
-    held_out = {"mixed": views.mixed.test, "number": views.number.test, "pattern": views.pattern.test}
-    num = sizes.epochs if epochs is None else epochs
+    held_out = {name: view.test for name, view in views_of(views).items()}
+    num = sizes.epochs
     kept = sorted({epoch for epoch in sizes.early_epochs if epoch < num} | {num})
 
     def trained() -> TrainingRun:
-        resume = shelf.resume("training")
+        resume = store.resume("training")
         data = views.mixed.train
         return train(model, data, num_epochs=num, evaluate=held_out, checkpoints=kept, seed=seed, resume=resume)
 
-    run = shelf.result("training", TrainingRun.load, trained)
+    run = store.result("training", trained)
     _write(model, run.checkpoints[-1])
     train_loss = Objective(model, views.mixed.train)
     notes: list[str] = []
 
     def polished() -> Minimum:
         try:
-            return polish(train_loss, anchor=sizes.anchor, resume=shelf.resume("minimum"))
+            return polish(train_loss, anchor=sizes.anchor, resume=store.resume("minimum"))
         except NotConvergedError as error:  # the report goes on from where it got, and says so
             notes.append(str(error))
-            shelf.plain("minimum-note", lambda: notes[0])
+            store.plain("minimum-note", lambda: notes[0])
             found: Minimum = error.result
             return found
 
-    minimum = shelf.result("minimum", lambda path: Minimum.load(path, train_loss), polished)
-    note = notes[0] if notes else "" if minimum.is_minimum else shelf.plain("minimum-note", lambda: "not converged")
+    minimum = store.result("minimum", polished, lambda path: Minimum.load(path, train_loss))
+    note = notes[0] if notes else "" if minimum.is_minimum else store.plain("minimum-note", lambda: "not converged")
     losses = {name: Objective(model, view).at(minimum.theta) for name, view in held_out.items()}
     return Learning(seed, views, model, run, minimum, not note, note, losses)
+
+
+def views_of(views: PairedMNIST) -> dict[str, PairedView]:
+    """Task -> its images."""
+    return {"mixed": views.mixed, "number": views.number, "pattern": views.pattern}
+
+
+def first_images(images: PairedImages, num: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of the first `num`."""
+    return images.inputs[:num], images.targets[:num]
 
 
 def _digits(source: str, images: int | None) -> str | MNIST:
@@ -82,21 +95,22 @@ def _digits(source: str, images: int | None) -> str | MNIST:
 
 
 @torch.no_grad()
-def _write(model: nn.Module, theta: torch.Tensor) -> None:
+def _write(model: nn.Module, theta: Tensor) -> None:
     weights = ParameterSpace(model).unflatten(theta)
     for name, parameter in model.named_parameters():
         parameter.copy_(weights[name])
 
 
-def measure(network: Learning) -> Row:
+def measure(context: Context) -> Row:
     """Accuracies and losses after training and at the minimum, and what proves that it is one."""
+    network = context.network
     run, minimum = network.run, network.minimum
     evaluated = {name: loss.evaluate(minimum.theta) for name, loss in network.losses.items()}
     return {
         "num_images": {"train": len(network.views.mixed.train), "test": len(network.views.mixed.test)},
         "accuracy_after_training": {name: float(rows[-1]) for name, rows in run.accuracies.items()},
         "loss_after_training": {name: float(rows[-1]) for name, rows in run.losses.items()},
-        "accuracies": {name: run.accuracies[name].tolist() for name in ("mixed", *CUES)},  # per epoch, from 0
+        "accuracies": {name: run.accuracies[name].tolist() for name in TASKS},  # per epoch, from 0
         "at_minimum": {
             name: {"loss": float(loss), "accuracy": accuracy} for name, (loss, accuracy) in evaluated.items()
         },
@@ -119,7 +133,7 @@ def measure(network: Learning) -> Row:
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
     """Both circuits are learned."""
-    final = {name: [row["accuracy_after_training"][name] for row in rows] for name in ("mixed", *CUES)}
+    final = {name: [row["accuracy_after_training"][name] for row in rows] for name in TASKS}
     before = {name: [row["accuracies"][name][0] for row in rows] for name in CUES}
     read = {name: [accuracy >= READ for accuracy in final[name]] for name in CUES}
 

@@ -1,4 +1,4 @@
-"""Theme "logits": do the two circuits of one network combine as a sum of logits?
+"""Theme "logits": the logits on both cues as a sum of those on each cue alone.
 
 Held against three things. The label: images of one label resemble each other in logits, so the sum is fitted within
 labels too, and on cues of other images of the same label. The untrained network: it is nearly linear, and a linear
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from lowhanging.circuits.logit_sum import LogitSum, logit_sum
 from lowhanging.models import SigmoidCNN
 from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, over_seeds
+from lowhanging.reproduce.context import Context
+from lowhanging.reproduce.store import Row
 from lowhanging.reproduce.themes.learning import CUES, Learning
 
 ENOUGH = 0.5  # share of the variance
@@ -27,10 +29,11 @@ READ = 0.5  # accuracy from which a cue alone counts as read
 _NOT_KEPT = ("predicted", "observed", "labels")
 
 
-def measure(network: Learning, *, quick: bool = False) -> dict[str, Any]:
+def measure(context: Context) -> Row:
     """Shares of the mixed test logits that the single cues explain, at the minimum and before training."""
+    network = context.network
     untrained = SigmoidCNN(seed=network.run.seed)
-    num_draws = 1000 if quick else 10_000
+    num_draws = 1000 if context.sizes.is_quick else 10_000
     losses, theta = network.losses, network.minimum.theta
     return {
         "accuracies": {cue: losses[cue].evaluate(theta)[1] for cue in CUES},
@@ -49,7 +52,7 @@ def sums(network: Learning, model: nn.Module | None = None, *, num_draws: int = 
     return logit_sum(mixed, cues, labels=views.mixed.test.targets, num_resamples=num_draws, seed=network.run.seed)
 
 
-def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
+def claims(rows: Sequence[Row]) -> list[Claim]:
     """Logits add, over seeds."""
     found = [row["trained"] for row in rows]
     is_read = [all(row["accuracies"][cue] >= READ for cue in CUES) for row in rows]
@@ -60,16 +63,17 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
     }
     judged_on = {name: [a and b for a, b in zip(flags, is_read, strict=True)] for name, flags in parts.items()}
     free = found[0]["num_free"]
+    untrained = mean_interval([row["untrained"]["shares"]["both"] for row in rows], scale="share")
     return [
         Claim(
             number=19,
             name="modules combine at the logit level",
             post="circuits add their logits, so that redundant ones multiply their evidence",
             measured=_measured(found),
-            null=f"single cues of other images of the same label: {_mean(rows, 'same_label')} (within labels "
-            f"{_mean(rows, 'same_label_within')}); of any other image: {_mean(rows, 'other_label')}. The untrained "
-            f"network, nearly linear: {_mean(rows, 'shares', 'both', state='untrained')}, so that a large share alone "
-            "is no sign of circuits. An average of both cues' probabilities, fitted alike with no less freedom "
+            null=f"single cues of other images of the same label: {_share(rows, 'same_label')} (within labels "
+            f"{_share(rows, 'same_label_within')}); of any other image: {_share(rows, 'other_label')}. The untrained "
+            f"network, nearly linear: {untrained}, so that a large share alone is no sign of circuits. An average of "
+            "both cues' probabilities, fitted alike with no less freedom "
             f"({free['probabilities']} free numbers; the sum has {free['logits']}): KL divergence "
             f"{_nats(found, 'divergence', 'probabilities')}; with nothing fitted "
             f"{_nats(found, 'plain_divergence', 'probabilities')}",
@@ -84,20 +88,20 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
     ]
 
 
-def _is_sum(row: Mapping[str, Any]) -> bool:
+def _is_sum(row: Row) -> bool:
     """Whether the sum describes the mixed logits, and both cues are needed for it."""
     overall = row["shares"]["both"] >= ENOUGH and row["intervals"]["both"][0] > row["same_label"]
     return overall and row["within"]["both"] >= ENOUGH and all(low > 0 for low, _ in row["unique_intervals"].values())
 
 
-def _measured(found: Sequence[Mapping[str, Any]]) -> str:
+def _measured(found: Sequence[Row]) -> str:
     within = {key: [row["within"][key] for row in found] for key in ("both", *CUES)}
     strong, weak = sorted(CUES, key=lambda cue: -sum(within[cue]))
     adds = {cue: mean_interval([100 * row["unique"][cue] for row in found], unit=" points") for cue in CUES}
     slopes = ", ".join(f"{cue} {mean_interval([row['slopes'][cue] for row in found], scale='log')}" for cue in CUES)
     entropy = {
-        way: mean_interval([row["cross_entropy"][way] for row in found], scale="log")
-        for way in ("mixed", "logits", "probabilities")
+        name: mean_interval([row["cross_entropy"][name] for row in found], scale="log")
+        for name in ("mixed", "logits", "probabilities")
     }
     overall = mean_interval([row["shares"]["both"] for row in found], scale="share")
     both, first, second = (mean_interval(within[key], scale="share") for key in ("both", strong, weak))
@@ -116,15 +120,15 @@ def _measured(found: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], *path: str, state: str = "trained") -> str:
-    return mean_interval([_at(row[state], path) for row in rows], scale="share")
+def _share(rows: Sequence[Row], name: str) -> str:
+    return mean_interval([row["trained"][name] for row in rows], scale="share")
 
 
-def _nats(found: Sequence[Mapping[str, Any]], kind: str, key: str) -> str:
+def _nats(found: Sequence[Row], kind: str, key: str) -> str:
     return mean_interval([row[kind][key] for row in found], unit=" nats", scale="log")
 
 
-def _gains(found: Sequence[Mapping[str, Any]], kind: str) -> str:
+def _gains(found: Sequence[Row], kind: str) -> str:
     """Over networks, and of each one over its images."""
     over_images = ", ".join(f"[{row[kind][1]:.2g}, {row[kind][2]:.2g}]" for row in found)
     if len(found) == 1:
@@ -138,14 +142,6 @@ def _numbers(found: LogitSum) -> dict[str, Any]:
     kept = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
     plain: dict[str, Any] = _plain({name: value for name, value in kept.items() if name not in _NOT_KEPT})
     return {"num_images": len(found.labels), **plain}
-
-
-def _at(row: Mapping[str, Any], path: Sequence[str]) -> float:
-    """The number at row[path[0]][path[1]] ..."""
-    found: Any = row
-    for key in path:
-        found = found[key]
-    return float(found)
 
 
 def _plain(value: Any) -> Any:

@@ -1,10 +1,8 @@
-"""Theme "modular": which circuits does modular addition learn, when, whether in pairs, and do they last?
+"""Theme "modular": the circles of networks that learn modular addition, their births, pairs and survival.
 
 Every statement about births is about one network in 2-D blocks, whose circles can be pointed at; that redundancy is no
 artefact of the blocks is checked on an unblocked one, by frequencies, and in full size on a transformer. All seeds of a
 kind are trained in one stack, so that how many there are does not depend on how many digit networks are asked for.
-
-Theme "modular", the claims: several circuits; one after another, in pairs; they survive.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -22,7 +21,6 @@ import torch
 from torch import nn
 
 from lowhanging.circuits.ablation import CIRCLE, CircuitAblation, ablate_circuits
-from lowhanging.circuits.ablation import CIRCLE as THRESHOLD
 from lowhanging.circuits.birth_gaps import birth_gaps
 from lowhanging.circuits.births import Births, births
 from lowhanging.circuits.fourier import CircleScores, circle_score, key_frequencies
@@ -33,6 +31,7 @@ from lowhanging.circuits.survival import Survival, clustered_survival_test, dete
 from lowhanging.datasets import ModularAddition, modular_addition
 from lowhanging.models import ModularMLP, ModularTransformer
 from lowhanging.reproduce.claims import Claim, interval, judged, mean_interval, percent
+from lowhanging.reproduce.context import Context
 from lowhanging.reproduce.settings import Sizes
 from lowhanging.reproduce.store import ResultStore, Row
 from lowhanging.training.presets import PRESETS
@@ -44,6 +43,9 @@ from lowhanging.training.stack import StackRun, train_stack
 SCARCE = {"width": 4, "hidden": 4}
 NULLS: tuple[Literal["shuffle", "clock", "poisson"], ...] = ("shuffle", "clock", "poisson")
 WINDOWS = (10, 20, 50)  # steps
+WINDOW = 20  # steps; all windows are reported, the verdict is that of this one
+LEVEL = 0.05
+SEVERAL, ALIVE = 0.9, 0.95  # shares of seeds with two or more circuits; of circuits that survive
 TRANSFORMER_SEEDS = 2
 
 
@@ -55,17 +57,16 @@ class Kind:
     data: ModularAddition
     arguments: Mapping[str, Any]
 
-    def train(self, name: str, num: int, sizes: Sizes, shelf: ResultStore, **options: Any) -> StackRun:
+    def train(self, name: str, num: int, store: ResultStore, **options: Any) -> StackRun:
         """Seeds 0 to num - 1 in one stack."""
-        return shelf.result(
+        return store.result(
             name,
-            StackRun.load,
             lambda: train_stack(
                 self.factory,
                 self.data.train,
                 range(num),
                 snapshots="embedding",
-                resume=shelf.resume(name),
+                resume=store.resume(name),
                 **{**self.arguments, **options},
             ),
         )
@@ -98,11 +99,12 @@ def kind_of(preset: str, sizes: Sizes, **model: Any) -> Kind:
     return Kind(lambda seed: ModularMLP(seed=seed, **shape), data, arguments)
 
 
-def formed(sizes: Sizes, shelf: ResultStore) -> Formed:
+def formed(context: Context) -> Formed:
     """The networks in blocks, and their circles."""
+    sizes, store = context.sizes, context.store
     kind = kind_of("births", sizes)
     evaluate = {"test": kind.data.test}
-    run = kind.train("births", sizes.stack_seeds, sizes, shelf, evaluate=evaluate, log_every=sizes.log_every)
+    run = kind.train("births", sizes.stack_seeds, store, evaluate=evaluate, log_every=sizes.log_every)
     scores = circle_score(run.snapshots["embedding"])
     found = births(scores.score, run.steps, frequency=scores.frequency)
     best = int((scores.score[:, -1] >= CIRCLE).sum(1).argmax())
@@ -112,15 +114,16 @@ def formed(sizes: Sizes, shelf: ResultStore) -> Formed:
 
     with warnings.catch_warnings():
         _quiet_about_windows()
-        intensity = shelf.result("birth-intensity", BirthIntensity.load, lambda: birth_intensity(found))
-    ablation = shelf.result("circuit-ablation", CircuitAblation.load, ablated)
+        intensity = store.result("birth-intensity", lambda: birth_intensity(found))
+    ablation = store.result("circuit-ablation", ablated)
     return Formed(run, scores, found, intensity, survival(found), best, ablation)
 
 
-def scarce(sizes: Sizes, shelf: ResultStore) -> tuple[Births, CircleScores]:
+def scarce(context: Context) -> tuple[Births, CircleScores]:
     """The circles of networks whose parameters are scarce."""
+    sizes = context.sizes
     kind = kind_of("births", sizes, **SCARCE)
-    run = kind.train("scarce", sizes.scarce_seeds, sizes, shelf, log_every=sizes.log_every)
+    run = kind.train("scarce", sizes.scarce_seeds, context.store, log_every=sizes.log_every)
     scores = circle_score(run.snapshots["embedding"])
     return births(scores.score, run.steps, frequency=scores.frequency), scores
 
@@ -137,13 +140,14 @@ def _quiet_about_windows() -> None:
     warnings.filterwarnings("ignore", message=".*shorter than the median rise time")
 
 
-def measure(sizes: Sizes, shelf: ResultStore) -> Row:
+def measure(context: Context) -> Row:
     """Births of many seeds, their tests and their ends; frequencies of unblocked networks; networks that are scarce."""
-    it = formed(sizes, shelf)
+    sizes, store = context.sizes, context.store
+    it = formed(context)
     found, scores = it.births, it.scores
     with warnings.catch_warnings():
         _quiet_about_windows()
-        tests = shelf.plain(
+        tests = store.plain(
             "pairing", lambda: {null: _record(pairing_test(found, WINDOWS, null=null)) for null in NULLS}
         )
     p = it.run.snapshots["embedding"].shape[2]
@@ -151,8 +155,8 @@ def measure(sizes: Sizes, shelf: ResultStore) -> Row:
     assert found.frequency is not None  # it was given
     led = (found.frequency == scores.frequency[:, 0]) & found.is_dated
     unblocked = kind_of("redundant", sizes)
-    run = unblocked.train("unblocked", sizes.unblocked_seeds, sizes, shelf, log_every=10_000)
-    few, few_scores = scarce(sizes, shelf)
+    run = unblocked.train("unblocked", sizes.unblocked_seeds, store, log_every=10_000)
+    few, few_scores = scarce(context)
     started_low = (scores.score[:, 0] <= found.threshold / 2).numpy()
     return {
         "p": p,
@@ -170,7 +174,7 @@ def measure(sizes: Sizes, shelf: ResultStore) -> Row:
         "share_alive_at_last_age": float(it.survival.share[-1]),
         "fates": _fates(found, scores),
         "scarce": {"planes": few.step.shape[1], "fates": _fates(few, few_scores)},
-        "comparison": shelf.plain("scarcity", lambda: _comparison(found, few)),
+        "comparison": store.plain("scarcity", lambda: _comparison(found, few)),
         "dominant_before_training": [int(led.sum()), int(found.is_dated.sum())],
         "pairing": tests,
         "frequency_relations": {
@@ -182,7 +186,7 @@ def measure(sizes: Sizes, shelf: ResultStore) -> Row:
         },
         "unblocked_p": run.snapshots["embedding"].shape[2],
         "key_frequencies_unblocked": [len(row) for row in key_frequencies(run.snapshots["embedding"][:, -1])],
-        "transformer": _transformer(sizes, shelf) if sizes.transformer_steps else None,
+        "transformer": _transformer(sizes, store) if sizes.transformer_steps else None,
         "ablation": {
             "seed": it.best,
             "mean_loss_by_circuits_kept": it.ablation.mean_losses.tolist(),
@@ -217,17 +221,15 @@ def _comparison(plenty: Births, scarce: Births) -> Row:
     }
 
 
-def _transformer(sizes: Sizes, shelf: ResultStore) -> Row:
+def _transformer(sizes: Sizes, store: ResultStore) -> Row:
     """Key frequencies of the literature's transformer, trained on all training pairs at once."""
     p = sizes.modulus or 113
     data = modular_addition(p=p, train_fraction=0.8)
-    optimizer: Callable[..., torch.optim.Optimizer] = lambda weights: torch.optim.AdamW(  # noqa: E731
-        weights, lr=1e-3, weight_decay=1.0, betas=(0.9, 0.98)
-    )
-    arguments = {"num_steps": sizes.transformer_steps, "batch_size": len(data.train), "optimizer": optimizer}
+    optimizer = partial(torch.optim.AdamW, lr=1e-3, weight_decay=1.0, betas=(0.9, 0.98))
+    arguments = {"steps": sizes.transformer_steps, "batch_size": len(data.train), "optimizer": optimizer}
     kind = Kind(lambda seed: ModularTransformer(p, seed=seed), data, arguments)
     evaluate = {"test": data.test}
-    run = kind.train("transformer", TRANSFORMER_SEEDS, sizes, shelf, evaluate=evaluate, log_every=500)
+    run = kind.train("transformer", TRANSFORMER_SEEDS, store, evaluate=evaluate, log_every=500)
     numbers = run.snapshots["embedding"][:, -1, :p]  # without the token "="
     return {
         "p": p,
@@ -241,11 +243,6 @@ def _record(test: PairingTest) -> Row:
     return {"windows": list(WINDOWS), "rise_time": test.rise_time} | {
         name: getattr(test, name).tolist() for name in names
     }
-
-
-WINDOW = 20  # steps; all windows are reported, the verdict is that of this one
-LEVEL = 0.05
-SEVERAL, ALIVE = 0.9, 0.95  # shares of seeds with two or more circuits; of circuits that survive
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
@@ -372,7 +369,7 @@ def _alive(fates: Row) -> str:
     formed, alive, scores = sum(fates["formed"]), sum(fates["survived"]), fates["lost_scores"]
     seeds = sum(a < f for f, a in zip(fates["formed"], fates["survived"], strict=True))
     end = f", which end with scores of {min(scores):.2f} to {max(scores):.2f}" if scores else ""
-    lost = f" ({formed - alive} lost in {seeds} seeds{end}; a circle has {THRESHOLD:g} or more)" if scores else ""
+    lost = f" ({formed - alive} lost in {seeds} seeds{end}; a circle has {CIRCLE:g} or more)" if scores else ""
     return (
         f"{interval(alive, formed)} of {formed} circuits{lost}; overwritten, with another frequency in their plane at "
         f"the end, are {interval(fates['overwritten'], formed)}"
@@ -384,7 +381,7 @@ def _compared(found: Row) -> str:
         return "Too few networks with a circuit to compare the shares"
     low, high = found["interval"]
     least = found["detectable"]
-    fingerprint = (
+    power = (
         "no difference would have been found with 80 % power"
         if least is None
         else f"a difference of {100 * least:.0f} points would have been found with 80 % power, smaller ones less often"
@@ -392,5 +389,5 @@ def _compared(found: Row) -> str:
     return (
         f"That is {100 * found['difference']:.1f} points fewer than with plenty [{100 * low:.1f}, {100 * high:.1f}] "
         f"(bootstrap over networks; permuting networks, one-sided p {found['p_value']:.2g}); with so many networks "
-        f"{fingerprint}"
+        f"{power}"
     )

@@ -1,4 +1,4 @@
-"""Theme "planes": how far out is the loss quadratic, and from where on can the circuits be told apart?
+"""Theme "planes": the radius up to which the loss is quadratic, and that from which the circuits can be told apart.
 
 On circles around the minimum in the plane of the two steering directions. The fit error of a circle is the largest
 deviation of a loss on it from its second-order expansion at the minimum, as a share of the range of the loss on the
@@ -19,10 +19,9 @@ from torch import Tensor
 from lowhanging.landscape.planes import PlaneSlice, plane_slice
 from lowhanging.objective.protocol import Loss
 from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, over_seeds
-from lowhanging.reproduce.settings import Sizes
-from lowhanging.reproduce.store import ResultStore, Row
-from lowhanging.reproduce.themes.curvature import TASKS
-from lowhanging.reproduce.themes.learning import Learning
+from lowhanging.reproduce.context import Context
+from lowhanging.reproduce.store import Row
+from lowhanging.reproduce.themes.learning import TASKS
 from lowhanging.reproduce.themes.steering import STEP, directions_of
 from lowhanging.steering.cues import MIN_ASYMMETRY_CHANGE
 
@@ -33,36 +32,36 @@ LEVELS = (0.05, QUADRATIC, 0.2)  # at which that is reported too
 EXTENT = 4.0  # of the plane that is drawn
 
 
-def plane_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> PlaneSlice:
+def plane_of(context: Context) -> PlaneSlice:
     """The three losses on the plane of the two steering directions, for the picture."""
-    steered = directions_of(network, sizes, shelf)
+    steered = directions_of(context)
     first, second = (f"keep {s.preserved}, ablate {s.ablated}" for s in steered)
-    num = sizes.plane_points
+    num = context.sizes.plane_points
 
     def made() -> PlaneSlice:
         # The engine is named: its measurement could fall either way, and the report is to repeat to the last digit.
         directions = tuple(s.direction for s in steered)
         return plane_slice(
-            network.losses, directions, extent=EXTENT, num=num,
-            names=(first, second), engine="point by point", resume=shelf.resume("plane"),
+            context.network.losses, directions, EXTENT, num,
+            names=(first, second), engine="point by point", resume=context.store.resume("plane"),
         )  # fmt: skip
 
-    return shelf.result("plane", PlaneSlice.load, made)
+    return context.store.result("plane", made)
 
 
-def measure(network: Learning, sizes: Sizes, shelf: ResultStore) -> Row:
+def measure(context: Context) -> Row:
     """Losses on circles, fit errors and asymmetries."""
-    u, v = (s.direction.double() for s in directions_of(network, sizes, shelf))
+    u, v = (s.direction.double() for s in directions_of(context))
     angle = math.degrees(math.acos(float(u @ v)))
     across = v - (u @ v) * u
     axes = torch.stack([u, across / across.norm()])  # (2, p), orthonormal
-    found = {name: circles(loss, axes) for name, loss in network.losses.items()}
+    found = {name: circles(loss, axes) for name, loss in context.network.losses.items()}
     number, pattern = found["number"], found["pattern"]
-    plane_of(network, sizes, shelf)
+    plane_of(context)
     return {
         "radii": list(RADII),
         "angle": angle,
-        "norm": float(network.minimum.theta.norm()),
+        "norm": float(context.network.minimum.theta.norm()),
         "circles": found,
         "asymmetry_change": asymmetry_changes(number, pattern, "losses"),
         "asymmetry_change_of_quadratics": asymmetry_changes(number, pattern, "expansion"),
@@ -85,10 +84,10 @@ def circles(loss: Loss, axes: Tensor) -> Row:
     bend = torch.stack([rows @ loss.hvp(center, row) for row in rows]).double()  # (2, 2)
     bend = (bend + bend.T) / 2
     turns = 2 * math.pi * torch.arange(NUM_ANGLES, dtype=torch.float64) / NUM_ANGLES
-    ways = torch.stack([turns.cos(), turns.sin()], 1)  # (angles, 2)
+    units = torch.stack([turns.cos(), turns.sin()], 1)  # (angles, 2)
     losses, expansion, errors, rounding = [], [], [], []
     for radius in RADII:
-        steps = (radius * ways).cpu()
+        steps = (radius * units).cpu()
         expected = value + steps @ gradient.cpu() + 0.5 * ((steps @ bend.cpu()) * steps).sum(1)
         measured = torch.tensor([float(loss(center + step.to(center) @ rows)) for step in steps], dtype=torch.float64)
         span = max(float(measured.max()), value) - min(float(measured.min()), value)
@@ -97,9 +96,6 @@ def circles(loss: Loss, axes: Tensor) -> Row:
         errors.append(float((measured - expected).abs().max()) / span if span else math.nan)
         rounding.append(torch.finfo(center.dtype).eps * value / span if span else math.nan)
     return {"center": value, "losses": losses, "expansion": expansion, "fit_error": errors, "rounding": rounding}
-
-
-# Reading a row --------------------------------------------------------------------------------------------------------
 
 
 def crossing(radii: Sequence[float], values: Sequence[float | None], level: float) -> float:
@@ -125,7 +121,7 @@ def quadratic_up_to(row: Row, name: str, level: float = QUADRATIC) -> float:
     return crossing(row["radii"], row["circles"][name]["fit_error"], level)
 
 
-def told_apart_from(row: Row, key: str = "asymmetry_change") -> float:
+def distinct_from(row: Row, key: str = "asymmetry_change") -> float:
     """The radius from which on the circuits can be told apart: by the losses, or by their second-order expansions."""
     return crossing(row["radii"], row[key], MIN_ASYMMETRY_CHANGE)
 
@@ -141,8 +137,8 @@ def _radius(values: Sequence[float]) -> str:
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
-    """Where does the quadratic end, and can the circuits be told apart before that?"""
-    fingerprint = [told_apart_from(row) for row in rows]
+    """Where the quadratic ends, and that the circuits can't be told apart before that."""
+    distinct = [distinct_from(row) for row in rows]
     ends = {
         name: " / ".join(_radius([quadratic_up_to(row, name, level) for row in rows]) for level in LEVELS)
         for name in TASKS
@@ -153,7 +149,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     }
     texts = [f"{name} {ends[name]}" + (f" ({_mean(shares[name])} % of ‖θ‖)" if shares[name] else "") for name in TASKS]
     before = {
-        level: {name: [quadratic_up_to(row, name, level) < told_apart_from(row) for row in rows] for name in TASKS}
+        level: {name: [quadratic_up_to(row, name, level) < distinct_from(row) for row in rows] for name in TASKS}
         for level in LEVELS
     }
     counts = "; ".join(
@@ -167,27 +163,22 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             "near the minimum the loss is quadratic and the circuits can't be told apart",
             "in the small the loss is a quadratic bowl, in which circuits can't be told apart; canyons lie further out",
             "that it is quadratic near enough is Taylor's theorem; measured is how near, on circles in the plane of "
-            f"the two steering directions {_over(rows)}. The fit error of the second-order expansion passes "
+            f"the two steering directions {over_seeds(len(rows), with_range=False)}. The fit error of the "
+            "second-order expansion passes "
             f"{' / '.join(f'{100 * level:g}' for level in LEVELS)} % at radius {'; '.join(texts)}. "
-            f"log(L_number / L_pattern) has moved by {MIN_ASYMMETRY_CHANGE:g} nat at radius {_radius(fingerprint)}. Networks "
-            f"in which a loss's quadratic ends nearer than that, {counts}",
+            f"log(L_number / L_pattern) has moved by {MIN_ASYMMETRY_CHANGE:g} nat at radius {_radius(distinct)}. "
+            f"Networks in which a loss's quadratic ends nearer than that, {counts}",
             f"quadratic losses: a fit error of 0 at every radius, {rounding:.1g} with the rounding of these losses at "
             "the smallest. Quadratics tell the circuits apart too: the expansions alone do so from radius "
-            f"{_radius([told_apart_from(row, 'asymmetry_change_of_quadratics') for row in rows])}",
+            f"{_radius([distinct_from(row, 'asymmetry_change_of_quadratics') for row in rows])}",
             f"four parts, each in more than half of the seeds: for each of the three losses, its quadratic ends (fit "
             f"error of {100 * QUADRATIC:g} %) nearer to the minimum than log(L_number / L_pattern) has moved by "
             f"{MIN_ASYMMETRY_CHANGE:g} nat, so that within it the circuits can't be told apart; and they can be at "
             f"radius {STEP:g}, where steering is judged",
-            judged(
-                *(most(flags) for flags in before[QUADRATIC].values()), most(radius <= STEP for radius in fingerprint)
-            ),
+            judged(*(most(flags) for flags in before[QUADRATIC].values()), most(radius <= STEP for radius in distinct)),
         )
     ]
 
 
 def _mean(values: Sequence[float]) -> str:
     return mean_interval(values, 2, scale="log", with_range=False)
-
-
-def _over(rows: Sequence[Row]) -> str:
-    return over_seeds(len(rows), with_range=False)

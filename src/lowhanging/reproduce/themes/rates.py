@@ -1,4 +1,4 @@
-"""Theme "rates": are the two cues learned at comparable rates, and which of them is the more stable?
+"""Theme "rates": the speeds at which the two cues are learned, and their stability under random displacements.
 
 A cue's time is when its accuracy reaches half of its final value: half of the value itself, not half of the way up from
 chance.
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most_of, over_seeds
-from lowhanging.reproduce.settings import Sizes
+from lowhanging.reproduce.context import Context
 from lowhanging.reproduce.store import Row
-from lowhanging.reproduce.themes.learning import CUES, Learning
+from lowhanging.reproduce.themes.learning import CUES
 from lowhanging.reproduce.themes.order import BATCH_SIZE
 
 FACTOR = 2.0  # up to which two rates count as comparable
@@ -38,12 +38,13 @@ def steps_to_half(accuracies: Tensor, steps_per_epoch: int = 1) -> float:
     return float("nan")
 
 
-def measure(network: Learning, sizes: Sizes) -> Row:
+def measure(context: Context) -> Row:
     """Steps to half of the final accuracy, and what displacements of equal length cost either cue."""
+    network = context.network
     per_epoch = math.ceil(len(network.views.mixed.train) / BATCH_SIZE)
     half = {name: steps_to_half(network.run.accuracies[name], per_epoch) for name in CUES}
     theta, generator = network.minimum.theta, torch.Generator().manual_seed(network.seed)
-    rows = torch.randn(sizes.displacements, theta.numel(), generator=generator)
+    rows = torch.randn(context.sizes.displacements, theta.numel(), generator=generator)
     rows *= float(theta.norm()) / rows.norm(dim=1, keepdim=True)
     lost: dict[str, dict[str, list[float]]] = {}
     for cue in CUES:

@@ -1,20 +1,12 @@
-"""What would directions do that nobody steered? The nulls that a steering direction is held against.
+"""Theme "steering": what the two steering directions do to every loss, and what other directions would have done.
 
-Random directions of all of weight space, turned the way a steering direction is, and taken out to two lengths: where
-the quadratic of the mixed loss has risen as much as along the steering direction, and where the mixed loss itself has.
-The first is as the write-up's argument has it; but random directions are hardly curved, so that it takes them far out,
-where the quadratic says little. Only at the second do both have done the mixed loss the same harm.
-
-And random vectors of the span that a steering direction is made from: how near does one of them come to an eigenvector?
-
-Theme "steering": what do the two steering directions do to every loss, and what would other directions have done?
-
-Held against what directions do that nobody steered (`steering_nulls.py`). Random ones of all of weight space, until the
-mixed loss's quadratic, and until the mixed loss itself, has risen as much as along the steering direction: do they
-treat the cues as unequally? And random vectors of the span that the steering direction lies in, the removed
-eigenvectors and the ablated one: do they overlap as much with a single eigenvector of the mixed loss?
-
-Theme "steering", the claims: circuits kept and ablated, the joint loss, ranks, eigenvectors.
+Held against two kinds of directions that nobody steered. Random ones of all of weight space, turned the way a steering
+direction is, and taken out to two lengths: where the quadratic of the mixed loss has risen as much as along the
+steering direction, and where the mixed loss itself has. The first is as the write-up's argument has it; but random
+directions are hardly curved, so that it takes them far out, where the quadratic says little. Only at the second do both
+have done the mixed loss the same harm, and the question is whether they treat the cues as unequally. And random vectors
+of the span that a steering direction is made from, the removed eigenvectors and the ablated one: whether they overlap
+as much with a single eigenvector of the mixed loss.
 """
 
 from __future__ import annotations
@@ -34,17 +26,124 @@ from lowhanging.curvature.subspace import Subspace
 from lowhanging.landscape.slices import LineSlice, line_slice
 from lowhanging.objective.protocol import Loss
 from lowhanging.reproduce.claims import Claim, Scale, judged, mean_interval, most, most_of, over_seeds
-from lowhanging.reproduce.settings import Sizes
-from lowhanging.reproduce.store import ResultStore, Row
+from lowhanging.reproduce.context import Context
+from lowhanging.reproduce.store import Row
 from lowhanging.reproduce.themes.curvature import pairs_of
 from lowhanging.reproduce.themes.learning import CUES, Learning
 from lowhanging.steering.cues import ConflictControl
 from lowhanging.steering.steering import SteeringReport, steering_direction, steering_report
 
+EXTENT, NUM_STEPS = 4.0, 33
+STEPS = (1.0, 2.0, 3.0, 4.0)  # at which losses are compared
+STEP = 2.0  # where accuracies, answers and the null are
 DOUBLINGS = 5  # a ray is first looked at at 1/32 of its greatest length, then at twice that, ...
 LENGTH_TOL = 1e-3  # relative
 NUM_VECTORS = 1000  # random ones of the span
 LEVELS = (0.05, 0.5, 0.95)  # quantiles of what is found among them
+LEAST_RISE, SHARE = 0.5, 0.2  # nats that the ablated loss rises by, and the share of that allowed to the preserved one
+LARGE = 5.0  # half of the write-up's factor of ten
+RANK, HALF = 10, 0.5
+LOG: Scale = "log"
+SHARES: Scale = "share"
+LENGTHS = {"quadratic": "at the first length", "rise": "at the second"}  # of random directions, in claim 4's words
+
+
+@dataclass(frozen=True)
+class Steered:
+    """One direction that keeps one cue and ablates the other."""
+
+    preserved: str
+    ablated: str
+    report: SteeringReport
+    scan: LineSlice
+
+    @property
+    def direction(self) -> Tensor:
+        """(p,) unit."""
+        return self.report.direction
+
+
+def directions_of(context: Context) -> list[Steered]:
+    """Both directions, with what every loss says of them and does along them."""
+    network, store = context.network, context.store
+    pairs, found = pairs_of(context), []
+    for preserved, ablated in (CUES, CUES[::-1]):
+
+        def reported(preserved: str = preserved, ablated: str = ablated) -> SteeringReport:
+            direction = steering_direction(
+                preserve=network.losses[preserved],
+                ablate=network.losses[ablated],
+                k=context.sizes.removed,
+                preserve_pairs=pairs[preserved],
+                ablate_pairs=pairs[ablated],
+            )
+            return steering_report(direction, network.losses, pairs=pairs)
+
+        report = store.result(f"keep-{preserved}", reported)
+
+        def scanned(report: SteeringReport = report) -> LineSlice:
+            return line_slice(
+                network.losses, report.direction, (-EXTENT, EXTENT), NUM_STEPS,
+                name="steering direction", engine="point by point",
+            )  # fmt: skip
+
+        found.append(Steered(preserved, ablated, report, store.result(f"scan-{preserved}", scanned)))
+    return found
+
+
+def measure(context: Context) -> Row:
+    """Both directions against random ones, and the answers on conflict images."""
+    network, sizes, store = context.network, context.sizes, context.store
+    theta0, images = network.minimum.theta, network.views.conflict
+    control = ConflictControl(network.losses["mixed"], images.inputs, images.answers)
+    random = random_units(sizes.null_directions, theta0.numel(), 1000 + network.seed)
+    quotients = store.plain("steering-random", lambda: curvatures(network.losses["mixed"], random))
+    pairs = pairs_of(context)
+    rows = []
+    for s in directions_of(context):
+        null = store.plain(f"null-{s.preserved}", functools.partial(_null, network, s, random, quotients))
+        shift = control.shift(theta0 + STEP * s.direction, theta0, towards=s.preserved, away=s.ablated)
+        rows.append(
+            {
+                "preserve": s.preserved,
+                "ablate": s.ablated,
+                "alphas": s.scan.alphas.tolist(),
+                "losses": {name: row.tolist() for name, row in s.scan.losses.items()},
+                "accuracies": {name: row.tolist() for name, row in s.scan.accuracies.items()},
+                "rayleigh_quotients": s.report.quotients,
+                "ranks": {name: s.report.rank_text(name) for name in s.report.ranks},
+                "tenth_eigenvalue_of_mixed": float(s.report.eigenvalues["mixed"][min(9, sizes.pairs - 1)]),
+                "largest_squared_overlap": {name: float(row.max()) for name, row in s.report.overlaps.items()},
+                "participation_ratio": float(participation(s.report.overlaps["mixed"])),
+                "curvature_ratio": s.report.quotients[s.ablated] / s.report.quotients["mixed"],
+                "conflict": shift.after,
+                "conflict_shift": {"shift": shift.shift, "interval": [shift.low, shift.high]},
+                "null": null["quadratic"],
+                "null_rise": null["rise"],
+                "null_overlap": of_span(
+                    [pairs[s.preserved].vectors[: sizes.removed], pairs[s.ablated].vectors[:1]],
+                    pairs["mixed"].vectors,
+                    s.direction,
+                    2000 + network.seed,
+                ),
+            }
+        )
+    return {
+        "conflict_at_minimum": control(theta0),
+        "num_conflict": len(images),
+        "random_curvatures": quotients,
+        "directions": rows,
+    }
+
+
+def _null(network: Learning, s: Steered, random: Tensor, quotients: list[float]) -> Row:
+    """What random directions do to the losses: in the first null's place, and in the second one's."""
+    losses, center, rows = network.losses, network.minimum.theta, turned(network.losses[s.ablated], random)
+    wanted = float(losses["mixed"](center + STEP * s.direction))
+    return {
+        "quadratic": equal_quadratics(losses, rows, quotients, s.report.quotients["mixed"], STEP),
+        "rise": equal_rises(losses, rows, wanted, float(center.norm())),
+    }
 
 
 def random_units(num: int, size: int, seed: int) -> Tensor:
@@ -164,110 +263,6 @@ def _quantiles(values: Tensor) -> list[float]:
     return found
 
 
-EXTENT, NUM_STEPS = 4.0, 33
-STEPS = (1.0, 2.0, 3.0, 4.0)  # at which losses are compared
-STEP = 2.0  # where accuracies, answers and the null are
-
-
-@dataclass(frozen=True)
-class Steered:
-    """One direction that keeps one cue and ablates the other."""
-
-    preserved: str
-    ablated: str
-    report: SteeringReport
-    scan: LineSlice
-
-    @property
-    def direction(self) -> Tensor:
-        """(p,) unit."""
-        return self.report.direction
-
-
-def directions_of(network: Learning, sizes: Sizes, shelf: ResultStore) -> list[Steered]:
-    """Both directions, with what every loss says of them and does along them."""
-    pairs, found = pairs_of(network, sizes, shelf), []
-    for preserved, ablated in (CUES, CUES[::-1]):
-
-        def reported(preserved: str = preserved, ablated: str = ablated) -> SteeringReport:
-            direction = steering_direction(
-                preserve=network.losses[preserved],
-                ablate=network.losses[ablated],
-                k=sizes.removed,
-                preserve_pairs=pairs[preserved],
-                ablate_pairs=pairs[ablated],
-            )
-            return steering_report(direction, network.losses, pairs=pairs)
-
-        report = shelf.result(f"keep-{preserved}", SteeringReport.load, reported)
-
-        def scanned(report: SteeringReport = report) -> LineSlice:
-            return line_slice(
-                network.losses, report.direction, extent=(-EXTENT, EXTENT), num=NUM_STEPS,
-                name="steering direction", engine="point by point",
-            )  # fmt: skip
-
-        found.append(Steered(preserved, ablated, report, shelf.result(f"scan-{preserved}", LineSlice.load, scanned)))
-    return found
-
-
-def measure(network: Learning, sizes: Sizes, shelf: ResultStore) -> Row:
-    """Both directions against random ones, and the answers on conflict images."""
-    theta0, images = network.minimum.theta, network.views.conflict
-    control = ConflictControl(network.losses["mixed"], images.inputs, images.answers)
-    random = random_units(sizes.null_directions, theta0.numel(), 1000 + network.seed)
-    quotients = shelf.plain("steering-random", lambda: curvatures(network.losses["mixed"], random))
-    pairs = pairs_of(network, sizes, shelf)
-    rows = []
-    for s in directions_of(network, sizes, shelf):
-        null = shelf.plain(f"null-{s.preserved}", functools.partial(_null, network, s, random, quotients))
-        shift = control.shift(theta0 + STEP * s.direction, theta0, towards=s.preserved, away=s.ablated)
-        rows.append(
-            {
-                "preserve": s.preserved,
-                "ablate": s.ablated,
-                "alphas": s.scan.alphas.tolist(),
-                "losses": {name: row.tolist() for name, row in s.scan.losses.items()},
-                "accuracies": {name: row.tolist() for name, row in s.scan.accuracies.items()},
-                "rayleigh_quotients": s.report.quotients,
-                "ranks": {name: s.report.position_text(name) for name in s.report.positions},
-                "tenth_eigenvalue_of_mixed": float(s.report.eigenvalues["mixed"][min(9, sizes.pairs - 1)]),
-                "largest_squared_overlap": {name: float(row.max()) for name, row in s.report.overlaps.items()},
-                "participation_ratio": float(participation(s.report.overlaps["mixed"])),
-                "curvature_ratio": s.report.quotients[s.ablated] / s.report.quotients["mixed"],
-                "conflict": shift.after,
-                "conflict_shift": {"shift": shift.shift, "interval": [shift.low, shift.high]},
-                "null": null["quadratic"],
-                "null_rise": null["rise"],
-                "null_overlap": of_span(
-                    [pairs[s.preserved].vectors[: sizes.removed], pairs[s.ablated].vectors[:1]],
-                    pairs["mixed"].vectors,
-                    s.direction,
-                    2000 + network.seed,
-                ),
-            }
-        )
-    return {
-        "conflict_at_minimum": control(theta0),
-        "num_conflict": len(images),
-        "random_curvatures": quotients,
-        "directions": rows,
-    }
-
-
-def _null(network: Learning, s: Steered, random: Tensor, quotients: list[float]) -> Row:
-    """What random directions do to the losses: in the first null's place, and in the second one's."""
-    losses, center, rows = network.losses, network.minimum.theta, turned(network.losses[s.ablated], random)
-    wanted = float(losses["mixed"](center + STEP * s.direction))
-    return {
-        "quadratic": equal_quadratics(losses, rows, quotients, s.report.quotients["mixed"], STEP),
-        "rise": equal_rises(losses, rows, wanted, float(center.norm())),
-    }
-
-
-# Reading a row --------------------------------------------------------------------------------------------------------
-
-
 def at(direction: Row, name: str, step: float, quantity: str = "losses") -> float:
     """A loss (or accuracy) at a step of the scan."""
     alphas = direction["alphas"]
@@ -318,14 +313,6 @@ def null_ratios(direction: Row) -> dict[str, list[float]]:
 def by_direction(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Preserved cue -> that direction of every seed."""
     return {cue: [d for row in rows for d in row["directions"] if d["preserve"] == cue] for cue in CUES}
-
-
-LEAST_RISE, SHARE = 0.5, 0.2  # nats that the ablated loss rises by, and the share of that allowed to the preserved one
-LARGE = 5.0  # half of the write-up's factor of ten
-RANK, HALF = 10, 0.5
-LOG: Scale = "log"
-SHARES: Scale = "share"
-LENGTHS = {"quadratic": "at the first length", "rise": "at the second"}  # of random directions, in claim 4's words
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
@@ -441,11 +428,6 @@ def _at_minimum(direction: Row) -> float:
     return at(direction, direction["ablate"], 0.0) / at(direction, "mixed", 0.0)
 
 
-def factor(values: Sequence[float]) -> str:
-    """A geometric mean of factors with its 95 % interval: "2.1 [1.4, 3.2]"."""
-    return mean_interval(values, scale="log", with_range=False)
-
-
 def _short(value: float) -> str:
     """Two digits, but never "1.6e+02"."""
     return f"{value:.0f}" if value >= 99.5 else f"{value:.2g}"
@@ -453,19 +435,19 @@ def _short(value: float) -> str:
 
 def _joint(rows: Sequence[Row]) -> Claim:
     def text(found: list[Row]) -> str:
-        listed = " / ".join(factor([ratios(d)[i] for d in found]) for i in range(len(STEPS)))
+        listed = " / ".join(_mean([ratios(d)[i] for d in found], scale=LOG) for i in range(len(STEPS)))
         return (
             f"L_{found[0]['ablate']} / L_mixed {listed} at steps {' / '.join(f'{step:g}' for step in STEPS)}, over "
-            f"these steps {factor([geometric(d) for d in found])}; curvature ratio "
-            f"{factor([d['curvature_ratio'] for d in found])}"
+            f"these steps {_mean([geometric(d) for d in found], scale=LOG)}; curvature ratio "
+            f"{_mean([d['curvature_ratio'] for d in found], scale=LOG)}"
         )
 
     def null(found: list[Row]) -> str:
-        parts = [f"{factor([_at_minimum(d) for d in found])} at the minimum itself"]
-        for name, place in LENGTHS.items():
+        parts = [f"{_mean([_at_minimum(d) for d in found], scale=LOG)} at the minimum itself"]
+        for name, length in LENGTHS.items():
             values = [value for d in found for value in null_ratios(d)[name]]
             spread = f"{_short(min(values))} to {_short(max(values))}" if values else "nothing"
-            parts.append(f"{spread} along {len(values)} random ones {place}")
+            parts.append(f"{spread} along {len(values)} random ones {length}")
         return ", ".join(parts)
 
     below = [min(ratios(d)) > 1.0 for row in rows for d in row["directions"]]
@@ -540,7 +522,10 @@ def _no_eigenvector(rows: Sequence[Row]) -> Claim:
 
     def null(found: list[Row]) -> str:
         nulls = [d["null_overlap"] for d in found]
-        shares = [", ".join(f"{_short(100 * n[name] / n['num'])} %" for n in nulls) for name in _EXTREME]
+        shares = [
+            ", ".join(f"{_short(100 * n[name] / n['num'])} %" for n in nulls)
+            for name in ("num_as_large", "num_as_concentrated")
+        ]
         largest, spread, within = (_quantile_range(nulls, name) for name in ("largest", "participation", "within"))
         return (
             f"{largest} (as large as the direction's in {shares[0]} of them), spread over {spread} (over as few as the "
@@ -565,9 +550,6 @@ def _no_eigenvector(rows: Sequence[Row]) -> Claim:
         "random vectors'. The participation ratio is reported and not judged",
         judged(*free, *ordinary),
     )
-
-
-_EXTREME = ("num_as_large", "num_as_concentrated")
 
 
 def _quantile_range(nulls: Sequence[Row], name: str) -> str:

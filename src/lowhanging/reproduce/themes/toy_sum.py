@@ -1,4 +1,4 @@
-"""Theme "toy-sum": why would redundancy pay? The post's sum, exactly."""
+"""Theme "toy-sum": what two redundant circuits are worth, in the post's own sum."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import math
 from collections.abc import Sequence
 
 from lowhanging.reproduce.claims import Claim, judged
+from lowhanging.reproduce.context import Context
 from lowhanging.reproduce.store import Row
 from lowhanging.toys import redundant_sum
 
 DIGITS = 1e-9  # relative difference up to which two cross-entropies are equal
 
 
-def measure() -> Row:
+def measure(_: Context) -> Row:
     """Two classifiers that each know 90 % and guess ten ways on the rest."""
     return dataclasses.asdict(redundant_sum(known=0.9, num_classes=10, num_circuits=2))
 

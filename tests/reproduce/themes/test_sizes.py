@@ -9,13 +9,12 @@ import torch
 import lowhanging as lh
 from lowhanging.reproduce.store import ResultStore
 from lowhanging.reproduce.themes import sizes
-from lowhanging.reproduce.themes import sizes as size_runs
 from lowhanging.reproduce.themes.sizes import TINY, CosineNetwork, TanhNetwork, exact_network
 
 
 @pytest.fixture(scope="module")
 def row():
-    return sizes.measure(seeds=3, design=TINY)
+    return sizes.run_design(TINY, 3)
 
 
 @pytest.mark.parametrize("size", [6, 8, 12, 20])
@@ -24,9 +23,9 @@ def test_both_rules_have_n_parameters_and_one_loss(size):
     half = size // 2 - 1
     rules = lh.parity_rules(size - 1, half, num_train=1, num_test=400)
     for rule in ("atomic", "decomposable"):
-        network = size_runs.smallest_network(rules, rule)
+        network = sizes.smallest_network(rules, rule)
         assert network.num_nonzero == size
-        data = size_runs.view_of(rules, rule).test
+        data = sizes.view_of(rules, rule).test
         logits = network(data.inputs).detach()
         ideal = rules.logits(data.inputs, rule)
         assert torch.allclose(logits[:, 1] - logits[:, 0], ideal, atol=1e-4)
@@ -61,20 +60,20 @@ def test_the_networks_are_smooth_seeded_and_of_the_size_they_say():
 
 
 def test_every_rule_of_a_size_has_the_bits_it_should(row):
-    made = size_runs.at_size(TINY, 8)
+    made = sizes.at_size(TINY, 8)
     assert [len(rules.whole_bits) for rules, _ in made.values()] == [7, 7, 6, 3]
     assert made["decomposable"][0].half_bits.shape == (2, 3)
     assert {rules.both.train.inputs.shape[1] for rules, _ in made.values()} == {13}
-    parameters = {name: row["sizes"][1][name]["parameters"] for name in size_runs.NAMES}
+    parameters = {name: row["sizes"][1][name]["parameters"] for name in sizes.NAMES}
     assert parameters == {"atomic": 8, "decomposable": 8, "same bits": 7, "one half": 4}
 
 
 def test_a_time_is_the_first_log_beyond_the_share_of_one_seed_alone(row):
-    rules, _ = size_runs.at_size(TINY, 6)["decomposable"]
+    rules, _ = sizes.at_size(TINY, 6)["decomposable"]
     data = rules.decomposable
     run = lh.train_stack(
-        lambda seed: CosineNetwork(13, size_runs.HIDDEN, seed), data.train, [2], num_steps=30,
-        batch_size=size_runs.BATCH_SIZE, lr=size_runs.LR, evaluate={"test": data.test}, log_every=2,
+        lambda seed: CosineNetwork(13, sizes.HIDDEN, seed), data.train, [2], steps=30,
+        batch_size=sizes.BATCH_SIZE, lr=sizes.LR, evaluate={"test": data.test}, log_every=2,
     )  # fmt: skip
     floor = row["sizes"][0]["decomposable"]["held_out_loss_of_smallest"]
     logits = rules.logits(data.test.inputs, "decomposable")
@@ -86,8 +85,8 @@ def test_a_time_is_the_first_log_beyond_the_share_of_one_seed_alone(row):
 
 
 def test_shares_begin_at_nothing_and_are_one_in_the_ideal_reader():
-    rules, _ = size_runs.at_size(TINY, 6)["atomic"]
-    steps, shares = size_runs.shares_over_training(rules, 10, 2)
+    rules, _ = sizes.at_size(TINY, 6)["atomic"]
+    steps, shares = sizes.shares_over_training(rules, 10, 2)
     assert steps.tolist() == [0, 5, 10]
     assert shares.shape == (2, 3, 3)
     assert float(shares[:, 0].abs().max()) < 0.3
@@ -109,11 +108,11 @@ def test_the_row_is_plain_and_the_claim_says_what_is_in_it(row):
     assert "tanh network, sgd, n = 6" in claim.measured
     assert "a factor of 1, equal times" in claim.null
     times = sizes.learning_times(row)
-    assert list(times.times) == list(sizes.TOLD.values())
+    assert list(times.times) == list(sizes.NAMES.values())
     with pytest.raises(ValueError, match="rows has 2 rows, expected one"):
         sizes.claims([row, row])
-    with pytest.raises(ValueError, match="seeds is 1, expected an integer of at least 2"):
-        sizes.measure(seeds=1)
+    with pytest.raises(ValueError, match="num_seeds is 1, expected an integer of at least 2"):
+        sizes.run_design(TINY, 1)
 
 
 def planted(slow: tuple[int | None, int | None], before: int) -> dict:
@@ -155,8 +154,8 @@ def test_the_verdict_follows_from_the_times(slow, before, verdict):
 
 
 def test_what_was_trained_is_kept_and_nothing_is_left_of_the_way(row, tmp_path, monkeypatch):
-    shelf = ResultStore(tmp_path)
-    assert sizes.measure(seeds=3, design=TINY, shelf=shelf) == row
+    store = ResultStore(tmp_path)
+    assert sizes.run_design(TINY, 3, store=store) == row
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {
         "sizes-6-atomic.json",
@@ -167,22 +166,22 @@ def test_what_was_trained_is_kept_and_nothing_is_left_of_the_way(row, tmp_path, 
     assert not [name for name in names if name.endswith(".npz")]
     (tmp_path / "sizes-8-atomic.json").unlink()
     trained = []
-    learn = size_runs.times_to_learn
+    learn = sizes.times_to_learn
 
     def counted(rules, rule, budget, seeds, **options):
         trained.append((rule, options["resume"].name))
         return learn(rules, rule, budget, seeds, **options)
 
-    monkeypatch.setattr(size_runs, "times_to_learn", counted)
-    monkeypatch.setattr(size_runs, "shares_over_training", lambda *_: pytest.fail("trained twice"))
-    assert sizes.measure(seeds=3, design=TINY, shelf=shelf) == row
+    monkeypatch.setattr(sizes, "times_to_learn", counted)
+    monkeypatch.setattr(sizes, "shares_over_training", lambda *_: pytest.fail("trained twice"))
+    assert sizes.run_design(TINY, 3, store=store) == row
     assert trained == [("atomic", "sizes-8-atomic-resume.npz")]
 
 
 def test_a_stack_that_was_interrupted_goes_on(tmp_path, monkeypatch):
-    rules, _ = size_runs.at_size(TINY, 6)["atomic"]
-    path, whole = tmp_path / "stack.npz", size_runs.times_to_learn(rules, "atomic", 40, 2, log_every=10)
-    begun, train = [], size_runs.train_stack
+    rules, _ = sizes.at_size(TINY, 6)["atomic"]
+    path, whole = tmp_path / "stack.npz", sizes.times_to_learn(rules, "atomic", 40, 2, log_every=10)
+    begun, train = [], sizes.train_stack
 
     def stopped(factory, data, seeds, *, evaluate, **options):
         """As the original, but for a process that is killed between two rows."""
@@ -202,7 +201,7 @@ def test_a_stack_that_was_interrupted_goes_on(tmp_path, monkeypatch):
         assert path.exists()
         return train(factory, data, seeds, evaluate=evaluate, schedule=lambda done: 1.0, **options)
 
-    monkeypatch.setattr(size_runs, "train_stack", stopped)
-    again = size_runs.times_to_learn(rules, "atomic", 40, 2, log_every=10, resume=path)
+    monkeypatch.setattr(sizes, "train_stack", stopped)
+    again = sizes.times_to_learn(rules, "atomic", 40, 2, log_every=10, resume=path)
     assert begun == [path]
     assert torch.equal(again, whole)

@@ -8,6 +8,9 @@ import torch
 
 import lowhanging as lh
 from lowhanging.datasets import MNIST, DigitImages
+from lowhanging.reproduce.context import Context
+from lowhanging.reproduce.settings import SIZES, Settings
+from lowhanging.reproduce.store import NO_STORE
 from lowhanging.reproduce.themes import logits
 
 
@@ -28,7 +31,7 @@ def network():
 
 
 def test_a_linear_network_is_a_sum_in_every_way(network):
-    row = logits.measure(network, quick=True)
+    row = logits.measure(Context(Settings(SIZES["tiny"], "bundled", 0, 1), NO_STORE, lambda: network))
     assert json.loads(json.dumps(row, allow_nan=False)) == row
     assert 100 <= row["trained"]["num_images"] <= 105  # half of each class, rounded up
     assert row["trained"]["shares"]["both"] == pytest.approx(1.0, abs=1e-8)

@@ -11,9 +11,10 @@ from scipy.optimize import minimize_scalar
 
 import lowhanging as lh
 from lowhanging.datasets import MNIST, DigitImages
-from lowhanging.reproduce.store import ResultStore
+from lowhanging.reproduce.context import Context
+from lowhanging.reproduce.settings import SIZES, Settings
+from lowhanging.reproduce.store import NO_STORE, ResultStore
 from lowhanging.reproduce.themes import order
-from lowhanging.reproduce.themes import order as excess_drop
 
 EPOCHS = 4
 
@@ -24,18 +25,22 @@ def network():
     train, test = DigitImages(*digits.train[:192]), DigitImages(*digits.test[:60])
     views = lh.paired_mnist(MNIST(train, test, source="bundled"), seed=0)
     model = lh.SigmoidCNN(seed=0)
-    held_out = {name: getattr(views, name).test for name in order.VIEWS}
-    run = lh.train(model, views.mixed.train, num_epochs=EPOCHS, evaluate=held_out, progress=False)
+    held_out = {name: getattr(views, name).test for name in order.TASKS}
+    run = lh.train(model, views.mixed.train, epochs=EPOCHS, evaluate=held_out, progress=False)
     return SimpleNamespace(views=views, model=model, run=run)
 
 
+def context(network, store=NO_STORE):
+    return Context(Settings(SIZES["tiny"], "bundled", 0, 1), store, lambda: network)
+
+
 def test_the_run_is_the_networks_own_recipe(network):
-    run = order.early(network, epochs=2, log_every=2, images=60)
+    run = order.early(network, num_epochs=2, log_every=2, images=60)
     assert run.steps.tolist() == [0, 2, 4, 6]  # 192 images in batches of 64
-    for name in order.VIEWS:  # the same start, evaluated on the same images
+    for name in order.TASKS:  # the same start, evaluated on the same images
         assert float(run.losses[name][0, 0]) == pytest.approx(float(network.run.losses[name][0]), rel=1e-6)
     state = network.model.state_dict()
-    row = order.measure(network, quick=True, epochs=50, log_every=3)  # more epochs than it was trained for
+    row = order.measure(context(network), num_epochs=50, log_every=3)  # more epochs than it was trained for
     assert row["steps"][-1] == EPOCHS * 3
     assert json.loads(json.dumps(row, allow_nan=False)) == row
     assert all(torch.equal(state[name], tensor) for name, tensor in network.model.state_dict().items())
@@ -72,7 +77,7 @@ def test_a_plateau_is_found_and_noise_widens_the_interval():
     assert low < 0 < high  # a flat floor
 
 
-def planted(first="number", half=(10.0, 12.0, 30.0), other=0.3, low=0.1, slowest=0.05, excess_drop=0.01):
+def planted(first="number", half=(10.0, 12.0, 30.0), other=0.3, low=0.1, slowest=0.05, least=0.01):
     times = dict(zip(("number", "mixed", "pattern"), half, strict=True))
     between = {
         "begin": 8, "end": 20, "fall": 0.2, "own_fall": 0.0, "rate": [0.02, low, 0.03], "slowest_third": slowest,
@@ -80,8 +85,8 @@ def planted(first="number", half=(10.0, 12.0, 30.0), other=0.3, low=0.1, slowest
     return {
         "half": times, "steps_per_epoch": 10, "first": first, "other_progress_at_most": other,
         "between": between if low is not None else None,
-        "excess_drop": None if excess_drop is None or low is None else {
-            "epochs": [10, 25], "fall": 0.2, "first": 0.1, "second": 0.15, "excess_drop": 0.1, "interval": [excess_drop, 0.2],
+        "excess_drop": None if least is None or low is None else {
+            "epochs": [10, 25], "fall": 0.2, "first": 0.1, "second": 0.15, "excess_drop": 0.1, "interval": [least, 0.2],
         },
     }  # fmt: skip
 
@@ -96,9 +101,9 @@ def planted(first="number", half=(10.0, 12.0, 30.0), other=0.3, low=0.1, slowest
         ([planted(), planted(), planted(other=0.7)], "holds"),
         ([planted(low=-0.1)], "holds in part"),
         ([planted(slowest=-0.01)], "holds in part"),
-        ([planted(excess_drop=-0.01)], "holds in part"),  # the first circuit alone explains the fall
-        ([planted(excess_drop=None)], "holds in part"),
-        ([planted(), planted(), planted(excess_drop=-0.01)], "holds"),
+        ([planted(least=-0.01)], "holds in part"),  # the first circuit alone explains the fall
+        ([planted(least=None)], "holds in part"),
+        ([planted(), planted(), planted(least=-0.01)], "holds"),
         ([planted(first=None, half=(None, None, None), other=None, low=None)], "does not hold"),
     ],
 )
@@ -129,7 +134,7 @@ def circuits():
 def test_what_the_first_circuit_does_alone_is_explained_whole(circuits):
     targets, first, second = circuits
     mixed = [0.6 * z + second[0] for z in first]  # the second one stays
-    found = excess_drop.explained(mixed, first, [second[0], second[0]], targets)
+    found = order.explained(mixed, first, [second[0], second[0]], targets)
     assert found["fall"] > 0.05
     assert found["first"] >= found["fall"] - 1e-12  # 0.6 is among the weights; another one may do better still
     assert found["excess_drop"] <= 1e-12
@@ -140,7 +145,7 @@ def test_what_the_first_circuit_does_alone_is_explained_whole(circuits):
 def test_what_a_second_circuit_adds_is_beyond_the_first(circuits):
     targets, first, second = circuits
     mixed = [0.6 * a + 0.8 * b for a, b in zip(first, second, strict=True)]
-    found = excess_drop.explained(mixed, first, second, targets)
+    found = order.explained(mixed, first, second, targets)
     assert found["interval"][0] > 0
     assert found["fall"] == pytest.approx(found["first"] + found["excess_drop"])
     # By another route: the best weight by SciPy, between the nodes.
@@ -152,7 +157,7 @@ def test_what_a_second_circuit_adds_is_beyond_the_first(circuits):
     best = minimize_scalar(at, bounds=(0, 3), method="bounded")
     assert found["weight"] == pytest.approx(best.x, abs=0.05)
     assert at(0.0) - found["first"] == pytest.approx(best.fun, abs=1e-3)
-    same = excess_drop.explained(mixed, first, second, targets)
+    same = order.explained(mixed, first, second, targets)
     assert same == found
     spread = (found["interval"][1] - found["interval"][0]) / (2 * 1.96)
     shifted = losses(mixed[0] + found["weight"] * (first[1] - first[0]), targets, reduction="none")
@@ -166,19 +171,19 @@ def test_the_checkpoints_are_the_nearest_and_need_the_first_cue(network):
     )
     held = SimpleNamespace(views=network.views, model=network.model, run=run)
     there = torch.ones(4)
-    found = excess_drop.excess_drop(held, "number", there, 1, 4)
+    found = order.excess_drop(held, "number", there, 1, 4)
     assert found["epochs"] == [1, 3]
     model = lh.SigmoidCNN(seed=0)
     losses = [lh.Objective(model, network.views.mixed.test)(run.checkpoints[row]) for row in (1, 2)]
     assert found["fall"] == pytest.approx(float(losses[0] - losses[1]), abs=1e-6)
-    assert excess_drop.excess_drop(held, "number", there, 1, 2) is None  # one checkpoint is nearest to both
-    assert excess_drop.excess_drop(held, "number", torch.tensor([0.0, 0.4, 1.0, 1.0]), 1, 4) is None  # not yet there
-    assert excess_drop.excess_drop(held, "number", torch.full((4,), math.nan), 1, 4) is None
+    assert order.excess_drop(held, "number", there, 1, 2) is None  # one checkpoint is nearest to both
+    assert order.excess_drop(held, "number", torch.tensor([0.0, 0.4, 1.0, 1.0]), 1, 4) is None  # not yet there
+    assert order.excess_drop(held, "number", torch.full((4,), math.nan), 1, 4) is None
 
 
 def test_the_first_epochs_are_kept(network, tmp_path, monkeypatch):
-    shelf = ResultStore(tmp_path)
-    once = order.measure(network, quick=True, log_every=3, shelf=shelf)
+    store = ResultStore(tmp_path)
+    once = order.measure(context(network, store), log_every=3)
     assert [path.name for path in tmp_path.iterdir()] == ["early.npz"]
     monkeypatch.setattr(order, "train_stack", lambda *_, **__: pytest.fail("trained twice"))
-    assert order.measure(network, quick=True, log_every=3, shelf=shelf) == once
+    assert order.measure(context(network, store), log_every=3) == once

@@ -7,8 +7,13 @@ import pytest
 import torch
 
 from lowhanging import circuits
+from lowhanging.circuits import Births
+from lowhanging.circuits import survival as survivors
+from lowhanging.circuits.birth_gaps import birth_gaps
+from lowhanging.circuits.survival import clustered_survival_test, detectable
+from lowhanging.reproduce.settings import SIZES, Sizes
+from lowhanging.reproduce.store import NO_STORE
 from lowhanging.reproduce.themes import modular
-from lowhanging.reproduce.themes import modular as modular_claims
 
 INF = math.inf
 
@@ -83,20 +88,46 @@ def changed(path, value):
     ],
 )
 def test_verdicts_follow_from_the_row(path, value, sixteen, seventeen):
-    _, second, third = modular_claims.claims([changed(path, value)])
+    _, second, third = modular.claims([changed(path, value)])
     assert (second.number, second.verdict) == (16, sixteen)
     assert (third.number, third.verdict) == (17, seventeen)
 
 
 def test_the_texts_say_what_the_numbers_mean():
-    _, second, third = modular_claims.claims([ROW])
+    _, second, third = modular.claims([ROW])
     assert "by more than the first one's own rise: 60.0 % [31.3 %, 83.2 %] of 10 seeds." in second.measured
     assert "of 9 (1 left out, whose rise began before the first log)" in second.measured
     assert "make 40.0 % (95 % of the draws in [30.0 %, 50.0 %]; p of as many 0.2, of as few 0.8)" in second.null
     assert "(5 lost in 1 seeds, which end with scores of 0.50 to 0.50; a circle has 0.75 or more)" in third.measured
     assert "a difference of 9 points would have been found with 80 % power" in third.null
     assert "that is no evidence against the second part" in third.rule
-    unknown = modular_claims.claims([changed("comparison/detectable", None)])[2]
+    unknown = modular.claims([changed("comparison/detectable", None)])[2]
     assert "no difference would have been found with 80 % power" in unknown.null
     none = {"difference": None, "interval": [None, None], "p_value": None, "detectable": None}
-    assert "Too few networks" in modular_claims.claims([changed("comparison", none)])[2].null
+    assert "Too few networks" in modular.claims([changed("comparison", none)])[2].null
+
+
+# The full size --------------------------------------------------------------------------------------------------------
+
+
+def test_the_full_size_trains_larger_networks():
+    full = SIZES["full"]
+    kind = modular.kind_of("births", full)
+    model = kind.factory(0)
+    assert model.embedding.shape == (113, 20)
+    assert kind.arguments["steps"] == 3000
+    assert kind.data.p == 113
+    assert modular.kind_of("redundant", full).factory(0).embedding.shape[0] == 113
+    assert modular.kind_of("births", full, **modular.SCARCE).factory(0).embedding.shape == (113, 4)
+
+
+def test_every_line_of_the_full_size_runs_on_little():
+    """The transformer and a modulus of one's own, which the quick size has not."""
+    small = Sizes(
+        "full", modulus=11, stack_steps=300, stack_seeds=6, unblocked_seeds=2, scarce_seeds=2, transformer_steps=2
+    )
+    found = modular._transformer(small, NO_STORE)
+    assert found["p"] == 11
+    assert len(found["key_frequencies"]) == modular.TRANSFORMER_SEEDS
+    run = modular.kind_of("births", small).train("births", 2, NO_STORE, log_every=100)
+    assert run.snapshots["embedding"].shape == (2, 4, 11, 20)
