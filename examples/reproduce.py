@@ -128,9 +128,10 @@ print(report)
 #
 # ## Claim: these directions are not eigenvectors, and their curvature lies within the top
 #
-# The same report has both: the largest squared overlap with one eigenvector of each loss, and the position that
-# the curvature along the direction would have among the eigenvalues. *Expect* no overlap near 1. And the second claim? "> 10" in the row of the
-# mixed loss says that it does not hold for this direction; [nor does it in the report](../docs/what-was-found.md).
+# The same report has both: the largest squared overlap with one eigenvector of each loss, and the position that the
+# curvature along the direction would have among the eigenvalues. *Expect* no overlap near 1. And the second claim?
+# "> 10" in the row of the mixed loss says that it does not hold for this direction;
+# [nor does it in the report](../docs/what-was-found.md).
 
 # %%
 ax = lh.plots.overlaps(report)

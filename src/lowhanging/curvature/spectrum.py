@@ -6,9 +6,9 @@ spectrum, and the density on another grid, then takes no further product.
 
 A map A and a unit vector z define a measure: a step of height (v_i^T z)^2 at each eigenvalue. m steps of Lanczos from
 z give a tridiagonal T, and T the m nodes and weights of the measure's Gauss quadrature,
-z^T f(A) z = sum_j w_j f(theta_j), exact for polynomials of degree up to 2 m - 1. With one more node at a chosen x (Gauss-Radau) it bounds what m steps
-leave open: by Chebyshev, Markov and Stieltjes *every* measure that agrees with the m steps has, above x, at least the
-weight of the nodes above x, and at most that plus the weight at x.
+z^T f(A) z = sum_j w_j f(theta_j), exact for polynomials of degree up to 2 m - 1. With one more node at a chosen x
+(Gauss-Radau) it bounds what m steps leave open: by Chebyshev, Markov and Stieltjes *every* measure that agrees with the
+m steps has, above x, at least the weight of the nodes above x, and at most that plus the weight at x.
 """
 
 from __future__ import annotations
@@ -389,8 +389,8 @@ def spectral_density(
 
     theta, w the Gauss quadrature that `num_steps` steps of Lanczos with full reorthogonalization on P H P give for a
     probe z, uniform on the unit sphere of P's range. The probes are orthogonal to each other: as many as p - r give
-    every sum without an error of chance. Standard errors are over the probes; with n of them a 95 % interval is Student's,
-    with n - 1 degrees of freedom: +- 2.3 of them for n = 10.
+    every sum without an error of chance. Standard errors are over the probes; with n of them a 95 % interval is
+    Student's, with n - 1 degrees of freedom: +- 2.3 of them for n = 10.
 
     Args:
         H: symmetric map with `H @ v` and the shape (p, p), as in `top_eigs`.

@@ -145,12 +145,10 @@ def center_buffers(
     if word is None and place.buffers:
         word = "own"
         losses = {
-            name: around(loss, place, buffers=None) if loss.space is not None else loss
-            for name, loss in losses.items()
+            name: around(loss, place, buffers=None) if loss.space is not None else loss for name, loss in losses.items()
         }
     is_elsewhere = center is not None and any(
-        loss.moving_names and not torch.equal(loss.theta0.double(), point.double())
-        for loss in losses.values()
+        loss.moving_names and not torch.equal(loss.theta0.double(), point.double()) for loss in losses.values()
     )
     if word is None and (is_through or is_elsewhere):
         refuse_plain("directions" if is_through else "center", names, choices=_CHOICES)

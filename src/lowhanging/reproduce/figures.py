@@ -143,7 +143,7 @@ def canyons_figures(context: Context, rows: Rows) -> Pictures:
     paths, plane = found.paths, found.plane
 
     def relative_rises(ax: Any) -> Any:
-        return plots.canyon_depths(found.shell, ax, null=found.null)
+        return plots.canyon_rises(found.shell, ax, null=found.null)
 
     if not paths:
         return {"canyons.png": plots.panels([[relative_rises]], width=7, height=4.5)}

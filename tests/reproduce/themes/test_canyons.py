@@ -7,9 +7,9 @@ from lowhanging.reproduce.themes import canyons
 
 def canyon_point(**changes):
     return {
-        "rise": 0.2, "energy": 0.5, "depth": 0.4, "slope": 0.1, "slope_without_anchor": 0.08, "plane_eigenvalue": 0.2,
-        "sphere_eigenvalue": 0.1, "euclidean_error": 1e-6, "is_certified": True, "is_trivial": False,
-        "duplicate_of": None, "radius": 3.0, "losses": {"number": 0.6, "pattern": 0.5}, "circuit": None,
+        "rise": 0.2, "energy": 0.5, "relative_rise": 0.4, "slope": 0.1, "slope_without_anchor": 0.08,
+        "plane_eigenvalue": 0.2, "sphere_eigenvalue": 0.1, "euclidean_error": 1e-6,
+        "is_canyon": True, "duplicate_of": None, "radius": 3.0, "losses": {"number": 0.6, "pattern": 0.5}, "circuit": None,
         "answer_shift": [0.01, -0.1, 0.1], "full_residual": None, "full_plane_eigenvalue": None,
         "full_error": None, "bowl_slope_without_anchor": 0.32,
     } | changes  # fmt: skip
@@ -40,7 +40,7 @@ def canyons_row(
     }
     return {
         "dim": 10, "num_params": 3340, "sphere": [canyon_point(circuit=c) for c in circuits[:num]] or [],
-        "shell": [canyon_point()], "full": full, "null_depths": [0.9, 1.1], "null_dim": 10, "paths": paths,
+        "shell": [canyon_point()], "full": full, "null_relative_rises": [0.9, 1.1], "null_dim": 10, "paths": paths,
         "basin": {"losses": {"number": 0.5, "pattern": 0.5}}, "flat_slopes": [0.0, 1e-40], "num_branches": 3,
         "count_nulls": nulls,
     }  # fmt: skip
@@ -110,5 +110,7 @@ def test_merge_radius_is_a_mean_over_networks_that_merge():
 def test_far_ends_that_are_no_canyons_name_nothing():
     row = canyons_row(circuits=(None, None))
     for certified, verdict in ((True, "holds in part"), (False, "does not hold")):
-        row["paths"]["branch 0"]["points"] = [canyon_point(circuit="number", is_certified=certified)]
+        row["paths"]["branch 0"]["points"] = [
+            canyon_point(circuit="number", is_certified=certified, is_canyon=certified)
+        ]
         assert canyons.claims([row])[1].verdict == verdict

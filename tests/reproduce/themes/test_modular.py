@@ -7,10 +7,6 @@ import pytest
 import torch
 
 from lowhanging import circuits
-from lowhanging.circuits import Births
-from lowhanging.circuits import survival as survivors
-from lowhanging.circuits.birth_gaps import birth_gaps
-from lowhanging.circuits.survival import clustered_survival_test, detectable
 from lowhanging.reproduce.settings import SIZES, Sizes
 from lowhanging.reproduce.store import NO_STORE
 from lowhanging.reproduce.themes import modular

@@ -63,7 +63,7 @@ class Canyons:
 
 
 def canyons_of(context: Context) -> Canyons:
-    """A minimum, two searches, branches followed, a plane through two of them, and the null of the depth."""
+    """A minimum, two searches, branches followed, a plane through two of them, and the nulls."""
     network, sizes, store = context.network, context.sizes, context.store
     minimum = minimum_of(context)
     loss = minimum.objective
@@ -169,18 +169,18 @@ def _plane(loss: Loss, evaluate: dict[str, Objective], found: CanyonSet, store: 
 
 
 def _null(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, store: ResultStore) -> DepthNull | None:
-    """The depth on the shell against random subspaces of equal curvature."""
+    """The lowest rises on the shell against random subspaces of equal curvature."""
     if not any(point.is_converged for point in found):
         return None
     num = sizes.null_subspaces
-    return store.result("depth-null", lambda: depth_null(loss, found, within=wide, num=num))
+    return store.result("depth-null", lambda: depth_null(loss, found, within=wide, num_subspaces=num))
 
 
 def _counts(loss: Loss, found: CanyonSet, wide: Subspace, sizes: Sizes, store: ResultStore) -> dict[str, CountNull]:
     """The number of canyons on the sphere against random subspaces: of all weights, and of the top eigenvectors."""
     num = sizes.null_subspaces
-    among_all = store.result("count-null-all", lambda: count_null(loss, found, num=num))
-    among_top = store.result("count-null-top", lambda: count_null(loss, found, within=wide, num=num, seed=1))
+    among_all = store.result("count-null-all", lambda: count_null(loss, found, num_subspaces=num))
+    among_top = store.result("count-null-top", lambda: count_null(loss, found, within=wide, num_subspaces=num, seed=1))
     return {
         f"all {among_all.within:,} weights": among_all,
         f"the span of the top {among_top.within} eigenvectors": among_top,

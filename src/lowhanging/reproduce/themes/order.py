@@ -143,7 +143,7 @@ def early(network: Learning, *, num_epochs: int, log_every: int, images: int, re
         lambda seed: SigmoidCNN(seed=seed),
         network.views.mixed.train,
         [network.run.seed],
-        steps=num_epochs * _steps_per_epoch(network),
+        num_steps=num_epochs * _steps_per_epoch(network),
         batch_size=BATCH_SIZE,
         lr=LR,
         schedule=lambda done: 0.5 * (1 + math.cos(math.pi * done * share)),

@@ -42,7 +42,7 @@ def plane_of(context: Context) -> PlaneSlice:
         # The engine is named: its measurement could fall either way, and the report is to repeat to the last digit.
         directions = tuple(s.direction for s in steered)
         return plane_slice(
-            context.network.losses, directions, EXTENT, num,
+            context.network.losses, directions, extent=EXTENT, num=num,
             names=(first, second), engine="point by point", resume=context.store.resume("plane"),
         )  # fmt: skip
 

@@ -157,7 +157,7 @@ def _joint(plan: Design, size: int, seeds: int) -> dict[str, Any]:
     budget = plan.budgets[plan.sizes.index(size)][0]
     rules, _ = at_size(plan, size)["atomic"]
     steps, shares = shares_over_training(rules, budget, seeds)
-    whole, first, second = (first_crossing(steps, shares[..., i], 0.5, is_rising=True) for i in range(3))
+    whole, first, second = (first_crossing(steps, shares[..., i], threshold=0.5, is_rising=True) for i in range(3))
     halves = torch.maximum(first, second)
     return {
         "size": size,
@@ -235,7 +235,7 @@ def times_to_learn(
         _factory(data.train.inputs.shape[1], TanhNetwork if other and other.network == "tanh" else CosineNetwork),
         data.train,
         range(seeds),
-        steps=budget,
+        num_steps=budget,
         batch_size=BATCH_SIZE,
         lr=other.lr if other else LR,
         optimizer=other.optimizer if other else "adam",
@@ -244,7 +244,7 @@ def times_to_learn(
         resume=resume,
         progress=False,
     )
-    return first_crossing(run.steps, run.losses["test"], math.log(2) - SHARE * (math.log(2) - least))
+    return first_crossing(run.steps, run.losses["test"], threshold=math.log(2) - SHARE * (math.log(2) - least))
 
 
 def shares_over_training(rules: ParityRules, budget: int, seeds: int) -> tuple[Tensor, Tensor]:
@@ -258,7 +258,7 @@ def shares_over_training(rules: ParityRules, budget: int, seeds: int) -> tuple[T
         _factory(num_bits, CosineNetwork),
         rules.both.train,
         range(seeds),
-        steps=budget,
+        num_steps=budget,
         batch_size=BATCH_SIZE,
         lr=LR,
         snapshots="*",

@@ -83,7 +83,7 @@ def directions_of(context: Context) -> list[Steered]:
 
         def scanned(report: SteeringReport = report) -> LineSlice:
             return line_slice(
-                network.losses, report.direction, (-EXTENT, EXTENT), NUM_STEPS,
+                network.losses, report.direction, extent=(-EXTENT, EXTENT), num=NUM_STEPS,
                 name="steering direction", engine="point by point",
             )  # fmt: skip
 
@@ -111,7 +111,7 @@ def measure(context: Context) -> Row:
                 "losses": {name: row.tolist() for name, row in s.scan.losses.items()},
                 "accuracies": {name: row.tolist() for name, row in s.scan.accuracies.items()},
                 "rayleigh_quotients": s.report.quotients,
-                "ranks": {name: s.report.rank_text(name) for name in s.report.ranks},
+                "ranks": {name: s.report.position_text(name) for name in s.report.positions},
                 "tenth_eigenvalue_of_mixed": float(s.report.eigenvalues["mixed"][min(9, sizes.pairs - 1)]),
                 "largest_squared_overlap": {name: float(row.max()) for name, row in s.report.overlaps.items()},
                 "participation_ratio": float(participation(s.report.overlaps["mixed"])),
