@@ -40,9 +40,9 @@ def population(found: lh.datasets.ParityRules, view: str) -> tuple[torch.Tensor,
     num_bits = found.both.train.inputs.shape[1]
     inputs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=num_bits)))
     cues = [(found.whole_bits, found.whole_reliability), *((bits, found.reliability) for bits in found.half_bits)]
-    fingerprint = {"atomic": cues[:1], "decomposable": cues[1:], "both": cues}[view]
+    shown = {"atomic": cues[:1], "decomposable": cues[1:], "both": cues}[view]
     joint = torch.full((len(inputs), 2), 0.5 ** (num_bits + 1), dtype=torch.float64)
-    for bits, right in fingerprint:
+    for bits, right in shown:
         says_one = inputs[:, bits].prod(1) > 0
         for label in (0, 1):
             joint[:, label] *= 2 * torch.where(says_one == bool(label), right, 1 - right)

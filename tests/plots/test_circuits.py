@@ -97,10 +97,10 @@ def test_intensity_and_survival_draw_their_rates(ax):
     assert ax.get_ylim()[0] <= 100 * float(alive.share.min())
     ax.clear()
     lh.plots.survival({"plenty": alive, "scarce": alive}, ax)
-    fingerprint = f"{int(alive.deaths.sum())} of {alive.num_circuits} lost"
+    text = f"{int(alive.deaths.sum())} of {alive.num_circuits} lost"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
-        f"plenty, {fingerprint}",
-        f"scarce, {fingerprint}",
+        f"plenty, {text}",
+        f"scarce, {text}",
     ]
     with pytest.raises(TypeError, match="survival is an int"):
         lh.plots.survival({"plenty": 3}, ax)

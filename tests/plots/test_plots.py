@@ -681,9 +681,9 @@ def test_interactive_is_one_page_with_every_number(tmp_path):
     assert "</script>" not in data[: data.index("updatemenus")]
     for i, alpha in enumerate(plane.alphas.tolist()):
         for j, beta in enumerate(plane.betas.tolist()):
-            fingerprint = f"steering direction: {alpha:.4g}\\u003cbr\\u003eeigenvector 1: {beta:.4g}\\u003cbr\\u003e"
+            text = f"steering direction: {alpha:.4g}\\u003cbr\\u003eeigenvector 1: {beta:.4g}\\u003cbr\\u003e"
             loss = f"{float(plane.losses['number'][i, j]):.6g}"
-            assert f"{fingerprint}number: {loss}\\u003cbr\\u003eaccuracy: {50 + 12.5 * alpha:.1f} %" in data
+            assert f"{text}number: {loss}\\u003cbr\\u003eaccuracy: {50 + 12.5 * alpha:.1f} %" in data
     assert all(f"number: {kind}" in data for kind in ("surface", "contours"))
     assert "(|Δθ| = 2)" in data or "(|\\u0394\\u03b8| = 2)" in data
     assert "NaN or inf, 1 of 12 points" in data

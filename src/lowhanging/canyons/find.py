@@ -290,9 +290,9 @@ class BranchSearch:
     loss_tolerance: float  # losses that differ by less are the same
 
     @classmethod
-    def among(cls, shell: Shell, level: float, starts: Sequence[Array], rtol: float) -> BranchSearch:
-        """With the scales of the sphere as they are at a few starts."""
-        seen = [SpherePoint.towards(shell, y, shell.radius_of(level)) for y in starts[:_SCOUTS]]
+    def among(cls, shell: Shell, level: float, rows: Sequence[Array], rtol: float) -> BranchSearch:
+        """With the scales of the sphere as they are at the first few of these rows."""
+        seen = [SpherePoint.towards(shell, y, shell.radius_of(level)) for y in rows[:_SCOUTS]]
         seen = [point for point in seen if point.is_finite] or seen
         typical = max(point.residual for point in seen)
         largest = max(abs(point.value - shell.center_value) for point in seen)

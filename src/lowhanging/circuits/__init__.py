@@ -1,4 +1,4 @@
-"""Which circuits formed, when, whether in pairs, whether they last, and what each is worth."""
+"""Fourier circuits: which formed, when, whether in pairs, whether they last, and what each is worth."""
 
 from lowhanging.circuits.ablation import (
     CircuitAblation,

@@ -1,10 +1,9 @@
-"""How many directions of weight space does a loss notice?
+"""Effective dimensions: three counts of the directions of weight space that a loss notices.
 
-Three answers are in use, and they differ: the number of eigenvalues above a threshold; the participation ratio
-(sum lambda)^2 / sum lambda^2, which the largest eigenvalues dominate; and sum lambda / (lambda + gamma), the degrees of
-freedom of a ridge regression: a count without a sharp threshold, the average of counts over thresholds around gamma.
-All three are given, each with how right it is: a few eigenpairs give lower bounds, a density has errors, and only a
-whole spectrum has neither.
+They differ: the number of eigenvalues above a threshold; the participation ratio (sum lambda)^2 / sum lambda^2, which
+the largest eigenvalues dominate; and sum lambda / (lambda + gamma), the degrees of freedom of a ridge regression, a
+count without a sharp threshold. Each is given with its error: a few eigenpairs give lower bounds, a density has
+errors, and only a whole spectrum has neither.
 """
 
 from __future__ import annotations

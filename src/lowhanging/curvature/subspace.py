@@ -1,7 +1,7 @@
-"""Which directions of weight space belong together, and how far apart are two families of them?
+"""Subspaces of weight space: projections, coordinates, angles between two of them, unions.
 
-A `Subspace` is k orthonormal rows of length p. Everything here goes through those rows, O(k p): the (p, p) projection
-matrix is never formed. Geometry only: no loss is evaluated in this file.
+A `Subspace` is k orthonormal rows of length p. Everything goes through those rows, O(k p): the (p, p) projection
+matrix is never formed. Geometry only: no loss is evaluated here.
 """
 
 from __future__ import annotations

@@ -51,12 +51,12 @@ class Estimate:
         return Estimate(factor * self.value, size * self.standard_error, size * self.numerical_error)
 
 
-def standard_error(samples: Tensor, population: int) -> Tensor:
+def standard_error(values: Tensor, population: int) -> Tensor:
     """(n, ...) values of n orthogonal probes in a space of `population` dimensions -> (...) error of their mean."""
-    num = len(samples)
+    num = len(values)
     if num == population:
-        return torch.zeros_like(samples.sum(0))
-    return samples.std(0) * math.sqrt((1 - num / population) / num)
+        return torch.zeros_like(values.sum(0))
+    return values.std(0) * math.sqrt((1 - num / population) / num)
 
 
 def orthonormal_probes(num: int, away_from: Tensor, generator: torch.Generator) -> Tensor:

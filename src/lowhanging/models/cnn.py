@@ -1,8 +1,7 @@
-"""Which network do the paired digits train?
+"""A small smooth convolutional network for the paired digits.
 
-The smallest convolutional net that learns both cues: convolution 3 x 3, activation, average pool, twice, then linear.
-It is smooth throughout, because everything else here is about second derivatives: a max-pool or a ReLU has kinks, and
-the Hessian of a loss with kinks misses the curvature that sits in them.
+The smallest one that learns both cues: convolution 3 x 3, activation, average pool, twice, then linear. It is smooth
+throughout: a max-pool or a ReLU has kinks, and the Hessian of a loss with kinks misses the curvature in them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where do initial weights come from? A private generator, the same numbers in every dtype and on every device."""
+"""Initial weights from a private generator: the same numbers in every dtype and on every device."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which small networks learn modular addition by circuits that can be seen?
+"""Small networks for modular addition whose circuits can be pointed at.
 
 Both read E[a] + E[b], a sum of embeddings: the order of the two numbers is lost on purpose, and every circuit has to
-be a function of one sum. In `blocks` the embedding is cut into planes, each with a small network of its own, so that a
-circuit (a circle in one plane) is a thing that can be pointed at, and ablated. Unblocked, the circuits share all units.
+be a function of one sum. In `blocks` the embedding is cut into planes, each with a small network of its own, so that
+a circuit is a circle in one plane, and can be ablated. Unblocked, the circuits share all units.
 """
 
 from __future__ import annotations

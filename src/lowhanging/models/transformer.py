@@ -1,4 +1,4 @@
-"""Which transformer learned modular addition in the literature? One layer, no layer norm, tokens a b "="."""
+"""One-layer transformer for modular addition, without layer norm, on the tokens a b "="."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""How do the losses around a network change while it is trained?
+"""Animations: one frame per slice of a training run, all on one scale.
 
-One frame per slice, all on one scale: were it chosen anew for each frame, a loss that falls would look like one that
-doesn't.
+Were the scale chosen anew for each frame, a loss that falls would look like one that doesn't.
 """
 
 from __future__ import annotations

@@ -1,14 +1,8 @@
-"""What do the pictures of canyons share? Which branches, where they are certified, and what happens to them.
+"""Pictures of canyons: their floors on the way out, their spread in weight space, their rises beside the null.
 
-A branch is drawn solid between two neighbours that are both certified, and dotted everywhere else. Its events are white
-symbols in its colour, one shape for each kind, explained in the legend: names beside them would lie on one another as
-soon as two branches fold together.
-
-What do the floors of canyons look like on the way out, and which circuit runs on them?
-
-How do the branches of a basin spread out in weight space?
-
-How low are the canyons that were found, and how low would others be?
+A branch is drawn solid between two neighbours that are both certified, and dotted everywhere else. Its events are
+white symbols in its colour, one shape for each kind, explained in the legend: names beside them would lie on one
+another as soon as two branches fold together.
 """
 
 from __future__ import annotations

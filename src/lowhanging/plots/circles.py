@@ -1,7 +1,4 @@
-"""Which planes of an embedding are circles, and how do they form?
-
-How well does a sum of single-cue logits predict the logits on both cues?
-"""
+"""Planes of an embedding with their circles, still or as an animation; and how well logits add up."""
 
 from __future__ import annotations
 

@@ -1,19 +1,9 @@
-"""Which values separate the bands of a contour picture? Round numbers, about a dozen, whatever the range.
+"""Contours of a loss on a plane: levels, bands, and the points, trajectories and notes over them.
 
-Losses on a plane often span many decades: evenly spaced levels would paint a canyon and its floor in one colour. So a
-wide range of positive values gets logarithmic levels; a wide range that reaches 0 or below gets levels whose *rise*
-above the lowest value is logarithmic; any other range gets evenly spaced ones. "Wide" is measured on the values
-themselves, and every picture on one scale is given the same bands.
-
-What is drawn over the contours of a plane: points with their names beside them, trajectories, and notes.
-
-A legend would hide a good part of a small panel, and one that lists "start" and "end" sends the reader back and forth.
-So each name stands beside its point, on the side where it covers least, and points that coincide share one line.
-
-How is a grid of numbers painted in bands, and what is painted where there is no number?
-
-A value that is NaN or infinite is never replaced by one that is not: its place stays hatched. A finite value whose
-neighbours are not spans no area; it is painted as a small square, so that nothing known is left out.
+Losses on a plane often span many decades: evenly spaced levels would paint a canyon and its floor in one colour. A
+wide range of positive values gets logarithmic levels; a wide range that reaches 0 or below, levels whose *rise* above
+the lowest value is logarithmic; any other range, evenly spaced ones. A value that is not finite stays hatched. Names
+stand beside their points, since a legend would hide a good part of a small panel.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""When did circuits form, are births of one run closer together than chance, and what is each circuit worth?
-
-How long do rules of growing size take to be learned, and which ability comes first?
-"""
+"""Births of circuits, their pairing and survival, ablations, and the times that rules take to be learned."""
 
 from __future__ import annotations
 
@@ -218,8 +215,8 @@ def competences(found: Competences, ax: Axes | None = None) -> Axes:
         if len(shares) > 1:
             ax.plot(times, shares.T, color=color, linewidth=0.6, alpha=0.4)
         half = float(found.crossing(name, 0.5).median())
-        fingerprint = f"{name}, half at {found.unit} {half:.3g}" if np.isfinite(half) else f"{name}, half not reached"
-        ax.plot(times, middle, color=color, linewidth=1.8, label=fingerprint)
+        label = f"{name}, half at {found.unit} {half:.3g}" if np.isfinite(half) else f"{name}, half not reached"
+        ax.plot(times, middle, color=color, linewidth=1.8, label=label)
         if np.isfinite(half):
             ax.plot([half], [50.0], marker="o", color=color, markersize=6, mec="white")
     ax.axhline(50, color="0.6", linewidth=0.8, linestyle=":")

@@ -1,7 +1,7 @@
-"""How does a plane look when it can be turned, and each of its values read?
+"""A plane of losses that can be turned, as one HTML file that needs no network.
 
-One HTML file that needs no network: plotly's own program is part of it, about 5 MB, so it can be sent to a colleague or
-kept beside a paper. The only picture here that matplotlib does not draw.
+Plotly's own program is part of it, about 5 MB, so that it can be sent to a colleague or kept beside a paper. The only
+picture here that matplotlib does not draw.
 """
 
 from __future__ import annotations

@@ -1,11 +1,7 @@
-"""How do losses look on a plane, and where does a trajectory run over it?
+"""Losses on a plane, trajectories over it, and descents on a toy's loss.
 
 The first direction is drawn to the right, the second upwards. True proportions are kept where the two are orthogonal
 and the box stays readable; where they are oblique, a note says by how much.
-
-Did the loss change along a trajectory as its picture on the plane suggests?
-
-Where does descent run on a toy's loss?
 """
 
 from __future__ import annotations

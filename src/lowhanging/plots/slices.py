@@ -1,4 +1,4 @@
-"""How do losses look along a line or a path?"""
+"""Losses and accuracies along a line or a path."""
 
 from __future__ import annotations
 

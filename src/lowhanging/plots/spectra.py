@@ -1,4 +1,4 @@
-"""How fast do the top eigenvalues of several losses fall, where are all the others, and how many matter?"""
+"""Top eigenvalues, spectral densities and effective dimensions of several losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a steering direction an eigenvector of any loss?"""
+"""Overlaps of a steering direction with the top eigenvectors of each loss."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""What do the pictures share? One colour per loss name, so that a reader meets the same loss in the same colour.
+"""Colours, axis labels and panels that all pictures share.
 
-And the words on their axes: a step is worth nothing until it is said how far it goes.
-
-How do several drawings become one picture file?
+One colour per loss name, so that a reader meets the same loss in the same colour; and axes that say how far a step
+goes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How does a loss on a plane look as a landscape?
+"""A loss on a plane as a surface in three dimensions.
 
 Each cell of the grid is one face, painted in the band of its mean height; a cell with a corner that is not finite is
-left out, so what is unknown is a hole. Where all losses are positive and span a wide range, heights are logarithms, or
-else everything but the highest walls would be a plain.
+left out, so what is unknown is a hole. Where all losses are positive and span a wide range, heights are logarithms,
+or else everything but the highest walls would be a plain.
 """
 
 from __future__ import annotations

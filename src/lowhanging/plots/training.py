@@ -1,7 +1,4 @@
-"""How do the training curves look?
-
-What does the network see?
-"""
+"""Training curves, and examples of the images that were trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which cue a network's predictions follow where cues conflict, and whether a point may be called after a circuit.
+"""Cues that a network's predictions follow where cues conflict, and whether a point may be called after a circuit.
 
 Losses on single cues can't say which circuit is gone: weights may just break on images that lack a cue, and look as if
 they had lost the circuit of the cue that is shown. Images that show all cues, with *different* labels, lack nothing:

@@ -1,4 +1,4 @@
-"""A report on whether a model can be studied: is its loss a smooth function of the weights, and a sum over examples?
+"""Report on whether a model can be studied: a loss that is smooth in the weights, and a sum over examples.
 
 The other tools refuse what stands in the way, one thing at a time; `check_model` lists all of it.
 """

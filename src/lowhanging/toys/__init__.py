@@ -1,9 +1,8 @@
-"""What does the theory say where everything can be computed on paper?
+"""Losses with answers on paper, each a `FunctionObjective` that every tool takes.
 
-Losses with known answers, each a `FunctionObjective` that every tool of the library takes: the post's cartoons
-(`flat_canyons`, `sloped_canyons`, `canyon_figure`), `quadratic`, `redundant_circuits`; `embedded` puts a loss into more
-dimensions, `copies` sets several side by side. `gradient_path` follows descent on any small loss. `redundant_sum` is
-the toy sum of the post in numbers.
+The post's cartoons (`flat_canyons`, `sloped_canyons`, `canyon_figure`), `quadratic` and `redundant_circuits`;
+`embedded` puts a loss into more dimensions, `copies` sets several side by side. `gradient_path` follows descent on
+any small loss. `redundant_sum` is the toy sum of the post in numbers.
 """
 
 from lowhanging.toys.losses import canyon_figure, copies, embedded, flat_canyons, quadratic, sloped_canyons

@@ -1,8 +1,8 @@
-"""Which losses have canyons, or curvatures, that are known on paper?
+"""Losses whose canyons or curvatures are known in closed form.
 
-The post's cartoons are functions of two weights, one for each circuit: a weight of 0 is a circuit that works. Where one
-of them is 0 the product x^2 y^2 vanishes, so each axis is a canyon floor on which one circuit alone does the job; at
-the origin, where the canyons meet, both do. All are float64 and defined everywhere.
+The post's cartoons are functions of two weights, one for each circuit: a weight of 0 is a circuit that works. Where
+one of them is 0 the product x^2 y^2 vanishes, so each axis is a canyon floor on which one circuit alone does the job;
+at the origin, where the canyons meet, both do. All are float64 and defined everywhere.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Where does descent go from here, and what does it learn first?
+"""Gradient flow and noisy descent on small losses, and which circuit they learn first.
 
 Two idealisations of training: gradient flow, which has no step size, and steps with Gaussian noise, which have both a
-step and a temperature. The flow is integrated to a tight tolerance by a solver that switches to implicit steps, because
-a canyon is stiff: steep across, and along its floor exponentially flat.
+step and a temperature. The flow is integrated to a tight tolerance by a solver that switches to implicit steps,
+because a canyon is stiff: steep across, and along its floor exponentially flat.
 """
 
 from __future__ import annotations

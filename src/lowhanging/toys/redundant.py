@@ -1,4 +1,4 @@
-"""Why would redundant circuits pay? The post's toy sum, in numbers and as a loss of the circuits' strengths."""
+"""The post's toy sum over redundant circuits, in numbers and as a loss of the circuits' strengths."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ def canyon_point(**changes):
     return {
         "rise": 0.2, "energy": 0.5, "relative_rise": 0.4, "slope": 0.1, "slope_without_anchor": 0.08,
         "plane_eigenvalue": 0.2, "sphere_eigenvalue": 0.1, "euclidean_error": 1e-6,
-        "is_canyon": True, "duplicate_of": None, "radius": 3.0, "losses": {"number": 0.6, "pattern": 0.5}, "circuit": None,
-        "answer_shift": [0.01, -0.1, 0.1], "full_residual": None, "full_plane_eigenvalue": None,
-        "full_error": None, "bowl_slope_without_anchor": 0.32,
+        "is_certified": True, "is_canyon": True, "duplicate_of": None, "radius": 3.0, "circuit": None,
+        "losses": {"number": 0.6, "pattern": 0.5}, "answer_shift": [0.01, -0.1, 0.1],
+        "full_residual": None, "full_plane_eigenvalue": None, "full_error": None, "bowl_slope_without_anchor": 0.32,
     } | changes  # fmt: skip
 
 

@@ -23,13 +23,13 @@ def test_fates_are_counted_seed_by_seed():
     frequency = torch.full((2, 40, 2), 3)
     frequency[1, 20:, 0] = 5  # another circle in the same plane, without a gap
     found = circuits.births(scores, range(40), frequency=frequency)
-    fingerprint = modular._fates(
+    fates = modular._fates(
         found, circuits.CircleScores(*[scores.double()] * 3, frequency, frequency.sign(), scores)
     )
-    assert fingerprint["formed"] == [2, 1]
-    assert fingerprint["survived"] == [1, 1]
-    assert fingerprint["overwritten"] == 1
-    assert fingerprint["lost_scores"] == pytest.approx([0.6])
+    assert fates["formed"] == [2, 1]
+    assert fates["survived"] == [1, 1]
+    assert fates["overwritten"] == 1
+    assert fates["lost_scores"] == pytest.approx([0.6])
     curves = modular.survivals(circuits.survival(found), found)
     assert list(curves) == ["many parameters", "2 planes of 4 units"]
     late = circuits.births(torch.full((1, 9, 1), 0.2), range(9))
