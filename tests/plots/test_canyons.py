@@ -472,12 +472,12 @@ def test_the_plane_through_two_branches_names_them(cartoon, ax):
         (
             lambda paths: lh.plots.canyon_losses(paths["axis 0"], quantity="cue_shares"),
             ValueError,
-            r"quantity is 'followed' for a path that holds none, expected one of \['loss'\].\nPass conflict=",
+            r"quantity is 'cue_shares' for a path that holds none, expected one of \['loss'\].\nPass conflict=",
         ),
         (
             lambda paths: lh.plots.canyon_losses(paths["axis 0"], quantity="rise"),
             ValueError,
-            "quantity is 'rise', expected one of 'loss', 'accuracy', 'followed'",
+            "quantity is 'rise', expected one of 'loss', 'accuracy', 'cue_shares'",
         ),
         (lambda paths: lh.plots.canyon_rises(paths), TypeError, "canyons is a dict, expected a CanyonSet"),
     ],

@@ -185,7 +185,7 @@ def _gif(pictures: list[np.ndarray], milliseconds: list[int]) -> bytes:
 
 
 def _palette(pictures: list[np.ndarray]) -> np.ndarray:
-    """(256, 3) uint8: the 128 most frequent colours as they are, and 128 for what is left."""
+    """(256, 3) uint8: the 128 most frequent colours as they are, and 128 by Pillow, which would turn white into 252."""
     from PIL import Image
 
     codes, counts = np.unique(np.stack(pictures), return_counts=True)

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowhanging.datasets import MNIST, DigitImages, PairedImages, PairedMNIST, PairedView, mnist, paired_mnist
 from lowhanging.errors import NotConvergedError
@@ -57,7 +56,7 @@ def learn(*, source: str, seed: int, sizes: Sizes = SIZES["quick"], store: Resul
         return train(model, data, num_epochs=num, evaluate=held_out, checkpoints=kept, seed=seed, resume=resume)
 
     run = store.result("training", trained)
-    _write(model, run.checkpoints[-1])
+    ParameterSpace(model).write(run.checkpoints[-1], model)
     train_loss = Objective(model, views.mixed.train)
     notes: list[str] = []
 
@@ -92,13 +91,6 @@ def _digits(source: str, images: int | None) -> str | MNIST:
     digits = mnist(source)
     train, test = (DigitImages(*split[:images]) for split in (digits.train, digits.test))
     return MNIST(train, test, source=digits.source)
-
-
-@torch.no_grad()
-def _write(model: nn.Module, theta: Tensor) -> None:
-    weights = ParameterSpace(model).unflatten(theta)
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
 
 
 def measure(context: Context) -> Row:
