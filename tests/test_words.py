@@ -6,11 +6,17 @@ What is looked for is in the tables below; the check is tested itself on small p
 from __future__ import annotations
 
 import ast
+import dataclasses
+import importlib
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import lowhanging as lh
 
 SOURCES = Path(__file__).parents[1] / "src" / "lowhanging"
 
@@ -122,3 +128,34 @@ def test_words() -> None:
 def test_planted_words_are_found(path: str, text: str, message: str) -> None:
     found = wrong_words(path, text)
     assert any(message in line for line in found) if message else found == []
+
+
+# Three arguments that belong together, an order that a callback prescribes, or an Axes after two results.
+MANY = {
+    "plane_through", "ConflictControl", "AnchoredObjective", "train_stack", "ablate_blocks", "ablate_frequencies",
+    "redundant_circuits", "redundant_sum", "finite_difference_hvp",
+}  # fmt: skip
+ROOMS = ("objective", "training", "curvature", "landscape", "steering", "canyons", "circuits", "datasets", "toys")
+
+
+def too_many(function: Callable[..., Any]) -> bool:
+    """Whether more than two arguments may be passed without their names."""
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    return (
+        sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds) > 2
+    )
+
+
+def test_arguments_after_the_second_are_passed_by_name() -> None:
+    found = []
+    for room in (*ROOMS, "models", "testing"):
+        module = importlib.import_module(f"lowhanging.{room}")
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if not callable(thing):
+                continue
+            is_result = dataclasses.is_dataclass(thing) or getattr(thing, "_is_protocol", False)
+            found += [name] if not is_result and name not in MANY and too_many(thing) else []
+    assert found == []
+    assert too_many(lh.plane_through)
+    assert not too_many(lh.line_slice)

@@ -200,7 +200,7 @@ def test_overlaps(ax):
 
 def test_paired_images(ax):
     views = lh.paired_mnist(patterns_per_class=2)
-    assert lh.plots.paired_images(views, ax, num=4) is ax
+    assert lh.plots.paired_images(views, ax, num_images=4) is ax
     (image,) = ax.get_images()
     assert image.get_array().shape == (4 * 32, 4 * 32)
     first = np.asarray(image.get_array())[2:30, 2:30]

@@ -399,7 +399,7 @@ def path_of(*arguments, **options):
         ),
         (lambda: toys.embedded(lambda x: x, 3), TypeError, "loss is a function, expected a FunctionObjective"),
         (lambda: toys.copies(3, 3), TypeError, "loss is an int, expected a FunctionObjective"),
-        (lambda: toys.copies(toys.flat_canyons(), 0), ValueError, "num is 0, expected an integer of at least 1"),
+        (lambda: toys.copies(toys.flat_canyons(), 0), ValueError, "num_copies is 0, expected an integer of at least 1"),
         (
             lambda: toys.redundant_circuits(num_circuits=13),
             ValueError,

@@ -175,18 +175,18 @@ def embedded(
     return _named(f"{_name(inner)} in {num_params:,} dimensions", function, theta0), Subspace(rows)
 
 
-def copies(loss: FunctionObjective, num: int) -> FunctionObjective:
-    """The sum of one loss at `num` points: sum over i of loss(theta_i), theta_i the rows of theta.reshape(num, q).
+def copies(loss: FunctionObjective, num_copies: int) -> FunctionObjective:
+    """The sum of one loss at `num_copies` points: sum over i of loss(theta_i), theta_i the rows of theta.reshape(num_copies, q).
 
-    The terms share no weight, so descent on the sum is descent on each: one `gradient_path` follows `num` starts, for
+    The terms share no weight, so descent on the sum is descent on each: one `gradient_path` follows `num_copies` starts, for
     little more than the cost of one.
 
     Args:
         loss: a FunctionObjective of q weights whose function `torch.vmap` can follow.
-        num: how many copies.
+        num_copies: how many copies.
 
     Returns:
-        FunctionObjective of num * q weights, float64, each copy around loss.theta0.
+        FunctionObjective of num_copies * q weights, float64, each copy around loss.theta0.
 
     Raises:
         ValueError, TypeError: an argument out of range, or another kind of objective.
@@ -196,15 +196,15 @@ def copies(loss: FunctionObjective, num: int) -> FunctionObjective:
         raise TypeError(
             argument_message("loss", received, expected, "Pass a loss of lh.toys, or lh.FunctionObjective(...).")
         )
-    check_count("num", num, remedy="It is the number of starts.")
+    check_count("num_copies", num_copies, remedy="It is the number of starts.")
     inner, size = loss.in_double(), loss.num_params
     batched = torch.vmap(inner)
 
     def function(theta: Tensor) -> Tensor:
-        values: Tensor = batched(theta.reshape(num, size))  # (num,)
+        values: Tensor = batched(theta.reshape(num_copies, size))  # (num_copies,)
         return values.sum()
 
-    return _named(f"{num:,} copies of {_name(inner)}", function, loss.theta0.double().repeat(num))
+    return _named(f"{num_copies:,} copies of {_name(inner)}", function, loss.theta0.double().repeat(num_copies))
 
 
 def _named(name: str, function: Callable[[Tensor], Tensor], theta0: Tensor) -> FunctionObjective:
