@@ -176,9 +176,9 @@ def embedded(
 
 
 def copies(loss: FunctionObjective, num_copies: int) -> FunctionObjective:
-    """The sum of one loss at `num_copies` points: sum over i of loss(theta_i), theta_i the rows of theta.reshape(num_copies, q).
+    """The sum of one loss at n = `num_copies` points: sum over i of loss(theta_i), theta_i the rows of theta (n, q).
 
-    The terms share no weight, so descent on the sum is descent on each: one `gradient_path` follows `num_copies` starts, for
+    The terms share no weight, so descent on the sum is descent on each: one `gradient_path` follows n starts, for
     little more than the cost of one.
 
     Args:
