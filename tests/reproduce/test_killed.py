@@ -98,7 +98,7 @@ def held_by(path: Path) -> int:
     """Epochs of a training, evaluations of a polish."""
     meta = json.loads(str(read_arrays(path)["__lowhanging__"]))
     state = dict(meta["state"]["mapping"])
-    return len(state["questions"]) if "questions" in state else len(dict(state["history"]["mapping"])["lr"]) - 1
+    return len(state["calls"]) if "calls" in state else len(dict(state["history"]["mapping"])["lr"]) - 1
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def test_the_full_size_trains_larger_networks():
     kind = modular.kind_of("births", full)
     model = kind.factory(0)
     assert model.embedding.shape == (113, 20)
-    assert kind.arguments["steps"] == 3000
+    assert kind.arguments["num_steps"] == 3000
     assert kind.data.p == 113
     assert modular.kind_of("redundant", full).factory(0).embedding.shape[0] == 113
     assert modular.kind_of("births", full, **modular.SCARCE).factory(0).embedding.shape == (113, 4)

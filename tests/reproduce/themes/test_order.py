@@ -26,7 +26,7 @@ def network():
     views = lh.paired_mnist(MNIST(train, test, source="bundled"), seed=0)
     model = lh.SigmoidCNN(seed=0)
     held_out = {name: getattr(views, name).test for name in order.TASKS}
-    run = lh.train(model, views.mixed.train, epochs=EPOCHS, evaluate=held_out, progress=False)
+    run = lh.train(model, views.mixed.train, num_epochs=EPOCHS, evaluate=held_out, progress=False)
     return SimpleNamespace(views=views, model=model, run=run)
 
 

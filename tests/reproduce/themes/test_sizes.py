@@ -72,7 +72,7 @@ def test_a_time_is_the_first_log_beyond_the_share_of_one_seed_alone(row):
     rules, _ = sizes.at_size(TINY, 6)["decomposable"]
     data = rules.decomposable
     run = lh.train_stack(
-        lambda seed: CosineNetwork(13, sizes.HIDDEN, seed), data.train, [2], steps=30,
+        lambda seed: CosineNetwork(13, sizes.HIDDEN, seed), data.train, [2], num_steps=30,
         batch_size=sizes.BATCH_SIZE, lr=sizes.LR, evaluate={"test": data.test}, log_every=2,
     )  # fmt: skip
     floor = row["sizes"][0]["decomposable"]["held_out_loss_of_smallest"]

@@ -226,7 +226,7 @@ def _transformer(sizes: Sizes, store: ResultStore) -> Row:
     p = sizes.modulus or 113
     data = modular_addition(p=p, train_fraction=0.8)
     optimizer = partial(torch.optim.AdamW, lr=1e-3, weight_decay=1.0, betas=(0.9, 0.98))
-    arguments = {"steps": sizes.transformer_steps, "batch_size": len(data.train), "optimizer": optimizer}
+    arguments = {"num_steps": sizes.transformer_steps, "batch_size": len(data.train), "optimizer": optimizer}
     kind = Kind(lambda seed: ModularTransformer(p, seed=seed), data, arguments)
     evaluate = {"test": data.test}
     run = kind.train("transformer", TRANSFORMER_SEEDS, store, evaluate=evaluate, log_every=500)
