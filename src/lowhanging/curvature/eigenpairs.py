@@ -353,25 +353,18 @@ def top_eigs(
             known=known, file=file,
         )  # fmt: skip
     engine = str(getattr(H, "engine", ""))
+    found: dict[str, Any] = {
+        name: torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+        for name, value in vars(outcome).items()
+        if name not in ("vectors", "failure")
+    }
     pairs = Eigenpairs(
-        values=torch.from_numpy(np.array(outcome.values)),
+        **found,
         vectors=_with_canonical_signs(outcome.vectors.cpu()),
-        residuals=torch.from_numpy(np.array(outcome.residuals)),
-        bounds=torch.from_numpy(np.array(outcome.bounds)),
-        is_converged=torch.from_numpy(np.array(outcome.is_converged)),
-        is_clustered=torch.from_numpy(np.array(outcome.is_clustered)),
-        other_end=outcome.other_end,
-        other_end_residual=outcome.other_end_residual,
-        scale=outcome.scale,
-        noise=outcome.noise,
-        rounding=outcome.rounding,
         tol=tol,
         which=which,
         method=method,
         num_products=counted.num_products,
-        num_steps=outcome.num_steps,
-        num_probe_steps=outcome.num_probe_steps,
-        num_restarts=outcome.num_restarts,
         num_known=num_known,
         seconds=time.perf_counter() - started,
         seed=seed,
