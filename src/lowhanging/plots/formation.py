@@ -1,13 +1,13 @@
-"""When did circuits form, are births of one run closer together than chance, and what is each circuit worth?
+"""When circuits form and are lost, what each is worth, and how long rules of growing size take to be learned.
 
-How long do rules of growing size take to be learned, and which ability comes first?
+Infinite times are not late ones: what was not seen within a budget is drawn as a bound.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BORN, _DEAD = "#0072B2", "#D55E00"
+_MARKERS = "osD^v"
 
 
 def births(births: Births, ax: Axes | None = None) -> Axes:
@@ -41,23 +42,21 @@ def births(births: Births, ax: Axes | None = None) -> Axes:
 
     ax = axes(ax)
     order = births.step.min(1).values.argsort(stable=True)
-    for marker, color, label, times in (
-        ("o", _BORN, "formed", births.step[order]),
-        ("x", _DEAD, "lost", births.death[order]),
-    ):
-        rows, blocks = np.nonzero(np.isfinite(times.numpy()))
-        where = times.numpy()[rows, blocks]
-        places = list(zip(rows.tolist(), where.tolist(), strict=True))
-        nth = np.array([places[:i].count(place) for i, place in enumerate(places)])
-        many = np.array([places.count(place) for place in places])
-        heights = rows + 1 + (nth - (many - 1) / 2) * 0.45  # ties side by side: a pair is what one looks for
-        ax.scatter(
-            where, heights, marker=marker, s=16, color=color, linewidths=1.0, label=f"circuit {label} ({len(rows)})"
-        )
+    for marker, color, label, times in (("o", _BORN, "formed", births.step), ("x", _DEAD, "lost", births.death)):
+        steps = times[order].numpy()
+        seeds, circuits = np.nonzero(np.isfinite(steps))
+        found = list(zip(seeds.tolist(), steps[seeds, circuits].tolist(), strict=True))
+        # Ties stand one above the other: a pair is what one looks for.
+        heights = [
+            seed + 1 + 0.45 * (found[:i].count((seed, step)) - (found.count((seed, step)) - 1) / 2)
+            for i, (seed, step) in enumerate(found)
+        ]
+        look: dict[str, Any] = {"marker": marker, "s": 16, "color": color, "linewidths": 1.0}
+        ax.scatter(steps[seeds, circuits], heights, label=f"circuit {label} ({len(found)})", **look)
     ax.set_xlim(float(births.steps[0]), float(births.steps[-1]))
     ax.set_ylim(0, len(order) + 1)
     ax.set_xlabel("step")
-    ax.set_ylabel("rank of the seed, by its first birth")
+    ax.set_ylabel("number of the seed, by its first birth")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(axis="x", alpha=0.3)
     legend_above(ax)
@@ -108,15 +107,15 @@ def survival(survival: Survival | Mapping[str, Survival], ax: Axes | None = None
     for each in curves.values():
         check_kind("survival", each, Survival, "Pass what lh.circuits.survival returned.")
     ax = axes(ax)
-    floor = 1.0
+    bottom = 1.0
     for (name, each), color in zip(curves.items(), itertools.cycle((_BORN, _DEAD, "#009E73", "#CC79A7"))):
         age, low, high = each.age.numpy(), *(100 * each.interval.T.numpy())
         label = f"{name}, {int(each.deaths.sum())} of {each.num_circuits} lost" if name else None
         ax.fill_between(age, low, high, step="post", color=color, alpha=0.2, linewidth=0)
         ax.step(age, 100 * each.share.numpy(), where="post", color=color, linewidth=1.8, label=label)
         is_known = 2 * each.at_risk.numpy() >= each.num_circuits
-        floor = min(floor, float(low[is_known].min()) / 100, float(each.share.min()))
-    ax.set_ylim(max(0.0, 10 * np.floor(10 * floor) - 2), 101)
+        bottom = min(bottom, float(low[is_known].min()) / 100, float(each.share.min()))
+    ax.set_ylim(max(0.0, 10 * np.floor(10 * bottom) - 2), 101)
     ax.set_xlabel("steps since birth")
     ax.set_ylabel("circuits still there (%)")
     ax.grid(alpha=0.3)
@@ -124,7 +123,6 @@ def survival(survival: Survival | Mapping[str, Survival], ax: Axes | None = None
         legend_above(ax)
     low, high = ax.get_ylim()
     ax.set_yticks([tick for tick in ax.get_yticks() if low <= tick <= 100])
-    ax.set_ylim(low, high)
     return ax
 
 
@@ -154,9 +152,6 @@ def circuit_ablation(ablation: CircuitAblation, ax: Axes | None = None) -> Axes:
     return ax
 
 
-_MARKERS = "osD^v"
-
-
 def learning_times(times: LearningTimes, ax: Axes | None = None, *, size: str = "parameters n of the rule") -> Axes:
     """A line per rule through the median steps at each size, with 95 % intervals, on a logarithmic axis.
 
@@ -164,14 +159,14 @@ def learning_times(times: LearningTimes, ax: Axes | None = None, *, size: str = 
     rule whose median is infinite stands hollow at the budget, a lower bound.
 
     Args:
-        times: such as `lowhanging.reproduce.sizes.learning_times` returns.
+        times: an `lh.circuits.LearningTimes`, steps by rule, size and seed.
         ax: where to draw; None makes a figure.
         size: what the sizes are, for the axis.
 
     Returns:
         The Axes. It is neither shown nor saved.
     """
-    check_kind("times", times, LearningTimes, "Pass a lh.circuits.LearningTimes.")
+    check_kind("times", times, LearningTimes, "Pass an lh.circuits.LearningTimes.")
     ax = axes(ax)
     sizes = times.sizes.numpy()
     step = float(np.diff(sizes).min()) if len(sizes) > 1 else 1.0
@@ -203,13 +198,13 @@ def competences(found: Competences, ax: Axes | None = None) -> Axes:
     """Progress of each ability over training: the median over seeds, a thin line per seed, a dot at half of the way.
 
     Args:
-        found: such as `lowhanging.reproduce.order.competences` returns.
+        found: an `lh.circuits.Competences`, progress by ability, seed and time.
         ax: where to draw; None makes a figure.
 
     Returns:
         The Axes. It is neither shown nor saved.
     """
-    check_kind("found", found, Competences, "Pass a lh.circuits.Competences.")
+    check_kind("found", found, Competences, "Pass an lh.circuits.Competences.")
     ax = axes(ax)
     times = found.times.numpy()
     for i, (name, rows) in enumerate(found.progress.items()):
@@ -218,8 +213,8 @@ def competences(found: Competences, ax: Axes | None = None) -> Axes:
         if len(shares) > 1:
             ax.plot(times, shares.T, color=color, linewidth=0.6, alpha=0.4)
         half = float(found.crossing(name, 0.5).median())
-        fingerprint = f"{name}, half at {found.unit} {half:.3g}" if np.isfinite(half) else f"{name}, half not reached"
-        ax.plot(times, middle, color=color, linewidth=1.8, label=fingerprint)
+        label = f"{name}, half at {found.unit} {half:.3g}" if np.isfinite(half) else f"{name}, half not reached"
+        ax.plot(times, middle, color=color, linewidth=1.8, label=label)
         if np.isfinite(half):
             ax.plot([half], [50.0], marker="o", color=color, markersize=6, mec="white")
     ax.axhline(50, color="0.6", linewidth=0.8, linestyle=":")
