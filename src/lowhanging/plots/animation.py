@@ -15,17 +15,8 @@ from torch import Tensor
 from lowhanging.errors import argument_message, check_choice, check_count, check_names, check_real
 from lowhanging.landscape.planes import PlaneSlice
 from lowhanging.landscape.slices import LineSlice
-from lowhanging.plots.contours import (
-    Levels,
-    bar,
-    choose_bands,
-    contours,
-    first_grid,
-    grids_of,
-    has_true_proportions,
-    legend,
-    points,
-)
+from lowhanging.plots import contours
+from lowhanging.plots.contours import Levels, choose_bands, has_true_proportions, legend, points
 from lowhanging.plots.slices import line_slice
 from lowhanging.plots.style import Quantity, blank_figure, label_log_axis, rows_of, unit_of
 
@@ -147,14 +138,14 @@ def _only(rows: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 def _planes(frames: list[PlaneSlice], name: str | None, quantity: Quantity, levels: Levels) -> Painter:
     """Draws frame number i, in the bands of all frames."""
-    name = first_grid(frames[0], quantity, name)[0]
-    grids = [grids_of(frame, quantity, [name])[name] for frame in frames]
+    name = contours.first_grid(frames[0], quantity, name)[0]
+    grids = [contours.grids_of(frame, quantity, [name])[name] for frame in frames]
     bands = choose_bands(grids, levels)
     is_true = all(map(has_true_proportions, frames))
 
     def paint(number: int, ax: Axes) -> None:
-        hatched = contours(ax, frames[number], f"{quantity}: {name}", grids[number], bands)
-        bar(ax, bands, bands.title(unit_of(quantity)))
+        hatched = contours.paint(ax, frames[number], f"{quantity}: {name}", grids[number], bands)
+        contours.bar(ax, bands, bands.title(unit_of(quantity)))
         if not is_true:
             ax.set_aspect("auto")
         legend(ax, [*points(ax, frames[number], name), *hatched])

@@ -20,16 +20,7 @@ from lowhanging.canyons.find import CanyonSet
 from lowhanging.canyons.null import DepthNull
 from lowhanging.canyons.point import CanyonPoint
 from lowhanging.errors import a_type, argument_message, check_choice, check_names
-from lowhanging.plots.style import (
-    axes,
-    check_kind,
-    check_log,
-    color_of,
-    label_log_axis,
-    label_of,
-    legend_above,
-    value_axis,
-)
+from lowhanging.plots.style import axes, check_kind, check_log, color_of, label_log_axis, label_of, value_axis
 from lowhanging.steering.cues import NEITHER
 
 if TYPE_CHECKING:
@@ -103,9 +94,6 @@ def canyon_floor(
             highest floor. Where it runs above the floor, the floor is a canyon's: depth is the ratio of the two.
         cues: the two losses of "asymmetry"; by default those of the conflict control, or the only two.
 
-    Returns:
-        The Axes. It is neither shown nor saved.
-
     Raises:
         ValueError, TypeError: a quantity that the paths do not have, a name that is none of theirs, or another kind
             of result.
@@ -169,9 +157,6 @@ def canyon_losses(
             follow each cue and neither.
         log: logarithmic axis for the losses.
 
-    Returns:
-        The Axes. It is neither shown nor saved.
-
     Raises:
         ValueError, TypeError: a path along which nothing of the kind was evaluated, or another kind of result.
     """
@@ -230,9 +215,6 @@ def canyon_fan(
         names: which branches; by default all.
         cues: as in `canyon_floor`.
 
-    Returns:
-        The Axes. It is neither shown nor saved.
-
     Raises:
         ValueError, TypeError: as in `canyon_floor`, or paths of different numbers of weights.
 
@@ -277,8 +259,9 @@ def canyon_fan(
     ax.legend(
         handles=entries, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, edgecolor="none", fontsize="small"
     )
-    ax.set_xlabel(f"principal direction 1 of δ: {_percent(shares[0])} of Σ‖δ‖²")
-    ax.set_ylabel(f"principal direction 2: {_percent(shares[1])}, both {_percent(shares[0] + shares[1])}")
+    first, second, both = (f"{round(100 * share, 1):g} %" for share in (*shares, shares.sum()))
+    ax.set_xlabel(f"principal direction 1 of δ: {first} of Σ‖δ‖²")
+    ax.set_ylabel(f"principal direction 2: {second}, both {both}")
     return ax
 
 
@@ -312,7 +295,7 @@ def _circles(ax: Axes, positions: Array) -> None:
     gaps = np.diff(angles, append=angles[0] + 2 * np.pi)
     widest = int(np.argmax(gaps))
     angle = angles[widest] + 0.5 * gaps[widest]
-    for radius in MaxNLocator(nbins=4, steps=[1, 2, 5, 10]).tick_values(0.0, farthest).tolist():
+    for radius in MaxNLocator(nbins=4, steps=[1, 2, 5, 10]).tick_values(0.0, farthest):
         if 0.0 < radius <= 1.1 * farthest:
             ax.add_patch(Circle((0.0, 0.0), radius, fill=False, edgecolor="0.8", linewidth=0.8, zorder=0))
             look: dict[str, Any] = {"color": "0.45", "fontsize": "small", "ha": "center", "va": "center"}
@@ -337,7 +320,8 @@ def _ribbons(
         certified = [point.is_certified for point in path]
         if len(path) == 1:
             rim = "black" if certified[0] else "none"
-            ax.scatter(*coordinates[name].T, c=colors.to_rgba(values[name]), edgecolors=rim)
+            x, y = coordinates[name].T
+            ax.scatter(x, y, c=colors.to_rgba(values[name]), edgecolors=rim)
         for part, is_solid in stretches(certified):
             positions, row = coordinates[name][part], values[name][part]
             if is_solid:
@@ -351,11 +335,6 @@ def _ribbons(
     return colors
 
 
-def _percent(share: float) -> str:
-    """Of a share that rounding may have left next to 0 or 1."""
-    return "0 %" if share < 5e-5 else "100 %" if share > 0.9995 else f"{100 * share:.3g} %"
-
-
 def canyon_depths(canyons: CanyonSet, ax: Axes | None = None, *, null: DepthNull | None = None) -> Axes:
     """Depth of every point that was found, level by level: canyons filled, what a bowl has as well hollow.
 
@@ -366,9 +345,6 @@ def canyon_depths(canyons: CanyonSet, ax: Axes | None = None, *, null: DepthNull
         ax: where to draw; None makes a figure.
         null: what `lh.canyons.depth_null` returned for them: at each level a grey bar from the lowest to the highest
             of the depths of random subspaces, a line across it at their median.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
 
     Raises:
         ValueError, TypeError: no point with a depth, a null of other levels, or another kind of result.
@@ -400,14 +376,12 @@ def canyon_depths(canyons: CanyonSet, ax: Axes | None = None, *, null: DepthNull
         found = np.array([(point.level, point.depth) for point in shown if _kind(point) == kind])
         if len(found):
             ax.plot(*found.T, linestyle="", markersize=7, label=f"{kind} ({len(found)})", **look)
+    ax.margins(x=0.1, y=0.08)
     if min(canyons.levels) < 0.2 * max(canyons.levels):
         ax.set_xscale("log")
         label_log_axis(ax.xaxis)
-    ax.margins(x=0.1, y=0.08)
     ax.set_xlabel("level: distance r" if canyons.metric == "euclidean" else "level: energy E of the quadratic bowl")
-    ax.set_ylabel(QUANTITIES["depth"][0])
-    ax.grid(alpha=0.3)
-    legend_above(ax)
+    value_axis(ax, QUANTITIES["depth"][0])
     return ax
 
 

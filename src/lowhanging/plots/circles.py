@@ -37,9 +37,6 @@ def circles(
         radius: what is drawn as 1, in units of the embedding; by default the farthest point of all blocks.
         columns: blocks per row.
 
-    Returns:
-        The Axes. It is neither shown nor saved.
-
     Raises:
         ValueError, TypeError: an embedding that does not fit the scores.
     """
@@ -118,9 +115,6 @@ def modes(shares: Tensor, steps: Tensor | Sequence[int], ax: Axes | None = None)
         steps: (logs,) ascending.
         ax: where to draw; None makes a figure.
 
-    Returns:
-        The Axes. It is neither shown nor saved.
-
     Raises:
         ValueError: shapes that do not belong together.
     """
@@ -130,8 +124,7 @@ def modes(shares: Tensor, steps: Tensor | Sequence[int], ax: Axes | None = None)
     frequencies, powers = np.arange(1, shares.shape[1] + 1), shares.double().T.numpy()
     mesh = ax.pcolormesh(times, frequencies, powers, shading="nearest", cmap="viridis", vmin=0.0)
     ax.figure.colorbar(mesh, ax=ax, label="share of the embedding's power")
-    ax.set_xlabel("step")
-    ax.set_ylabel("frequency f (f and p − f are one)")
+    ax.set(xlabel="step", ylabel="frequency f (f and p − f are one)")
     return ax
 
 
@@ -168,9 +161,6 @@ def logit_sum(found: LogitSum, ax: Axes | None = None) -> Axes:
     Args:
         found: what `lh.circuits.logit_sum` returned.
         ax: where to draw; None makes a figure.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
     check_kind("found", found, LogitSum, "Pass what lh.circuits.logit_sum returned.")
     ax = axes(ax)
@@ -183,8 +173,7 @@ def logit_sum(found: LogitSum, ax: Axes | None = None) -> Axes:
     ax.plot(ends, ends, color="0.3", linewidth=1.0, linestyle="--", label="equal")
     both, within = 100 * found.shares["both"], 100 * found.within["both"]
     names = " + ".join(found.slopes)
-    ax.set_xlabel(f"fitted sum of the logits on {names}, each alone")
-    ax.set_ylabel("logit on both cues")
+    ax.set(xlabel=f"fitted sum of the logits on {names}, each alone", ylabel="logit on both cues")
     ax.set_title(f"{both:.1f} % of the variance, {within:.1f} % within labels", fontsize="medium")
     ax.grid(alpha=0.3)
     ax.legend(loc="upper left", fontsize="small", markerscale=4)

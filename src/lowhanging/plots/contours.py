@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
 
 Levels: TypeAlias = "int | Sequence[float] | None"
-Kind = Literal["linear", "log", "rise", "constant", "empty"]
+Kind = Literal["linear", "log", "rise", "flat"]
 Extend = Literal["neither", "both", "min", "max"]
 
 LOWEST = "#D55E00"  # the colour of the lowest point
@@ -55,7 +55,7 @@ class Bands:
     @property
     def is_flat(self) -> bool:
         """Whether there is nothing to tell apart: one value, or none."""
-        return self.kind in ("constant", "empty")
+        return self.kind == "flat"
 
     def title(self, what: str) -> str:
         """What the labels mean, e.g. "mean loss"."""
@@ -72,9 +72,9 @@ def choose_bands(values: Iterable[np.ndarray], levels: Levels = None) -> Bands:
     finite = np.sort(every[np.isfinite(every)].astype(np.float64))
     given = None if levels is None or isinstance(levels, numbers.Integral) else _given(levels)
     remedy = "Leave it out for 12, or pass the boundaries themselves."
-    num = _NUM if levels is None or given is not None else check_count("levels", levels, maximum=100, remedy=remedy)
+    num = check_count("levels", levels, maximum=100, remedy=remedy) if isinstance(levels, numbers.Integral) else _NUM
     if not len(finite):
-        return Bands(np.array([0.0, 1.0]), ("", ""), "empty")
+        return Bands(np.array([0.0, 1.0]), ("", ""), "flat")
     low, high = float(finite[0]), float(finite[-1])
     kind, first, base = _kind(finite)
     if given is not None:
@@ -82,9 +82,9 @@ def choose_bands(values: Iterable[np.ndarray], levels: Levels = None) -> Bands:
         extend: Extend = "both" if all(beyond) else "min" if beyond[0] else "max" if beyond[1] else "neither"
         is_log = kind == "log" and given[0] > 0
         return Bands(given, tuple(map(short, given.tolist())), "log" if is_log else "linear", extend=extend)
-    if kind == "constant":
+    if kind == "flat":
         room = 1e-3 * abs(low) or 1.0
-        return Bands(np.array([low - room, high + room]), ("", short(low)), "constant")
+        return Bands(np.array([low - room, high + room]), ("", short(low)), "flat")
     if kind == "linear":
         steps = _even_steps(low - base, high - base, num)
     else:
@@ -113,7 +113,7 @@ def _kind(finite: np.ndarray) -> tuple[Kind, float, float]:
     low, high = float(finite[0]), float(finite[-1])
     size = max(abs(low), abs(high))
     if high - low <= _FINEST * size:
-        return "constant", low, 0.0
+        return "flat", low, 0.0
     if high - low < _ROUGHEST * size:
         return "linear", low, low
     rises = finite if low > 0 else finite[finite > low] - low
@@ -133,8 +133,8 @@ def _even_steps(low: float, high: float, num: int) -> np.ndarray:
     from matplotlib.ticker import MaxNLocator
 
     unit = 10.0 ** math.floor(math.log10(high - low))  # matplotlib widens ranges that are tiny in themselves
-    ticks = unit * MaxNLocator(4 * num // 3, steps=[1, 2, 2.5, 5, 10]).tick_values(low / unit, high / unit)
-    return _covering(ticks, low, high)
+    ticks = MaxNLocator(4 * num // 3, steps=[1, 2, 2.5, 5, 10]).tick_values(low / unit, high / unit)
+    return _covering(unit * np.asarray(ticks), low, high)
 
 
 def _log_steps(low: float, high: float, num: int) -> np.ndarray:
@@ -193,25 +193,26 @@ def colors_of(bands: Bands) -> ScalarMappable:
     return ScalarMappable(norm, colormaps[_COLORMAP].resampled(num))
 
 
-def contours(ax: Axes, plane: PlaneSlice, title: str, grid: np.ndarray, bands: Bands) -> list[Artist]:
+def paint(ax: Axes, plane: PlaneSlice, title: str, grid: np.ndarray, bands: Bands) -> list[Artist]:
     """Bands, lines between them, hatching where a value is not finite, axes and title; what the legend should say."""
     from matplotlib.patches import Rectangle
+    from scipy.ndimage import binary_opening
 
     alphas, betas = plane.alphas.numpy(), plane.betas.numpy()
     known, colors = np.isfinite(grid), colors_of(bands)
-    spans = _spans_area(known)
+    spans = binary_opening(known, np.ones((2, 2)))  # corners of a cell whose four corners are finite
     if spans.any():
         # matplotlib wants rows to follow the vertical axis: (num_betas, num_alphas).
         heights = np.ma.masked_where(~known, np.where(known, grid, 0.0)).T
-        look: Any = {"levels": bands.boundaries, "cmap": colors.cmap, "norm": colors.norm, "extend": bands.extend}
-        ax.contourf(alphas, betas, heights, **look)
+        fill: Any = {"levels": bands.boundaries, "cmap": colors.cmap, "norm": colors.norm, "extend": bands.extend}
+        ax.contourf(alphas, betas, heights, corner_mask=False, **fill)
         inner = [level for level in bands.boundaries if heights.min() < level < heights.max()]
         if inner:
-            ax.contour(alphas, betas, heights, levels=inner, colors="white", linewidths=0.5, alpha=0.35, linestyles="-")
-    alone = known & ~spans  # a finite value whose neighbours are not: a small square
-    if alone.any():
-        i, j = np.nonzero(alone)
-        ax.scatter(alphas[i], betas[j], c=colors.to_rgba(grid[alone]), marker="s", s=14, zorder=2)
+            thin: Any = {"colors": "white", "linewidths": 0.5, "alpha": 0.35, "linestyles": "-"}
+            ax.contour(alphas, betas, heights, levels=inner, corner_mask=False, **thin)
+    i, j = np.nonzero(known & ~spans)  # a finite value whose neighbours are not: a small square
+    if len(i):
+        ax.scatter(alphas[i], betas[j], c=colors.to_rgba(grid[i, j]), marker="s", s=14, zorder=2)
     ax.set_xlim(alphas[0], alphas[-1])
     ax.set_ylim(betas[0], betas[-1])
     norms = plane.norms.tolist()
@@ -230,25 +231,15 @@ def contours(ax: Axes, plane: PlaneSlice, title: str, grid: np.ndarray, bands: B
     return [hatched]
 
 
-def _spans_area(known: np.ndarray) -> np.ndarray:
-    """Points (n, m) that are a corner of a painted triangle: three finite corners of one cell."""
-    padded = np.pad(known, 1).astype(int)
-    corners = padded[:-1, :-1] + padded[1:, :-1] + padded[:-1, 1:] + padded[1:, 1:]  # of each cell, (n + 1, m + 1)
-    painted = corners >= 3
-    touched: np.ndarray = known & (painted[:-1, :-1] | painted[1:, :-1] | painted[:-1, 1:] | painted[1:, 1:])
-    return touched
-
-
 def bar(ax: Axes, bands: Bands, title: str) -> None:
     """A colour bar beside an Axes, as high as its box; none where nothing differs."""
     if bands.is_flat:
         return
-    beside = {"cax": ax.inset_axes((1.04, 0.0, 0.05, 1.0))} if ax.name != "3d" else {"ax": ax}
-    made = ax.figure.colorbar(colors_of(bands), spacing="uniform", **beside)
+    beside = ax.inset_axes((1.04, 0.0, 0.05, 1.0)) if ax.name != "3d" else None
+    made = ax.figure.colorbar(colors_of(bands), beside, None if beside else ax, spacing="uniform", label=title)
     every = math.ceil(len(bands.labels) / 14)
-    made.set_ticks(bands.boundaries[::every], labels=bands.labels[::every], minor=False)
+    made.set_ticks(bands.boundaries[::every].tolist(), labels=bands.labels[::every])
     made.minorticks_off()
-    made.set_label(title)
 
 
 def points(ax: Axes, plane: PlaneSlice, name: str) -> list[Artist]:

@@ -33,9 +33,6 @@ def births(births: Births, ax: Axes | None = None) -> Axes:
     Args:
         births: what `lh.circuits.births` returned.
         ax: where to draw; None makes a figure.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
     check_kind("births", births, Births, "Pass what lh.circuits.births returned.")
     from matplotlib.ticker import MaxNLocator
@@ -55,8 +52,7 @@ def births(births: Births, ax: Axes | None = None) -> Axes:
         ax.scatter(steps[seeds, circuits], heights, label=f"circuit {label} ({len(found)})", **look)
     ax.set_xlim(float(births.steps[0]), float(births.steps[-1]))
     ax.set_ylim(0, len(order) + 1)
-    ax.set_xlabel("step")
-    ax.set_ylabel("number of the seed, by its first birth")
+    ax.set(xlabel="step", ylabel="number of the seed, by its first birth")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(axis="x", alpha=0.3)
     legend_above(ax)
@@ -69,9 +65,6 @@ def birth_intensity(intensity: BirthIntensity, ax: Axes | None = None) -> Axes:
     Args:
         intensity: what `lh.circuits.birth_intensity` returned.
         ax: where to draw; None makes a figure.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
     check_kind("intensity", intensity, BirthIntensity, "Pass what lh.circuits.birth_intensity returned.")
     ax = axes(ax)
@@ -83,8 +76,7 @@ def birth_intensity(intensity: BirthIntensity, ax: Axes | None = None) -> Axes:
     low, high = (intensity.interval * intensity.null_rate[:, None]).T.numpy()
     ax.vlines(middle, low, high, color=_BORN, linewidth=1.2)
     ax.set_ylim(bottom=0.0)
-    ax.set_xlabel("steps since another birth in the same seed")
-    ax.set_ylabel("births per birth and step")
+    ax.set(xlabel="steps since another birth in the same seed", ylabel="births per birth and step")
     ax.grid(alpha=0.3)
     ax.legend(loc="best")
     return ax
@@ -99,9 +91,6 @@ def survival(survival: Survival | Mapping[str, Survival], ax: Axes | None = None
     Args:
         survival: what `lh.circuits.survival` returned, or several of them by name.
         ax: where to draw; None makes a figure.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
     curves = dict(survival) if isinstance(survival, Mapping) else {"": survival}
     for each in curves.values():
@@ -116,8 +105,7 @@ def survival(survival: Survival | Mapping[str, Survival], ax: Axes | None = None
         is_known = 2 * each.at_risk.numpy() >= each.num_circuits
         bottom = min(bottom, float(low[is_known].min()) / 100, float(each.share.min()))
     ax.set_ylim(max(0.0, 10 * np.floor(10 * bottom) - 2), 101)
-    ax.set_xlabel("steps since birth")
-    ax.set_ylabel("circuits still there (%)")
+    ax.set(xlabel="steps since birth", ylabel="circuits still there (%)")
     ax.grid(alpha=0.3)
     if any(curves):
         legend_above(ax)
@@ -132,9 +120,6 @@ def circuit_ablation(ablation: CircuitAblation, ax: Axes | None = None) -> Axes:
     Args:
         ablation: what `lh.circuits.ablate_circuits` returned.
         ax: where to draw; None makes a figure.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
     check_kind("ablation", ablation, CircuitAblation, "Pass what lh.circuits.ablate_circuits returned.")
     ax = axes(ax)
@@ -145,8 +130,7 @@ def circuit_ablation(ablation: CircuitAblation, ax: Axes | None = None) -> Axes:
     ax.plot(range(len(means)), means, "-", color="0.2", linewidth=1.6, label="mean over subsets")
     ax.set_ylim(bottom=0.0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel(f"circuits kept, of {len(ablation.circuits)}")
-    ax.set_ylabel("mean loss (nats)")
+    ax.set(xlabel=f"circuits kept, of {len(ablation.circuits)}", ylabel="mean loss (nats)")
     ax.grid(alpha=0.3)
     ax.legend(loc="best")
     return ax
@@ -162,9 +146,6 @@ def learning_times(times: LearningTimes, ax: Axes | None = None, *, size: str = 
         times: an `lh.circuits.LearningTimes`, steps by rule, size and seed.
         ax: where to draw; None makes a figure.
         size: what the sizes are, for the axis.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
     check_kind("times", times, LearningTimes, "Pass an lh.circuits.LearningTimes.")
     ax = axes(ax)
@@ -186,8 +167,7 @@ def learning_times(times: LearningTimes, ax: Axes | None = None, *, size: str = 
         ax.plot(where[~is_known], middle[~is_known], "o", color=color, markersize=8, mfc="white")
     ax.set_yscale("log")
     ax.set_xticks(sizes)
-    ax.set_xlabel(size)
-    ax.set_ylabel("steps to learn it (median over seeds)")
+    ax.set(xlabel=size, ylabel="steps to learn it (median over seeds)")
     legend_above(ax)
     label_log_axis(ax.yaxis)
     ax.grid(alpha=0.3)
@@ -200,9 +180,6 @@ def competences(found: Competences, ax: Axes | None = None) -> Axes:
     Args:
         found: an `lh.circuits.Competences`, progress by ability, seed and time.
         ax: where to draw; None makes a figure.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
     check_kind("found", found, Competences, "Pass an lh.circuits.Competences.")
     ax = axes(ax)
@@ -218,8 +195,7 @@ def competences(found: Competences, ax: Axes | None = None) -> Axes:
         if np.isfinite(half):
             ax.plot([half], [50.0], marker="o", color=color, markersize=6, mec="white")
     ax.axhline(50, color="0.6", linewidth=0.8, linestyle=":")
-    ax.set_xlabel(f"{found.unit} (0 = before training)")
-    ax.set_ylabel("way from chance to the final accuracy (%)")
+    ax.set(xlabel=f"{found.unit} (0 = before training)", ylabel="way from chance to the final accuracy (%)")
     ax.grid(alpha=0.3)
     ax.legend(loc="best", fontsize="small")
     return ax

@@ -13,18 +13,8 @@ import numpy as np
 
 from lowhanging.errors import argument_message
 from lowhanging.landscape.planes import PlaneSlice
-from lowhanging.plots.contours import (
-    LOWEST,
-    Bands,
-    choose_bands,
-    first_grid,
-    grids_of,
-    has_true_proportions,
-    missing,
-    notable,
-    notes,
-    proportion,
-)
+from lowhanging.plots import contours
+from lowhanging.plots.contours import LOWEST, Bands, choose_bands, has_true_proportions, notable
 from lowhanging.plots.style import check_kind, step_label, unit_of
 
 
@@ -47,7 +37,7 @@ def interactive(plane: PlaneSlice, *, name: str | None = None) -> str:
         ValueError, TypeError: a name that the plane does not have, or another kind of result.
     """
     check_kind("plane", plane, PlaneSlice, "Pass what lh.plane_slice returned.")
-    grids, first = grids_of(plane, "loss"), first_grid(plane, "loss", name)[0]
+    grids, first = contours.grids_of(plane, "loss"), contours.first_grid(plane, "loss", name)[0]
     try:
         import plotly.graph_objects as go
     except ImportError as error:
@@ -55,7 +45,7 @@ def interactive(plane: PlaneSlice, *, name: str | None = None) -> str:
         remedy = 'Install it: pip install ".[interactive]"'
         raise ImportError(argument_message("plotly", received, expected, remedy)) from error
     bands = choose_bands(grids.values())
-    figure, buttons, shown = go.Figure(), [], 2 * list(grids).index(first)
+    figure, shown, buttons = go.Figure(), 2 * list(grids).index(first), list[dict[str, Any]]()
     for label, grid in grids.items():
         figure.add_traces([*_surface(go, plane, label, grid, bands), *_contours(go, plane, label, grid, bands)])
         for kind in ("surface", "contours"):
@@ -132,7 +122,7 @@ def _axes(plane: PlaneSlice, bands: Bands, values: np.ndarray) -> dict[str, Any]
         z["range"] = [float(heights.min()) - room, float(heights.max()) + room]
     flat = {"visible": False, "constrain": "domain"}  # shown with the contours
     scaled = {"scaleanchor": "x", "scaleratio": norms[1] / norms[0]} if is_true else {}
-    shape = proportion(plane) if is_true else 1.0
+    shape = contours.proportion(plane) if is_true else 1.0
     ratio = {"x": 1.1 / max(shape, 1.0), "y": 1.1 * shape / max(shape, 1.0), "z": 0.75}
     camera = {"eye": {"x": 1.0, "y": -1.6, "z": 1.25}, "center": {"x": 0, "y": 0, "z": -0.2}}
     return {
@@ -143,8 +133,8 @@ def _axes(plane: PlaneSlice, bands: Bands, values: np.ndarray) -> dict[str, Any]
 
 
 def _title(plane: PlaneSlice, name: str, grid: np.ndarray) -> str:
-    holes = [] if np.isfinite(grid).all() else [f"holes: NaN or inf, {missing(grid)}"]
-    return html.escape("; ".join([f"loss: {name}", *notes(plane, grid), *holes]))
+    holes = [] if np.isfinite(grid).all() else [f"holes: NaN or inf, {contours.missing(grid)}"]
+    return html.escape("; ".join([f"loss: {name}", *contours.notes(plane, grid), *holes]))
 
 
 def _heights(grid: np.ndarray, bands: Bands) -> np.ndarray:
@@ -156,7 +146,8 @@ def _heights(grid: np.ndarray, bands: Bands) -> np.ndarray:
 def _positions(grid: np.ndarray, bands: Bands) -> np.ndarray:
     """Where values lie on the scale: k at boundary number k, whatever the boundaries' distances."""
     numbers = np.arange(len(bands.boundaries), dtype=np.float64)
-    return np.interp(_heights(grid, bands), _heights(bands.boundaries, bands), numbers)
+    positions: np.ndarray = np.interp(_heights(grid, bands), _heights(bands.boundaries, bands), numbers)
+    return positions
 
 
 def _texts(plane: PlaneSlice, name: str) -> list[list[str]]:

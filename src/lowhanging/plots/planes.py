@@ -7,7 +7,7 @@ and the box stays readable; where they are oblique, the title says by how much.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,19 +15,8 @@ from torch import Tensor
 
 from lowhanging.errors import argument_message, check_names
 from lowhanging.landscape.planes import PlaneSlice, PlaneTrajectory
-from lowhanging.plots.contours import (
-    Levels,
-    bar,
-    choose_bands,
-    contours,
-    first_grid,
-    grids_of,
-    has_true_proportions,
-    inside,
-    legend,
-    points,
-    proportion,
-)
+from lowhanging.plots import contours
+from lowhanging.plots.contours import Levels, choose_bands, has_true_proportions, legend, points
 from lowhanging.plots.style import Quantity, axes, check_kind, check_log, color_of, label_of, unit_of, value_axis
 from lowhanging.toys.paths import GradientPath
 
@@ -63,20 +52,17 @@ def plane_slice(
             far off the plane it runs.
         colorbar: whether to add one.
 
-    Returns:
-        The Axes. It is neither shown nor saved.
-
     Raises:
         ValueError, TypeError: a name that the plane does not have, accuracies of a plane without class targets, levels
             that do not ascend, or another kind of result.
     """
     _check(plane, trajectory)
-    name, grid = first_grid(plane, quantity, name)
+    name, grid = contours.first_grid(plane, quantity, name)
     bands = choose_bands([grid], levels)
     ax = axes(ax)
-    entries = contours(ax, plane, f"{quantity}: {name}", grid, bands)
+    entries = contours.paint(ax, plane, f"{quantity}: {name}", grid, bands)
     if colorbar:
-        bar(ax, bands, bands.title(unit_of(quantity)))
+        contours.bar(ax, bands, bands.title(unit_of(quantity)))
     legend(ax, [*points(ax, plane, name), *_runs(ax, plane, trajectory), *entries])
     return ax
 
@@ -109,11 +95,11 @@ def plane_slices(
     _check(plane, trajectory)
     if names is not None:
         names = check_names("names", [names] if isinstance(names, str) else names, remedy="Leave it out for all.")
-    grids = grids_of(plane, quantity, names)
+    grids = contours.grids_of(plane, quantity, names)
     if axes is None:
         import matplotlib.pyplot as plt
 
-        shape = proportion(plane) if has_true_proportions(plane) else 1.0
+        shape = contours.proportion(plane) if has_true_proportions(plane) else 1.0
         size = (3.3 * len(grids) + 1.0, min(2.7 * max(shape, 0.5) + 1.2, 6.0))
         axes = plt.subplots(1, len(grids), layout="constrained", figsize=size, squeeze=False)[1]
     boxes: list[Axes] = list(np.ravel(np.asarray(axes, dtype=object)))
@@ -122,13 +108,13 @@ def plane_slices(
         raise ValueError(argument_message("axes", received, expected, "Name as many losses with names=."))
     bands = choose_bands(grids.values(), levels)
     for i, (ax, (name, grid)) in enumerate(zip(boxes, grids.items(), strict=True)):
-        hatched = contours(ax, plane, f"{quantity}: {name}", grid, bands)
+        hatched = contours.paint(ax, plane, f"{quantity}: {name}", grid, bands)
         shared = [*points(ax, plane, name), *_runs(ax, plane, trajectory)]
         lowest = [entry for entry in shared if str(entry.get_label()).startswith("lowest")]
         legend(ax, [*(lowest if i else shared), *hatched])  # the other symbols mean the same everywhere
         if i:
             ax.set_ylabel("")
-    bar(boxes[-1], bands, bands.title(unit_of(quantity)))
+    contours.bar(boxes[-1], bands, bands.title(unit_of(quantity)))
     return boxes
 
 
@@ -149,7 +135,7 @@ def _runs(ax: Axes, plane: PlaneSlice, trajectory: PlaneTrajectory | None) -> li
     line = _run(ax, coordinates)
     size = 4.0 if len(coordinates) <= 30 else 2.0
     ax.plot(*coordinates.T, "o", color="white", markeredgecolor="black", markersize=size, markeredgewidth=0.6, zorder=3)
-    outside = sum(not inside(plane, alpha, beta) for alpha, beta in coordinates)
+    outside = sum(not contours.inside(plane, alpha, beta) for alpha, beta in coordinates)
     note = f", {outside} of {len(coordinates)} points outside the box" if outside else ""
     line.set_label(f"trajectory from square to star, {_distance(plane, float(trajectory.distances.max()))}{note}")
     return [line]
@@ -165,7 +151,7 @@ def _run(ax: Axes, coordinates: np.ndarray, size: float = 1.0) -> Artist:
     stroke = [withStroke(linewidth=width + (0.5 if is_tangled else 1.4), foreground="black")]
     (line,) = ax.plot(*coordinates.T, "-", color="white", linewidth=width, path_effects=stroke, zorder=3)
     for end, marker, size_of_end in ((0, "s", 7.0), (-1, "*", 13.0)):
-        look = {"color": "white", "markeredgecolor": "black", "markersize": size_of_end * size}
+        look: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": size_of_end * size}
         ax.plot(*coordinates[end], marker, **look, zorder=5.5)
     return line
 
@@ -243,9 +229,6 @@ def descents(
         name: which loss; by default the first.
         levels: as in `plane_slice`.
 
-    Returns:
-        The Axes. It is neither shown nor saved.
-
     Raises:
         ValueError, TypeError: no path, paths of another number of weights, and as `plane_slice`.
     """
@@ -260,11 +243,11 @@ def descents(
             received, expected = f"has {path.thetas.shape[1]} weights", f"{len(plane.center)}, as the plane"
             raise ValueError(argument_message(f"paths[{i}]", received, expected, "Make both of the same loss."))
     projected = [_project(plane, path.thetas) for path in every]
-    name, grid = first_grid(plane, "loss", name)
+    name, grid = contours.first_grid(plane, "loss", name)
     bands = choose_bands([grid], levels)
     ax = axes(ax)
-    entries = contours(ax, plane, f"loss: {name}", grid, bands)
-    bar(ax, bands, bands.title(unit_of("loss")))
+    entries = contours.paint(ax, plane, f"loss: {name}", grid, bands)
+    contours.bar(ax, bands, bands.title(unit_of("loss")))
     lines = [_run(ax, places.numpy(), 1.0 if len(every) <= 6 else 0.7) for places, _ in projected]
     distance = _distance(plane, max(furthest for _, furthest in projected))
     said = "" if distance == "in the plane" else f": {distance}"

@@ -41,9 +41,6 @@ def line_slice(scan: LineSlice, ax: Axes | None = None, *, quantity: Quantity = 
         quantity: "loss", or "accuracy" in percent.
         log: logarithmic axis for the losses.
 
-    Returns:
-        The Axes. It is neither shown nor saved.
-
     Raises:
         ValueError, TypeError: accuracies are asked of a slice that has none, or another kind of result.
     """
@@ -64,9 +61,6 @@ def path_slice(scan: PathSlice, ax: Axes | None = None, *, quantity: Quantity = 
         ax: where to draw; None makes a figure.
         quantity: "loss", or "accuracy" in percent.
         log: logarithmic axis for the losses.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
 
     Raises:
         ValueError, TypeError: accuracies are asked of a slice that has none, or another kind of result.

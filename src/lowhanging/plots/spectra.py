@@ -31,9 +31,6 @@ def spectra(
         pairs: name -> top eigenpairs.
         ax: where to draw; None makes a figure.
         thresholds: levels drawn as thin lines, those of the effective dimension.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
     _check_named("pairs", pairs, Eigenpairs, remedy='Pass a mapping such as {"mixed": pairs}.')
     from matplotlib.ticker import MaxNLocator
@@ -51,8 +48,7 @@ def spectra(
             place: Any = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
             ax.annotate(f"{level:g}", (1.0, level), color="0.4", **place)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("number of the eigenvalue")
-    ax.set_ylabel("eigenvalue of the Hessian (loss per ‖Δθ‖²)")
+    ax.set(xlabel="number of the eigenvalue", ylabel="eigenvalue of the Hessian (loss per ‖Δθ‖²)")
     ax.grid(alpha=0.3)
     ax.legend(title="loss")
     return ax
@@ -69,9 +65,6 @@ def spectral_density(densities: Mapping[str, SpectralDensity], ax: Axes | None =
         densities: name -> what `lh.spectral_density` returned.
         ax: where to draw; None makes a figure.
         log: False for linear axes.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
     _check_named("densities", densities, SpectralDensity, remedy='Pass a mapping such as {"mixed": density}.')
     ax = axes(ax)
@@ -95,8 +88,7 @@ def spectral_density(densities: Mapping[str, SpectralDensity], ax: Axes | None =
             stems = f"{name} ({count} eigenvalue{'' if count == 1 else 's'}, one by one)"
             ax.plot(spikes, [single] * count, "o", color=color, markersize=3.5, label=stems)
     ax.set_ylim(*((lowest, 2 * highest) if log else (0.0, 1.05 * highest)))
-    ax.set_xlabel("eigenvalue of the Hessian (loss per ‖Δθ‖²)")
-    ax.set_ylabel("share of all eigenvalues per unit")
+    ax.set(xlabel="eigenvalue of the Hessian (loss per ‖Δθ‖²)", ylabel="share of all eigenvalues per unit")
     ax.grid(alpha=0.3)
     legend_above(ax)
     return ax
@@ -111,9 +103,6 @@ def effective_dimension(dimensions: Mapping[str, EffectiveDimension], ax: Axes |
     Args:
         dimensions: name -> what `lh.effective_dimension` returned; with thresholds such as torch.logspace(-3, 1, 40).
         ax: where to draw; None makes a figure.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
     _check_named("dimensions", dimensions, EffectiveDimension, remedy='Pass a mapping such as {"mixed": dimension}.')
     from matplotlib.lines import Line2D
@@ -140,8 +129,7 @@ def effective_dimension(dimensions: Mapping[str, EffectiveDimension], ax: Axes |
     ax.set_yscale("log")
     highest = max(max(float(each.counts.max()), float(each.degrees_of_freedom.max())) for each in dimensions.values())
     ax.set_ylim(0.7, 1.5 * max(highest, 1.0))
-    ax.set_xlabel("threshold or gamma, an eigenvalue of the Hessian (loss per ‖Δθ‖²)")
-    ax.set_ylabel("effective dimension")
+    ax.set(xlabel="threshold or gamma, an eigenvalue of the Hessian (loss per ‖Δθ‖²)", ylabel="effective dimension")
     ax.grid(alpha=0.3)
     legend_above(ax, entries)
     return ax

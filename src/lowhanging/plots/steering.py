@@ -23,9 +23,6 @@ def overlaps(report: SteeringReport, ax: Axes | None = None) -> Axes:
         report: what `lh.steering_report` returned.
         ax: where to draw; None makes a figure.
 
-    Returns:
-        The Axes. It is neither shown nor saved.
-
     Raises:
         TypeError: another kind of result.
     """

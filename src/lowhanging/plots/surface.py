@@ -41,9 +41,6 @@ def surface(
         levels: as in `plane_slice`. Heights are logarithmic where the levels chosen are.
         colorbar: whether to add one.
 
-    Returns:
-        The Axes. It is neither shown nor saved.
-
     Raises:
         ValueError, TypeError: an Axes of two dimensions, and as `plane_slice`.
     """

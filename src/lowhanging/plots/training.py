@@ -25,9 +25,6 @@ def training_run(run: TrainingRun, ax: Axes | None = None, *, quantity: Quantity
         ax: where to draw; None makes a figure.
         quantity: "accuracy" in percent, or "loss" on a logarithmic axis; None draws accuracies where the run has them.
 
-    Returns:
-        The Axes. It is neither shown nor saved.
-
     Raises:
         ValueError, TypeError: accuracies are asked of a run that has none, or another kind of result.
     """
@@ -64,19 +61,17 @@ def paired_images(views: PairedMNIST, ax: Axes | None = None, *, num_images: int
         views: what `lh.paired_mnist` returned.
         ax: where to draw; None makes a figure.
         num_images: images per row.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
     ax = axes(ax)
     shown = views.mixed.test.targets[:num_images].tolist()
-    sources = {"mixed": views.mixed.test, "number": views.number.test, "pattern": views.pattern.test}
-    rows = [source.inputs[:num_images, 0] for source in (*sources.values(), views.conflict)]
+    views_by_name: dict[str, Any] = {"mixed": views.mixed, "number": views.number, "pattern": views.pattern}
+    rows = [view.test.inputs[:num_images, 0] for view in views_by_name.values()]
+    rows.append(views.conflict.inputs[:num_images, 0])
     # White gaps, for black, grey and white all occur in the images: (4, num_images, 32, 32) -> (128, num_images * 32).
     tiles = torch.nn.functional.pad(torch.stack(rows), (2, 2, 2, 2), value=1.0)
     canvas = tiles.permute(0, 2, 1, 3).reshape(len(rows) * 32, -1)
     ax.imshow(canvas.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    ax.set_yticks([16 + 32 * row for row in range(len(rows))], [*sources, "conflict"])
+    ax.set_yticks([16 + 32 * row for row in range(len(rows))], [*views_by_name, "conflict"])
     ax.set_xticks([16 + 32 * column for column in range(len(shown))], [str(label) for label in shown])
     ax.set_xlabel("label of number and pattern (conflict: of the number only);\na single cue is as dim as in the blend")
     ax.tick_params(length=0)
