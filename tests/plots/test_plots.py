@@ -402,9 +402,7 @@ def test_plane_slice_chooses_what_to_draw(ax):
     assert fills(ax)[0].extend == "both"
     with pytest.raises(ValueError, match=r"name is 'pattern', expected one of 'mixed', 'number'"):
         lh.plots.plane_slice(plane, ax, name="pattern")
-    with pytest.raises(
-        ValueError, match=r"name is 'mixed', expected one of 'number'\.\nName one that the plane has a"
-    ):
+    with pytest.raises(ValueError, match=r"name is 'mixed', expected one of 'number'\.\nName one that the plane has a"):
         lh.plots.plane_slice(plane, ax, name="mixed", quantity="accuracy")
     with pytest.raises(ValueError, match="quantity is 'accuracy' for a PlaneSlice without class targets"):
         lh.plots.plane_slice(plane_of(mixed=canyons), ax, quantity="accuracy")

@@ -6,11 +6,11 @@ All frames have one scale: were it chosen anew for each frame, a loss that falls
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from torch import Tensor
+import numpy as np
 
 from lowhanging.errors import argument_message, check_choice, check_count, check_names, check_real
 from lowhanging.landscape.planes import PlaneSlice
@@ -74,8 +74,7 @@ def animation(
         if len(titles) != len(frames):
             received, expected = f"are {len(titles)}", f"{len(frames)}, one per slice"
             raise ValueError(argument_message("labels", received, expected, "Leave it out for numbers."))
-    is_line = kinds == {LineSlice}
-    paint = _lines(frames, name, quantity, log) if is_line else _planes(frames, name, quantity, levels)
+    paint = _lines(frames, name, quantity, log) if kinds == {LineSlice} else _planes(frames, name, quantity, levels)
 
     def titled(number: int, ax: Axes) -> None:
         paint(number, ax)
@@ -86,33 +85,27 @@ def animation(
 
 def film(paint: Painter, num: int, *, milliseconds: int, width: float, height: float) -> bytes:
     """A GIF of `num` frames with the same limits, number i drawn by paint(i, ax); the last stays three times longer."""
+    from PIL import Image
+
     boxes: list[Axes] = [blank_figure(width, height, _DPI).subplots() for _ in range(num)]
     for number, ax in enumerate(boxes):
         paint(number, ax)
     x = [limit for ax in boxes for limit in ax.get_xlim()]
     y = [limit for ax in boxes for limit in ax.get_ylim()]
+    pictures = []
     for ax in boxes:
         ax.set(xlim=(min(x), max(x)), ylim=(min(y), max(y)))
         if ax.get_yscale() == "log":
             label_log_axis(ax.yaxis)
-    return _gif(boxes, [milliseconds] * (num - 1) + [3 * milliseconds])
-
-
-def _gif(boxes: Sequence[Axes], milliseconds: list[int]) -> bytes:
-    """GIF has 256 colours: here the same in every frame, or one colour would not be one value."""
-    import numpy as np
-    from PIL import Image
-
-    pictures = []
-    for ax in boxes:
         canvas: Any = ax.figure.canvas  # Agg, of `blank_figure`
         canvas.draw()
         pictures.append(np.asarray(canvas.buffer_rgba())[..., :3])
+    # GIF has 256 colours: chosen for all frames together, or one colour would not be one value.
     every = Image.fromarray(np.concatenate(pictures)).quantize(256, dither=Image.Dither.NONE)
-    height = every.height // len(pictures)
-    first, *others = [every.crop((0, i * height, every.width, (i + 1) * height)) for i in range(len(pictures))]
-    stream = io.BytesIO()
-    first.save(stream, "GIF", save_all=True, append_images=others, duration=milliseconds, loop=0, optimize=False)
+    rows = every.height // num
+    first, *others = [every.crop((0, i * rows, every.width, (i + 1) * rows)) for i in range(num)]
+    durations, stream = [milliseconds] * (num - 1) + [3 * milliseconds], io.BytesIO()
+    first.save(stream, "GIF", save_all=True, append_images=others, duration=durations, loop=0, optimize=False)
     return stream.getvalue()
 
 
@@ -121,19 +114,13 @@ def _lines(frames: list[LineSlice], name: str | None, quantity: Quantity, log: b
     if name is not None:
         for frame in frames:
             check_choice("name", name, list(rows_of(frame, quantity)), remedy="Leave it out for all.")
-        frames = [
-            replace(frame, losses=_only(frame.losses, name), accuracies=_only(frame.accuracies, name))
-            for frame in frames
-        ]
+        kept = [{n: row for n, row in frame.accuracies.items() if n == name} for frame in frames]
+        frames = [replace(f, losses={name: f.losses[name]}, accuracies=a) for f, a in zip(frames, kept, strict=True)]
 
     def paint(number: int, ax: Axes) -> None:
         line_slice(frames[number], ax, quantity=quantity, log=log)
 
     return paint
-
-
-def _only(rows: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {name: rows[name]} if name in rows else {}
 
 
 def _planes(frames: list[PlaneSlice], name: str | None, quantity: Quantity, levels: Levels) -> Painter:

@@ -26,7 +26,6 @@ from lowhanging.steering.cues import NEITHER
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
 
 Array = np.ndarray
 Curve = tuple[Array, Array]  # horizontal and vertical, (m,) each
@@ -38,11 +37,9 @@ _COLORS = ("#332288", "#CC6677", "#117733", "#AA4499", "#999933", "#882255", "#4
 _CANYON = "#117733"
 _SHAPES = {"birth": "o", "fold": "s", "merge": "v", "crossing": "X", "plane": "d", "undefined": "P"}
 _DOTTED = (0, (1.0, 1.3))
-_WIDE, _NARROW = 4.4, 2.0  # of a ribbon that is certified, or not
 _INTERVAL: dict[str, Any] = {"color": "0.4", "linewidth": 3.5, "alpha": 0.5, "solid_capstyle": "butt"}
-_START: dict[str, Any] = {
-    "marker": "o", "linestyle": "", "color": "0.4", "markersize": 6, "clip_on": False, "zorder": 3, "label": "at the minimum",
-}  # fmt: skip
+_START: dict[str, Any] = {"marker": "o", "linestyle": "", "color": "0.4", "markersize": 6}
+_START |= {"clip_on": False, "zorder": 3, "label": "at the minimum"}
 _BOWL: dict[str, Any] = {"color": "0.3", "linewidth": 1.0, "linestyle": "--", "zorder": 1, "label": "quadratic bowl"}
 _DISTANCE = "distance from the minimum, ‖δ‖"
 _REMEDY = "Pass what lh.trace_canyon returned: one path, a list of them, or a mapping name -> path."
@@ -211,7 +208,7 @@ def canyon_fan(
         paths: as in `canyon_floor`, all around the same theta0.
         ax: where to draw; None makes a figure.
         quantity: None gives each branch a colour; one of `canyon_floor`'s quantities colours the points by it, on a
-            colour bar. Where a branch is certified it is then wide, with a black rim; its name is at its outer end.
+            colour bar. Where a branch is certified its points have a black rim; its name is at its outer end.
         names: which branches; by default all.
         cues: as in `canyon_floor`.
 
@@ -224,8 +221,6 @@ def canyon_fan(
     branches = _branches(paths, names)
     label, values = ("", {}) if quantity is None else _values(branches, quantity, cues)
     coordinates, shares = project(branches)
-    from matplotlib.patheffects import Normal, Stroke, withStroke
-
     ax = axes(ax)
     _circles(ax, np.concatenate(list(coordinates.values())))
     entries: list[Artist] = [_key("minimum, θ0", linestyle="", marker="X", color="black")]
@@ -237,21 +232,7 @@ def canyon_fan(
             _line(ax, path, *coordinates[name].T, color=colors[name], width=2.2)
     else:
         colors = dict.fromkeys(branches, "black")
-        rim = [Stroke(linewidth=_WIDE + 1.4, foreground="black"), Normal()]
-        wide = _key("certified", color="0.75", linewidth=_WIDE, path_effects=rim)
-        entries += _occurring(branches, wide, _key("not certified", color="0.6", linewidth=_NARROW))
-        mapped = _ribbons(ax, branches, coordinates, values)
-        ax.figure.colorbar(mapped, ax=ax, shrink=0.9, label=label)
-        halo = [withStroke(linewidth=2.5, foreground="white")]
-        for name, (*_, end) in coordinates.items():
-            above = end[1] >= 0
-            look: dict[str, Any] = {
-                "ha": "center",
-                "va": "bottom" if above else "top",
-                "fontsize": "small",
-                "zorder": 6,
-            }
-            ax.annotate(name, end, (0, 8 if above else -8), textcoords="offset points", path_effects=halo, **look)
+        entries += _colored(ax, branches, coordinates, values, label)
     _mark(ax, branches, {name: (rows[:, 0], rows[:, 1]) for name, rows in coordinates.items()}, colors)
     ax.plot([0.0], [0.0], "X", color="black", markeredgecolor="white", markersize=9, zorder=5)
     entries += _event_keys(branches)
@@ -263,6 +244,35 @@ def canyon_fan(
     ax.set_xlabel(f"principal direction 1 of δ: {first} of Σ‖δ‖²")
     ax.set_ylabel(f"principal direction 2: {second}, both {both}")
     return ax
+
+
+def _colored(
+    ax: Axes,
+    branches: Mapping[str, CanyonPath],
+    coordinates: Mapping[str, Array],
+    values: Mapping[str, Array],
+    label: str,
+) -> list[Artist]:
+    """Points in the colours of their values, with a black rim where they are certified, names, and a colour bar."""
+    from matplotlib.colors import CenteredNorm, Normalize
+    from matplotlib.patheffects import withStroke
+
+    every = np.concatenate(list(values.values()))
+    every = every[np.isfinite(every)]
+    is_signed = float(every.min()) < 0.0
+    norm = CenteredNorm(0.0, float(np.abs(every).max())) if is_signed else Normalize(every.min(), every.max())
+    for name, path in branches.items():
+        (x, y), end = coordinates[name].T, coordinates[name][-1]
+        ax.plot(x, y, color="0.6", linewidth=0.8)
+        rims = ["black" if point.is_certified else "none" for point in path]
+        look: dict[str, Any] = {"norm": norm, "cmap": "coolwarm" if is_signed else "viridis"}
+        dots = ax.scatter(x, y, c=values[name], s=30, edgecolors=rims, linewidths=0.8, zorder=2.5, **look)
+        side, halo = 1 if end[1] >= 0 else -1, [withStroke(linewidth=2.5, foreground="white")]
+        look = {"ha": "center", "va": "bottom" if side > 0 else "top", "fontsize": "small", "zorder": 6}
+        ax.annotate(name, end, (0, 8 * side), textcoords="offset points", path_effects=halo, **look)
+    ax.figure.colorbar(dots, ax=ax, shrink=0.9, label=label)
+    dot: dict[str, Any] = {"linestyle": "", "marker": "o", "color": "0.75"}
+    return _occurring(branches, _key("certified", markeredgecolor="black", **dot), _key("not certified", **dot))
 
 
 def project(branches: Mapping[str, CanyonPath]) -> tuple[dict[str, Array], Array]:
@@ -301,38 +311,6 @@ def _circles(ax: Axes, positions: Array) -> None:
             look: dict[str, Any] = {"color": "0.45", "fontsize": "small", "ha": "center", "va": "center"}
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
             ax.text(radius * np.cos(angle), radius * np.sin(angle), f"r = {radius:g}", bbox=box, zorder=0.5, **look)
-
-
-def _ribbons(
-    ax: Axes, branches: Mapping[str, CanyonPath], coordinates: Mapping[str, Array], values: Mapping[str, Array]
-) -> ScalarMappable:
-    """Each branch in the colours of its values, wide and with a rim where it is certified; what a colour bar needs."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.collections import LineCollection
-    from matplotlib.colors import CenteredNorm, Normalize
-
-    every = np.concatenate(list(values.values()))
-    every = every[np.isfinite(every)]
-    is_signed = float(every.min()) < 0.0
-    norm = CenteredNorm(0.0, float(np.abs(every).max())) if is_signed else Normalize(every.min(), every.max())
-    colors = ScalarMappable(norm, "coolwarm" if is_signed else "viridis")
-    for name, path in branches.items():
-        certified = [point.is_certified for point in path]
-        if len(path) == 1:
-            rim = "black" if certified[0] else "none"
-            x, y = coordinates[name].T
-            ax.scatter(x, y, c=colors.to_rgba(values[name]), edgecolors=rim)
-        for part, is_solid in stretches(certified):
-            positions, row = coordinates[name][part], values[name][part]
-            if is_solid:
-                ax.plot(*positions.T, color="black", linewidth=_WIDE + 1.4, solid_capstyle="round")
-            pieces = np.stack([positions[:-1], positions[1:]], axis=1)  # (m - 1, 2 ends, 2)
-            ribbon = LineCollection(
-                list(pieces), array=0.5 * (row[:-1] + row[1:]), norm=norm, cmap=colors.get_cmap(),
-                linewidths=_WIDE if is_solid else _NARROW, capstyle="round", zorder=2.5,
-            )  # fmt: skip
-            ax.add_collection(ribbon, autolim=False)
-    return colors
 
 
 def canyon_depths(canyons: CanyonSet, ax: Axes | None = None, *, null: DepthNull | None = None) -> Axes:

@@ -156,12 +156,7 @@ def _frame(scores: CircleScores, i: int) -> CircleScores:
 
 
 def logit_sum(found: LogitSum, ax: Axes | None = None) -> Axes:
-    """A dot per held-out image and class: its logit with both cues against the fitted sum; the label's in red.
-
-    Args:
-        found: what `lh.circuits.logit_sum` returned.
-        ax: where to draw; None makes a figure.
-    """
+    """A dot per held-out image and class: its logit with both cues against the fitted sum; the label's in red."""
     check_kind("found", found, LogitSum, "Pass what lh.circuits.logit_sum returned.")
     ax = axes(ax)
     is_label = torch.zeros_like(found.observed, dtype=torch.bool).scatter_(1, found.labels[:, None], True)

@@ -29,10 +29,6 @@ def births(births: Births, ax: Axes | None = None) -> Axes:
     """A row per seed, a dot per circuit formed, a cross where one was lost; seeds in the order of their first birth.
 
     Births of one seed at the same step stand one above the other within its row.
-
-    Args:
-        births: what `lh.circuits.births` returned.
-        ax: where to draw; None makes a figure.
     """
     check_kind("births", births, Births, "Pass what lh.circuits.births returned.")
     from matplotlib.ticker import MaxNLocator
@@ -60,12 +56,7 @@ def births(births: Births, ax: Axes | None = None) -> Axes:
 
 
 def birth_intensity(intensity: BirthIntensity, ax: Axes | None = None) -> Axes:
-    """Gaps between births of one seed against those after shuffling: following births per birth and step, by lag.
-
-    Args:
-        intensity: what `lh.circuits.birth_intensity` returned.
-        ax: where to draw; None makes a figure.
-    """
+    """Gaps between births of one seed against those after shuffling: following births per birth and step, by lag."""
     check_kind("intensity", intensity, BirthIntensity, "Pass what lh.circuits.birth_intensity returned.")
     ax = axes(ax)
     edges = np.concatenate([intensity.lags[:, 0].numpy(), intensity.lags[-1:, 1].numpy()])
@@ -115,12 +106,7 @@ def survival(survival: Survival | Mapping[str, Survival], ax: Axes | None = None
 
 
 def circuit_ablation(ablation: CircuitAblation, ax: Axes | None = None) -> Axes:
-    """Loss against the number of circuits kept: a dot for every subset, a line through the means.
-
-    Args:
-        ablation: what `lh.circuits.ablate_circuits` returned.
-        ax: where to draw; None makes a figure.
-    """
+    """Loss against the number of circuits kept: a dot for every subset, a line through the means."""
     check_kind("ablation", ablation, CircuitAblation, "Pass what lh.circuits.ablate_circuits returned.")
     ax = axes(ax)
     from matplotlib.ticker import MaxNLocator
@@ -175,12 +161,7 @@ def learning_times(times: LearningTimes, ax: Axes | None = None, *, size: str = 
 
 
 def competences(found: Competences, ax: Axes | None = None) -> Axes:
-    """Progress of each ability over training: the median over seeds, a thin line per seed, a dot at half of the way.
-
-    Args:
-        found: an `lh.circuits.Competences`, progress by ability, seed and time.
-        ax: where to draw; None makes a figure.
-    """
+    """Progress of each ability over training: the median over seeds, a thin line per seed, a dot at half of the way."""
     check_kind("found", found, Competences, "Pass an lh.circuits.Competences.")
     ax = axes(ax)
     times = found.times.numpy()

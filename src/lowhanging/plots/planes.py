@@ -177,8 +177,6 @@ def trajectory(trajectory: PlaneTrajectory, ax: Axes | None = None, *, log: bool
     Returns:
         The Axes of the losses. It is neither shown nor saved.
 
-    Raises:
-        TypeError: another kind of result.
     """
     check_kind("trajectory", trajectory, PlaneTrajectory, _TRAJECTORY)
     from matplotlib.lines import Line2D

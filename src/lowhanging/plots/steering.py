@@ -18,13 +18,6 @@ def overlaps(report: SteeringReport, ax: Axes | None = None) -> Axes:
     """Share of the direction within each loss's top j eigenvectors, against j.
 
     A step of height 1 would be an eigenvector; the height at the right is the share within all known ones.
-
-    Args:
-        report: what `lh.steering_report` returned.
-        ax: where to draw; None makes a figure.
-
-    Raises:
-        TypeError: another kind of result.
     """
     check_kind("report", report, SteeringReport, "Pass what lh.steering_report returned.")
     ax = axes(ax)
