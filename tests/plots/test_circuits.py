@@ -40,7 +40,7 @@ def test_circles_are_drawn_centered_on_one_scale_and_coloured_by_frequency_times
     assert np.asarray(second.get_offsets())[:, 0].min() > places[:, 0].max()
     texts = [text.get_text() for text in ax.texts]
     assert texts[0] == "f = 2, 1.00"
-    with pytest.raises(ValueError, match=r"embedding has shape \(7, 2\) beside scores of shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"embedding has shape \(7, 2\) for scores of shape \(2,\)"):
         lh.plots.circles(embedding()[:, :2], scores, ax)
     with pytest.raises(TypeError, match="scores is"):
         lh.plots.circles(embedding(), 3, ax)

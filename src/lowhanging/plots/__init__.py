@@ -1,11 +1,7 @@
-"""Draws one result on one Axes; nothing here computes, shows, saves or changes the global style.
+"""Drawings of results; nothing here computes, shows, saves or changes the global style.
 
-Lines and paths (`line_slice`, `path_slice`), planes (`plane_slice`, `plane_slices`, `surface`, `interactive`), what
-runs over them (`trajectory`, `descents`), `animation` of slices over training, curvature (`spectra`,
-`spectral_density`, `effective_dimension`), `overlaps`, canyons (`canyon_floor`, `canyon_losses`, `canyon_fan`,
-`canyon_rises`), circuits (`circles`, `circles_animation`, `modes`) and when they formed (`births`, `birth_intensity`,
-`survival`), how long rules take (`learning_times`, `competences`), `logit_sum`, `training_run`, `paired_images`;
-`panels` sets several drawings side by side.
+Each plot draws one result on one Axes, `ax`, and returns it; None makes a figure. `animation`, `circles_animation`,
+`interactive` and `panels` return a file's content, and `plane_slices` draws on several Axes.
 """
 
 from lowhanging.plots.animation import animation

@@ -1,4 +1,7 @@
-"""Planes of an embedding with their circles, still or as an animation; and how well logits add up."""
+"""Planes of an embedding as circles, the Fourier power of its frequencies, and how well logits add up.
+
+Circles are drawn on one scale, so that a plane that has shrunk to a point looks like one.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from lowhanging.plots.style import axes, check_kind
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_APART = 2.7  # between the centers of two drawn blocks, whose points reach out to 1
+_SPACING = 2.7  # between the centers of two drawn blocks, whose points reach out to 1
+_RIGHT, _WRONG = "#D55E00", "#0072B2"
 
 
 def circles(
@@ -33,34 +37,27 @@ def circles(
         radius: what is drawn as 1, in units of the embedding; by default the farthest point of all blocks.
         columns: blocks per row.
 
-    Returns:
-        The Axes. It is neither shown nor saved.
-
     Raises:
         ValueError, TypeError: an embedding that does not fit the scores.
     """
     check_kind("scores", scores, CircleScores, "Pass what lh.circuits.circle_score(embedding) returned.")
     check_count("columns", columns, remedy="Blocks per row, such as 5.")
     blocks = _blocks(embedding, scores)
-    reach = float(np.abs(blocks).max()) or 1.0
-    scale = reach if radius is None else radius
+    scale = (float(np.abs(blocks).max()) or 1.0) if radius is None else radius
     ax = axes(ax)
     num, p = len(blocks), blocks.shape[1]
     for j, points in enumerate(blocks):
-        x, y = _APART * (j % columns), -_APART * 1.25 * (j // columns)
+        x, y = _SPACING * (j % columns), -_SPACING * 1.25 * (j // columns)
         f, score = int(scores.frequency[j]), float(scores.score[j])
         turns = (f * np.arange(p) % p) / p
-        edge = "0.2" if score >= 0.75 else "0.6"
-        ax.scatter(
-            x + points[:, 0] / scale, y + points[:, 1] / scale, c=turns, cmap="twilight", vmin=0, vmax=1, s=14,
-            edgecolors=edge, linewidths=0.4,
-        )  # fmt: skip
+        edge, weight = ("0.2", "bold") if score >= 0.75 else ("0.6", "normal")
+        look: dict[str, Any] = {"cmap": "twilight", "vmin": 0, "vmax": 1, "s": 14, "linewidths": 0.4}
+        ax.scatter(x + points[:, 0] / scale, y + points[:, 1] / scale, c=turns, edgecolors=edge, **look)
         name = f"f = {f}" if f else "no frequency"
-        weight = "bold" if score >= 0.75 else "normal"
         ax.text(x, y - 1.12, f"{name}, {score:.2f}", ha="center", va="top", fontsize="small", fontweight=weight)
     rows = -(-num // columns)
-    ax.set_xlim(-1.35, _APART * (min(num, columns) - 1) + 1.35)
-    ax.set_ylim(-_APART * 1.25 * (rows - 1) - 1.65, 1.25)
+    ax.set_xlim(-1.35, _SPACING * (min(num, columns) - 1) + 1.35)
+    ax.set_ylim(-_SPACING * 1.25 * (rows - 1) - 1.65, 1.25)
     ax.set_aspect("equal")
     ax.set_xticks([])
     ax.set_yticks([])
@@ -97,12 +94,7 @@ def circles_animation(
         ValueError, TypeError: shapes that do not belong together.
     """
     check_kind("scores", scores, CircleScores, "Pass what lh.circuits.circle_score(embeddings) returned.")
-    if not isinstance(embeddings, Tensor) or embeddings.ndim != 3 or len(embeddings) != len(steps):
-        shape = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
-        received = f"has shape {shape} for {len(steps)} steps"
-        raise ValueError(
-            argument_message("embeddings", received, "(logs, p, d)", 'Pass run.snapshots["embedding"][i].')
-        )
+    _check_logged("embeddings", embeddings, steps, "(logs, p, d)", 'Pass run.snapshots["embedding"][i].')
     check_count("milliseconds", milliseconds, minimum=20, remedy="150 is a good pace.")
     frames = [_frame(scores, i) for i in range(len(embeddings))]
     planes = embeddings.detach().double().reshape(*embeddings.shape[:2], -1, 2)
@@ -123,37 +115,24 @@ def modes(shares: Tensor, steps: Tensor | Sequence[int], ax: Axes | None = None)
         steps: (logs,) ascending.
         ax: where to draw; None makes a figure.
 
-    Returns:
-        The Axes. It is neither shown nor saved.
-
     Raises:
         ValueError: shapes that do not belong together.
     """
-    if not isinstance(shares, Tensor) or shares.ndim != 2 or len(shares) != len(steps):
-        shape = tuple(shares.shape) if isinstance(shares, Tensor) else type(shares).__name__
-        received = f"has shape {shape} for {len(steps)} steps"
-        raise ValueError(
-            argument_message("shares", received, "(logs, frequencies)", "Pass circuits.fourier_modes(embeddings).")
-        )
+    _check_logged("shares", shares, steps, "(logs, frequencies)", "Pass lh.circuits.fourier_modes(embeddings).")
     ax = axes(ax)
     times = torch.as_tensor(steps).double().numpy()
-    mesh = ax.pcolormesh(
-        times, np.arange(1, shares.shape[1] + 1), shares.double().T.numpy(), shading="nearest", cmap="viridis",
-        vmin=0.0,
-    )  # fmt: skip
+    frequencies, powers = np.arange(1, shares.shape[1] + 1), shares.double().T.numpy()
+    mesh = ax.pcolormesh(times, frequencies, powers, shading="nearest", cmap="viridis", vmin=0.0)
     ax.figure.colorbar(mesh, ax=ax, label="share of the embedding's power")
-    ax.set_xlabel("step")
-    ax.set_ylabel("frequency f (f and p − f are one)")
+    ax.set(xlabel="step", ylabel="frequency f (f and p − f are one)")
     return ax
 
 
 def _blocks(embedding: Any, scores: CircleScores) -> np.ndarray:
     """(blocks, p, 2) points, centered."""
     num = scores.score.shape[-1]
-    is_right = isinstance(embedding, Tensor) and embedding.ndim == 2 and scores.score.ndim == 1
-    if not is_right or embedding.shape[1] != 2 * num:
-        shape = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
-        received = f"has shape {shape} beside scores of shape {tuple(scores.score.shape)}"
+    if _shape(embedding)[1:] != (2 * num,) or scores.score.ndim != 1:
+        received = f"has shape {_shape(embedding)} for scores of shape {tuple(scores.score.shape)}"
         remedy = "Pass circle_score of the same embedding; of many, one at a time."
         raise ValueError(argument_message("embedding", received, f"(p, {2 * num})", remedy))
     planes = embedding.detach().double().cpu().reshape(len(embedding), num, 2)
@@ -161,38 +140,35 @@ def _blocks(embedding: Any, scores: CircleScores) -> np.ndarray:
     return centered
 
 
+def _check_logged(argument: str, value: Any, steps: Any, expected: str, remedy: str) -> None:
+    """An error if `value` has not one entry per step, or another number of axes than expected."""
+    shape = _shape(value)
+    if len(shape) != expected.count(",") + 1 or shape[0] != len(steps):
+        raise ValueError(argument_message(argument, f"has shape {shape} for {len(steps)} steps", expected, remedy))
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
 def _frame(scores: CircleScores, i: int) -> CircleScores:
     return CircleScores(*(getattr(scores, name)[i] for name in scores.__dataclass_fields__))
 
 
-_RIGHT, _WRONG = "#D55E00", "#0072B2"
-
-
 def logit_sum(found: LogitSum, ax: Axes | None = None) -> Axes:
-    """A dot per held-out image and class: its logit with both cues against the fitted sum; the label's in red.
-
-    Args:
-        found: what `lh.circuits.logit_sum` returned.
-        ax: where to draw; None makes a figure.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
-    """
+    """A dot per held-out image and class: its logit with both cues against the fitted sum; the label's in red."""
     check_kind("found", found, LogitSum, "Pass what lh.circuits.logit_sum returned.")
     ax = axes(ax)
     is_label = torch.zeros_like(found.observed, dtype=torch.bool).scatter_(1, found.labels[:, None], True)
     for label, color, which in (("other classes", _WRONG, ~is_label), ("the label's class", _RIGHT, is_label)):
-        ax.plot(
-            found.predicted[which].numpy(), found.observed[which].numpy(), ".", color=color, markersize=2.5, alpha=0.5,
-            label=label, rasterized=True,
-        )  # fmt: skip
+        fitted, observed = found.predicted[which].numpy(), found.observed[which].numpy()
+        ax.plot(fitted, observed, ".", color=color, markersize=2.5, alpha=0.5, label=label, rasterized=True)
     together = torch.cat([found.observed, found.predicted])
     ends = [float(together.min()), float(together.max())]
     ax.plot(ends, ends, color="0.3", linewidth=1.0, linestyle="--", label="equal")
     both, within = 100 * found.shares["both"], 100 * found.within["both"]
     names = " + ".join(found.slopes)
-    ax.set_xlabel(f"fitted sum of the logits on {names}, each alone")
-    ax.set_ylabel("logit on both cues")
+    ax.set(xlabel=f"fitted sum of the logits on {names}, each alone", ylabel="logit on both cues")
     ax.set_title(f"{both:.1f} % of the variance, {within:.1f} % within labels", fontsize="medium")
     ax.grid(alpha=0.3)
     ax.legend(loc="upper left", fontsize="small", markerscale=4)

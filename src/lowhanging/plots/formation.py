@@ -1,10 +1,13 @@
-"""Births of circuits, their pairing and survival, ablations, and the times that rules take to be learned."""
+"""When circuits form and are lost, what each is worth, and how long rules of growing size take to be learned.
+
+Infinite times are not late ones: what was not seen within a budget is drawn as a bound.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,42 +22,33 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BORN, _DEAD = "#0072B2", "#D55E00"
+_MARKERS = "osD^v"
 
 
 def births(births: Births, ax: Axes | None = None) -> Axes:
     """A row per seed, a dot per circuit formed, a cross where one was lost; seeds in the order of their first birth.
 
     Births of one seed at the same step stand one above the other within its row.
-
-    Args:
-        births: what `lh.circuits.births` returned.
-        ax: where to draw; None makes a figure.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
     check_kind("births", births, Births, "Pass what lh.circuits.births returned.")
     from matplotlib.ticker import MaxNLocator
 
     ax = axes(ax)
     order = births.step.min(1).values.argsort(stable=True)
-    for marker, color, label, times in (
-        ("o", _BORN, "formed", births.step[order]),
-        ("x", _DEAD, "lost", births.death[order]),
-    ):
-        rows, blocks = np.nonzero(np.isfinite(times.numpy()))
-        where = times.numpy()[rows, blocks]
-        places = list(zip(rows.tolist(), where.tolist(), strict=True))
-        nth = np.array([places[:i].count(place) for i, place in enumerate(places)])
-        many = np.array([places.count(place) for place in places])
-        heights = rows + 1 + (nth - (many - 1) / 2) * 0.45  # ties side by side: a pair is what one looks for
-        ax.scatter(
-            where, heights, marker=marker, s=16, color=color, linewidths=1.0, label=f"circuit {label} ({len(rows)})"
-        )
+    for marker, color, label, times in (("o", _BORN, "formed", births.step), ("x", _DEAD, "lost", births.death)):
+        steps = times[order].numpy()
+        seeds, circuits = np.nonzero(np.isfinite(steps))
+        found = list(zip(seeds.tolist(), steps[seeds, circuits].tolist(), strict=True))
+        # Ties stand one above the other: a pair is what one looks for.
+        heights = [
+            seed + 1 + 0.45 * (found[:i].count((seed, step)) - (found.count((seed, step)) - 1) / 2)
+            for i, (seed, step) in enumerate(found)
+        ]
+        look: dict[str, Any] = {"marker": marker, "s": 16, "color": color, "linewidths": 1.0}
+        ax.scatter(steps[seeds, circuits], heights, label=f"circuit {label} ({len(found)})", **look)
     ax.set_xlim(float(births.steps[0]), float(births.steps[-1]))
     ax.set_ylim(0, len(order) + 1)
-    ax.set_xlabel("step")
-    ax.set_ylabel("rank of the seed, by its first birth")
+    ax.set(xlabel="step", ylabel="number of the seed, by its first birth")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(axis="x", alpha=0.3)
     legend_above(ax)
@@ -62,15 +56,7 @@ def births(births: Births, ax: Axes | None = None) -> Axes:
 
 
 def birth_intensity(intensity: BirthIntensity, ax: Axes | None = None) -> Axes:
-    """Gaps between births of one seed against those after shuffling: following births per birth and step, by lag.
-
-    Args:
-        intensity: what `lh.circuits.birth_intensity` returned.
-        ax: where to draw; None makes a figure.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
-    """
+    """Gaps between births of one seed against those after shuffling: following births per birth and step, by lag."""
     check_kind("intensity", intensity, BirthIntensity, "Pass what lh.circuits.birth_intensity returned.")
     ax = axes(ax)
     edges = np.concatenate([intensity.lags[:, 0].numpy(), intensity.lags[-1:, 1].numpy()])
@@ -81,8 +67,7 @@ def birth_intensity(intensity: BirthIntensity, ax: Axes | None = None) -> Axes:
     low, high = (intensity.interval * intensity.null_rate[:, None]).T.numpy()
     ax.vlines(middle, low, high, color=_BORN, linewidth=1.2)
     ax.set_ylim(bottom=0.0)
-    ax.set_xlabel("steps since another birth in the same seed")
-    ax.set_ylabel("births per birth and step")
+    ax.set(xlabel="steps since another birth in the same seed", ylabel="births per birth and step")
     ax.grid(alpha=0.3)
     ax.legend(loc="best")
     return ax
@@ -97,44 +82,31 @@ def survival(survival: Survival | Mapping[str, Survival], ax: Axes | None = None
     Args:
         survival: what `lh.circuits.survival` returned, or several of them by name.
         ax: where to draw; None makes a figure.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
     curves = dict(survival) if isinstance(survival, Mapping) else {"": survival}
     for each in curves.values():
         check_kind("survival", each, Survival, "Pass what lh.circuits.survival returned.")
     ax = axes(ax)
-    floor = 1.0
+    bottom = 1.0
     for (name, each), color in zip(curves.items(), itertools.cycle((_BORN, _DEAD, "#009E73", "#CC79A7"))):
         age, low, high = each.age.numpy(), *(100 * each.interval.T.numpy())
         label = f"{name}, {int(each.deaths.sum())} of {each.num_circuits} lost" if name else None
         ax.fill_between(age, low, high, step="post", color=color, alpha=0.2, linewidth=0)
         ax.step(age, 100 * each.share.numpy(), where="post", color=color, linewidth=1.8, label=label)
         is_known = 2 * each.at_risk.numpy() >= each.num_circuits
-        floor = min(floor, float(low[is_known].min()) / 100, float(each.share.min()))
-    ax.set_ylim(max(0.0, 10 * np.floor(10 * floor) - 2), 101)
-    ax.set_xlabel("steps since birth")
-    ax.set_ylabel("circuits still there (%)")
+        bottom = min(bottom, float(low[is_known].min()) / 100, float(each.share.min()))
+    ax.set_ylim(max(0.0, 10 * np.floor(10 * bottom) - 2), 101)
+    ax.set(xlabel="steps since birth", ylabel="circuits still there (%)")
     ax.grid(alpha=0.3)
     if any(curves):
         legend_above(ax)
     low, high = ax.get_ylim()
     ax.set_yticks([tick for tick in ax.get_yticks() if low <= tick <= 100])
-    ax.set_ylim(low, high)
     return ax
 
 
 def circuit_ablation(ablation: CircuitAblation, ax: Axes | None = None) -> Axes:
-    """Loss against the number of circuits kept: a dot for every subset, a line through the means.
-
-    Args:
-        ablation: what `lh.circuits.ablate_circuits` returned.
-        ax: where to draw; None makes a figure.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
-    """
+    """Loss against the number of circuits kept: a dot for every subset, a line through the means."""
     check_kind("ablation", ablation, CircuitAblation, "Pass what lh.circuits.ablate_circuits returned.")
     ax = axes(ax)
     from matplotlib.ticker import MaxNLocator
@@ -144,14 +116,10 @@ def circuit_ablation(ablation: CircuitAblation, ax: Axes | None = None) -> Axes:
     ax.plot(range(len(means)), means, "-", color="0.2", linewidth=1.6, label="mean over subsets")
     ax.set_ylim(bottom=0.0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel(f"circuits kept, of {len(ablation.circuits)}")
-    ax.set_ylabel("mean loss (nats)")
+    ax.set(xlabel=f"circuits kept, of {len(ablation.circuits)}", ylabel="mean loss (nats)")
     ax.grid(alpha=0.3)
     ax.legend(loc="best")
     return ax
-
-
-_MARKERS = "osD^v"
 
 
 def learning_times(times: LearningTimes, ax: Axes | None = None, *, size: str = "parameters n of the rule") -> Axes:
@@ -161,14 +129,11 @@ def learning_times(times: LearningTimes, ax: Axes | None = None, *, size: str = 
     rule whose median is infinite stands hollow at the budget, a lower bound.
 
     Args:
-        times: such as `lowhanging.reproduce.themes.sizes.learning_times` returns.
+        times: an `lh.circuits.LearningTimes`, steps by rule, size and seed.
         ax: where to draw; None makes a figure.
         size: what the sizes are, for the axis.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
-    check_kind("times", times, LearningTimes, "Pass a lh.circuits.LearningTimes.")
+    check_kind("times", times, LearningTimes, "Pass an lh.circuits.LearningTimes.")
     ax = axes(ax)
     sizes = times.sizes.numpy()
     step = float(np.diff(sizes).min()) if len(sizes) > 1 else 1.0
@@ -188,8 +153,7 @@ def learning_times(times: LearningTimes, ax: Axes | None = None, *, size: str = 
         ax.plot(where[~is_known], middle[~is_known], "o", color=color, markersize=8, mfc="white")
     ax.set_yscale("log")
     ax.set_xticks(sizes)
-    ax.set_xlabel(size)
-    ax.set_ylabel("steps to learn it (median over seeds)")
+    ax.set(xlabel=size, ylabel="steps to learn it (median over seeds)")
     legend_above(ax)
     label_log_axis(ax.yaxis)
     ax.grid(alpha=0.3)
@@ -197,16 +161,8 @@ def learning_times(times: LearningTimes, ax: Axes | None = None, *, size: str = 
 
 
 def competences(found: Competences, ax: Axes | None = None) -> Axes:
-    """Progress of each ability over training: the median over seeds, a thin line per seed, a dot at half of the way.
-
-    Args:
-        found: such as `lowhanging.reproduce.themes.order.competences` returns.
-        ax: where to draw; None makes a figure.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
-    """
-    check_kind("found", found, Competences, "Pass a lh.circuits.Competences.")
+    """Progress of each ability over training: the median over seeds, a thin line per seed, a dot at half of the way."""
+    check_kind("found", found, Competences, "Pass an lh.circuits.Competences.")
     ax = axes(ax)
     times = found.times.numpy()
     for i, (name, rows) in enumerate(found.progress.items()):
@@ -220,8 +176,7 @@ def competences(found: Competences, ax: Axes | None = None) -> Axes:
         if np.isfinite(half):
             ax.plot([half], [50.0], marker="o", color=color, markersize=6, mec="white")
     ax.axhline(50, color="0.6", linewidth=0.8, linestyle=":")
-    ax.set_xlabel(f"{found.unit} (0 = before training)")
-    ax.set_ylabel("way from chance to the final accuracy (%)")
+    ax.set(xlabel=f"{found.unit} (0 = before training)", ylabel="way from chance to the final accuracy (%)")
     ax.grid(alpha=0.3)
     ax.legend(loc="best", fontsize="small")
     return ax

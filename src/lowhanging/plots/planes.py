@@ -1,13 +1,13 @@
-"""Losses on a plane, trajectories over it, and descents on a toy's loss.
+"""A loss on a plane as contours, and what runs over it: trajectories and descents.
 
 The first direction is drawn to the right, the second upwards. True proportions are kept where the two are orthogonal
-and the box stays readable; where they are oblique, a note says by how much.
+and the box stays readable; where they are oblique, the title says by how much.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,43 +15,18 @@ from torch import Tensor
 
 from lowhanging.errors import argument_message, check_names
 from lowhanging.landscape.planes import PlaneSlice, PlaneTrajectory
-from lowhanging.plots.contours import (
-    Bands,
-    Levels,
-    bar,
-    choose_bands,
-    descent,
-    distance_from,
-    flat_note,
-    frame,
-    grids_of,
-    has_true_proportions,
-    is_orthogonal,
-    paint,
-    points,
-    proportion,
-    skewed,
-    trace,
-    write,
-)
-from lowhanging.plots.style import (
-    Quantity,
-    axes,
-    check_kind,
-    check_log,
-    color_of,
-    label_log_axis,
-    label_of,
-    legend_above,
-    unit_of,
-)
+from lowhanging.plots import contours
+from lowhanging.plots.contours import Levels, choose_bands, has_true_proportions, legend, points
+from lowhanging.plots.style import Quantity, axes, check_kind, check_log, color_of, label_of, unit_of, value_axis
 from lowhanging.toys.paths import GradientPath
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 _PLANE = "Pass what lh.plane_slice returned."
 _TRAJECTORY = "Pass what lh.plane_trajectory returned."
+_TANGLED = 3.0  # length of a line, in sides of the box, beyond which it fills an area
 
 
 def plane_slice(
@@ -73,26 +48,22 @@ def plane_slice(
         quantity: "loss", or "accuracy" in percent.
         levels: about how many bands (by default 12), or their boundaries, in the units of the picture. Boundaries that
             are chosen here are round, cover every finite value, and are logarithmic where the range is wide.
-        trajectory: what `lh.plane_trajectory` returned, drawn as a line from "start" to "end"; a note says how far off
-            the plane it runs.
+        trajectory: what `lh.plane_trajectory` returned, drawn as a line from a square to a star; the legend says how
+            far off the plane it runs.
         colorbar: whether to add one.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
 
     Raises:
         ValueError, TypeError: a name that the plane does not have, accuracies of a plane without class targets, levels
             that do not ascend, or another kind of result.
     """
     _check(plane, trajectory)
-    chosen = grids_of(plane, quantity, None if name is None else [name])
-    name, grid = next(iter(chosen.items()))
+    name, grid = contours.first_grid(plane, quantity, name)
     bands = choose_bands([grid], levels)
     ax = axes(ax)
-    note = lay_down(ax, plane, f"{quantity}: {name}", grid, bands)
+    entries = contours.paint(ax, plane, f"{quantity}: {name}", grid, bands)
     if colorbar:
-        bar([ax], bands, bands.title(unit_of(quantity)))
-    annotate(ax, plane, name, [note], trajectory=trajectory)
+        contours.bar(ax, bands, bands.title(unit_of(quantity)))
+    legend(ax, [*points(ax, plane, name), *_runs(ax, plane, trajectory), *entries])
     return ax
 
 
@@ -124,61 +95,27 @@ def plane_slices(
     _check(plane, trajectory)
     if names is not None:
         names = check_names("names", [names] if isinstance(names, str) else names, remedy="Leave it out for all.")
-    grids = grids_of(plane, quantity, names)
+    grids = contours.grids_of(plane, quantity, names)
     if axes is None:
         import matplotlib.pyplot as plt
 
-        shape = proportion(plane) if has_true_proportions(plane) else 1.0
+        shape = contours.proportion(plane) if has_true_proportions(plane) else 1.0
         size = (3.3 * len(grids) + 1.0, min(2.7 * max(shape, 0.5) + 1.2, 6.0))
         axes = plt.subplots(1, len(grids), layout="constrained", figsize=size, squeeze=False)[1]
-    places: list[Axes] = list(np.ravel(np.asarray(axes, dtype=object)))
-    if len(places) != len(grids):
-        received, expected = f"hold {len(places)}", f"{len(grids)}, one for each of {list(grids)}"
+    boxes: list[Axes] = list(np.ravel(np.asarray(axes, dtype=object)))
+    if len(boxes) != len(grids):
+        received, expected = f"hold {len(boxes)}", f"{len(grids)}, one for each of {list(grids)}"
         raise ValueError(argument_message("axes", received, expected, "Name as many losses with names=."))
     bands = choose_bands(grids.values(), levels)
-    notes = [
-        lay_down(ax, plane, f"{quantity}: {name}", grid, bands)
-        for ax, (name, grid) in zip(places, grids.items(), strict=True)
-    ]
-    for ax in places[1:]:
-        ax.set_ylabel("")  # that of the first
-    bar(places, bands, bands.title(unit_of(quantity)))
-    for ax, name, note in zip(places, grids, notes, strict=True):
-        annotate(ax, plane, name, [note], trajectory=trajectory, says_distance=ax is places[0])
-    return places
-
-
-def lay_down(ax: Axes, plane: PlaneSlice, title: str, grid: np.ndarray, bands: Bands) -> str:
-    """Bands, labels of the axes, title; returns what is to be said of the values. Names of points come later.
-
-    They are placed where there is room, which is known only when the colour bar has taken its own.
-    """
-    hatched = paint(ax, plane, grid, bands)
-    frame(ax, plane)
-    ax.set_title(title)
-    notes = (flat_note(grid), hatched, "" if is_orthogonal(plane) else skewed(plane))
-    return "\n".join(note for note in notes if note)
-
-
-def annotate(
-    ax: Axes,
-    plane: PlaneSlice,
-    name: str,
-    notes: Sequence[str],
-    *,
-    trajectory: PlaneTrajectory | None = None,
-    says_distance: bool = True,
-    paths: Sequence[np.ndarray] = (),
-) -> None:
-    """Points with their names, lines (t, 2), and notes."""
-    labels = points(ax, plane, name)
-    for path in paths:
-        descent(ax, path, 1.0 if len(paths) <= 6 else 0.7)
-    if trajectory is not None:
-        ends, note = trace(ax, plane, trajectory)
-        labels, paths = [*ends, *labels], [*paths, trajectory.coordinates.double().numpy()]
-        notes = [*notes, note] if says_distance else notes
-    write(ax, labels, [line for note in notes for line in note.splitlines()], paths)
+    for i, (ax, (name, grid)) in enumerate(zip(boxes, grids.items(), strict=True)):
+        hatched = contours.paint(ax, plane, f"{quantity}: {name}", grid, bands)
+        shared = [*points(ax, plane, name), *_runs(ax, plane, trajectory)]
+        lowest = [entry for entry in shared if str(entry.get_label()).startswith("lowest")]
+        legend(ax, [*(lowest if i else shared), *hatched])  # the other symbols mean the same everywhere
+        if i:
+            ax.set_ylabel("")
+    contours.bar(boxes[-1], bands, bands.title(unit_of(quantity)))
+    return boxes
 
 
 def _check(plane: PlaneSlice, trajectory: PlaneTrajectory | None) -> None:
@@ -188,6 +125,42 @@ def _check(plane: PlaneSlice, trajectory: PlaneTrajectory | None) -> None:
         if trajectory.plane != plane.identity:
             received = "was projected onto another plane"
             raise ValueError(argument_message("trajectory", received, "one of this plane", _TRAJECTORY))
+
+
+def _runs(ax: Axes, plane: PlaneSlice, trajectory: PlaneTrajectory | None) -> list[Artist]:
+    """The trajectory with a dot at each checkpoint, for the legend."""
+    if trajectory is None:
+        return []
+    coordinates = trajectory.coordinates.double().numpy()  # (t, 2)
+    line = _run(ax, coordinates)
+    size = 4.0 if len(coordinates) <= 30 else 2.0
+    ax.plot(*coordinates.T, "o", color="white", markeredgecolor="black", markersize=size, markeredgewidth=0.6, zorder=3)
+    outside = sum(not contours.inside(plane, alpha, beta) for alpha, beta in coordinates)
+    note = f", {outside} of {len(coordinates)} points outside the box" if outside else ""
+    line.set_label(f"trajectory from square to star, {_distance(plane, float(trajectory.distances.max()))}{note}")
+    return [line]
+
+
+def _run(ax: Axes, coordinates: np.ndarray, size: float = 1.0) -> Artist:
+    """A line through (t, 2) coordinates with a square at its start and a star at its end; a tangle is drawn thin."""
+    from matplotlib.patheffects import withStroke
+
+    spans = np.abs(np.diff([ax.get_xlim(), ax.get_ylim()], axis=1)).ravel()
+    is_tangled = np.linalg.norm(np.diff(coordinates, axis=0) / spans, axis=1).sum() > _TANGLED
+    width = 0.35 if is_tangled else 1.2 * size
+    stroke = [withStroke(linewidth=width + (0.5 if is_tangled else 1.4), foreground="black")]
+    (line,) = ax.plot(*coordinates.T, "-", color="white", linewidth=width, path_effects=stroke, zorder=3)
+    for end, marker, size_of_end in ((0, "s", 7.0), (-1, "*", 13.0)):
+        look: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": size_of_end * size}
+        ax.plot(*coordinates[end], marker, **look, zorder=5.5)
+    return line
+
+
+def _distance(plane: PlaneSlice, furthest: float) -> str:
+    """How far off a plane something runs, in words."""
+    sides = zip((plane.alphas, plane.betas), plane.norms, strict=True)
+    reach = max(float(steps.abs().max() * norm) for steps, norm in sides)
+    return f"up to {furthest:.2g} off the plane" if furthest > 1e-6 * reach else "in the plane"
 
 
 def trajectory(trajectory: PlaneTrajectory, ax: Axes | None = None, *, log: bool = False) -> Axes:
@@ -204,10 +177,8 @@ def trajectory(trajectory: PlaneTrajectory, ax: Axes | None = None, *, log: bool
     Returns:
         The Axes of the losses. It is neither shown nor saved.
 
-    Raises:
-        TypeError: another kind of result.
     """
-    check_kind("trajectory", trajectory, PlaneTrajectory, "Pass what lh.plane_trajectory returned.")
+    check_kind("trajectory", trajectory, PlaneTrajectory, _TRAJECTORY)
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
@@ -221,14 +192,6 @@ def trajectory(trajectory: PlaneTrajectory, ax: Axes | None = None, *, log: bool
         drawn, below = (torch.where(values.isfinite(), values, torch.nan).numpy() for values in (row, under))
         entries += ax.plot(numbers, drawn, "o-", color=color, linewidth=1.8, markersize=size, label=label_of(name))
         ax.plot(numbers, below, "o--", color=color, linewidth=1.2, markersize=size, markerfacecolor="white")
-    if log:
-        ax.set_yscale("log")
-    elif 0.0 <= ax.dataLim.y0 < 0.5 * ax.dataLim.y1:
-        ax.set_ylim(bottom=0.0)
-    ax.set_xlabel("number of the checkpoint")
-    ax.set_ylabel("mean loss")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.grid(alpha=0.3)
     right = ax.twinx()
     right.fill_between(numbers, trajectory.distances.numpy(), color="0.5", alpha=0.18, linewidth=0)
     right.set_ylim(0.0, 2.0 * max(float(trajectory.distances.max()), 1e-12))  # in the lower half: it is an aside
@@ -240,9 +203,9 @@ def trajectory(trajectory: PlaneTrajectory, ax: Axes | None = None, *, log: bool
         Line2D([], [], color="0.3", linewidth=1.8, label="at the checkpoint"),
         Line2D([], [], color="0.3", linewidth=1.2, linestyle="--", label="on the plane under it"),
     ]
-    legend_above(ax, entries)
-    if log:
-        label_log_axis(ax.yaxis)
+    ax.set_xlabel("number of the checkpoint")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    value_axis(ax, "mean loss", log=log, entries=entries)
     return ax
 
 
@@ -259,39 +222,35 @@ def descents(
     Args:
         plane: what `lh.plane_slice` returned, such as the plane of a toy's two weights.
         paths: what `lh.toys.gradient_path` returned, once or several times, of as many weights as the plane's. A path
-            that leaves the plane is drawn at its orthogonal projection, and a note says how far off it runs.
+            that leaves the plane is drawn at its orthogonal projection, and the legend says how far off it runs.
         ax: where to draw; None makes a figure.
         name: which loss; by default the first.
         levels: as in `plane_slice`.
 
-    Returns:
-        The Axes. It is neither shown nor saved.
-
     Raises:
         ValueError, TypeError: no path, paths of another number of weights, and as `plane_slice`.
     """
-    check_kind("plane", plane, PlaneSlice, "Pass what lh.plane_slice returned.")
+    check_kind("plane", plane, PlaneSlice, _PLANE)
     every = [paths] if isinstance(paths, GradientPath) else list(paths)
     remedy = "Pass what lh.toys.gradient_path returned, one or a list."
     if not every:
         raise ValueError(argument_message("paths", "hold nothing", "at least one GradientPath", remedy))
-    projected = []
     for i, path in enumerate(every):
         check_kind(f"paths[{i}]", path, GradientPath, remedy)
         if path.thetas.shape[1] != len(plane.center):
             received, expected = f"has {path.thetas.shape[1]} weights", f"{len(plane.center)}, as the plane"
             raise ValueError(argument_message(f"paths[{i}]", received, expected, "Make both of the same loss."))
-        projected.append(_project(plane, path.thetas))
-    name, grid = next(iter(grids_of(plane, "loss", None if name is None else [name]).items()))
+    projected = [_project(plane, path.thetas) for path in every]
+    name, grid = contours.first_grid(plane, "loss", name)
     bands = choose_bands([grid], levels)
     ax = axes(ax)
-    furthest = max(distance for _, distance in projected)
-    off = distance_from(plane, furthest)
-    note = f"{len(every)} descent{'s' if len(every) > 1 else ''}, from square to star"
-    note = note if off == "in the plane" else f"{note}: {off}"
-    said = lay_down(ax, plane, f"loss: {name}", grid, bands)
-    bar([ax], bands, bands.title(unit_of("loss")))
-    annotate(ax, plane, name, [said, note], paths=[place.numpy() for place, _ in projected])
+    entries = contours.paint(ax, plane, f"loss: {name}", grid, bands)
+    contours.bar(ax, bands, bands.title(unit_of("loss")))
+    lines = [_run(ax, places.numpy(), 1.0 if len(every) <= 6 else 0.7) for places, _ in projected]
+    distance = _distance(plane, max(furthest for _, furthest in projected))
+    said = "" if distance == "in the plane" else f": {distance}"
+    lines[0].set_label(f"{len(every)} descent{'s' if len(every) > 1 else ''}, from square to star{said}")
+    legend(ax, [*points(ax, plane, name), lines[0], *entries])
     return ax
 
 

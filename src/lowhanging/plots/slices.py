@@ -1,4 +1,7 @@
-"""Losses and accuracies along a line or a path."""
+"""Losses along a line or a path, one curve per name.
+
+A value that is not finite is a gap, and of a path's given points only as many are numbered as can be read.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,17 @@ from lowhanging.plots.style import (
     check_kind,
     check_log,
     color_of,
-    label_log_axis,
     label_of,
-    legend_above,
     rows_of,
     step_label,
     unit_of,
+    value_axis,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_APART = 0.035  # share of the width that the number of a knot needs
+_GAP = 0.035  # share of the width that the number of a given point needs
 
 
 def line_slice(scan: LineSlice, ax: Axes | None = None, *, quantity: Quantity = "loss", log: bool = False) -> Axes:
@@ -39,16 +41,11 @@ def line_slice(scan: LineSlice, ax: Axes | None = None, *, quantity: Quantity = 
         quantity: "loss", or "accuracy" in percent.
         log: logarithmic axis for the losses.
 
-    Returns:
-        The Axes. It is neither shown nor saved.
-
     Raises:
         ValueError, TypeError: accuracies are asked of a slice that has none, or another kind of result.
     """
     check_kind("scan", scan, LineSlice, "Pass what lh.line_slice returned; plots.path_slice draws a PathSlice.")
-    rows = rows_of(scan, quantity)
-    ax = axes(ax)
-    _curves(ax, scan.alphas, rows, quantity, log)
+    ax = _curves(ax, scan.alphas, rows_of(scan, quantity), quantity, log)
     ax.axvline(0.0, color="0.6", linewidth=0.8, zorder=0)
     ax.set_xlabel(step_label(scan.name, scan.norm, box_size(ax)[0]))
     return ax
@@ -65,16 +62,11 @@ def path_slice(scan: PathSlice, ax: Axes | None = None, *, quantity: Quantity = 
         quantity: "loss", or "accuracy" in percent.
         log: logarithmic axis for the losses.
 
-    Returns:
-        The Axes. It is neither shown nor saved.
-
     Raises:
         ValueError, TypeError: accuracies are asked of a slice that has none, or another kind of result.
     """
     check_kind("scan", scan, PathSlice, "Pass what lh.path_slice returned; plots.line_slice draws a LineSlice.")
-    rows = rows_of(scan, quantity)
-    ax = axes(ax)
-    _curves(ax, scan.positions, rows, quantity, log)
+    ax = _curves(ax, scan.positions, rows_of(scan, quantity), quantity, log)
     knots = scan.knots.tolist()
     for knot in knots:
         ax.axvline(knot, color="0.6", linewidth=0.8 if len(knots) <= 20 else 0.4, zorder=0)
@@ -87,35 +79,24 @@ def path_slice(scan: PathSlice, ax: Axes | None = None, *, quantity: Quantity = 
     return ax
 
 
-def _curves(ax: Axes, steps: Tensor, rows: Mapping[str, Tensor], quantity: Quantity, log: bool) -> None:
-    """Curves, the vertical axis, grid and legend."""
-    check_log(log and quantity == "loss", rows.values())
+def _curves(ax: Axes | None, steps: Tensor, rows: Mapping[str, Tensor], quantity: Quantity, log: bool) -> Axes:
+    log = log and quantity == "loss"
+    check_log(log, rows.values())
+    ax = axes(ax)
     for position, (name, row) in enumerate(rows.items()):
         drawn = torch.where(row.isfinite(), row, torch.nan)
         ax.plot(steps.numpy(), drawn.numpy(), label=label_of(name), color=color_of(name, position), linewidth=1.8)
-    ax.set_ylabel(unit_of(quantity))
-    ax.autoscale(axis="y")
-    if quantity == "accuracy":
-        ax.set_ylim(0, 100)
-        ax.set_yticks(range(0, 101, 20))
-    elif log:
-        ax.set_yscale("log")
-    elif 0.0 <= ax.dataLim.y0 < 0.5 * ax.dataLim.y1:  # else the curves would crowd at the top
-        ax.set_ylim(bottom=0.0)
     ax.margins(x=0.01)
-    ax.grid(alpha=0.3)
-    legend_above(ax, ceiling=102 if quantity == "accuracy" else None)
-    if log and quantity == "loss":
-        label_log_axis(ax.yaxis)
+    value_axis(ax, unit_of(quantity), log=log, is_percent=quantity == "accuracy")
+    return ax
 
 
 def _numbered(knots: list[float]) -> list[int]:
-    """Which knots have room for their number: the first, the last, and of those between every second, fifth ..."""
-    room = _APART * (knots[-1] - knots[0])
+    """Which knots have room for their number: the first, the last, and some of those between."""
     last = len(knots) - 1
-    stride = next(n for power in range(9) for n in (10**power, 2 * 10**power, 5 * 10**power) if last <= 20 * n)
+    room = _GAP * (knots[-1] - knots[0])
     chosen = [0]
-    for i in range(stride, last, stride):
+    for i in range(1, last):
         if knots[i] - knots[chosen[-1]] >= room and knots[last] - knots[i] >= room:
             chosen.append(i)
     return [*chosen, last]

@@ -1,4 +1,7 @@
-"""Top eigenvalues, spectral densities and effective dimensions of several losses."""
+"""Eigenvalues of the Hessian: the largest, the density of all, and how many matter.
+
+Axes are logarithmic: most eigenvalues of a network are close to 0, and those that matter are not.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,10 @@ def spectra(
         pairs: name -> top eigenpairs.
         ax: where to draw; None makes a figure.
         thresholds: levels drawn as thin lines, those of the effective dimension.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
     _check_named("pairs", pairs, Eigenpairs, remedy='Pass a mapping such as {"mixed": pairs}.')
+    from matplotlib.ticker import MaxNLocator
+
     ax = axes(ax)
     for position, (name, found) in enumerate(pairs.items()):
         values = found.values.double()
@@ -43,14 +45,10 @@ def spectra(
     for level in thresholds:
         if low < level < high:
             ax.axhline(level, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-            ax.annotate(
-                f"{level:g}", (1.0, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.4"
-            )
-    from matplotlib.ticker import MaxNLocator
-
+            place: Any = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+            ax.annotate(f"{level:g}", (1.0, level), color="0.4", **place)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("number of the eigenvalue")
-    ax.set_ylabel("eigenvalue of the Hessian (loss per ‖Δθ‖²)")
+    ax.set(xlabel="number of the eigenvalue", ylabel="eigenvalue of the Hessian (loss per ‖Δθ‖²)")
     ax.grid(alpha=0.3)
     ax.legend(title="loss")
     return ax
@@ -67,37 +65,30 @@ def spectral_density(densities: Mapping[str, SpectralDensity], ax: Axes | None =
         densities: name -> what `lh.spectral_density` returned.
         ax: where to draw; None makes a figure.
         log: False for linear axes.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
     _check_named("densities", densities, SpectralDensity, remedy='Pass a mapping such as {"mixed": density}.')
     ax = axes(ax)
     if log:
         ax.set_yscale("log")
         widest = max(found.width for found in densities.values())
-        ax.set_xscale("symlog", linthresh=_power_of_ten(5 * widest), linscale=0.7)
+        ax.set_xscale("symlog", linthresh=10.0 ** math.ceil(math.log10(5 * widest)), linscale=0.7)
     lowest, highest = math.inf, 0.0
     for position, (name, found) in enumerate(densities.items()):
         color, single = color_of(name, position), 1 / (found.num_params * found.width * math.sqrt(2 * math.pi))
         lowest, highest = min(lowest, single / 3), max(highest, single, float(found.density.max()))
         grid, density, error = found.grid.numpy(), found.density.numpy(), found.standard_error.numpy()
         low, high = density - 2 * error, density + 2 * error
-        floor = single / 1e3 if log else 0.0
-        ax.fill_between(grid, low.clip(floor), high.clip(floor), color=color, alpha=0.25, linewidth=0)
+        bottom = single / 1e3 if log else 0.0
+        ax.fill_between(grid, low.clip(bottom), high.clip(bottom), color=color, alpha=0.25, linewidth=0)
         label = f"{name} ({found.num_bulk:,} eigenvalues, smoothed by {found.width:.2g})"
-        ax.plot(grid, density.clip(floor), color=color, linewidth=1.6, label=label)
+        ax.plot(grid, density.clip(bottom), color=color, linewidth=1.6, label=label)
         if len(found.spikes):
-            places, count = found.spikes.numpy(), len(found.spikes)
-            ax.vlines(places, floor, single, color=color, linewidth=1.0)
+            spikes, count = found.spikes.numpy(), len(found.spikes)
+            ax.vlines(spikes, bottom, single, color=color, linewidth=1.0)
             stems = f"{name} ({count} eigenvalue{'' if count == 1 else 's'}, one by one)"
-            ax.plot(places, [single] * count, "o", color=color, markersize=3.5, label=stems)
-    if log:
-        ax.set_ylim(lowest, 2 * highest)
-    else:
-        ax.set_ylim(0.0, 1.05 * highest)
-    ax.set_xlabel("eigenvalue of the Hessian (loss per ‖Δθ‖²)")
-    ax.set_ylabel("share of all eigenvalues per unit")
+            ax.plot(spikes, [single] * count, "o", color=color, markersize=3.5, label=stems)
+    ax.set_ylim(*((lowest, 2 * highest) if log else (0.0, 1.05 * highest)))
+    ax.set(xlabel="eigenvalue of the Hessian (loss per ‖Δθ‖²)", ylabel="share of all eigenvalues per unit")
     ax.grid(alpha=0.3)
     legend_above(ax)
     return ax
@@ -112,11 +103,10 @@ def effective_dimension(dimensions: Mapping[str, EffectiveDimension], ax: Axes |
     Args:
         dimensions: name -> what `lh.effective_dimension` returned; with thresholds such as torch.logspace(-3, 1, 40).
         ax: where to draw; None makes a figure.
-
-    Returns:
-        The Axes. It is neither shown nor saved.
     """
     _check_named("dimensions", dimensions, EffectiveDimension, remedy='Pass a mapping such as {"mixed": dimension}.')
+    from matplotlib.lines import Line2D
+
     ax = axes(ax)
     for position, (name, found) in enumerate(dimensions.items()):
         color = color_of(name, position)
@@ -131,8 +121,6 @@ def effective_dimension(dimensions: Mapping[str, EffectiveDimension], ax: Axes |
             ax.plot(levels, np.where(known, np.nan, counts), ":", color=color, linewidth=1.8)
         order = found.gammas.argsort()
         ax.plot(found.gammas[order], found.degrees_of_freedom[order], "--", color=color, linewidth=1.2)
-    from matplotlib.lines import Line2D
-
     entries = [*ax.get_legend_handles_labels()[0], Line2D([], [], color="0.3", label="number above the threshold")]
     entries.append(Line2D([], [], color="0.3", linestyle="--", linewidth=1.2, label="degrees of freedom at gamma"))
     if any(bool(found.count_is_bound.any()) for found in dimensions.values()):
@@ -141,16 +129,10 @@ def effective_dimension(dimensions: Mapping[str, EffectiveDimension], ax: Axes |
     ax.set_yscale("log")
     highest = max(max(float(each.counts.max()), float(each.degrees_of_freedom.max())) for each in dimensions.values())
     ax.set_ylim(0.7, 1.5 * max(highest, 1.0))
-    ax.set_xlabel("threshold or gamma, an eigenvalue of the Hessian (loss per ‖Δθ‖²)")
-    ax.set_ylabel("effective dimension")
+    ax.set(xlabel="threshold or gamma, an eigenvalue of the Hessian (loss per ‖Δθ‖²)", ylabel="effective dimension")
     ax.grid(alpha=0.3)
     legend_above(ax, entries)
     return ax
-
-
-def _power_of_ten(value: float) -> float:
-    """The smallest power of ten that is not below it."""
-    return float(10.0 ** math.ceil(math.log10(value)))
 
 
 def _check_named(argument: str, results: Any, kind: type, *, remedy: str) -> None:

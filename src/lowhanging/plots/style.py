@@ -1,7 +1,7 @@
-"""Colours, axis labels and panels that all pictures share.
+"""Colours, axes, labels and legends that all plots share, and several drawings in one picture file.
 
-One colour per loss name, so that a reader meets the same loss in the same colour; and axes that say how far a step
-goes.
+A named loss has one colour in every picture, and what a step on an axis means is written on it: without the norm of
+the direction a step says nothing.
 """
 
 from __future__ import annotations
@@ -20,11 +20,33 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Quantity = Literal["loss", "accuracy"]
+Drawing: TypeAlias = "Callable[[Axes], object]"
 
 # The names of the shipped tasks; colours that differ in brightness too (Okabe & Ito 2008).
 _COLORS = {"mixed": "#000000", "number": "#0072B2", "pattern": "#D55E00"}
 _OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
 _LETTER = 5.6  # points of width of a character of an axis label
+
+
+def panels(drawings: Sequence[Sequence[Drawing]], *, width: float = 11.0, height: float = 4.0) -> bytes:
+    """Several drawings in rows and columns as one PNG; works without a display, and touches no global figure or style.
+
+    Args:
+        drawings: rows of functions that draw on an Axes, such as `lambda ax: plots.line_slice(scan, ax)`.
+        width: of the picture, in inches.
+        height: of the picture, in inches.
+
+    Returns:
+        The PNG file as bytes: `Path("scan.png").write_bytes(panels(...))`.
+    """
+    figure = blank_figure(width, height, dpi=130)
+    axes = figure.subplots(len(drawings), len(drawings[0]), squeeze=False)
+    for row, functions in zip(axes, drawings, strict=True):
+        for ax, draw in zip(row, functions, strict=True):
+            draw(ax)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
 
 
 def color_of(name: str, position: int) -> str:
@@ -37,11 +59,27 @@ def label_of(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
+def check_kind(argument: str, value: Any, kind: type, remedy: str) -> None:
+    """An error if `value` is not the kind of result that a plot draws."""
+    if not isinstance(value, kind):
+        raise TypeError(argument_message(argument, f"is {a_type(value)}", f"a {kind.__name__}", remedy))
+
+
 def check_log(log: bool, rows: Iterable[Any]) -> None:
     """An error where a logarithmic axis would have nothing to show."""
     if log and not any(bool((row > 0).any()) for row in rows):
         received = "is True, and no loss is positive"
         raise ValueError(argument_message("log", received, "losses that have a logarithm", "Pass log=False."))
+
+
+def rows_of(result: Any, quantity: Quantity) -> dict[str, Any]:
+    """By name: losses, or accuracies in percent, or an error if there are none."""
+    check_choice("quantity", quantity, ("loss", "accuracy"))
+    rows = result.losses if quantity == "loss" else {name: 100 * row for name, row in result.accuracies.items()}
+    if not rows:
+        received = f"is 'accuracy' for {a_type(result)} without class targets"
+        raise ValueError(argument_message("quantity", received, "'loss'", 'Pass quantity="loss".'))
+    return dict(rows)
 
 
 def axes(ax: Axes | None) -> Axes:
@@ -63,30 +101,41 @@ def blank_figure(width: float, height: float, dpi: float) -> Figure:
     return figure
 
 
-def box_size(ax: Axes) -> tuple[float, float]:
-    """Width and height of an Axes in points; where the figure is laid out only when it is drawn, within a tenth."""
-    figure: Any = ax.figure
-    place = ax.get_position(original=True)
-    spec = ax.get_subplotspec()
-    if spec is not None and figure.get_layout_engine() is not None:
-        place = spec.get_position(figure)  # a colour bar's room is taken from the margins
-    width, height = (
-        72.0 * share * pixels / figure.dpi
-        for share, pixels in ((place.width, figure.bbox.width), (place.height, figure.bbox.height))
-    )
-    aspect = ax.get_aspect()
-    if isinstance(aspect, str):
-        return width, height
-    (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
-    shape = aspect * abs((y1 - y0) / (x1 - x0))
-    return min(width, height / shape), min(height, width * shape)
+def unit_of(quantity: Quantity) -> str:
+    """What an axis of losses or accuracies is called."""
+    return "mean loss" if quantity == "loss" else "accuracy (%)"
 
 
 def step_label(name: str, norm: float, room: float = 1e9) -> str:
     """What a step on an axis is: "step along steering direction (‖Δθ‖ = 1)", in lines of at most `room` points."""
-    way = "the direction" if name == "direction" else name
+    along = "the direction" if name == "direction" else name
     size = f"(‖Δθ‖ = {norm:.3g})".replace(" ", "\u00a0")  # not torn apart
-    return "\n".join(textwrap.wrap(f"step along {way} {size}", max(20, int(room / _LETTER)))).replace("\u00a0", " ")
+    return "\n".join(textwrap.wrap(f"step along {along} {size}", max(20, int(room / _LETTER)))).replace("\u00a0", " ")
+
+
+def box_size(ax: Axes) -> tuple[float, float]:
+    """Width and height of an Axes in points, before a layout that is computed when the figure is drawn."""
+    scale = 72.0 / ax.figure.dpi
+    return scale * ax.bbox.width, scale * ax.bbox.height
+
+
+def value_axis(
+    ax: Axes, label: str, *, log: bool = False, is_percent: bool = False, entries: Sequence[Any] | None = None
+) -> None:
+    """The vertical axis of curves (from 0 unless that would crowd them at the top), the grid, and a legend above."""
+    ax.set_ylabel(label)
+    ax.autoscale(axis="y")
+    if is_percent:
+        ax.set_ylim(-2, 100)  # a curve at 0 can be seen
+        ax.set_yticks(range(0, 101, 20))
+    elif log:
+        ax.set_yscale("log")
+    elif 0.0 <= ax.dataLim.y0 < 0.5 * ax.dataLim.y1:
+        ax.set_ylim(bottom=0.0)
+    ax.grid(alpha=0.3)
+    legend_above(ax, entries, ceiling=102 if is_percent else None)
+    if log:
+        label_log_axis(ax.yaxis)
 
 
 def legend_above(ax: Axes, entries: Sequence[Any] | None = None, ceiling: float | None = None) -> None:
@@ -119,48 +168,3 @@ def label_log_axis(axis: Axis) -> None:
         axis.set_minor_locator(NullLocator())
     else:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 2e3 * low else (1,)))
-
-
-def check_kind(argument: str, value: Any, kind: type, remedy: str) -> None:
-    """An error if `value` is not the kind of result that a plot draws."""
-    if not isinstance(value, kind):
-        raise TypeError(argument_message(argument, f"is {a_type(value)}", f"a {kind.__name__}", remedy))
-
-
-def rows_of(result: Any, quantity: Quantity) -> dict[str, Any]:
-    """By name: losses, or accuracies in percent, or an error if there are none."""
-    check_choice("quantity", quantity, ("loss", "accuracy"))
-    rows = result.losses if quantity == "loss" else {name: 100 * row for name, row in result.accuracies.items()}
-    if not rows:
-        received = "is 'accuracy' for a slice without class targets"
-        raise ValueError(argument_message("quantity", received, "'loss'", 'Pass quantity="loss".'))
-    return dict(rows)
-
-
-def unit_of(quantity: Quantity) -> str:
-    """What an axis of losses or accuracies is called."""
-    return "mean loss" if quantity == "loss" else "accuracy (%)"
-
-
-Drawing: TypeAlias = "Callable[[Axes], object]"
-
-
-def panels(drawings: Sequence[Sequence[Drawing]], *, width: float = 11.0, height: float = 4.0) -> bytes:
-    """Several drawings in rows and columns as one PNG; works without a display, and touches no global figure or style.
-
-    Args:
-        drawings: rows of functions that draw on an Axes, such as `lambda ax: plots.line_slice(scan, ax)`.
-        width: of the picture, in inches.
-        height: of the picture, in inches.
-
-    Returns:
-        The PNG file as bytes: `Path("scan.png").write_bytes(panels(...))`.
-    """
-    figure = blank_figure(width, height, dpi=130)
-    axes = figure.subplots(len(drawings), len(drawings[0]), squeeze=False)
-    for row, functions in zip(axes, drawings, strict=True):
-        for ax, draw in zip(row, functions, strict=True):
-            draw(ax)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    return stream.getvalue()
