@@ -88,7 +88,7 @@ def canyon_floor(
             losses, with its value at the minimum.
         names: which branches; by default all.
         bowl: with "rise", the energy of the quadratic bowl along each branch as a thin dashed line, up to twice the
-            highest floor. Where it runs above the floor, the floor is a canyon's: depth is the ratio of the two.
+            highest floor. Where it runs above the floor, the floor is a canyon's: relative rise is the ratio of the two.
         cues: the two losses of "asymmetry"; by default those of the conflict control, or the only two.
 
     Raises:
@@ -125,7 +125,7 @@ def canyon_floor(
         dots = [ax.plot([0.0], [start], **_START)[0] for start in starts]
         entries += dots[:1]
     entries += [*_certificate_keys(branches), *_event_keys(branches)]
-    if quantity == "depth":
+    if quantity == "relative_rise":
         entries.append(ax.axhline(1.0, **_BOWL))
     elif quantity != "rise":
         ax.axhline(0.0, color="0.3", linewidth=1.0, zorder=1)
@@ -322,7 +322,7 @@ def canyon_rises(canyons: CanyonSet, ax: Axes | None = None, *, null: DepthNull 
         canyons: what `lh.find_canyons` returned.
         ax: where to draw; None makes a figure.
         null: what `lh.canyons.depth_null` returned for them: at each level a grey bar from the lowest to the highest
-            of the depths of random subspaces, a line across it at their median.
+            of the relative rises in random subspaces, a line across it at their median.
 
     Raises:
         ValueError, TypeError: no point with a relative rise, a null of other levels, or another kind of result.
@@ -342,7 +342,7 @@ def canyon_rises(canyons: CanyonSet, ax: Axes | None = None, *, null: DepthNull 
     if null is not None:
         rows = null.null.numpy()  # (num, levels)
         low, middle, high = np.nanmin(rows, axis=0), np.nanmedian(rows, axis=0), np.nanmax(rows, axis=0)
-        ax.vlines(null.levels, low, high, color="0.75", linewidth=9, zorder=1, label="random subspaces, lowest depth")
+        ax.vlines(null.levels, low, high, color="0.75", linewidth=9, zorder=1, label="random subspaces, lowest rise")
         ax.plot(null.levels, middle, linestyle="", marker="_", markersize=15, color="0.35", zorder=1.5, label="_")
     ax.axhline(1.0, **_BOWL)
     looks: dict[str, dict[str, Any]] = {
@@ -351,7 +351,7 @@ def canyon_rises(canyons: CanyonSet, ax: Axes | None = None, *, null: DepthNull 
         "not certified": {"marker": "x", "color": "0.4"},
     }
     for kind, look in looks.items():
-        found = np.array([(point.level, point.depth) for point in shown if _kind(point) == kind])
+        found = np.array([(point.level, point.relative_rise) for point in shown if _kind(point) == kind])
         if len(found):
             ax.plot(*found.T, linestyle="", markersize=7, label=f"{kind} ({len(found)})", **look)
     ax.margins(x=0.1, y=0.08)
@@ -359,7 +359,7 @@ def canyon_rises(canyons: CanyonSet, ax: Axes | None = None, *, null: DepthNull 
         ax.set_xscale("log")
         label_log_axis(ax.xaxis)
     ax.set_xlabel("level: distance r" if canyons.metric == "euclidean" else "level: energy E of the quadratic bowl")
-    value_axis(ax, QUANTITIES["depth"][0])
+    value_axis(ax, QUANTITIES["relative_rise"][0])
     return ax
 
 

@@ -1,7 +1,4 @@
-"""When circuits form and are lost, what each is worth, and how long rules of growing size take to be learned.
-
-Infinite times are not late ones: what was not seen within a budget is drawn as a bound.
-"""
+"""Births of circuits, their pairing and survival, ablations, and the times that rules take to be learned."""
 
 from __future__ import annotations
 

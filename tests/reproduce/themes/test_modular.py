@@ -23,9 +23,7 @@ def test_fates_are_counted_seed_by_seed():
     frequency = torch.full((2, 40, 2), 3)
     frequency[1, 20:, 0] = 5  # another circle in the same plane, without a gap
     found = circuits.births(scores, range(40), frequency=frequency)
-    fates = modular._fates(
-        found, circuits.CircleScores(*[scores.double()] * 3, frequency, frequency.sign(), scores)
-    )
+    fates = modular._fates(found, circuits.CircleScores(*[scores.double()] * 3, frequency, frequency.sign(), scores))
     assert fates["formed"] == [2, 1]
     assert fates["survived"] == [1, 1]
     assert fates["overwritten"] == 1
