@@ -15,7 +15,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from matplotlib.text import Text
 from PIL import Image
 
 import lowhanging as lh

@@ -103,7 +103,7 @@ def canyon_floor(
     ax = axes(ax)
     colors, error = _colors(branches), QUANTITIES[quantity][1]
     curves = {name: (_radii(path), values[name]) for name, path in branches.items()}
-    highest = max(float(np.nanmax(row)) for row in values.values())
+    highest = float(np.nanmax(np.concatenate(list(values.values()))))
     entries: list[Artist] = []
     for (name, path), width in zip(branches.items(), _widths(list(curves.values())), strict=True):
         (x, y), color = curves[name], colors[name]
