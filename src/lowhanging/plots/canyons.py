@@ -88,7 +88,7 @@ def canyon_floor(
             losses, with its value at the minimum.
         names: which branches; by default all.
         bowl: with "rise", the energy of the quadratic bowl along each branch as a thin dashed line, up to twice the
-            highest floor. Where it runs above the floor, the floor is a canyon's: relative rise is the ratio of the two.
+            highest floor. Where it runs above the floor, the floor is a canyon's: that ratio is the relative rise.
         cues: the two losses of "asymmetry"; by default those of the conflict control, or the only two.
 
     Raises:
@@ -103,7 +103,7 @@ def canyon_floor(
     ax = axes(ax)
     colors, error = _colors(branches), QUANTITIES[quantity][1]
     curves = {name: (_radii(path), values[name]) for name, path in branches.items()}
-    highest = max(float(np.nanmax(row)) for row in values.values())
+    highest = float(np.nanmax(np.concatenate(list(values.values()))))
     entries: list[Artist] = []
     for (name, path), width in zip(branches.items(), _widths(list(curves.values())), strict=True):
         (x, y), color = curves[name], colors[name]
