@@ -95,7 +95,7 @@ class CanyonPoint:
 
     @property
     def is_certified(self) -> bool:
-        """Converged, and its certificate is positive beyond its error: shell, or plane and sphere where M = I."""
+        """Converged, and each certificate is positive beyond its error: shell, on spheres plane and shell."""
         certificates = CERTIFICATES[self.metric].items()
         return self.is_converged and all(getattr(self, value) > getattr(self, error) for value, error in certificates)
 

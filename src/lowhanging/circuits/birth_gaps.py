@@ -1,4 +1,4 @@
-"""The gap between the first two births of a seed, held against the time that a circuit takes to rise.
+"""The gap between the first two births of a seed, compared with the time that a circuit takes to rise.
 
 Births of one seed never fall on one instant, so that "the second is later" says nothing by itself: two births less than
 one rise apart are two circuits that rose together for most of the way. Chance deals the births out across seeds, each

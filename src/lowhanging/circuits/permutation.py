@@ -1,4 +1,4 @@
-"""Permutation tests of pairs of values within one seed.
+"""Permutation tests of whether pairs of values within one seed are more, or fewer, than by chance.
 
 A pair counts when a table says so for its two values: times at most 20 steps apart, or frequencies of which one is the
 double of the other. The null permutes the values across seeds, which keeps each seed's number of values and their

@@ -392,7 +392,8 @@ class _Search:
     def restart(self) -> bool:
         """Thick restart with the wanted pairs, the better half of the others and the other end; False if that fails.
 
-        What is kept of the others saves the steps that they took; what is not gives room for new ones.
+        The products H Q of the basis were dropped before (`KrylovSpace.has_room`), which doubles the room. What is kept
+        of the others saves the steps that they took; what is not gives room for new ones.
         """
         space = self.space
         room = len(space.rows) - space.num_residual - 2

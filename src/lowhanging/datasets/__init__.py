@@ -1,4 +1,4 @@
-"""Examples in: every item is (inputs, targets)."""
+"""Data sets whose items are (inputs, targets)."""
 
 from lowhanging.datasets.mnist import MNIST, DigitImages, mnist
 from lowhanging.datasets.modular_addition import ModularAddition, ModularPairs, modular_addition

@@ -1,4 +1,4 @@
-"""Minima of a fixed loss near trained weights, with their proof: gradient norm and both ends of the spectrum.
+"""Minima of a fixed loss near trained weights, with a certificate: gradient norm and both ends of the spectrum.
 
 Training stops where it stops; second-order geometry belongs to a minimum. Cross-entropy on a small fixed set has its
 minimum at infinity, and following it, or weight decay towards the origin, destroys the solution that was to be studied.

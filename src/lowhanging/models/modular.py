@@ -1,4 +1,4 @@
-"""Small networks for modular addition whose circuits can be pointed at.
+"""Small networks for modular addition whose circuits can be identified.
 
 Both read E[a] + E[b], a sum of embeddings: the order of the two numbers is lost on purpose, and every circuit has to
 be a function of one sum. In `blocks` the embedding is cut into planes, each with a small network of its own, so that

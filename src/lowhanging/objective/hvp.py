@@ -437,7 +437,8 @@ class Products:
     """Mean loss over batches, its gradient and the products of a matrix of it, as functions of theta (p,).
 
     Theta and vectors were checked by the caller: they are finite, in one dtype, on one device, and nobody writes to
-    them afterwards. Every pass over the batches must yield the same ones.
+    them afterwards. Every pass over the batches must yield the same ones. Calls from several threads take turns, in
+    `ModelLoss.context`; what is kept is one value that is replaced as a whole, so that a call without it is right, too.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Losses with answers on paper, each a `FunctionObjective` that every tool takes.
+"""Losses whose answers are known in closed form, each a `FunctionObjective` that every tool takes.
 
 The post's cartoons (`flat_canyons`, `sloped_canyons`, `canyon_figure`), `quadratic` and `redundant_circuits`;
 `embedded` puts a loss into more dimensions, `copies` sets several side by side. `gradient_path` follows descent on
