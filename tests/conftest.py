@@ -12,21 +12,23 @@ from lowhanging.reproduce.themes.learning import Learning, learn
 LONGEST = ("test_learning.py", "test_pipeline.py", "test_fuzz.py")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, what is slow last and test by test, so that two workers end together.
+def is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None
 
-    A file is one group (`--dist loadgroup --no-loadscope-reorder`): what its tests share is made once, by one worker.
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A file is one group, made by one worker, so that what its tests share is made once; slow tests go one by one.
+
+    (`--dist loadgroup --no-loadscope-reorder`; pytest-xdist reads the groups before conftests may sort the items.)
     """
+    if not is_slow(item):
+        item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first and what is slow last, so that two workers end together."""
     rank = {name: place for place, name in enumerate(LONGEST)}
-
-    def is_slow(item: pytest.Item) -> bool:
-        return item.get_closest_marker("slow") is not None
-
     items.sort(key=lambda item: (is_slow(item), rank.get(item.path.name, len(LONGEST))))
-    for item in items:
-        if not is_slow(item):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 @pytest.fixture(scope="session")

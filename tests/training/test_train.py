@@ -603,7 +603,7 @@ def test_plot_of_a_run_without_accuracies(points: tuple[Tensor, Tensor]) -> None
 
     from lowhanging.plots import training_run
 
-    run = quiet(nn.Linear(2, 1), (points[0], points[0][:, :1]), epochs=1, loss_fn=F.mse_loss)
+    run = quiet(nn.Linear(2, 1), (points[0], points[0][:, :1]), num_epochs=1, loss_fn=F.mse_loss)
     with pytest.raises(ValueError, match=r"quantity is 'accuracy' for a TrainingRun without class targets.*\n.*loss"):
         training_run(run, quantity="accuracy")
     ax = training_run(run)  # unasked, what there is
