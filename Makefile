@@ -11,6 +11,7 @@ BIN    := $(VENV)/bin
 # The install is editable: tests and the demo then always run the sources as they are, and an install is stale only if
 # what it reads has changed, which is these files.
 INSTALL := pyproject.toml constraints.txt src/lowhanging/_version.py
+PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 PIP     := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint docs clean
@@ -20,7 +21,8 @@ demo: $(VENV)/.installed
 	$(BIN)/lowhanging reproduce --out report
 
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not slow and not long"
+	$(PYTEST) --dist load -m "slow and not long"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -12,23 +12,10 @@ from lowhanging.reproduce.themes.learning import Learning, learn
 LONGEST = ("test_learning.py", "test_pipeline.py", "test_fuzz.py")
 
 
-def is_slow(item: pytest.Item) -> bool:
-    return item.get_closest_marker("slow") is not None
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """A file is one group, made by one worker, so that what its tests share is made once; slow tests go one by one.
-
-    (`--dist loadgroup --no-loadscope-reorder`; pytest-xdist reads the groups before conftests may sort the items.)
-    """
-    if not is_slow(item):
-        item.add_marker(pytest.mark.xdist_group(str(item.path)))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first and what is slow last, so that two workers end together."""
+    """The longest files first, so that two workers end together (`--dist loadfile --no-loadscope-reorder`)."""
     rank = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: (is_slow(item), rank.get(item.path.name, len(LONGEST))))
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
