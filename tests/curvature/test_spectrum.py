@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -22,35 +21,9 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 import lowhanging as lh
+from eigen_scene import Counted, diagonal, symmetric
 from lowhanging.curvature.spectrum import mass_above, with_node_at
 from lowhanging.curvature.trace import orthonormal_probes, standard_error
-
-
-class Counted:
-    """A map that counts its products and is no matrix."""
-
-    def __init__(self, apply: Callable[[Tensor], Tensor], p: int, dtype: torch.dtype = torch.float64):
-        self.apply, self.shape, self.dtype, self.device = apply, (p, p), dtype, torch.device("cpu")
-        self.count = 0
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        self.count += 1
-        return self.apply(v)
-
-
-def diagonal(values: object, dtype: torch.dtype = torch.float64) -> Counted:
-    entries = torch.as_tensor(values, dtype=dtype)
-    return Counted(lambda v: entries * v, len(entries), dtype)
-
-
-def symmetric(values: object, seed: int = 0) -> Tensor:
-    """A dense (p, p) float64 matrix with these eigenvalues and random eigenvectors."""
-    spectrum = torch.as_tensor(values, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    basis = torch.linalg.qr(torch.randn(len(spectrum), len(spectrum), generator=generator, dtype=torch.float64))[0]
-    matrix = (basis * spectrum) @ basis.T
-    return (matrix + matrix.T) / 2
-
 
 NETWORK = np.r_[5 * np.arange(1, 81) ** -1.3, -0.01 * np.random.default_rng(0).random(40)]  # outliers, tail, small bulk
 POSITIVE = 5 * np.arange(1, 41) ** -1.3

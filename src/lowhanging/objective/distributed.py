@@ -18,19 +18,38 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 from lowhanging.errors import a_type, argument_message
 
 Sums = tuple[list[Any], list[Tensor]]  # numbers (floats, scalar tensors) and float64 tensors, each a sum over examples
 
+Shards = Literal["split", "given"]
+SHARDS = ("split", "given")
+
 PATIENCE = 600.0  # seconds until a rank stops waiting for the others to make the same loss; a note after a twentieth
 _READING = 24 * 3600.0  # seconds for all ranks to read their data, once all are known to be at it
 _NUMBERS = 4  # in a question, at most
+_OWN = "Make it of the same model and with the same arguments on every rank, or pass distributed=False."
+_SAME = {
+    "model": _OWN,
+    "theta0": "Give all ranks the same whole weights first (torch.distributed.broadcast), or pass distributed=False.",
+    "constants": "Give all ranks the same frozen parameters and buffers first: in training each rank gathers BatchNorm "
+    "statistics of its own.",
+    "loss": _OWN,
+    "mode": _OWN,
+    "shards": _OWN,
+}
+_WHOLE = {
+    "data": "Read the same examples in the same order on every rank (shuffle with a generator of the same seed); or "
+    'pass Objective(..., shards="given") loaders that yield each rank its own part.'
+}
 _ALONE = "Make it on every rank, or pass distributed=False for a loss of this process alone."
 
 
@@ -78,6 +97,15 @@ class Ranks:
                     received = f"is {found[0][name]} on rank 0 and {theirs[name]} on rank {rank}"
                     raise ValueError(argument_message(name, received, "the same on every rank", remedy))
         return found
+
+    def agree_on_loss(self, facts: Mapping[str, Any], shards: Shards) -> int:
+        """How many examples the ranks have together, if all have made the same loss; else an error on every rank."""
+        found = self.agree({**facts, "shards": shards}, _SAME | (_WHOLE if shards == "split" else {}))
+        if shards == "given" and len({theirs["data"] for theirs in found}) < self.size:
+            received = "is the same on several ranks"
+            remedy = 'Pass shards="split" where every rank has all of the data.'
+            raise ValueError(argument_message("data", received, "a part of its own on each rank", remedy))
+        return sum(theirs["num_examples"] for theirs in found)
 
     def total(self, question: str, sums: Callable[[], Sums], *inputs: Tensor) -> Sums:
         """The sums of all ranks, the same bits on each of them.
@@ -209,6 +237,22 @@ def find_ranks(distributed: bool | dist.ProcessGroup | None) -> Ranks | None:
         remedy = "Make the objective on the members of the group only."
         raise ValueError(argument_message("distributed", received, "True, False, None or a process group", remedy))
     return Ranks(group) if dist.get_world_size(group) > 1 else None
+
+
+def check_shards(model: Any, data: Any, shards: Shards) -> None:
+    """Refuse a model that would synchronise behind our back, and a sampler that repeats examples."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        received = "is wrapped in DistributedDataParallel"
+        raise ValueError(argument_message("model", received, "the model itself", "Pass model.module."))
+    sampler = data.sampler if shards == "given" and isinstance(data, DataLoader) else None
+    if isinstance(sampler, DistributedSampler) and not sampler.drop_last:
+        extra = sampler.total_size - len(sampler.dataset)  # type: ignore[arg-type]
+        if extra:
+            received = f"repeats {extra} example{'s' * (extra > 1)} (DistributedSampler makes all shards equally long)"
+            remedy = (
+                'Pass the whole with shards="split", or Subset(data, range(rank, len(data), num_ranks)) on each rank.'
+            )
+            raise ValueError(argument_message("data", received, "every example once", remedy))
 
 
 def over_ranks(ranks: Ranks | None, question: str, sums: Callable[[], Sums], *inputs: Tensor) -> Sums:

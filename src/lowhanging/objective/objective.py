@@ -17,15 +17,13 @@ from typing import Any, Literal, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
 
 from lowhanging.errors import a_type, argument_message, check_choice, check_finite, check_real, check_vector
 from lowhanging.io import digest
 from lowhanging.objective.batches import MAX_BATCHES, Batches
 from lowhanging.objective.checkpoints import Checkpoint, Point, read_point, refuse_plain, with_buffers
 from lowhanging.objective.checks import check_derivative, findings
-from lowhanging.objective.distributed import Ranks, find_ranks
+from lowhanging.objective.distributed import SHARDS, Ranks, Shards, check_shards, find_ranks
 from lowhanging.objective.hvp import (
     DEFAULT_KEEP_BYTES,
     ENGINES,
@@ -51,9 +49,6 @@ from lowhanging.objective.protocol import (
 )
 from lowhanging.objective.random_state import draws_so_far, untouched_random_state
 from lowhanging.objective.verification import BatchMatrix
-
-Shards = Literal["split", "given"]
-SHARDS = ("split", "given")
 
 
 class _Loss(ABC):
@@ -263,14 +258,14 @@ class Objective(_Loss):
         shard = None if self.ranks is None else (self.ranks.rank, self.ranks.size) if shards == "split" else (0, 1)
         together = contextlib.nullcontext() if self.ranks is None else self.ranks.making()
         with together, torch.inference_mode(False):  # tensors made in inference mode could enter no gradient
-            _check_shards(model, data, shards)
+            check_shards(model, data, shards)
             terms = ModelLoss(
                 model, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, device=device, cache=cache,
                 micro_batch=micro_batch, max_batches=max_batches, ranks=self.ranks, shard=shard,
             )  # fmt: skip
         self.num_examples = terms.num_examples
         if self.ranks is not None:
-            self.num_examples = _agree(self.ranks, terms, shards)
+            self.num_examples = self.ranks.agree_on_loss(_facts(terms), shards)
             terms.settle_cut()
         self._settings: dict[str, Any] = {"engine": engine, "keep_bytes": keep_bytes}
         self._whose_buffers = "own"
@@ -693,57 +688,18 @@ class AnchoredObjective(_Loss):
         return lambda theta: function(theta) + self._penalty(theta)
 
 
-_OWN = "Make it of the same model and with the same arguments on every rank, or pass distributed=False."
-_SAME = {
-    "model": _OWN,
-    "theta0": "Give all ranks the same whole weights first (torch.distributed.broadcast), or pass distributed=False.",
-    "constants": "Give all ranks the same frozen parameters and buffers first: in training each rank gathers BatchNorm "
-    "statistics of its own.",
-    "loss": _OWN,
-    "mode": _OWN,
-    "shards": _OWN,
-}
-_WHOLE = {
-    "data": "Read the same examples in the same order on every rank (shuffle with a generator of the same seed); or "
-    'pass Objective(..., shards="given") loaders that yield each rank its own part.'
-}
-
-
-def _check_shards(model: Any, data: Any, shards: str) -> None:
-    """Refuse a model that would synchronise behind our back, and a sampler that repeats examples."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        received = "is wrapped in DistributedDataParallel"
-        raise ValueError(argument_message("model", received, "the model itself", "Pass model.module."))
-    sampler = data.sampler if shards == "given" and isinstance(data, DataLoader) else None
-    if isinstance(sampler, DistributedSampler) and not sampler.drop_last:
-        extra = sampler.total_size - len(sampler.dataset)  # type: ignore[arg-type]
-        if extra:
-            received = f"repeats {extra} example{'s' * (extra > 1)} (DistributedSampler makes all shards equally long)"
-            remedy = (
-                'Pass the whole with shards="split", or Subset(data, range(rank, len(data), num_ranks)) on each rank.'
-            )
-            raise ValueError(argument_message("data", received, "every example once", remedy))
-
-
-def _agree(ranks: Ranks, terms: ModelLoss, shards: str) -> int:
-    """How many examples the ranks have together, if all have made the same loss; else an error on every rank."""
-    own, space = cast(Batches, terms.batches), terms.space
-    facts = {
+def _facts(terms: ModelLoss) -> dict[str, Any]:
+    """What ranks that share a loss must have in common, and how many examples this one has."""
+    data, space = cast(Batches, terms.batches), terms.space
+    return {
         "model": f"{space.owner} with {space.num_params:,} parameters in {space.dtype}",
         "theta0": digest(terms.theta0),
         "constants": digest(*_constants(terms)),
         "loss": terms.name,
         "mode": terms.mode,
-        "shards": shards,
-        "data": f"{own.num_read:,} examples ({own.digest})",
-        "num_examples": own.num_examples,
+        "data": f"{data.num_read:,} examples ({data.digest})",
+        "num_examples": data.num_examples,
     }
-    found = ranks.agree(facts, _SAME | (_WHOLE if shards == "split" else {}))
-    if shards == "given" and len({theirs["data"] for theirs in found}) < ranks.size:
-        received = "is the same on several ranks"
-        remedy = 'Pass shards="split" where every rank has all of the data.'
-        raise ValueError(argument_message("data", received, "a part of its own on each rank", remedy))
-    return sum(theirs["num_examples"] for theirs in found)
 
 
 def _constants(terms: ModelLoss) -> Iterator[Tensor]:
