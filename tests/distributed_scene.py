@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import lowhanging as lh
-from lowhanging.objective import distributed as ranks
-from lowhanging.objective import hvp as products
+from lowhanging.objective import distributed, hvp
 from lowhanging.objective.hvp import LOOP, Batching, GraphEngine
 
 NUM = 23  # odd: the two shards differ in length, and both end in a ragged micro-batch of 5
@@ -191,25 +190,25 @@ def alone(rank: int) -> Iterator[tuple[str, Callable[[], Any]]]:
         dist.barrier()
         yield "alone", lambda: lh.Objective(model(), data())
         return
-    patience, ranks.PATIENCE = ranks.PATIENCE, 0.4
+    patience, distributed.PATIENCE = distributed.PATIENCE, 0.4
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield "alone", lambda: lh.Objective(model(), data())
     yield "a note", lambda: _raise(caught[0].message)
-    ranks.PATIENCE = patience
+    distributed.PATIENCE = patience
     dist.barrier()
 
 
 def votes(rank: int) -> dict[str, Any]:
     """Rank 1 can only use the slowest engine, and multiplies blocks one by one: so do both."""
-    chosen, quicker = products.Products._choose, products.choose_batching
-    products.choose_batching = lambda *_: LOOP if rank == 1 else Batching("vmap", 16)
+    chosen, quicker = hvp.Products._choose, hvp.choose_batching
+    hvp.choose_batching = lambda *_: LOOP if rank == 1 else Batching("vmap", 16)
     if rank == 1:
-        products.Products._choose = lambda self, theta, wanted: GraphEngine(self._matrix, keeps=False)
+        hvp.Products._choose = lambda self, theta, wanted: GraphEngine(self._matrix, keeps=False)
     loss = lh.Objective(model(), data())
     H, v = lh.hessian(loss), direction(loss.num_params)
     found = {"columns by vote": H @ torch.stack([v, v.cos()], 1)}
-    products.Products._choose, products.choose_batching = chosen, quicker
+    hvp.Products._choose, hvp.choose_batching = chosen, quicker
     return found | {"engine": loss.engine, "block": H.block, "reason": str(loss.fallback_reason)}
 
 
@@ -247,7 +246,7 @@ def main(folder: Path) -> None:
     found["after all that"] = again.gradient(again.theta0)
     example = runpy.run_path(str(EXAMPLE), run_name="__main__")
     found["example"] = example["pairs"].values
-    is_silent = [ranks.is_silent(progress) for progress in (None, True, False)]
+    is_silent = [distributed.is_silent(progress) for progress in (None, True, False)]
     words |= {"local": repr(local), "silent": is_silent, **voted}
     torch.save({"found": found, "refused": messages, "words": words}, folder / f"rank{rank}.pt")
     dist.destroy_process_group()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import lowhanging as lh
-from lowhanging.curvature import krylov as lanczos
+from lowhanging.curvature import krylov
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,13 +39,13 @@ def objectives(dtype: torch.dtype = torch.float64) -> tuple[lh.Objective, lh.Obj
 def devices(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The devices of every row and product that a search keeps."""
     seen: set[str] = set()
-    absorb = lanczos.KrylovSpace._absorb
+    absorb = krylov.KrylovSpace._absorb
 
     def noted(self: Any, image: Tensor) -> None:
         seen.update({image.device.type, self.rows.device.type, self.products.device.type})
         absorb(self, image)
 
-    monkeypatch.setattr(lanczos.KrylovSpace, "_absorb", noted)
+    monkeypatch.setattr(krylov.KrylovSpace, "_absorb", noted)
     return seen
 
 

@@ -37,9 +37,7 @@ from eigen_scene import (
     symmetric,
     wanted,
 )
-from lowhanging import io as resume_file
-from lowhanging.curvature import eigensolver as eigensearch
-from lowhanging.curvature import eigensolver as search_file
+from lowhanging.curvature import eigensolver
 from lowhanging.curvature.eigenpairs import Eigenpairs, top_eigs, top_hessian_eigs
 from lowhanging.curvature.eigensolver import error_bounds, in_clusters
 from lowhanging.errors import NotConvergedError
@@ -88,13 +86,13 @@ def test_little_memory_takes_more_products_and_finds_the_same(
     values = network_spectrum()
     values = -values if which == "SA" else values
     p, sizes = len(values), []
-    grow = eigensearch.KrylovSpace.step
+    grow = eigensolver.KrylovSpace.step
 
     def noted(self: Any, direction: Any = None) -> None:
         grow(self, direction)
         sizes.append(len(self.rows) + (0 if self.products is None else len(self.products)))
 
-    monkeypatch.setattr(eigensearch.KrylovSpace, "step", noted)
+    monkeypatch.setattr(eigensolver.KrylovSpace, "step", noted)
     generous = top_eigs(diagonal(values), k, which=which, tol=1e-9)
     sizes.clear()
     pairs = top_eigs(diagonal(values), k, which=which, tol=1e-9, memory=rows * p * ROW)
@@ -315,7 +313,7 @@ def dying(values: np.ndarray, after: int) -> Counted:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is written whenever it may be, however long that takes."""
-    monkeypatch.setattr(resume_file, "SHARE", 1e9)
+    monkeypatch.setattr("lowhanging.io.SHARE", 1e9)
 
 
 @pytest.mark.usefixtures("often")
@@ -333,7 +331,7 @@ def test_a_search_goes_on_where_it_was_left(tmp_path: Path) -> None:
         assert torch.equal(pairs.residuals, whole.residuals)
         # One that the file is made with; three to see that the map is the same; at the end all 20 pairs, not two.
         assert pairs.num_products == whole.num_products + 1 + is_resumed * (3 + 20 - 2)
-        assert again.count < whole.num_products - after + eigensearch.PROBE_STEPS + 6 + 3 + 20
+        assert again.count < whole.num_products - after + eigensolver.PROBE_STEPS + 6 + 3 + 20
     assert [item.name for item in tmp_path.iterdir() if item.suffix != ".npz"] == []
 
 
@@ -556,9 +554,9 @@ def test_a_pair_that_has_gone_stale_is_never_returned(tmp_path: Path, monkeypatc
     values = OTHER.copy()
     values[2] -= 0.1
     top_eigs(hidden(symmetric(OTHER).float()), 5, tol=1e-5, resume=tmp_path / "a.npz")
-    calls, real = [], search_file.disagreement
+    calls, real = [], eigensolver.disagreement
     monkeypatch.setattr(
-        search_file, "disagreement", lambda *given: calls.append(0) or (0.0 if len(calls) < 2 else real(*given))
+        eigensolver, "disagreement", lambda *given: calls.append(0) or (0.0 if len(calls) < 2 else real(*given))
     )
     with pytest.raises(ValueError, match="the file of a search for eigenpairs with another H, expected"):
         top_eigs(hidden(symmetric(values).float()), 5, tol=1e-5, resume=tmp_path / "a.npz")

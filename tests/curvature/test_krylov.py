@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eigen_scene import MISSED, check_relation, space_of, step
-from lowhanging.curvature import eigensolver as eigensearch
+from lowhanging.curvature import eigensolver
 from lowhanging.curvature.eigensolver import Outcome, search
 from lowhanging.curvature.krylov import dots, fresh_checks, residuals_of, ritz_vectors
 from lowhanging.curvature.linear_map import CountedMap
@@ -123,9 +123,9 @@ def test_the_largest_noise_seen_is_the_maps(monkeypatch: pytest.MonkeyPatch) -> 
     space = space_of(H)
     for _ in range(15):
         step(space)
-    run = eigensearch._Search(space.operator, space, 3, "LA", 100, None)  # type: ignore[arg-type]
+    run = eigensolver._Search(space.operator, space, 3, "LA", 100, None)  # type: ignore[arg-type]
     for noise, largest in ((0.1, 0.1), (0.3, 0.3), (0.2, 0.3)):
-        monkeypatch.setattr(eigensearch, "fresh_checks", lambda *_, noise=noise: (np.zeros(2), np.array([0.0, noise])))
+        monkeypatch.setattr(eigensolver, "fresh_checks", lambda *_, noise=noise: (np.zeros(2), np.array([0.0, noise])))
         run.check(space.ritz("LA"), np.array([1.0, 2.0, 3.0]))
         assert run.noise == largest
     run.checked = np.zeros(3)  # a residual of nothing is no better than the products it was taken from
@@ -175,8 +175,8 @@ def test_rows_stay_orthonormal_for_tiny_images() -> None:
 def test_probe_finds_the_copy_that_one_chain_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     found = find(Diagonal(MISSED), 2, tol=1e-4)
     assert np.abs(found.values - [5, 5]).max() < 1e-6
-    assert found.num_probe_steps >= 2 * eigensearch.PROBE_STEPS  # the first found it, the second found nothing
-    monkeypatch.setattr(eigensearch, "PROBE_STEPS", 0)
+    assert found.num_probe_steps >= 2 * eigensolver.PROBE_STEPS  # the first found it, the second found nothing
+    monkeypatch.setattr(eigensolver, "PROBE_STEPS", 0)
     assert np.abs(find(Diagonal(MISSED), 2, tol=1e-4).values - [5, 3]).max() < 1e-6
 
 
@@ -198,7 +198,7 @@ def test_pairs_that_reach_into_the_wanted_ones_are_followed(seed: int) -> None:
     operator = CountedMap(Diagonal(values))
     found = search(operator, 2, which="LA", tol=1e-4, max_products=999, seed=seed, memory=2**30, progress=False)
     assert np.abs(found.values - values[:2]).max() < 1e-4
-    assert found.num_probe_steps > 2 * eigensearch.PROBE_STEPS
+    assert found.num_probe_steps > 2 * eigensolver.PROBE_STEPS
 
 
 def test_without_kept_products_every_pair_gets_a_fresh_one() -> None:

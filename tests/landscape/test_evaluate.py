@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lowhanging as lh
-from lowhanging.landscape import evaluate as points
+from lowhanging.landscape import evaluate
 from own_loss import OwnLoss
 
 E1, E2 = torch.eye(3, dtype=torch.float64)[:2]
@@ -22,7 +22,7 @@ E1, E2 = torch.eye(3, dtype=torch.float64)[:2]
 @pytest.fixture(autouse=True)
 def every_run_is_short(monkeypatch):
     """However busy the machine is: evaluations are counted here. Tests of the measurement set 0 themselves."""
-    monkeypatch.setattr(points, "_WORTH_MEASURING", 1e9)
+    monkeypatch.setattr(evaluate, "_WORTH_MEASURING", 1e9)
 
 
 class Stops:
@@ -258,7 +258,7 @@ def test_vmap_equals_point_by_point_to_rounding_and_the_center_to_the_bit():
 
 def test_auto_measures_and_takes_the_quicker_engine(monkeypatch):
     """A sleep in Python is slept once for many points under vmap: there vmap must win; and where it sleeps, lose."""
-    monkeypatch.setattr(points, "_WORTH_MEASURING", 0.0)
+    monkeypatch.setattr(evaluate, "_WORTH_MEASURING", 0.0)
 
     def slow(theta):
         time.sleep(0.01)
@@ -286,7 +286,7 @@ def branching(theta):
 
 
 def test_a_loss_that_vmap_cannot_follow_runs_point_by_point(monkeypatch):
-    monkeypatch.setattr(points, "_WORTH_MEASURING", 0.0)
+    monkeypatch.setattr(evaluate, "_WORTH_MEASURING", 0.0)
     scan = lh.line_slice({"f": made(branching)}, E1, extent=(-3, 3), num=7)
     assert scan.engine == "point by point"
     assert scan.losses["f"].tolist() == [0, -1, -2, 3, 4, 5, 6]  # 3 + a, its sign turned where 1 + a <= 0
@@ -307,7 +307,7 @@ class Wrong(nn.Module):
 
 
 def test_vmap_is_compared_with_the_losses_themselves(monkeypatch):
-    monkeypatch.setattr(points, "_WORTH_MEASURING", 0.0)
+    monkeypatch.setattr(evaluate, "_WORTH_MEASURING", 0.0)
     torch.manual_seed(0)
     loss = lh.Objective(Wrong(), (torch.randn(8, 3), torch.randn(8, 2)), loss_fn=F.mse_loss)
     assert lh.line_slice({"f": loss}, "gaussian", engine="auto").engine == "point by point"

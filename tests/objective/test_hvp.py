@@ -23,8 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lowhanging as lh
-from lowhanging.objective import AnchoredObjective, Objective
-from lowhanging.objective import hvp as products_module
+from lowhanging.objective import AnchoredObjective, Objective, hvp
 from lowhanging.objective.hvp import ENGINES, GraphEngine, HessianOfBatch, LossSum, Products
 from lowhanging.objective.split_graph import CannotSplitError, SplitGraph, _cut
 
@@ -483,7 +482,7 @@ def test_a_recording_that_fails_on_a_later_batch_falls_back(monkeypatch: pytest.
 
 
 def test_many_shapes_are_not_recorded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products_module, "_MAX_RECORDINGS", 1)
+    monkeypatch.setattr(hvp, "_MAX_RECORDINGS", 1)
     products = agrees(logistic, THETA, engine="kept graph")
     assert products.fallback_reason == "the batches have more than 1 shapes, each to be recorded"
     asked_for = Products(logistic, BATCHES, engine="split graph")

@@ -29,12 +29,11 @@ from torch.distributions import Categorical
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset
 
-from lowhanging import io as results
 from lowhanging.curvature.operators import gauss_newton
 from lowhanging.curvature.subspace import Subspace
 from lowhanging.datasets.idx import read_idx
 from lowhanging.errors import DamagedFileError
-from lowhanging.objective import batches as shuffled
+from lowhanging.io import write_atomically
 from lowhanging.objective.hvp import ENGINES
 from lowhanging.objective.objective import FunctionObjective, Objective
 from lowhanging.training.train import train
@@ -280,7 +279,7 @@ def test_data_that_never_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert Objective(model, iter([batch] * 20), max_batches=20).num_examples == 240
     assert Objective(model, [batch] * 21, max_batches=20).num_examples == 252  # a list tells how many it has
     refused(lambda: Objective(model, [batch], max_batches=0), "max_batches is 0")
-    monkeypatch.setattr(shuffled, "_MAX_BATCHES_IN_EPOCH", 30)
+    monkeypatch.setattr("lowhanging.objective.batches._MAX_BATCHES_IN_EPOCH", 30)
     endless = DataLoader(Endless(), batch_size=None)
     refused(lambda: train(model, endless, num_epochs=1, batch_loss=one_by_one, progress=False), "may never end")
 
@@ -467,7 +466,7 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path: Path) -> 
 
 
 def test_what_is_saved_can_be_loaded_however_well_it_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "_MOST_PACKED", 2**10)
+    monkeypatch.setattr("lowhanging.io._MOST_PACKED", 2**10)
     space = Subspace.span(torch.eye(2, 4000, dtype=D))
     assert torch.equal(Subspace.load(space.save(tmp_path / "zeros.npz")).basis, space.basis)
 
@@ -484,7 +483,7 @@ def test_a_killed_write_is_cleaned_up_by_the_next_one(tmp_path: Path) -> None:
     assert left.suffix == ".part"
     mine = left.with_name(left.name.replace(left.name.split("-")[1].split(".")[0], str(os.getpid())))
     mine.write_bytes(b"of a process that lives")
-    results.write_atomically(target, lambda stream: stream.write(b"whole"))
+    write_atomically(target, lambda stream: stream.write(b"whole"))
     assert {path.name for path in tmp_path.iterdir()} == {"result.npz", mine.name}
 
 
@@ -494,20 +493,20 @@ def test_where_nothing_can_be_written_the_users_path_is_named(tmp_path: Path) ->
     with pytest.raises(FileExistsError, match=r"space.npz.*File exists.*\nFree space on the disk, or name another"):
         space.save(path / "below a file.npz")
     with pytest.raises(FileNotFoundError, match=r"in a folder that does not exist.*\nMake the folder"):
-        results.write_atomically(tmp_path / "absent" / "space.npz", lambda stream: stream.write(b""))
+        write_atomically(tmp_path / "absent" / "space.npz", lambda stream: stream.write(b""))
 
     def full(stream: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match=r"result.npz.*No space left on device.*\nFree space") as error:
-        results.write_atomically(tmp_path / "result.npz", full)
+        write_atomically(tmp_path / "result.npz", full)
     assert error.value.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == [path.parent]
 
 
 def test_a_file_of_a_newer_format_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space = Subspace.span(torch.eye(2, 5))
-    monkeypatch.setattr(results, "FORMAT", 9)
+    monkeypatch.setattr("lowhanging.io.FORMAT", 9)
     path = space.save(tmp_path / "space.npz")
     monkeypatch.undo()
     refused(lambda: Subspace.load(path), "of format 9; this version reads 2")

@@ -20,7 +20,7 @@ from torch import nn
 
 import lowhanging as lh
 from lowhanging.canyons.point import Evaluations
-from lowhanging.steering import cues as naming
+from lowhanging.steering import cues
 
 # Inputs (number's strength on its class, pattern's strength on its class), and what a linear model of equal weights
 # answers: the stronger cue, or class 2, shown by neither, where both are negative.
@@ -263,8 +263,8 @@ def test_each_condition_is_needed():
         losses, basin = {"number": number, "pattern": pattern}, {"number": 1.0, "pattern": 1.0}
         return lh.steering.attribute_circuit(control, theta, theta0=theta0, losses=losses, basin_losses=basin)
 
-    assert naming.MIN_ASYMMETRY_CHANGE == 1.0
-    assert naming.MIN_ANSWER_SHIFT == 0.1
+    assert cues.MIN_ASYMMETRY_CHANGE == 1.0
+    assert cues.MIN_ANSWER_SHIFT == 0.1
     assert name(to_number, 1.0, 2.72).name == "number"  # log 2.72 = 1.0006
     little = name(to_number, 1.0, 2.71)
     assert (little.name, little.shift.shift) == (None, pytest.approx(0.8))

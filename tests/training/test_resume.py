@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import lowhanging as lh
-from lowhanging import io as resume_file
 from lowhanging.errors import DamagedFileError, NotConvergedError
 from lowhanging.training.train import TrainingRun
 
@@ -237,7 +236,7 @@ def test_a_file_that_may_not_be_read_is_no_damage(tmp_path: Path, monkeypatch: p
 def test_an_interrupted_run_leaves_its_last_epoch_even_where_writing_is_dear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resume_file, "SHARE", 1e-9)  # after the first write, the next would come in years
+    monkeypatch.setattr("lowhanging.io.SHARE", 1e-9)  # after the first write, the next would come in years
     path = tmp_path / "run.npz"
     with pytest.raises(KeyboardInterrupt):
         quiet(network(), POINTS, num_epochs=9, batch_size=20, loss_fn=Loss(10), resume=path)

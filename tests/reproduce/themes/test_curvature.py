@@ -8,8 +8,7 @@ import re
 import pytest
 
 import lowhanging as lh
-from lowhanging import io as resume_file
-from lowhanging.curvature import eigensolver as search_file
+from lowhanging.curvature import eigensolver
 from lowhanging.reproduce.context import Context
 from lowhanging.reproduce.settings import Settings, Sizes
 from lowhanging.reproduce.store import NO_STORE, ResultStore, as_json
@@ -55,8 +54,8 @@ class KilledError(Exception):
 
 def test_curvature_goes_on_within_an_eigenproblem(network, measured, tmp_path, monkeypatch):
     """Killed every 16 products, of the 20 and more that a problem takes: none would ever end if it began again."""
-    monkeypatch.setattr(search_file, "STRIDE", 1)
-    monkeypatch.setattr(resume_file, "SHARE", 1e9)  # written after every step
+    monkeypatch.setattr(eigensolver, "STRIDE", 1)
+    monkeypatch.setattr("lowhanging.io.SHARE", 1e9)  # written after every step
     real, left = curvature.hessian, [0]
 
     def dying(loss):
