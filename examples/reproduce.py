@@ -8,7 +8,7 @@
 # lowhanging reproduce --out report
 # ```
 #
-# It takes about six minutes on two idle cores, and goes on where it was stopped; `--seeds 3` adds intervals over
+# It takes about seven minutes on two idle cores, and goes on where it was stopped; `--seeds 3` adds intervals over
 # networks, and `--only canyons` measures one theme alone. `report/index.html` is the page to read.
 #
 # This page takes the central experiment apart, at a size that runs in seconds: a small network learns digits that can

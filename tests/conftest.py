@@ -7,6 +7,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib
 import pytest
 import torch
 
+from lowhanging.objective import hvp
 from lowhanging.reproduce.themes.learning import Learning, learn
 
 LONGEST = ("test_learning.py", "test_pipeline.py", "test_fuzz.py")
@@ -31,3 +32,9 @@ def same_random_state_and_threads():
     torch.manual_seed(0)
     yield
     assert torch.get_num_threads() == threads
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products are recorded from the first on, as if that paid at once."""
+    monkeypatch.setattr(hvp, "products_until_recorded", lambda *_: 0)

@@ -21,7 +21,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 import lowhanging as lh
 from lowhanging.objective import distributed, hvp
-from lowhanging.objective.hvp import LOOP, Batching, GraphEngine
+from lowhanging.objective.blocks import LOOP, Batching
 
 NUM = 23  # odd: the two shards differ in length, and both end in a ragged micro-batch of 5
 EXAMPLE = Path(__file__).parents[1] / "examples" / "distributed.py"
@@ -204,7 +204,8 @@ def votes(rank: int) -> dict[str, Any]:
     chosen, quicker = hvp.Products._choose, hvp.choose_batching
     hvp.choose_batching = lambda *_: LOOP if rank == 1 else Batching("vmap", 16)
     if rank == 1:
-        hvp.Products._choose = lambda self, theta, wanted: GraphEngine(self._matrix, keeps=False)
+        plain = "double backward"
+        hvp.Products._choose = lambda self, theta, wanted, v: chosen(self, theta, plain, v)
     loss = lh.Objective(model(), data())
     H, v = lh.hessian(loss), direction(loss.num_params)
     found = {"columns by vote": H @ torch.stack([v, v.cos()], 1)}

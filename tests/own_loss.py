@@ -66,6 +66,9 @@ class OwnLoss:
     def at(self, theta: Any, *, buffers: str | None = None, recalibrate_on: Any = None) -> OwnLoss:
         return OwnLoss(self.as_checkpoint(theta).theta, self.center, self.matrix)
 
+    def excerpt(self) -> OwnLoss:
+        return self
+
     def double(self) -> OwnLoss:
         return OwnLoss(self.theta0.double(), self.center.double(), self.matrix.double())
 

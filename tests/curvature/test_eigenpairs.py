@@ -89,7 +89,9 @@ def test_other_end_comes_free() -> None:
 def test_identity_of_any_size_gives_k_pairs() -> None:
     pairs = top_eigs(diagonal(np.ones(2000)), k=7)
     assert np.abs(pairs.values.numpy() - 1).max() < 1e-12
-    assert pairs.num_products == 7 + 8 + 2
+    assert pairs.num_products == 7 + 3 + 1
+    assert pairs.missed_probability == 1.0  # three steps exclude nothing for certain
+    assert top_eigs(diagonal(np.ones(2000)), k=7, num_probes=8).num_products == 7 + 8 + 1
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -101,7 +103,7 @@ def test_budgets_on_a_network_spectrum(seed: int, dtype: torch.dtype) -> None:
         pairs = top_eigs(counted, k=k, tol=1e-4, seed=seed)
         assert pairs.num_steps <= max_steps
         assert pairs.num_products == counted.count <= max_products
-        assert counted.count >= pairs.num_steps + pairs.num_probe_steps + 2
+        assert counted.count == pairs.num_steps + pairs.num_probe_steps + 1
         assert np.abs(pairs.values.numpy() - values[:k]).max() <= 1e-4 * values[0]
 
 
@@ -228,7 +230,8 @@ SMALL = symmetric([3.0, 2.0, 1.0])
         ({"tol": -1e-4}, ValueError, r"tol is -0.0001, expected"),
         ({"tol": math.nan}, ValueError, r"tol is nan, expected"),
         ({"seed": -1}, ValueError, r"seed is -1, expected an integer from 0"),
-        ({"max_products": 3}, ValueError, r"max_products is 3, expected an integer of at least 4"),
+        ({"max_products": 2}, ValueError, r"max_products is 2, expected an integer of at least 3"),
+        ({"num_probes": -1}, ValueError, r"num_probes is -1, expected an integer of at least 0"),
         ({"max_products": 2, "method": "dense"}, ValueError, r"max_products is 2, expected an integer of at least 3"),
         ({"method": "power"}, ValueError, r"method is 'power', expected one of 'lanczos', 'dense'"),
         ({"on_failure": "hide"}, ValueError, r"on_failure is 'hide', expected one of 'raise', 'warn'"),

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 import lowhanging as lh
 from lowhanging.curvature.eigenpairs import top_eigs, top_hessian_eigs
 from lowhanging.curvature.operators import Hessian, OperatorSum, gauss_newton, hessian
-from lowhanging.objective import hvp
-from lowhanging.objective.hvp import LOOP, Batching, Products
+from lowhanging.objective import blocks
+from lowhanging.objective.blocks import LOOP, Batching
+from lowhanging.objective.hvp import Products
 from lowhanging.objective.objective import AnchoredObjective, FunctionObjective, Objective
 from lowhanging.testing import dense_hessian
 from own_loss import A, OwnLoss
@@ -327,7 +328,7 @@ def test_the_quicker_way_is_measured_once(net: Objective, monkeypatch: pytest.Mo
         measured.append(way.name)
         return took[way.name]
 
-    monkeypatch.setattr(hvp, "_seconds", seconds)
+    monkeypatch.setattr(blocks, "_seconds", seconds)
     expected = dense_hessian(net)
     took = {"loop": 1.0}
     for took["vmap"], chosen in ((0.5, "vmap"), (0.9, "loop")):
@@ -346,7 +347,7 @@ def test_the_quicker_way_is_measured_once(net: Objective, monkeypatch: pytest.Mo
 
 def test_vmap_that_is_wrong_or_fails_is_not_used(net: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `torch.func.hessian` of a layer norm is (torch 2.13): quick, and off, here on the second batch alone."""
-    monkeypatch.setattr(hvp, "_seconds", lambda way, *rest: 1.0 if way.name == "loop" else 0.1)
+    monkeypatch.setattr(blocks, "_seconds", lambda way, *rest: 1.0 if way.name == "loop" else 0.1)
     right = Batching.add
     calls: list[int] = []
 

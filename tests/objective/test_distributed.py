@@ -104,7 +104,7 @@ def test_engine_and_blocks_are_decided_together(both: list[dict[str, Any]]) -> N
     for rank in both:
         torch.testing.assert_close(rank["found"]["columns by vote"], product, rtol=1e-12, atol=1e-13)
         assert (rank["words"]["engine"], rank["words"]["block"]) == ("double backward", "loop")
-    assert both[0]["words"]["reason"] == "split graph is right here, but not on another rank"
+    assert both[0]["words"]["reason"] == "kept graph is right here, but not on another rank"
     assert both[1]["words"]["reason"] == "None"
 
 

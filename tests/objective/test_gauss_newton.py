@@ -26,6 +26,8 @@ from lowhanging.objective.model_loss import OutputLoss
 from lowhanging.objective.objective import AnchoredObjective, FunctionObjective, Objective
 from lowhanging.testing import dense_hessian
 
+pytestmark = pytest.mark.usefixtures("recorded")
+
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

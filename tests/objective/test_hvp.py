@@ -27,6 +27,8 @@ from lowhanging.objective import AnchoredObjective, Objective, hvp
 from lowhanging.objective.hvp import ENGINES, GraphEngine, HessianOfBatch, LossSum, Products
 from lowhanging.objective.split_graph import CannotSplitError, SplitGraph, _cut
 
+pytestmark = pytest.mark.usefixtures("recorded")
+
 X = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1], dtype=torch.float64)
 BATCHES = [(X[:5], Y[:5]), (X[5:], Y[5:])]
@@ -436,8 +438,8 @@ def test_blocks_are_multiplied_at_once_only_where_every_rank_does(of_others: str
 
     products._ranks = SimpleNamespace(highest=highest)  # type: ignore[assignment]
     rows = torch.stack([V, THETA])
-    assert products._batching(products._engine, THETA, rows, "vmap").name == name  # type: ignore[arg-type]
-    assert products._batching(products._engine, THETA, rows, "loop").name == "loop"  # type: ignore[arg-type]
+    assert products._batching(products._engines[False], THETA, rows, "vmap").name == name  # type: ignore[arg-type]
+    assert products._batching(products._engines[False], THETA, rows, "loop").name == "loop"  # type: ignore[arg-type]
     assert asked == ["a way to multiply blocks"] * 2
 
 
@@ -541,6 +543,7 @@ network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.L
 def report(name, **settings):
     ours = Objective(network, **settings)
     v = torch.randn(ours.num_params).double()
+    ours._products._recorded_after = 0
     products = [ours.hvp(ours.theta0, v) for _ in range(3)]
     reference = Objective(network, engine="double backward", **settings)
     expected = reference.hvp(ours.theta0, v)

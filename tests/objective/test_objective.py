@@ -30,6 +30,8 @@ from lowhanging.objective.objective import AnchoredObjective, FunctionObjective,
 from lowhanging.objective.protocol import common_center
 from lowhanging.testing import dense_hessian, finite_difference_hvp
 
+pytestmark = pytest.mark.usefixtures("recorded")
+
 Pair = namedtuple("Pair", ["inputs", "targets"])
 
 
@@ -356,8 +358,8 @@ def everything(objective: Objective) -> list[Tensor]:
     return [*objective.value_and_gradient(theta), objective(theta), *products, weights, objective.evaluate(theta)[0]]
 
 
-@pytest.fixture(scope="module")
-def plain() -> tuple[nn.Module, Any, Objective, list[Tensor]]:
+@pytest.fixture
+def plain(recorded: None) -> tuple[nn.Module, Any, Objective, list[Tensor]]:
     """A float32 model, its data, an objective made outside of all modes, and what it gives there."""
     model = mlp(nn.BatchNorm1d(5).double()).float()
     data = [(X[:5].float(), CLASSES[:5]), (X[5:].float(), CLASSES[5:])]

@@ -53,8 +53,8 @@ from lowhanging.objective.protocol import Loss
 def product_limit(operator: CountedMap, k: int, given: int | None, memory: float) -> int:
     """`max_products`: what was given if it can yield k checked pairs, else what the problem can need."""
     if given is not None:
-        remedy = "k pairs need k steps and two fresh products at least; leave it out for a safe limit."
-        return check_count("max_products", given, minimum=k + min(k, 2), remedy=remedy)
+        remedy = "k pairs need k steps and a fresh product at least; leave it out for a safe limit."
+        return check_count("max_products", given, minimum=k + 1, remedy=remedy)
     # After p steps the space is full. Outliers take about 2 k steps; an eigenvalue whose relative gap to the rest of
     # the spectrum is g takes log(1 / tol) / (2 sqrt(g)): 1,000 steps reach down to gaps of 1e-5. Restarts take more.
     wanted = 20 * k + 1000
@@ -154,6 +154,8 @@ def search_dense(
         rounding=0.0 if operator.dtype == torch.float64 else np.nan,
         num_steps=p,
         num_probe_steps=0,
+        missed_excess=0.0,
+        missed_probability=0.0,
         num_restarts=0,
         failure=failure,
     )
@@ -190,6 +192,8 @@ class Eigenpairs(Saved):
     num_products: int  # everything: steps, probe, fresh products; a block of b vectors counts b
     num_steps: int  # without the next, and without fresh products
     num_probe_steps: int  # in search of missed pairs, such as copies of a multiple eigenvalue
+    missed_excess: float  # a missed eigenvalue lies above the innermost value by no more, at 99 %; inf: nothing said
+    missed_probability: float  # at most, that one at the innermost value or above was missed; see `missed_copies`
     num_restarts: int  # thick ones, where `memory` was full
     num_known: int  # vectors it started from (`warm_start`)
     seconds: float  # of this call; a resumed one counts from where it went on
@@ -249,6 +253,7 @@ class SearchOptions(TypedDict, total=False):
     warm_start: Eigenpairs | Subspace | Tensor | None
     resume: str | Path | None
     progress: bool | None
+    num_probes: int | None
 
 
 @plain_arithmetic()
@@ -266,6 +271,7 @@ def top_eigs(
     warm_start: Eigenpairs | Subspace | Tensor | None = None,
     resume: str | Path | None = None,
     progress: bool | None = None,
+    num_probes: int | None = None,
 ) -> Eigenpairs:
     r"""The k eigenpairs H v = lambda v at one end, or at both, of the spectrum of any symmetric map.
 
@@ -301,6 +307,8 @@ def top_eigs(
             a larger `max_products`. The numbers of a matrix, or theta and three products, tell whether H is the same,
             and so does one more product for each pair that is returned. As large as the basis.
         progress: True or False; by default a bar appears after two seconds.
+        num_probes: steps of the second chain; by default a tenth of the search's, and three at least. What it excludes
+            is in the result: after few steps nothing is excluded for certain, although a copy shows in most cases.
 
     Returns:
         Eigenpairs, from the wanted end inwards, on the CPU.
@@ -312,10 +320,10 @@ def top_eigs(
         FloatingPointError: a product has NaN or infinite entries.
 
     Cost:
-        about 2 k + 20 products for a network's Hessian, 10 of them for the second chain and 2 to check; O(m^2 p) for m
-        steps. An end without outliers, such as the smallest eigenvalues, takes several times as many. From vectors that
-        hold to the tolerance already, k + 10. In float32 one or two more in float64, by differences of two gradients
-        each where that will do.
+        about 2 k + 20 products for a network's Hessian, a tenth of them for the second chain and one to check; O(m^2 p)
+        for m steps. An end without outliers, such as the smallest eigenvalues, takes several times as many. From
+        vectors that hold to the tolerance already, k + 5. In float32 one or two more in float64, by differences of two
+        gradients each where that will do; of 32 examples, where there are more than 64.
 
     Source:
         Lanczos (1950); Wu & Simon (2000), "Thick-restart Lanczos method for large symmetric eigenvalue problems"; for
@@ -329,6 +337,8 @@ def top_eigs(
     tol = check_real("tol", tol, minimum=0.0, maximum=1.0, exclusive=True, remedy="1e-4 is a good start.")
     seed = check_count("seed", seed, minimum=0, maximum=2**63 - 1, remedy="Any other number is as good.")
     check_choice("method", method, ("lanczos", "dense"))
+    if num_probes is not None:
+        check_count("num_probes", num_probes, minimum=0, remedy="Leave it out for a tenth of the search's steps.")
     check_choice("on_failure", on_failure, ("raise", "warn"))
     known = None if warm_start is None else known_rows(warm_start, counted)
     num_known = 0 if known is None else len(known)
@@ -350,7 +360,7 @@ def top_eigs(
             file = SearchFile(resume, {name: str(value) for name, value in answer.items()} | identity_of(H))
         outcome = search(
             counted, k, which=which, tol=tol, max_products=limit, seed=seed, memory=memory, progress=progress,
-            known=known, file=file,
+            num_probes=num_probes, known=known, file=file,
         )  # fmt: skip
     engine = str(getattr(H, "engine", ""))
     found: dict[str, Any] = {

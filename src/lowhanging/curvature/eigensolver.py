@@ -88,6 +88,36 @@ def in_clusters(
     return np.asarray((distances <= residuals[:, None] + known[None, :] + 2 * noise + least).any(axis=1))
 
 
+def missed_copies(wanted: float, chain: float, lowest: float, num_steps: int, size: int) -> tuple[float, float]:
+    """What a chain from a random start says of eigenvalues that it did not find, at the upper end of a spectrum.
+
+    After m steps the chain's largest Ritz value x is below the largest eigenvalue by more than e times the width of the
+    spectrum with a probability of at most 1.648 sqrt(p) exp(-sqrt(e) (2 m - 1)).
+
+    Args:
+        wanted: the innermost value that was found.
+        chain: x, the largest that is beyond those found; -inf for none.
+        lowest: the other end of the spectrum.
+        num_steps: m.
+        size: p, the dimension in which the chain has run.
+
+    Returns:
+        how far above `wanted` a missed eigenvalue lies at most, in 99 % of the cases (infinite if nothing can be said);
+        and the probability, at most, that one at `wanted` or above was missed.
+
+    Source:
+        Kuczynski & Wozniakowski (1992), "Estimating the largest eigenvalue by the power and Lanczos algorithms with a
+        random start", theorem 4.2, for the map shifted to be positive.
+    """
+    factor, chain = 1.648 * math.sqrt(max(size, 1)), max(chain, lowest)
+    if num_steps < 1 or not math.isfinite(wanted):
+        return (math.inf, 1.0) if num_steps < 1 else (0.0, 0.0)
+    share = (math.log(factor / 0.01) / (2 * num_steps - 1)) ** 2
+    excess = math.inf if share >= 1 else max(0.0, (chain - share * lowest) / (1 - share) - wanted)
+    gap = max(0.0, wanted - chain) / ((wanted - lowest) or 1.0)
+    return excess, min(1.0, factor * math.exp(-math.sqrt(min(gap, 1.0)) * (2 * num_steps - 1)))
+
+
 def explain_floor(tol: float, floor: float, dtype: torch.dtype) -> str:
     """The message for a `tol` that rounding puts out of reach; `floor` = residual + noise over scale."""
     precision = str(dtype).removeprefix("torch.")
@@ -192,10 +222,17 @@ def _random_row(space: KrylovSpace) -> Tensor:
     return row
 
 
-PROBE_STEPS = 8  # of the second chain; what it glimpses in them is followed until it is decided
+PROBE_SHARE = 0.1  # of the steps of the search, for the second chain, which takes three at least
 _NEAR = 3.0  # tolerances that a known span may leak: measured on networks, where the two ways cost the same
 _AT_ONCE = 32  # known vectors multiplied in one block
-_KEPT = ("noise", "num_probe_steps", "num_resuming", "num_known", "num_kept")  # numbers of a search that its file holds
+_KEPT = (
+    "noise",
+    "num_probe_steps",
+    "last_probe",
+    "num_resuming",
+    "num_known",
+    "num_kept",
+)  # numbers of a search that its file holds
 
 
 @dataclass(frozen=True)
@@ -215,6 +252,8 @@ class Outcome:
     rounding: float  # |product - product in float64| of a unit vector; 0 in float64, NaN where it can't be measured
     num_steps: int  # without those of the next
     num_probe_steps: int  # in search of missed pairs
+    missed_excess: float
+    missed_probability: float
     num_restarts: int
     failure: str | None
 
@@ -234,6 +273,7 @@ def search(
     seed: int,
     memory: float,
     progress: bool | None,
+    num_probes: int | None = None,
     known: Tensor | None = None,
     file: SearchFile | None = None,
 ) -> Outcome:
@@ -244,7 +284,7 @@ def search(
     space = KrylovSpace(operator, seed=seed, memory=memory)
     silent = is_silent(progress)
     with tqdm(total=k, desc="eigenpairs", delay=0 if progress else 2, miniters=0, disable=silent) as bar:
-        run = _Search(operator, space, k, which, max_products, bar, file)
+        run = _Search(operator, space, k, which, max_products, bar, file, num_probes)
         run.begin(known)
         failure = run.until(tol)
     outcome = run.outcome(tol, failure)
@@ -263,6 +303,7 @@ class _Search:
     max_products: int
     bar: tqdm[None]
     file: SearchFile | None = None
+    num_probes: int | None = None  # steps of the second chain; None: a share of the search's
     num_known: int = 0  # vectors that the search steps along first
     num_kept: int = 2**62  # pairs that survive a restart: those further in are forgotten before they are known
     noise: float = 0.0
@@ -270,6 +311,7 @@ class _Search:
     num_resuming: int = 0  # products for what is beside `max_products`: is the file of this map, how much is rounded
     is_resumed: bool = False  # then the pairs may rest on products of another map, until each of them is checked
     probed: Array | None = None  # (k,) how far out the wanted values were when the last probe began
+    last_probe: int = 0  # steps that it took
     checked: Array | None = None  # (k,) residuals of the space as it is, after `check`
 
     def begin(self, known: Tensor | None) -> None:
@@ -413,7 +455,11 @@ class _Search:
         eigenspace, and little of an eigenvector that the start nearly misses: both show in a second chain only.
         """
         chains = self.space.num_residual
-        for _ in range(PROBE_STEPS):
+        num = self.num_probes
+        if num is None:
+            num = max(3, math.ceil(PROBE_SHARE * (self.space.num_steps - self.num_probe_steps)))
+        self.last_probe = 0
+        for _ in range(num):
             if self.space.is_full:
                 break
             direction = None
@@ -425,16 +471,43 @@ class _Search:
             failure = self.grow(1, direction, is_probe=True)
             if failure:
                 return failure
+            self.last_probe += 1
         return None
+
+    def missed(self, ritz: Ritz) -> tuple[float, float]:
+        """What the second chain excludes: see `Eigenpairs.missed_excess` and `missed_probability`."""
+        if self.space.is_full:
+            return 0.0, 0.0
+        ends = {"LA": (1.0,), "SA": (-1.0,)}.get(self.which, (1.0, -1.0))
+        # LM and BE: the wanted values of each end, each with the chain's answer there.
+        wanted, rest = ritz.values[: self.k], ritz.values[self.k :]
+        found = [
+            missed_copies(
+                float((sign * wanted).min()) if self.which in ("LA", "SA") else self.innermost(sign, wanted),
+                float((sign * rest).max(initial=-np.inf)),
+                float((sign * ritz.values).min()),
+                self.last_probe,
+                self.operator.size - self.k,
+            )
+            for sign in ends
+        ]
+        return max(excess for excess, _ in found), max(probability for _, probability in found)
+
+    def innermost(self, sign: float, wanted: Array) -> float:
+        """The wanted value nearest to the middle at one end of the spectrum; LM: the magnitude that bounds both."""
+        if self.which == "LM":
+            return float(np.abs(wanted).min())
+        of_end = wanted[0::2] if sign > 0 else wanted[1::2]
+        return float((sign * of_end).min(initial=np.inf))
 
     @property
     def num_checks(self) -> int:
         """Products to set aside for `check`."""
         is_whole = self.space.products is None and self.space.size >= self.k
-        return self.k if is_whole else min(self.k, 2)
+        return self.k if is_whole else 1
 
     def check(self, ritz: Ritz, residuals: Array) -> Array:
-        """Fresh products of two pairs (the worst, and an outermost), of all where none were kept; updates `noise`.
+        """A fresh product of a mixture of all k pairs, or one of each pair where none were kept; updates `noise`.
 
         A search that went on from a file takes one of every pair first: what does not agree is of another map.
         """
@@ -446,15 +519,17 @@ class _Search:
             if self.space.products is not None:
                 self.checked = residuals.copy()
                 return self.checked
-        worst_first = [int(pair) for pair in np.argsort(-residuals, kind="stable")]
-        pairs = worst_first if self.space.products is None else list(dict.fromkeys([worst_first[0], 0, self.k - 1]))
-        pairs = pairs[: max(0, min(self.num_checks, self.left))]
         checked = residuals.copy()
-        if pairs:
-            fresh, noise = fresh_checks(self.space, ritz, pairs)
-            self.noise = max(self.noise, float(noise.max()))
-            if self.space.products is None:
-                checked[pairs] = fresh
+        if self.space.products is None:
+            worst_first = [int(pair) for pair in np.argsort(-residuals, kind="stable")]
+            pairs = worst_first[: max(0, min(self.num_checks, self.left))]
+            if pairs:
+                checked[pairs], noise = fresh_checks(self.space, ritz, pairs)
+                self.noise = max(self.noise, float(noise.max()))
+        elif self.left > 0:
+            row, image = (part[0] for part in kept_images(self.space, random_mixtures(ritz, self.k)[:, 1:]))
+            fresh = self.operator.product(row.to(self.space.rows))
+            self.noise = max(self.noise, float((fresh.double() - image).norm()))
         self.checked = checked
         return checked
 
@@ -488,6 +563,7 @@ class _Search:
             residuals = self.check(ritz, residuals_of(space, ritz, range(self.k)))
         is_converged = residuals + self.noise <= tol * ritz.scale
         other, first = other_end(ritz.values), by_end(self.k, self.which)
+        excess, probability = self.missed(ritz)
         rounding, eps = self.rounding(ritz), float(torch.finfo(self.operator.dtype).eps)
         error = self.noise + np.nan_to_num(rounding)
         bars = (ritz.values[: self.k], residuals, error, ritz.values, ritz.estimates, eps)
@@ -505,6 +581,8 @@ class _Search:
             rounding=rounding,
             num_steps=space.num_steps - self.num_probe_steps,
             num_probe_steps=self.num_probe_steps,
+            missed_excess=excess,
+            missed_probability=probability,
             num_restarts=space.num_restarts,
             failure=failure and self.explain_failure(failure, tol, is_converged, residuals / (ritz.scale or 1.0)),
         )

@@ -49,8 +49,11 @@ class CountedMap:
 
     @torch.no_grad()
     def product(self, vector: Tensor) -> Tensor:
-        """H v, (p,) -> (p,); the map gets a copy, so that it may keep, return or overwrite what it was given."""
+        """H v, (p,) -> (p,); a map of others gets a copy, so that it may keep, return or overwrite what it gets."""
         self.num_products += 1
+        if isinstance(self.operator, SymmetricOperator):
+            with torch.enable_grad():
+                return self.operator.product(vector)
         if self.takes_numpy:
             image = torch.from_numpy(np.array(self.operator @ vector.numpy().copy()))
         else:
@@ -82,6 +85,8 @@ class CountedMap:
     def errors_of(self, rows: Tensor, images: Tensor, enough: float) -> Tensor | None:
         """|images - H rows| of rows (b, p), the product being one in float64; None where H has no such form.
 
+        Of a loss with many examples it is the rounding of the products of a few: the mean over all is rounded no more.
+
         Args:
             rows: (b, p) float64.
             images: (b, p) float64, what products in the map's own dtype say.
@@ -89,21 +94,30 @@ class CountedMap:
 
         Cost:
             2 b gradients in float64 for the Hessian of a smooth loss; b products in float64 where that is not enough,
-            and for other matrices. A float64 copy of model and data, for a moment.
+            and for other matrices. A float64 copy of model and data, for a moment. Little of a few examples.
         """
         if self.dtype == torch.float64:
             return None
         errors: Tensor | None = None
-        ways = (True, False) if hasattr(self.operator, "exact_products") else (False,)
+        operator = self.operator
+        ways = (True, False) if hasattr(operator, "exact_products") else (False,)
+        if isinstance(operator, SymmetricOperator):
+            operator = operator.excerpt()
+        is_part = operator is not self.operator
+        if is_part:
+            with torch.enable_grad():
+                images = torch.stack([operator.product(row) for row in rows.to(self.dtype)]).to(images)
+            rows = rows.to(self.dtype).to(rows)
         for by_differences in ways:
             try:
                 with torch.enable_grad():
-                    exact = exact_products(self.operator, rows, by_differences=by_differences)
+                    exact = exact_products(operator, rows, by_differences=by_differences)
             except _NO_DOUBLE:
                 return errors
             if exact is None:
                 continue
-            self.num_products += (2 if by_differences else 1) * len(rows)  # gradients count as products
+            if not is_part:
+                self.num_products += (2 if by_differences else 1) * len(rows)  # gradients count as products
             errors = torch.linalg.vector_norm(images - exact.to(images), dim=1)
             if float(errors.max()) <= enough:
                 break

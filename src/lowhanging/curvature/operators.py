@@ -63,6 +63,10 @@ class SymmetricOperator(ABC):
         """The same matrix in float64; itself where there is no telling how."""
         return self
 
+    def excerpt(self) -> SymmetricOperator:
+        """A map whose products are rounded alike and cost less; itself where there is none."""
+        return self
+
     def exact_products(self, rows: Tensor, *, by_differences: bool) -> Tensor | None:
         """Times each of rows (b, p) float64, computed in float64; None where there is no telling how.
 
@@ -72,8 +76,8 @@ class SymmetricOperator(ABC):
         return None
 
     @abstractmethod
-    def _product(self, v: Tensor) -> Tensor:
-        """Times v (p,)."""
+    def product(self, v: Tensor) -> Tensor:
+        """Times v (p,), which must be finite, in the map's dtype, on its device, and stay as it is."""
 
     @abstractmethod
     def _products(self, rows: Tensor) -> Tensor:
@@ -101,7 +105,7 @@ class SymmetricOperator(ABC):
                     device=self.device, dtype=self.dtype, copy=True, memory_format=torch.contiguous_format
                 )
             )
-        return self._product(own) if v.ndim == 1 else self._products(own).T
+        return self.product(own) if v.ndim == 1 else self._products(own).T
 
     def __add__(self, other: Any) -> OperatorSum:
         return OperatorSum([(1.0, self), (1.0, other)])
@@ -197,6 +201,12 @@ class OperatorSum(SymmetricOperator):
         """The sum of the same terms in float64."""
         return OperatorSum([(c, part.double() if hasattr(part, "double") else part) for c, part in self.terms])
 
+    def excerpt(self) -> OperatorSum:
+        """The sum of the terms' excerpts."""
+        parts = [(c, part.excerpt() if isinstance(part, SymmetricOperator) else part) for c, part in self.terms]
+        is_same = all(part is other for (_, part), (_, other) in zip(parts, self.terms, strict=True))
+        return self if is_same else OperatorSum(parts)
+
     def exact_products(self, rows: Tensor, *, by_differences: bool) -> Tensor | None:
         """Of every term; None where one of them has no such form."""
         total = torch.zeros_like(rows)
@@ -207,11 +217,11 @@ class OperatorSum(SymmetricOperator):
             total += factor * image
         return total
 
-    def _product(self, v: Tensor) -> Tensor:
+    def product(self, v: Tensor) -> Tensor:
         return sum((factor * (part @ v.to(part.dtype)).to(self.dtype) for factor, part in self.terms), start=0 * v)
 
     def _products(self, rows: Tensor) -> Tensor:
-        return self._product(rows.T).T
+        return self.product(rows.T).T
 
 
 def exact_products(H: Any, rows: Tensor, *, by_differences: bool) -> Tensor | None:
@@ -263,6 +273,7 @@ def _map(item: Any) -> Any:
 
 
 _STEP = 1e-6  # of central differences in float64: off by 2e-13 of the fourth derivatives, and about 1e-10 by rounding
+_MOST_WEIGHTS = 10_000_000  # of a model that is copied in float64 to measure rounding
 _MAX_COPY = 2**30  # bytes of a float64 copy of the data that is made only to measure rounding
 
 
@@ -307,7 +318,8 @@ class LossMatrix(SymmetricOperator):
         """In a float64 copy of the loss; None where it has none, or where its data would take too much memory."""
         if self.dtype == torch.float64:
             return self._products(rows)
-        if (by_differences and self.kind != "hessian") or not _fits(self.loss):
+        is_large = self.loss.num_params > _MOST_WEIGHTS
+        if (by_differences and self.kind != "hessian") or is_large or not _fits(self.loss):
             return None
         double = self.double()
         if double.dtype != torch.float64:
@@ -320,6 +332,11 @@ class LossMatrix(SymmetricOperator):
             found.append(next(ends).sub(next(ends)) / (2 * _STEP))
         images = torch.stack(found)
         return images if self._positions is None else images[:, self._positions.to(images.device)]
+
+    def excerpt(self) -> LossMatrix:
+        """The matrix of a few examples, to measure on; itself where there are few."""
+        part = self.loss.excerpt()
+        return self if part is self.loss else type(self)(part, self.theta, parameters=self.parameters)
 
     def embed(self, v: Tensor) -> Tensor:
         """A vector (q,), or rows (k, q), of these parameters in the space of theta: (p,) or (k, p), zero elsewhere."""
@@ -334,7 +351,7 @@ class LossMatrix(SymmetricOperator):
         embedded[..., self._positions.to(v.device)] = v
         return embedded
 
-    def _product(self, v: Tensor) -> Tensor:
+    def product(self, v: Tensor) -> Tensor:
         return self._curvature.product(v)
 
     def _products(self, rows: Tensor) -> Tensor:

@@ -6,26 +6,24 @@ r"""Products of a loss's Hessian, or of its Gauss-Newton matrix, with vectors.
 The term of one batch is `HessianOfBatch.product` (or `GaussNewtonOfBatch.product`), the sum over batches `Products`. It
 is accumulated in float64 and divided once, so any partition of the examples gives the same mean.
 
-Four engines compute the term of a batch, because none is right and fast for every loss. The first whose product with a
-random vector agrees with one of another kind on every batch (`verification.py`) is used:
+Four engines compute the term of a batch, because none is right and fast for every loss, and none is used before its
+product agreed with one of another kind on every batch (`verification.py`):
 
-* "split graph": the part that does not depend on the vector is recorded and computed once (`split_graph.py`);
 * "kept graph": the autograd graph of the gradient is kept, one backward pass per product;
-* "double backward": gradient and backward pass anew for every product, or for every block of them; keeps nothing;
+* "double backward": the same, where the budget keeps none: gradient and backward pass anew for every product;
+* "split graph": the part that does not depend on the vector is recorded and computed once (`split_graph.py`);
 * "forward over reverse": anew for every product, where second derivatives in reverse are wrong.
 
-Several vectors are multiplied one by one or at once by `torch.vmap`: which is quicker depends on model, data and device
-and is measured, and vmap must agree with the loop on every batch (in torch 2.13 `torch.func.hessian` of a layer norm is
-off by tenths).
+The kept graph serves from the first product. Products are recorded once that pays (`cost.py`), counted at one point: so
+the same call gives the same bits, whatever was computed before. Several vectors at once: `blocks.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
-import warnings
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -34,16 +32,18 @@ from torch.func import grad, jvp, vjp
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lowhanging.errors import argument_message, first_line
+from lowhanging.objective.blocks import LOOP, Batching, choose_batching
+from lowhanging.objective.cost import NEVER, Counting, products_until_recorded
 from lowhanging.objective.distributed import Ranks, Sums, over_ranks
 from lowhanging.objective.protocol import Block
 from lowhanging.objective.split_graph import CannotSplitError, SplitGraph, contained, shape_key
 from lowhanging.objective.verification import (
-    RTOL,
     BatchMatrix,
     Fault,
     Kept,
     ProductEngine,
     Verification,
+    Verified,
     Widened,
 )
 
@@ -337,96 +337,6 @@ def _second_derivative() -> Iterator[None]:
         raise ValueError(argument_message("the loss", received, "one with a second derivative", remedy)) from error
 
 
-# Several vectors
-
-
-_MARGIN = 1.5  # so much quicker must vmap be: a tie is decided the same way every time
-_AT_ONCE = 16  # vectors on a CPU; elsewhere twice as many
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How rows are multiplied: one after the other, or `at_once` of them by vmap."""
-
-    name: Literal["loop", "vmap"]
-    at_once: int = 1
-
-    def add(self, total: Tensor, engine: ProductEngine, prepared: Any, rows: Tensor, *, again: bool = True) -> Tensor:
-        """Add one batch's products with rows (b, p) to total (b, p); `again` if what was prepared is to serve more."""
-        if self.name == "loop":
-            last = len(rows) - 1
-            for i, (sum_, row) in enumerate(zip(total, rows, strict=True)):
-                sum_ += engine.product(prepared, row, again=again or i < last)
-            return total
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="There is a performance drop")  # the measurement has seen it
-            try:
-                times: Callable[[Tensor], Tensor] = torch.vmap(
-                    lambda row: engine.product(prepared, row, again=True), chunk_size=self.at_once
-                )
-                total += times(rows)
-                return total
-            except torch.OutOfMemoryError:
-                if self.at_once == 1:
-                    raise
-            return replace(self, at_once=self.at_once // 2).add(total, engine, prepared, rows)
-
-
-LOOP = Batching("loop")
-
-
-def choose_batching(
-    engine: ProductEngine, theta: Tensor, batches: Iterable[Any], rows: Tensor, wanted: str
-) -> Batching:
-    """The quicker one for blocks such as rows (b, p), or the one that is wanted; vmap only where it is right.
-
-    Raises:
-        ValueError: vmap is wanted, and fails on this loss.
-    """
-    if wanted == "loop":
-        return LOOP
-    vmap = Batching("vmap", _AT_ONCE if theta.device.type == "cpu" else 2 * _AT_ONCE)
-    rows = rows[: vmap.at_once]
-    try:
-        if wanted == "auto":
-            prepared = engine.prepare(theta, next(iter(batches)))[0]
-            alone, together = (_seconds(batching, engine, prepared, rows) for batching in (LOOP, vmap))
-            if not _MARGIN * together < alone:
-                return LOOP
-        problem = _difference(vmap, engine, theta, batches, rows)
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-        problem = first_line(error)
-    if problem and wanted == "vmap":
-        received = f"is 'vmap', which fails on this loss ({problem})"
-        raise ValueError(argument_message("block", received, "a way that can follow it", 'Use block="auto".'))
-    return LOOP if problem else vmap
-
-
-def _seconds(batching: Batching, engine: ProductEngine, prepared: Any, rows: Tensor) -> float:
-    """Of one block, the quicker of two: the first call loads what later ones find."""
-    elapsed = []
-    for _ in range(2):
-        begun = time.perf_counter()
-        batching.add(torch.zeros_like(rows), engine, prepared, rows).sum().item()  # waits for the device
-        elapsed.append(time.perf_counter() - begun)
-    return min(elapsed)
-
-
-def _difference(vmap: Batching, engine: ProductEngine, theta: Tensor, batches: Iterable[Any], rows: Tensor) -> str:
-    """How vmap differs from the loop on some batch; "" where it does not."""
-    rtol = RTOL.get(theta.dtype, 1e-3)
-    for index, batch in enumerate(batches):
-        prepared, _ = engine.prepare(theta, batch)
-        expected, found = (each.add(torch.zeros_like(rows), engine, prepared, rows) for each in (LOOP, vmap))
-        norms = expected.norm(dim=1)
-        error = (found - expected).norm(dim=1)
-        # A product that nearly vanishes is the rounding of the others' size.
-        limit = rtol * norms + 1e3 * torch.finfo(theta.dtype).eps * norms.max()
-        if not bool((error <= limit).all()) and bool(expected.isfinite().all()):
-            return f"it is off by {float((error / norms).max()):.1e} on batch {index}"
-    return ""
-
-
 # The sum over batches
 
 
@@ -446,7 +356,7 @@ class Products:
         loss_sum: LossSum,  # (theta, batch) -> (scalar sum over the batch, number of loss terms in it)
         batches: Iterable[Any],
         *,
-        engine: Engine = "auto",  # the first of the four that is right here
+        engine: Engine = "auto",  # the cheapest of the four that is right here
         keep_bytes: int = DEFAULT_KEEP_BYTES,  # for what is kept between products at one theta
         context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,  # of every evaluation
         matrix: BatchMatrix | None = None,  # None: the Hessian
@@ -462,16 +372,22 @@ class Products:
         self._context, self._ranks = context, ranks
         self._widened, self._check_gradient, self._name_of = widened, check_gradient, name_of
         self._sample, self._is_smooth = sample, is_smooth
-        self._engine: ProductEngine | None = None
-        self._batchings: dict[str, Batching] = {}  # by what was asked for
+        self._engines: dict[bool, ProductEngine] = {}  # the one before a recording pays, and the one after
+        self._recorded_after: int | None = None  # products at one point
+        self._engine_name = "not chosen yet"
+        self._batchings: dict[tuple[str, str], Batching] = {}  # by engine and what was asked for
         self._kept: Kept | None = None  # at the theta of the last product; only ever replaced as a whole
         self._count: float | None = None  # of the data alone, so one pass finds it once
         self.fallback_reason: str | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is kept: a copy of a graph, here or in another process, leads back to nothing."""
+        return vars(self) | {"_kept": None}
+
     @property
     def engine(self) -> str:
-        """The engine that runs; "not chosen yet" before the first product."""
-        return "not chosen yet" if self._engine is None else self._engine.name
+        """The engine of the last product; "not chosen yet" before the first."""
+        return self._engine_name
 
     def value(self, theta: Tensor) -> Tensor:
         """Mean loss, a float64 scalar."""
@@ -512,26 +428,29 @@ class Products:
             (total, count), (gradient,) = over_ranks(self._ranks, "a gradient", sums, theta)
             return total / count, (gradient / count).to(theta.dtype)
 
-    def product(self, theta: Tensor, v: Tensor, block: str = "auto") -> Tensor:
+    def product(self, theta: Tensor, v: Tensor, block: str = "auto", num_done: int = 0) -> Tensor:
         """The matrix of the mean loss at theta times v (p,), one product, or times the rows of v (b, p), b products.
 
-        `block` is how rows are multiplied. No product waits for the device or copies a vector, as long as theta is the
-        object that it was at the last one; another one has its numbers compared.
+        `block` is how rows are multiplied; `num_done` products at this theta came before. None but the first of an
+        engine waits for the device or copies a vector, as long as theta is the object that it was at the last one;
+        another one has its numbers compared.
         """
         with self._context():
-            if self._engine is None:
-                self._engine = self._agreed_engine(theta)  # which leaves what it has prepared here, for this theta
-            engine, rows = self._engine, v.reshape(-1, theta.numel())
+            rows = v.reshape(-1, theta.numel())
+            engine, checked = self._engine_for(theta, rows, num_done)
+            self._engine_name = engine.name
             kept = self._kept
-            is_second = kept is not None and (kept.theta is theta or torch.equal(kept.theta, theta))
+            is_second = kept is not None and kept.is_of(engine, theta)
             if kept is None or not is_second:
-                kept = self._kept = Kept(theta)
+                kept = self._kept = Kept(theta, engine.name)
             batching = self._batching(engine, theta, rows, block) if len(rows) > 1 else LOOP
             keep_bytes = self._keep_bytes if engine.keeps and (is_second or len(rows) > 1) else -1  # -1: nothing
             if self._count is None:
                 self.value(theta)
 
             def sums() -> Sums:
+                if checked is not None and len(rows) == 1:  # the product was computed when it was compared
+                    return [], [checked[None]]
                 total, self._kept = self._sum(engine, theta, rows, batching, kept, keep_bytes)
                 return [], [total]
 
@@ -541,11 +460,20 @@ class Products:
 
     def block(self, wanted: str = "auto") -> str:
         """How blocks of vectors are multiplied, "loop" or "vmap"; "not chosen yet" before the first."""
-        return self._batchings[wanted].name if wanted in self._batchings else "not chosen yet"
+        chosen = [batching.name for (_, name), batching in self._batchings.items() if name == wanted]
+        return chosen[-1] if chosen else "not chosen yet"
 
     def release(self) -> None:
         """Forget what is kept between products."""
         self._kept = None
+
+    def of(self, batches: Iterable[Any]) -> Products:
+        """Those of the same loss on other batches, by the engines that were found right."""
+        other = copy.copy(self)
+        other._batches, other._kept, other._count = batches, None, None
+        other._engines, other._batchings = dict(list(self._engines.items())[:1]), dict(self._batchings)
+        other._recorded_after = None if self._recorded_after is None else NEVER
+        return other
 
     def _sum(
         self, engine: ProductEngine, theta: Tensor, rows: Tensor, batching: Batching, kept: Kept, keep_bytes: int
@@ -563,29 +491,69 @@ class Products:
                     prepared.append(this)
                     num_bytes += size
             batching.add(total, engine, this, rows, again=engine.keeps)
-        return total, Kept(theta, tuple(prepared), num_bytes)
+        return total, Kept(theta, engine.name, tuple(prepared), num_bytes)
 
-    def _agreed_engine(self, theta: Tensor) -> ProductEngine:
-        """The engine that is right on the batches of every rank."""
+    def _engine_for(self, theta: Tensor, rows: Tensor, num_done: int) -> tuple[ProductEngine, Tensor | None]:
+        """The engine of a product after `num_done` others; and its sum over the batches here, where that is known."""
+        is_recorded = False
+        if self._wanted == "auto":
+            if self._recorded_after is None:
+                self._recorded_after = self._agreed_wait(theta)
+            is_recorded = num_done >= self._recorded_after
+        if is_recorded in self._engines:
+            return self._engines[is_recorded], None
+        v = rows[0] if len(rows) == 1 and _is_dense(rows[0]) else None
+        engine, checked = self._agreed_engine(theta, is_recorded, v)
+        self._engines[is_recorded] = engine
+        if engine.route != "recorded":
+            self._engines[False] = engine
+        return engine, checked if v is not None else None
+
+    def _agreed_wait(self, theta: Tensor) -> int:
+        """The products after which a recording is made, on all ranks."""
         if self._ranks is None:
-            return self._choose(theta, self._wanted)
-        chosen: list[ProductEngine] = []
+            return self._wait(theta)
+        return self._ranks.highest("when to record", lambda: self._wait(theta), theta)
+
+    def _wait(self, theta: Tensor) -> int:
+        shapes, num_batches = set(), 0
+        for batch in self._batches:
+            shapes.add(shape_key(batch))
+            num_batches += 1
+            if len(shapes) > _MAX_RECORDINGS:
+                self.fallback_reason = f"the batches have more than {_MAX_RECORDINGS} shapes, each to be recorded"
+                return NEVER
+        try:
+            with Counting() as counting:
+                GraphEngine(self._matrix, keeps=False).prepare(theta, next(iter(self._batches)))
+        except _UNUSABLE:  # said by the engine itself, later
+            return 0
+        return products_until_recorded(counting.work, num_batches, len(shapes))
+
+    def _agreed_engine(self, theta: Tensor, is_recorded: bool, v: Tensor | None) -> tuple[ProductEngine, Tensor]:
+        """The engine that is right on the batches of every rank, and its sum of products with v."""
+        is_plain = self._wanted == "auto" and not is_recorded
+        wanted = "unrecorded" if is_plain else str(self._wanted)
+        if self._ranks is None:
+            return self._choose(theta, wanted, v)
+        chosen: list[tuple[ProductEngine, Tensor]] = []
 
         def choose(wanted: str) -> int:
-            if not chosen or chosen[-1].name != wanted:
+            if not chosen or chosen[-1][0].name != wanted:
                 if chosen:
                     self.release()
-                    self.fallback_reason = f"{chosen[-1].name} is right here, but not on another rank"
-                chosen.append(self._choose(theta, wanted))
-            return ENGINES.index(chosen[-1].name)
+                    self.fallback_reason = f"{chosen[-1][0].name} is right here, but not on another rank"
+                chosen.append(self._choose(theta, wanted, v))
+            return ENGINES.index(chosen[-1][0].name)
 
-        name = ENGINES[self._ranks.highest("an engine", lambda: choose(self._wanted), theta)]
+        name = ENGINES[self._ranks.highest("an engine", lambda: choose(wanted), theta)]
         self._ranks.highest("the same engine", lambda: choose(name), theta)
         return chosen[-1]
 
     def _batching(self, engine: ProductEngine, theta: Tensor, rows: Tensor, block: str) -> Batching:
         """How all ranks multiply blocks: at once only where that is quicker, and right, on every one."""
-        if block not in self._batchings:
+        key = engine.name, block
+        if key not in self._batchings:
             chosen: list[Batching] = []
 
             def choose() -> int:
@@ -595,31 +563,36 @@ class Products:
             is_loop = self._ranks and self._ranks.highest("a way to multiply blocks", choose, theta, rows)
             if self._ranks is None:
                 choose()
-            self._batchings[block] = LOOP if is_loop else chosen[0]
-        return self._batchings[block]
+            self._batchings[key] = LOOP if is_loop else chosen[0]
+        return self._batchings[key]
 
-    def _choose(self, theta: Tensor, wanted: str) -> ProductEngine:
-        """The wanted engine, or the first of all, whose products are right on every batch here."""
+    def _choose(self, theta: Tensor, wanted: str, v: Tensor | None = None) -> tuple[ProductEngine, Tensor]:
+        """The wanted engine, or the first of all, whose products are right on every batch here; and their sum."""
         self._check_gradient()
         verification = Verification(
             self._matrix,
             self._batches,
             theta,
+            v=v,
             reverse=lambda matrix: GraphEngine(matrix, keeps=False),
             forward=ForwardEngine(self._matrix),
             widened=self._widened,
             is_smooth=self._is_smooth,
             name_of=self._name_of,
         )
-        sample = self._sample(next(iter(self._batches))) if self._is_smooth else None
+        sample = self._sample(next(iter(self._batches))) if self._is_smooth and not self._engines else None
         fault = None if sample is None else verification.fault_of_both(sample)
         if fault is not None:
             raise verification.refusal([fault])
         faults: list[Fault] = []
         failures: list[Exception] = []
-        for engine in self._candidates(theta, wanted):
+        for engine in self._candidates(wanted):
+            graphs = self._kept
+            is_graphs = (
+                graphs is not None and engine.route == "recorded" and graphs.is_of(self._engines.get(False), theta)
+            )
             try:
-                found = verification.verified(engine, self._keep_bytes)
+                found = verification.verified(engine, self._keep_bytes, graphs if is_graphs else None)
             except CannotSplitError as error:
                 if wanted == "split graph":
                     received = f"is 'split graph', which fails on this loss ({error})"
@@ -627,57 +600,55 @@ class Products:
                     raise ValueError(message) from error
                 self.fallback_reason = str(error)
                 continue
-            except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-                if wanted != "auto" or isinstance(error, torch.OutOfMemoryError):
+            except _UNUSABLE as error:
+                if wanted not in ("auto", "unrecorded") or isinstance(error, torch.OutOfMemoryError):
                     raise
                 failures.append(error)
                 found = Fault(first_line(error))
-            if isinstance(found, Kept):
-                self._kept = found
-                return engine
+            if isinstance(found, Verified):
+                # Keeping graphs pays only if what they hold fits; else each product is a double backward, also in name.
+                if wanted in ("auto", "unrecorded") and engine.route == "reverse" and not found.kept.prepared:
+                    engine = GraphEngine(self._matrix, keeps=False)
+                self._kept = Kept(theta, engine.name, found.kept.prepared, found.kept.num_bytes)
+                return engine, found.total
             faults.append(found)
             self.fallback_reason = found.reason
         if failures and len(faults) == len(failures):  # no product was there to be compared
             raise failures[0]
         raise verification.refusal(faults)
 
-    def _candidates(self, theta: Tensor, wanted: str) -> Iterator[ProductEngine]:
-        """What may be tried, the fastest first."""
-        if wanted == "split graph" or (wanted == "auto" and self._has_few_shapes()):
+    def _candidates(self, wanted: str) -> Iterator[ProductEngine]:
+        """What may be tried, in turn; one that was found right before needs no other trial."""
+        if wanted in ("auto", "split graph"):
             yield SplitEngine(self._matrix)
         if wanted in ("kept graph", "double backward"):
             yield GraphEngine(self._matrix, keeps=wanted == "kept graph")
-        if wanted == "auto":
-            # Keeping graphs pays only if what they hold fits; else each product is a double backward in fact and name.
-            try:
-                size = GraphEngine(self._matrix, keeps=True).prepare(theta, next(iter(self._batches)))[1]
-            except (RuntimeError, ValueError, TypeError):  # said by the engine itself, below
-                size = 0
-            yield GraphEngine(self._matrix, keeps=size <= self._keep_bytes)
-        if wanted in ("auto", "forward over reverse"):
+        if wanted in ("auto", "unrecorded"):
+            yield self._engines.get(False) or GraphEngine(self._matrix, keeps=True)
+        if wanted in ("auto", "unrecorded", "forward over reverse"):
             yield ForwardEngine(self._matrix)
 
-    def _has_few_shapes(self) -> bool:
-        """Whether recordings for all shapes of batches are worth making."""
-        shapes: set[Any] = set()
-        for batch in self._batches:
-            shapes.add(shape_key(batch))
-            if len(shapes) > _MAX_RECORDINGS:
-                self.fallback_reason = f"the batches have more than {_MAX_RECORDINGS} shapes, each to be recorded"
-                return False
-        return True
+
+_UNUSABLE = (RuntimeError, ValueError, TypeError, AttributeError)  # what an engine may raise where it does not apply
+
+
+def _is_dense(v: Tensor) -> bool:
+    """Whether a wrong product would show in that with v (p,): no part of theta is nearly left out."""
+    typical = v.square().mean().sqrt()
+    return bool(((v.abs() > 0.05 * typical).float().mean() > 0.8) & (v.abs().max() < 10 * typical))
 
 
 def _zeros(theta: Tensor, *shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64, device=theta.device)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ProductsAt:
     """The matrix at one theta: a `Curvature`."""
 
     products: Products
     theta: Tensor  # (p,), nobody else's
+    num_done: int = 0  # products so far
 
     @property
     def engine(self) -> str:
@@ -686,7 +657,9 @@ class ProductsAt:
 
     def product(self, v: Tensor, block: Block = "auto") -> Tensor:
         """Times v (p,), or times the rows of v (b, p)."""
-        return self.products.product(self.theta, v, block)
+        image = self.products.product(self.theta, v, block, self.num_done)
+        self.num_done += v.numel() // self.theta.numel()
+        return image
 
     def block(self, wanted: Block = "auto") -> str:
         """How blocks of vectors are multiplied, "loop" or "vmap"; "not chosen yet" before the first."""

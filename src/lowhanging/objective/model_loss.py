@@ -37,6 +37,7 @@ from lowhanging.objective.batches import (
     split_batch,
 )
 from lowhanging.objective.checkpoints import CalibrationData, moving_buffers, recalibrated, same_values, tracked_buffers
+from lowhanging.objective.cost import Counting
 from lowhanging.objective.distributed import Ranks, Sums, over_ranks
 from lowhanging.objective.hvp import tensors_in, vjp_of
 from lowhanging.objective.kernels import ONE_AT_A_TIME, GraphWhereNeeded, differentiable_kernels
@@ -54,6 +55,7 @@ from lowhanging.objective.random_state import draws_so_far, untouched_random_sta
 LossFn = Callable[[Any, Any], Tensor]
 BatchLoss = Callable[[Any, Any], tuple[Tensor, Any]]
 
+_SAMPLE, _SAMPLE_SECONDS = 32, 0.02  # examples of a sample: so many, or what a product takes so long for
 _MOST_WEIGHTS = 10_000_000  # of models that are copied in float64 without being asked
 _OF_TORCH = {"_flat_weights", "_flat_weight_refs"}  # attributes: recurrent layers list their weights anew
 _called = functools.partial(functional_call, tie_weights=False)
@@ -234,9 +236,24 @@ class ModelLoss:
         self._is_gradient_checked = True
 
     def sample(self, batch: Any) -> Any:
-        """A few examples of a batch, where batches may be cut."""
-        is_recut = isinstance(self.batches, Batches) and self.batches.is_recut
-        return (some_of(batch, slice(0, 32)) if is_recut else None) or batch
+        """A few examples of a batch, fewer where each takes long; all of them where the model takes no fewer."""
+        part = None if self.has_batch_loss else some_of(batch, slice(0, self._sample_size))
+        if part is None:
+            return batch
+        try:
+            with self.context(), torch.no_grad():
+                is_usable = bool(self(self.theta0.clone(), part)[0].isfinite())
+        except Exception:  # the model takes whole batches only
+            is_usable = False
+        return part if is_usable else batch
+
+    def excerpt(self) -> ModelLoss:
+        """The same loss of a few examples; itself where there are few."""
+        if self.num_examples <= 2 * _SAMPLE:
+            return self
+        other = copy.copy(self)
+        other.batches = [self.sample(next(iter(self.batches)))]
+        return other
 
     @property
     def can_be_widened(self) -> bool:
@@ -320,7 +337,10 @@ class ModelLoss:
         results: list[Any] = []
 
         def evaluate() -> None:
-            results.append(attempt(lambda: self(point, batch), batch))
+            with Counting() as counting:
+                results.append(attempt(lambda: self(point, batch), batch))
+            seconds = counting.work.gradient.product / num_examples(batch)
+            self._sample_size = max(2, min(_SAMPLE, int(_SAMPLE_SECONDS / seconds)))
 
         with self.context(), torch.enable_grad():
             draws = draws_so_far()

@@ -59,6 +59,7 @@ class _Loss(ABC):
     ranks: Ranks | None = None
     _theta0: Tensor
     _products: Products  # which compute, where a subclass does not
+    _last: tuple[Tensor, Curvature] | None = None  # where the last product was asked for: products there are counted
     _remedy: str  # for a vector that does not fit
 
     @property
@@ -97,9 +98,12 @@ class _Loss(ABC):
         """Hessian of L at theta times v (p,): one product.
 
         From the second product at one theta on, what does not depend on v is kept (`keep_bytes`); then a product costs
-        about 1.3 to 1.8 gradients, against 3 to 4 of a double backward (`benchmarks/products.py`).
+        about 2 gradients, against 3 to 4 of a double backward, and less once it is recorded (`benchmarks/products.py`).
         """
-        return self.curvature("hessian", self._checked(theta)).product(self._checked(v, "v"))
+        theta, last = self._checked(theta), self._last
+        if last is None or not torch.equal(last[0], theta):
+            last = self._last = theta, self.curvature("hessian", theta)
+        return last[1].product(self._checked(v, "v"))
 
     @abstractmethod
     def curvature(self, kind: Kind, theta: Tensor) -> Curvature:
@@ -271,10 +275,21 @@ class Objective(_Loss):
         self._whose_buffers = "own"
         self._take(terms)
 
+    def excerpt(self) -> Objective:
+        """The same loss of a few examples, to measure on; the loss itself where there are few. Products are its own."""
+        terms = self._terms.excerpt()
+        if terms is self._terms:
+            return self
+        other = copy.copy(self)
+        other._terms, other.batches, other._outputs, other._last = terms, terms.batches, OutputLoss(terms), None
+        other._products = self._products.of(terms.batches)
+        other._gauss_newton = self._gauss_newton.of(terms.batches)
+        return other
+
     def _take(self, terms: ModelLoss) -> None:
         """Be the loss that these terms add up to, around their theta0."""
         self._terms, self.space, self.batches, self._theta0 = terms, terms.space, terms.batches, terms.theta0
-        self._outputs = OutputLoss(terms)
+        self._outputs, self._last = OutputLoss(terms), None
         self._products, self._gauss_newton = self._products_of(HessianOfBatch), self._products_of(_gauss_newton_of)
 
     def _products_of(self, make: Callable[[ModelLoss], BatchMatrix]) -> Products:
@@ -552,6 +567,10 @@ class FunctionObjective(_Loss):
         other._theta0 = self.as_checkpoint(theta, argument="theta").theta
         return other
 
+    def excerpt(self) -> FunctionObjective:
+        """The function itself."""
+        return self
+
     def double(self) -> FunctionObjective:
         """The same function of a float64 theta, around the same point."""
         return FunctionObjective(self._function, self._theta0.double(), engine=self._engine)
@@ -677,6 +696,11 @@ class AnchoredObjective(_Loss):
     def model_at(self, theta: Point, *, buffers: BufferRule | None = None, recalibrate_on: Any = None) -> nn.Module:
         """A copy of the model at a point, as `Objective.model_at`."""
         return self.unanchored.model_at(theta, buffers=buffers, recalibrate_on=recalibrate_on)
+
+    def excerpt(self) -> AnchoredObjective:
+        """A few examples of the loss, with the same anchor."""
+        part = self.unanchored.excerpt()
+        return self if part is self.unanchored else AnchoredObjective(part, self.anchor, self.epsilon)
 
     def double(self) -> AnchoredObjective:
         """The same anchored loss in float64, around the same point."""

@@ -1,9 +1,10 @@
-"""Comparison of an engine's first product with an independent one, on every micro-batch.
+"""Comparison of the first product of each engine with an independent one, on every micro-batch.
 
 No method of differentiating twice is right for every loss: a recording is wrong where a model branches on its data,
 torch's second derivatives in reverse are wrong for some operations (2.13: `_weight_norm_interface` leaves out a term)
 and NaN for others (a norm at zero), and forward derivatives are missing for many. So no engine is used before its
-product with a random vector agreed with one of another kind:
+product with a vector that leaves nothing out (the first that is asked for, or a random one) agreed with one of another
+kind:
 
     reverse over reverse   of a recording (forward over reverse)
     forward over reverse   of an autograd graph (reverse over reverse)
@@ -96,8 +97,22 @@ class Kept:
     """What an engine has prepared at one theta, for as many of the first batches as may be kept."""
 
     theta: Tensor  # (p,)
+    engine: str  # its name
     prepared: tuple[Any, ...] = ()  # of batches 0, 1, 2, ...
     num_bytes: int = 0
+
+    def is_of(self, engine: ProductEngine | None, theta: Tensor) -> bool:
+        """Whether it was prepared by this engine, there."""
+        is_same = engine is not None and self.engine == engine.name
+        return is_same and (self.theta is theta or torch.equal(self.theta, theta))
+
+
+@dataclass(frozen=True, eq=False)
+class Verified:
+    """What an engine that is right has prepared, and its product."""
+
+    kept: Kept
+    total: Tensor  # (p,) float64, the sum over the batches
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,7 @@ class Verification:
         batches: Iterable[Any],
         theta: Tensor,
         *,
+        v: Tensor | None = None,  # (p,) to compare with; by default a random one
         reverse: Callable[[Any], ProductEngine],  # (matrix) -> an engine that differentiates it in reverse
         forward: ProductEngine,  # for this matrix, forward over reverse
         widened: Widened | None = None,
@@ -128,22 +144,25 @@ class Verification:
         # On the CPU by name: a default device set for the process must not change the vector.
         generator = torch.Generator("cpu").manual_seed(0)
         drawn = torch.randn(theta.numel(), generator=generator, dtype=torch.float64, device="cpu")
-        self._v = drawn.to(theta)
+        self._v = drawn.to(theta) if v is None else v
         self._reverse_of, self._reverse, self._forward = reverse, reverse(matrix), forward
         self._has_forward = True  # until an operation has shown to have no forward derivative
         self._is_smooth = is_smooth
         self._precision = self._narrowest()
         self._is_narrow = self._precision != torch.float64
 
-    def verified(self, engine: ProductEngine, keep_bytes: int) -> Kept | Fault:
-        """What the engine has prepared for the first batches, or what is wrong with its products.
+    def verified(self, engine: ProductEngine, keep_bytes: int, graphs: Kept | None = None) -> Verified | Fault:
+        """What the engine has prepared for the first batches, and its product; or what is wrong with that.
+
+        `graphs` are those of the first batches in reverse, if there are some: each is used once and let go.
 
         Raises:
             CannotSplitError: the engine can't record the loss.
             ValueError: the engine can't differentiate it twice.
         """
         kept: list[Any] = []
-        used = 0
+        used, total = 0, torch.zeros(self._theta.numel(), dtype=torch.float64, device=self._theta.device)
+        beside = dict(enumerate(graphs.prepared)) if graphs is not None else {}
         for index, batch in enumerate(self._batches):
             try:
                 prepared, size = engine.prepare(self._theta, batch)
@@ -154,13 +173,14 @@ class Verification:
                 if engine.route != "recorded":
                     raise
                 raise CannotSplitError(f"the recording fails on batch {index}: {failure}") from failure
-            fault = self._fault_on(engine, prepared, ours, index, batch)
+            fault = self._fault_on(engine, prepared, ours, index, batch, beside.pop(index, None))
             if fault is not None:
                 return fault
+            total += ours
             if engine.keeps and used + size <= keep_bytes and len(kept) == index:
                 kept.append(prepared)
                 used += size
-        return Kept(self._theta, tuple(kept), used)
+        return Verified(Kept(self._theta, engine.name, tuple(kept), used), total)
 
     def fault_of_both(self, batch: Any) -> Fault | None:
         """What is wrong on some examples though two kinds of product agree on it.
@@ -194,10 +214,12 @@ class Verification:
                 return Fault(f"the product on some examples is off {words}")
         return None
 
-    def _fault_on(self, engine: ProductEngine, prepared: Any, ours: Tensor, index: int, batch: Any) -> Fault | None:
+    def _fault_on(
+        self, engine: ProductEngine, prepared: Any, ours: Tensor, index: int, batch: Any, graph: Any
+    ) -> Fault | None:
         if not bool(ours.isfinite().all()):
             return Fault(f"the product of batch {index} has NaN or infinite entries", is_finite=False)
-        theirs, rounding = self._other(engine, prepared, batch)
+        theirs, rounding = self._other(engine, prepared, batch, graph)
         is_finite = theirs is None or bool(theirs.isfinite().all())
         words = "has none of another kind beside it"
         if theirs is not None and is_finite:
@@ -240,14 +262,16 @@ class Verification:
                 words = f", and by {_relative(gap.norm(), differences)} from central differences, most in {where}"
         return None if is_near and (nearest <= others or self._is_narrow) else words
 
-    def _other(self, engine: ProductEngine, prepared: Any, batch: Any) -> tuple[Tensor | None, float]:
+    def _other(
+        self, engine: ProductEngine, prepared: Any, batch: Any, graph: Any = None
+    ) -> tuple[Tensor | None, float]:
         """A product of another kind, if there is one, and the size of the rounding of one that nearly vanishes."""
-        eps, other, graph = torch.finfo(self._precision).eps, None, prepared
+        eps, other = torch.finfo(self._precision).eps, None
         try:
             if engine.route == "reverse":
-                other = self._forward_product(batch)
+                other, graph = self._forward_product(batch), prepared
             else:
-                graph, _ = self._reverse.prepare(self._theta, batch)
+                graph = self._reverse.prepare(self._theta, batch)[0] if graph is None else graph
                 other = self._reverse.product(graph, self._v)
             size = float(self._matrix.magnitude(graph, self._v))
         except _FAILURES:

@@ -1,0 +1,105 @@
+"""Predicted seconds of a product, and when a recording of it pays: from shapes alone, never from a clock.
+
+    kept graph    2 m / M + 2 c / C + b / B + 2 n t      for m and c flops of matrix products and convolutions,
+    recorded      that less s b + u n                    b bytes that other operations write, and n operations
+    recording     r + q n, and one product by the kept graph
+
+m, c, b and n are counted in the gradient of the first batch. The constants were fitted to the networks of
+`benchmarks/curvature_tasks.py` on one core of an x86 processor with AVX-512 (`benchmarks/products.py` prints both, and
+what was measured). Only ratios matter, so other processors choose nearly as well; the same loss chooses alike on all.
+
+Until a recording pays, products go by the kept graph, and it is made once what it would have saved so far exceeds what
+it costs: never more than about twice the best choice in hindsight (ski rental).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+NEVER = 2**62
+
+_MATRIX_FLOPS, _CONVOLUTION_FLOPS = 1.8e11, 1.0e11  # M, C: per second
+_BYTES = 1.0e9  # B: per second, read again and written by the second derivative
+_OPERATION = 1.0e-5  # t: seconds to start one
+_SAVED_PER_BYTE, _SAVED_PER_OPERATION = 0.6e-9, 5.0e-6  # s, u: seconds
+_RECORDING, _RECORDING_PER_OPERATION = 0.5, 5.0e-3  # r, q: seconds
+_GPU = 50.0  # so much quicker is what takes flops or bytes; operations and recordings are not
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a gradient with its graph takes."""
+
+    matrix_flops: float
+    convolution_flops: float
+    num_bytes: float  # written by other operations
+    num_operations: int
+    speedup: float = 1.0  # of flops and bytes, by the device
+
+    @property
+    def gradient(self) -> Work:
+        """The work of a gradient with its graph, where this is that of the value."""
+        forward, back = (3 * flops for flops in (self.matrix_flops, self.convolution_flops))
+        return Work(forward, back, 4 * self.num_bytes, 5 * self.num_operations, self.speedup)
+
+    @property
+    def product(self) -> float:
+        """Seconds of a product by the kept graph."""
+        flops = 2 * self.matrix_flops / _MATRIX_FLOPS + 2 * self.convolution_flops / _CONVOLUTION_FLOPS
+        return (flops + self.num_bytes / _BYTES) / self.speedup + 2 * self.num_operations * _OPERATION
+
+    @property
+    def saved(self) -> float:
+        """Seconds that a recorded product saves."""
+        return self.num_bytes * _SAVED_PER_BYTE / self.speedup + self.num_operations * _SAVED_PER_OPERATION
+
+    @property
+    def recording(self) -> float:
+        """Seconds to record one."""
+        return _RECORDING + self.num_operations * _RECORDING_PER_OPERATION
+
+
+def products_until_recorded(work: Work, num_batches: int, num_shapes: int) -> int:
+    """The products after which recordings for batches of so many shapes pay; `work` is that of one batch."""
+    saved = work.saved * num_batches
+    spent = work.recording * num_shapes + work.product * num_batches
+    return math.ceil(spent / saved) if saved > 0 else NEVER
+
+
+class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what runs inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._flops = {"matrix": 0.0, "convolution": 0.0}
+        self._num_bytes, self._num_operations, self._is_gpu = 0.0, 0, False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run it, and add what it took."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        packet = func._overloadpacket
+        self._num_operations += 1
+        if packet in flop_registry:
+            kind = "convolution" if "conv" in str(packet) else "matrix"
+            with contextlib.suppress(Exception):  # a layout that the formula does not know: sparse, nested
+                self._flops[kind] += flop_registry[packet](*args, **kwargs, out_val=out)
+        elif not func.is_view:
+            written = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+            self._num_bytes += sum(leaf.numel() * leaf.element_size() for leaf in written)
+            self._is_gpu = self._is_gpu or any(leaf.device.type != "cpu" for leaf in written)
+        return out
+
+    @property
+    def work(self) -> Work:
+        """What has run so far."""
+        speedup = _GPU if self._is_gpu else 1.0
+        return Work(self._flops["matrix"], self._flops["convolution"], self._num_bytes, self._num_operations, speedup)
