@@ -15,8 +15,8 @@ Every pair is then judged by the same float64 double backward (float32 for the l
 |H v - value v| / lambda_1, "off" is how far the values are from the best set found, by lambda_1 (a skipped or a doubled
 eigenvalue shows here only).
 
-What was found lies in `--results`, one file per task and contender; a later call runs what is not there yet. Tables are
-printed from the files.
+What was found lies in `--results`, one file per task and contender; a later call runs what is not there yet (a failure
+is there: `--again NAME`). Tables are printed from the files.
 """
 
 from __future__ import annotations
@@ -134,13 +134,13 @@ class Runner:
 
     def pilot(self, task: str, name: str, prepared: Row, limit: float) -> Row:
         """Seconds per product with each kind of batches, and the best kind; the settings of one tool share it."""
-        tool, num, sizes = _tool(name), prepared["num_examples"], ["loader", prepared["micro_batch"]]
+        tool, num, sizes = _tool(name), prepared["num_examples"], {prepared["micro_batch"]}
         if tool == "script":
-            sizes += [-(-num // 2**halvings) for halvings in range(6)]
+            sizes |= {-(-num // 2**halvings) for halvings in range(6)}
         if tool == "curvlinops":
             best = self.pilot(task, "script", prepared, limit)["batches"]
-            sizes += [int(best)] if best != "loader" else []
-        order = {"contender": name, "sizes": list(dict.fromkeys(sizes))}
+            sizes |= {int(best)} if best != "loader" else set()
+        order = {"contender": name, "sizes": ["loader", *sorted(sizes)]}
         row = self.kept(f"{task}-pilot-{tool}", self.child, task, "pilot", timeout=limit, **order)
         speeds = row.get("seconds_per_product")
         return row | {"batches": min(speeds, key=speeds.__getitem__) if speeds else "loader"}
@@ -166,7 +166,7 @@ class Runner:
         except subprocess.TimeoutExpired:
             return {"stopped": f"after {timeout:.0f} s"}
         lines = done.stdout.strip().splitlines()
-        if done.returncode or not lines:
+        if not lines or (done.returncode and verb != "pilot"):  # which reports after each size
             return {"failure": f"exit status {done.returncode}: {' '.join(done.stderr.strip().splitlines()[-1:])}"}
         return json.loads(lines[-1])  # type: ignore[no-any-return]
 
@@ -310,6 +310,7 @@ def summary(tables: dict[str, Row]) -> list[str]:
         rows = table.get("rows", {})
         ours = rows.get("ours", {})
         if not ours.get("is_reached"):
+            lines.append(f"| {task} | | does not get there | | | | | |")
             continue
         cells = [task, f"{table['prepared']['num_params']:,}", f"{ours['seconds']:.3g}"]
         name = fastest(rows)
@@ -323,7 +324,10 @@ def summary(tables: dict[str, Row]) -> list[str]:
         cells.append(f"{ours['peak_mb']:.0f} / {f'{peak:.0f}' if peak else ''}")
         lines.append(f"| {' | '.join(cells)} |")
     if ratios:
-        lines += ["", f"Geometric mean of {len(ratios)} ratios: {statistics.geometric_mean(ratios):.2f}"]
+        lines += [
+            "",
+            f"Geometric mean of {len(ratios)} ratios, {len(tables)} tasks: {statistics.geometric_mean(ratios):.2f}",
+        ]
     return lines
 
 

@@ -52,7 +52,7 @@ def prepare(order: dict[str, Any]) -> dict[str, Any]:
 def pilot(order: dict[str, Any]) -> dict[str, Any]:
     """Seconds per product of one contender with batches of each size: the better of two.
 
-    A size that takes ten times as long as the best one so far is not tried twice; one that does not fit, not at all.
+    A size that takes ten times as long as the best one so far is not tried twice; one that does not fit is left out.
     """
     seconds: dict[str, float] = {}
     for batches in order["sizes"]:
@@ -60,13 +60,14 @@ def pilot(order: dict[str, Any]) -> dict[str, Any]:
         make = PEERS[order["contender"]].product
         assert make is not None
         v = torch.randn(problem.num_params, device=order["device"])
-        with _attention(order["contender"]), contextlib.suppress(torch.OutOfMemoryError):
+        with _attention(order["contender"]), contextlib.suppress(RuntimeError if seconds else ()):
             product = make(problem)
             for _ in range(2):
                 spent = _timed(lambda product=product, v=v: product(v), order["device"])
                 seconds[str(batches)] = min(spent, seconds.get(str(batches), spent))
                 if spent > 10 * min(seconds.values()):
                     break
+        print(json.dumps({"seconds_per_product": seconds}), flush=True)  # the next size may be too large
     return {"seconds_per_product": seconds}
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from curvature import Row, Runner, add_options
 
 AXES = {"p": "weights p", "n": "examples n", "k": "pairs k"}
-ROWS = {"seconds": "seconds", "mb": "peak MB"}
+ROWS = {"seconds": "seconds", "mb": "peak MB above the start"}
 TOOLS = {"ours": "lowhanging", "script": "double backward + eigsh"}
 Point = tuple[int, int, int]  # p, n, k
 
@@ -97,13 +97,13 @@ def draw(lines: dict[tuple[str, str], list[Row]], path: Path) -> None:
     """A column for each axis, seconds above memory."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 5.5), layout="constrained")
+    figure = Figure(figsize=(14, 7), layout="constrained")
     panels = figure.subplots(len(ROWS), len(AXES), sharex="col", sharey="row", squeeze=False)
     for (axis, tool), line in lines.items():
         for row, name in enumerate(ROWS):
             panel, xs, ys = panels[row][list(AXES).index(axis)], _column(line, "x"), _column(line, name)
             panel.loglog(xs, ys, marker="o", label=f"{TOOLS[tool]}, exponent {exponent(xs, ys):.2f}")
-            panel.legend(fontsize=8)
+            panel.legend(fontsize=7)
             panel.grid(alpha=0.3)
             if row == len(ROWS) - 1:
                 panel.set_xlabel(AXES[axis])

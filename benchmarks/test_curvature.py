@@ -39,7 +39,7 @@ def problem_of(peers: Any, model: torch.nn.Module, data: Any, *, k: int) -> Any:
     return peers.Problem(model, [data], **sizes, k=k, tol=1e-5, eigsh_tol=1e-5, device="cpu", steps_known=10)
 
 
-def test_judge_and_contenders_agree_with_the_dense_hessian(load: Any) -> None:
+def test_judge_and_contenders_agree_with_the_dense_hessian(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     child, peers = load("curvature_child"), load("peers")
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
@@ -60,6 +60,10 @@ def test_judge_and_contenders_agree_with_the_dense_hessian(load: Any) -> None:
     assert float((child.products(model, data, v) - v @ H).abs().max()) < 1e-12
     shifted = child.verdict(model, data, pairs.values + 0.5, pairs.vectors, "cpu")
     assert all(abs(residual - 0.5) < 1e-4 for residual in shifted["residuals"])
+    monkeypatch.setattr(child, "FLOAT64_LIMIT", 10)
+    coarse = child.verdict(model, data, pairs.values + 0.5, pairs.vectors, "cpu")
+    assert (shifted["judged_in"], coarse["judged_in"]) == ("float64", "float32")
+    assert all(abs(residual - 0.5) < 1e-4 for residual in coarse["residuals"])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # at the import of curvlinops
@@ -150,9 +154,10 @@ def test_who_got_there_is_decided_by_residuals_orthogonality_and_the_best_set(lo
     assert "9 products, 3 of them in search of missed pairs, " in table
     assert "200 ms each (split graph, 320 examples at once), 100 ms a gradient: 2.00 gradients" in table
     rows["script"]["seconds"] = 4.0
-    whole = "\n".join(curvature.summary({"small": found, "middle": {"rows": rows | {"script": rows["ours"]}} | found}))
+    whole = "\n".join(curvature.summary({"small": found, "middle": found, "mlp": {"failure": "no memory"}}))
     assert "| small | 5,000 | 1 | double backward + eigsh | 4 | 4.00 | 9 / 9 | 100 / 100 |" in whole
-    assert "Geometric mean of 2 ratios: 4.00" in whole
+    assert "| mlp | | does not get there | | | | | |" in whole
+    assert "Geometric mean of 2 ratios, 3 tasks: 4.00" in whole
 
 
 def options(results: Path, **changes: Any) -> argparse.Namespace:

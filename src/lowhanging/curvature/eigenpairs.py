@@ -31,7 +31,7 @@ from lowhanging.curvature.eigensolver import (
     search,
 )
 from lowhanging.curvature.krylov import ASYMMETRY, SymmetricMap, by_end, not_symmetric, other_end, wanted_first
-from lowhanging.curvature.linear_map import CountedMap
+from lowhanging.curvature.linear_map import CountedMap, machine_memory
 from lowhanging.curvature.operators import SymmetricOperator, hessian, plain_arithmetic
 from lowhanging.curvature.subspace import Subspace
 from lowhanging.errors import (
@@ -62,11 +62,22 @@ def product_limit(operator: CountedMap, k: int, given: int | None, memory: float
     return (5 * wanted if is_restarted else min(operator.size, wanted)) + k + 2
 
 
+def default_memory(operator: CountedMap, k: int, num_known: int) -> float:
+    """A quarter of the machine's memory, or what k pairs need, if that is more and less than half of it."""
+    total = machine_memory(operator.device)
+    return max(total / 4, min(total / 2, needed_memory(operator, k, num_known)))
+
+
+def needed_memory(operator: CountedMap, k: int, num_known: int) -> int:
+    """Bytes without which a restarted search of k pairs can't move."""
+    return min(least_rows(k, num_known), operator.size) * operator.size * operator.dtype.itemsize
+
+
 def check_memory(operator: CountedMap, k: int, memory: float, num_known: int) -> None:
     """Refuse a budget in which a restarted search of k pairs can't move."""
     remedy = "Memory is in bytes: 4 * 2**30 is 4 GiB. Ask for fewer pairs, or for more memory."
     check_real("memory", memory, minimum=0.0, exclusive=True, remedy=remedy)
-    needed = min(least_rows(k, num_known), operator.size) * operator.size * operator.dtype.itemsize
+    needed = needed_memory(operator, k, num_known)
     if memory < needed:
         expected = f"at least {needed:,} bytes for {k} pairs of {operator.size:,} entries"
         raise ValueError(argument_message("memory", f"is {memory:,.0f} bytes", expected, remedy))
@@ -165,8 +176,6 @@ Which = Literal["LA", "SA", "LM", "BE"]
 Method = Literal["lanczos", "dense"]
 OnFailure = Literal["raise", "warn"]
 
-DEFAULT_MEMORY = 4 * 2**30
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Eigenpairs(Saved):
@@ -249,7 +258,7 @@ class SearchOptions(TypedDict, total=False):
     seed: int
     method: Method
     on_failure: OnFailure
-    memory: float
+    memory: float | None
     warm_start: Eigenpairs | Subspace | Tensor | None
     resume: str | Path | None
     progress: bool | None
@@ -267,7 +276,7 @@ def top_eigs(
     seed: int = 0,
     method: Method = "lanczos",
     on_failure: OnFailure = "raise",
-    memory: float = DEFAULT_MEMORY,
+    memory: float | None = None,
     warm_start: Eigenpairs | Subspace | Tensor | None = None,
     resume: str | Path | None = None,
     progress: bool | None = None,
@@ -298,8 +307,9 @@ def top_eigs(
         method: "lanczos", or "dense": p products in float64 where H has a `.double()` (ours, tensors), in blocks, and
             an eigendecomposition in float64, for p up to 5,000.
         on_failure: "raise", or "warn" to get what was found, with a RuntimeWarning.
-        memory: bytes for the basis and its products, 2 p numbers per step (p when that is too much). While it grows,
-            and for the k vectors at the end, up to as much again is held for a moment.
+        memory: bytes for the basis and its products, 2 p numbers per step (p when that is too much); by default a
+            quarter of what the machine has, more only where k pairs need it. While it grows, and for the k vectors at
+            the end, up to as much again is held for a moment.
         warm_start: vectors that are nearly right, such as the pairs of the last checkpoint (or a Subspace, or rows
             (j, p)). Where H hardly changed, one product for each of them, and 10 more, will do; where it did, the
             search is a little shorter than one from nothing.
@@ -351,6 +361,7 @@ def top_eigs(
                 )
         outcome = search_dense(counted, k, which, tol, max_products, progress)
     else:
+        memory = default_memory(counted, k, num_known) if memory is None else memory
         check_memory(counted, k, memory, num_known)
         limit = product_limit(counted, k, max_products, memory)
         file = None

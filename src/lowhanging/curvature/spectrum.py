@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from lowhanging.curvature.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.curvature.krylov import Array, SymmetricMap, check_symmetric, is_breakdown, orthogonalized
-from lowhanging.curvature.linear_map import CountedMap
+from lowhanging.curvature.linear_map import CountedMap, machine_memory
 from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.curvature.trace import Estimate, in_words, orthonormal_probes, standard_error
 from lowhanging.errors import argument_message, check_count, check_finite, check_real
@@ -364,9 +364,6 @@ def check_axis(grid: Any, num: int | None, width: float | None) -> tuple[Tensor 
     return found.double(), None, width
 
 
-DEFAULT_MEMORY = 4 * 2**30
-
-
 @plain_arithmetic()
 def spectral_density(
     H: Any,
@@ -378,7 +375,7 @@ def spectral_density(
     num: int | None = None,
     width: float | None = None,
     seed: int = 0,
-    memory: float = DEFAULT_MEMORY,
+    memory: float | None = None,
     progress: bool | None = None,
 ) -> SpectralDensity:
     r"""The density of all p eigenvalues of a symmetric map, by stochastic Lanczos quadrature.
@@ -403,7 +400,7 @@ def spectral_density(
         width: of the Gaussian that smooths it; by default what `num_steps` can resolve. See `SpectralDensity.smoothed`,
             which changes grid and width afterwards without a product.
         seed: of the probes. The global random state is not touched.
-        memory: bytes for the basis: (2 r + num_steps + num_probes) p numbers.
+        memory: bytes for the basis: (2 r + num_steps + num_probes) p numbers; by default a quarter of the machine's.
         progress: True or False; by default a bar appears after two seconds.
 
     Returns:
@@ -510,8 +507,9 @@ def _known_pairs(
     return deflate, 0
 
 
-def _check_memory(operator: CountedMap, known: int, steps: int, probes: int, memory: float) -> None:
+def _check_memory(operator: CountedMap, known: int, steps: int, probes: int, memory: float | None) -> None:
     """Refuse a basis that does not fit."""
+    memory = machine_memory(operator.device) / 4 if memory is None else memory
     remedy = "Memory is in bytes: 4 * 2**30 is 4 GiB. Take fewer steps, or allow more memory."
     check_real("memory", memory, minimum=0.0, exclusive=True, remedy=remedy)
     needed = (2 * known + steps + probes) * operator.size * operator.dtype.itemsize

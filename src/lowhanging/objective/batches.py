@@ -36,8 +36,6 @@ from lowhanging.objective.random_state import (
 MAX_BATCHES = 10_000  # of data without a length
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")  # of batches that are mappings
 _MAX_BATCHES_IN_EPOCH = 100_000  # of training data without a length
-_MICRO_BATCH_BYTES = 2**20  # of inputs: 334 images of 28 x 28 in float32
-_MANY_WEIGHTS = 2**17  # beyond a cache: reading them for few examples costs more than reading many examples
 _ITEMS = 64  # of a data set that are read to tell it from another
 _KINDS = "a DataLoader, an iterable of batches, a map-style Dataset or a tuple (inputs, targets) of tensors"
 
@@ -68,8 +66,7 @@ class Batches:
         micro_batch: int | None,
         cache: bool,
         shard: tuple[int, int] | None = None,
-        num_params: int = 0,
-        recut: bool = True,
+        size_of: Callable[[Any], int] | None = None,  # all examples -> how many of them make a micro-batch
         max_batches: int | None = MAX_BATCHES,
     ):
         if max_batches is not None:
@@ -88,7 +85,7 @@ class Batches:
         self._came = list(self._source)
         for batch in self._came:
             _check(batch)
-        cut = self._recut(micro_batch, num_params) if recut else None
+        cut = self._recut(micro_batch, size_of) if micro_batch is not None or size_of is not None else None
         if cut is None:
             self.use_as_they_came()
         else:
@@ -184,7 +181,7 @@ class Batches:
             return self._came
         return _cut(self._came[0], 2 * self._step * num_examples(self._kept[0]))
 
-    def _recut(self, wanted: int | None, num_params: int) -> list[Any] | None:
+    def _recut(self, wanted: int | None, size_of: Callable[[Any], int] | None) -> list[Any] | None:
         """Micro-batches of this shard's examples; None where they can't be joined, or are what came."""
         whole = joined(self._came)
         if whole is None:
@@ -194,7 +191,7 @@ class Batches:
         total = num_examples(whole)
         if total == 0:
             return []
-        size = wanted or _micro_batch_size(tree_leaves(whole), total, num_params)
+        size = wanted or (_near(size_of(whole), total) if size_of is not None else total)
         sizes = [min(size, total - start) for start in range(0, total, size)]
         if self._step == 1 and [num_examples(batch) for batch in self._came] == sizes:
             return None
@@ -618,13 +615,8 @@ def _cut(batch: Any, size: int) -> list[Any]:
     return [tree_unflatten(list(parts), spec) for parts in zip(*(leaf.split(size) for leaf in leaves), strict=True)]
 
 
-def _micro_batch_size(leaves: list[Tensor], total: int, num_params: int) -> int:
-    """Examples that fit `_MICRO_BATCH_BYTES`; a divisor of `total` near it where there is one (one shape to record)."""
-    per_example = max(leaf[0].numel() * leaf.element_size() for leaf in leaves)
-    wanted = _MICRO_BATCH_BYTES * (4 if num_params >= _MANY_WEIGHTS else 1)
-    size = max(8, min(1024, wanted // max(1, per_example)))
-    if leaves[0].device.type != "cpu":
-        size *= 16
+def _near(size: int, total: int) -> int:
+    """A divisor of `total` near a size, where there is one: then one shape has to be recorded."""
     if total <= size:
         return total
     return next((n for n in range(size, size // 2, -1) if total % n == 0), size)

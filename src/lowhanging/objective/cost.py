@@ -30,7 +30,11 @@ _MATRIX_FLOPS, _CONVOLUTION_FLOPS = 1.8e11, 1.0e11  # M, C: per second
 _BYTES = 1.0e9  # B: per second, read again and written by the second derivative
 _OPERATION = 1.0e-5  # t: seconds to start one
 _SAVED_PER_BYTE, _SAVED_PER_OPERATION = 0.6e-9, 5.0e-6  # s, u: seconds
+_RECORDED_BYTES = 1.6  # of those of the graph
 _RECORDING, _RECORDING_PER_OPERATION = 0.5, 5.0e-3  # r, q: seconds
+_SHARE_OF_CACHE = 3.0e5  # bytes that one operation writes: its operands then stay in a core's cache
+_PER_WEIGHT = 1.2e-7  # seconds, five times what a micro-batch takes whatever its size: it writes vectors of p numbers
+DEFAULT_MICRO_BATCH, _LARGEST_MICRO_BATCH = 256, 4096
 _GPU = 50.0  # so much quicker is what takes flops or bytes; operations and recordings are not
 
 
@@ -67,9 +71,31 @@ class Work:
         return _RECORDING + self.num_operations * _RECORDING_PER_OPERATION
 
 
-def products_until_recorded(work: Work, num_batches: int, num_shapes: int) -> int:
-    """The products after which recordings for batches of so many shapes pay; `work` is that of one batch."""
-    saved = work.saved * num_batches
+def micro_batch(two: Work, four: Work, num_params: int) -> int:
+    """Examples to evaluate at once, from the work of the values of two and of four.
+
+    So many that what an operation writes stays in the cache; more where writing gradients would take longer than they.
+    """
+    per_example = (four.num_bytes - two.num_bytes) / 2
+    operations = max(four.num_operations, 1)
+    of_cache = _SHARE_OF_CACHE * operations * four.speedup / max(per_example, 1.0)
+    seconds = max(four.gradient.product - two.gradient.product, 1e-9) / 2
+    of_weights = _PER_WEIGHT * num_params / (four.speedup * seconds)
+    return int(min(_LARGEST_MICRO_BATCH * (16 if four.speedup > 1 else 1), max(8, of_cache, of_weights)))
+
+
+def products_until_recorded(
+    work: Work, num_batches: int, num_shapes: int, graph_bytes: float = 0.0, keep_bytes: float = math.inf
+) -> int:
+    """The products after which recordings for batches of so many shapes pay.
+
+    `work` is that of one batch, whose graph takes `graph_bytes`. What does not fit `keep_bytes` is computed anew for
+    every product, and a recording keeps more than a graph.
+    """
+    kept, kept_by_recording = (
+        min(1.0, keep_bytes / max(factor * graph_bytes * num_batches, 1.0)) for factor in (1.0, _RECORDED_BYTES)
+    )
+    saved = (work.saved - (kept - kept_by_recording) * work.product / 2) * num_batches
     spent = work.recording * num_shapes + work.product * num_batches
     return math.ceil(spent / saved) if saved > 0 else NEVER
 

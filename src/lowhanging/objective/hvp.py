@@ -374,7 +374,7 @@ class Products:
         self._sample, self._is_smooth = sample, is_smooth
         self._engines: dict[bool, ProductEngine] = {}  # the one before a recording pays, and the one after
         self._recorded_after: int | None = None  # products at one point
-        self._engine_name = "not chosen yet"
+        self._engine_name, self._is_cheap = "not chosen yet", False
         self._batchings: dict[tuple[str, str], Batching] = {}  # by engine and what was asked for
         self._kept: Kept | None = None  # at the theta of the last product; only ever replaced as a whole
         self._count: float | None = None  # of the data alone, so one pass finds it once
@@ -525,10 +525,11 @@ class Products:
                 return NEVER
         try:
             with Counting() as counting:
-                GraphEngine(self._matrix, keeps=False).prepare(theta, next(iter(self._batches)))
+                _, size = GraphEngine(self._matrix, keeps=False).prepare(theta, next(iter(self._batches)))
         except _UNUSABLE:  # said by the engine itself, later
             return 0
-        return products_until_recorded(counting.work, num_batches, len(shapes))
+        self._is_cheap = counting.work.product * num_batches < _CHEAP
+        return products_until_recorded(counting.work, num_batches, len(shapes), size, self._keep_bytes)
 
     def _agreed_engine(self, theta: Tensor, is_recorded: bool, v: Tensor | None) -> tuple[ProductEngine, Tensor]:
         """The engine that is right on the batches of every rank, and its sum of products with v."""
@@ -578,6 +579,7 @@ class Products:
             forward=ForwardEngine(self._matrix),
             widened=self._widened,
             is_smooth=self._is_smooth,
+            prefers_differences=self._is_cheap,
             name_of=self._name_of,
         )
         sample = self._sample(next(iter(self._batches))) if self._is_smooth and not self._engines else None
@@ -629,6 +631,7 @@ class Products:
             yield ForwardEngine(self._matrix)
 
 
+_CHEAP = 0.02  # seconds of a product: then central differences take less than loading forward differentiation
 _UNUSABLE = (RuntimeError, ValueError, TypeError, AttributeError)  # what an engine may raise where it does not apply
 
 

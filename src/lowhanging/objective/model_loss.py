@@ -37,7 +37,7 @@ from lowhanging.objective.batches import (
     split_batch,
 )
 from lowhanging.objective.checkpoints import CalibrationData, moving_buffers, recalibrated, same_values, tracked_buffers
-from lowhanging.objective.cost import Counting
+from lowhanging.objective.cost import DEFAULT_MICRO_BATCH, Counting, micro_batch
 from lowhanging.objective.distributed import Ranks, Sums, over_ranks
 from lowhanging.objective.hvp import tensors_in, vjp_of
 from lowhanging.objective.kernels import ONE_AT_A_TIME, GraphWhereNeeded, differentiable_kernels
@@ -96,11 +96,11 @@ class ModelLoss:
         function = self.loss_fn if batch_loss is None else batch_loss
         self.name = getattr(function, "__name__", type(function).__name__)
         self.ranks = ranks
-        # A batch_loss may know the other examples of its batch: it gets the batches as they come.
-        recut, self._wanted = batch_loss is None or micro_batch is not None, micro_batch
+        self._wanted = micro_batch
         batches = Batches(
             data, device=self.space.device, dtype=self.space.dtype, micro_batch=micro_batch, cache=cache, shard=shard,
-            num_params=self.space.num_params, recut=recut, max_batches=max_batches,
+            # A batch_loss may know the other examples of its batch: it gets the batches as they come.
+            size_of=self._micro_batch if batch_loss is None else None, max_batches=max_batches,
         )  # fmt: skip
         self.batches: Iterable[Any] = batches
         self._as_yielded = batches.as_yielded
@@ -129,6 +129,22 @@ class ModelLoss:
         if tally is not None:
             tally.add(outputs, split_batch(batch)[2])
         return self.loss_at(outputs, batch)
+
+    def _micro_batch(self, examples: Any) -> int:
+        """How many of the examples to evaluate at once: see `cost.micro_batch`."""
+        works = []
+        try:
+            for num in (2, 4):
+                part = tree_map(lambda leaf, num=num: leaf[:num], examples)
+                with self.context(), torch.no_grad(), untouched_random_state(), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    with Counting() as counting:
+                        self(self.theta0.clone(), part)
+                works.append(counting.work)
+        except Exception:  # what is wrong with the loss or the data is said where the first batch is evaluated
+            return DEFAULT_MICRO_BATCH
+        two, four = works
+        return micro_batch(two, four, self.space.num_params)
 
     def outputs(self, theta: Tensor, batch: Any) -> Any:
         """What `loss_fn` is given first: the model's outputs for a batch, as they are; the default loss, its logits."""

@@ -137,6 +137,7 @@ class Verification:
         forward: ProductEngine,  # for this matrix, forward over reverse
         widened: Widened | None = None,
         is_smooth: bool = True,  # as far as is known
+        prefers_differences: bool = False,  # in float64, for a smooth loss in float32: as exact as another product
         name_of: Callable[[Tensor], str] = lambda vector: "",  # the parameter in which a vector is largest
     ):
         self._matrix, self._batches, self._theta = matrix, batches, theta
@@ -150,6 +151,8 @@ class Verification:
         self._is_smooth = is_smooth
         self._precision = self._narrowest()
         self._is_narrow = self._precision != torch.float64
+        is_single = theta.dtype == torch.float32
+        self._prefers_differences = prefers_differences and is_smooth and is_single and widened is not None
 
     def verified(self, engine: ProductEngine, keep_bytes: int, graphs: Kept | None = None) -> Verified | Fault:
         """What the engine has prepared for the first batches, and its product; or what is wrong with that.
@@ -219,6 +222,9 @@ class Verification:
     ) -> Fault | None:
         if not bool(ours.isfinite().all()):
             return Fault(f"the product of batch {index} has NaN or infinite entries", is_finite=False)
+        by_differences = self._prefers_differences and engine.route == "reverse" and self._is_wide_enough(batch)
+        if by_differences and self._off_from_differences(self._theta, ours, None, 0.0, batch) is None:
+            return None
         theirs, rounding = self._other(engine, prepared, batch, graph)
         is_finite = theirs is None or bool(theirs.isfinite().all())
         words = "has none of another kind beside it"
@@ -326,6 +332,10 @@ class Verification:
             except _FAILURES:
                 pass
         return self._matrix, theta, batch, self._v
+
+    def _is_wide_enough(self, batch: Any) -> bool:
+        """Whether differences are taken in float64."""
+        return self._wide(batch, self._theta)[1].dtype == torch.float64
 
     @functools.cached_property
     def _wide_matrix(self) -> tuple[BatchMatrix, Callable[[Any], Any]] | None:
