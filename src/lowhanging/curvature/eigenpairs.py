@@ -31,7 +31,7 @@ from lowhanging.curvature.eigensolver import (
     search,
 )
 from lowhanging.curvature.krylov import ASYMMETRY, SymmetricMap, by_end, not_symmetric, other_end, wanted_first
-from lowhanging.curvature.linear_map import CountedMap, machine_memory
+from lowhanging.curvature.linear_map import CountedMap
 from lowhanging.curvature.operators import SymmetricOperator, hessian, plain_arithmetic
 from lowhanging.curvature.subspace import Subspace
 from lowhanging.errors import (
@@ -44,6 +44,7 @@ from lowhanging.errors import (
     check_real,
 )
 from lowhanging.io import Saved, digest
+from lowhanging.objective.cost import machine_memory
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.objective import Objective
 from lowhanging.objective.parameters import Parameters

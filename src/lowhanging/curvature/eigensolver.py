@@ -350,8 +350,11 @@ class _Search:
             goal = tol * ritz.scale  # relative to the map: no threshold is absolute
             if self.noise > goal:
                 return "floor"
-            stride = 1 + space.size // 128  # the (m, m) eigenproblem is for every step only while small
             is_open = estimates[:k] > goal - self.noise
+            # The (m, m) eigenproblem is for every step only while small, and while the end may be near: a residual
+            # hardly falls by more than a factor of ten with a step.
+            far = estimates[:k].max() / goal if goal > 0 else 1.0
+            stride = 1 + max(space.size // 128, int(math.log10(max(far, 1.0))))
             self.show(is_open, estimates[:k].max() / (ritz.scale or 1.0))
             if is_open.any():
                 failure = self.grow(stride, _shared(ritz.coefficients[:, :k][:, is_open]))

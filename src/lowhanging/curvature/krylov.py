@@ -170,8 +170,9 @@ class KrylovSpace:
         return torch.as_tensor(weights.T.copy(), device=self.rows.device)
 
     def slabs(self) -> Iterator[slice]:
-        """Column ranges whose float64 copy of all rows stays near 64 MB."""
-        width = max(1, 2**23 // max(1, self.size + self.num_residual))
+        """Column ranges whose float64 copy of all rows stays in a cache, or near 64 MB on other devices."""
+        size = 2**17 if self.rows.device.type == "cpu" else 2**23
+        width = max(1, size // max(1, self.size + self.num_residual))
         return (slice(start, start + width) for start in range(0, self.operator.size, width))
 
     def state(self) -> dict[str, NDArray[Any]]:

@@ -6,9 +6,6 @@ and what they return. Behind this file a map takes and returns (p,) tensors of o
 
 from __future__ import annotations
 
-import contextlib
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,18 +122,6 @@ class CountedMap:
             if float(errors.max()) <= enough:
                 break
         return errors
-
-
-def machine_memory(device: torch.device) -> int:
-    """Bytes that a device has, or that this process may use of them; 16 GiB where there is no telling."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    limits = [16 * 2**30]
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # not on Windows
-        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with contextlib.suppress(OSError, ValueError):  # of a container; "max" is none
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits)
 
 
 def _check_symmetric(matrix: Tensor, limit: float) -> None:

@@ -28,11 +28,12 @@ from tqdm.auto import tqdm
 
 from lowhanging.curvature.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.curvature.krylov import Array, SymmetricMap, check_symmetric, is_breakdown, orthogonalized
-from lowhanging.curvature.linear_map import CountedMap, machine_memory
+from lowhanging.curvature.linear_map import CountedMap
 from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.curvature.trace import Estimate, in_words, orthonormal_probes, standard_error
 from lowhanging.errors import argument_message, check_count, check_finite, check_real
 from lowhanging.io import Saved
+from lowhanging.objective.cost import machine_memory
 from lowhanging.objective.distributed import is_silent
 
 SAME_NODE = 1e-8  # of the largest |node|: closer than this, a node and a chosen place are one

@@ -16,9 +16,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -29,11 +32,12 @@ NEVER = 2**62
 _MATRIX_FLOPS, _CONVOLUTION_FLOPS = 1.8e11, 1.0e11  # M, C: per second
 _BYTES = 1.0e9  # B: per second, read again and written by the second derivative
 _OPERATION = 1.0e-5  # t: seconds to start one
-_SAVED_PER_BYTE, _SAVED_PER_OPERATION = 0.6e-9, 5.0e-6  # s, u: seconds
-_RECORDED_BYTES = 1.6  # of those of the graph
+_SAVED_PER_BYTE, _SAVED_PER_OPERATION = 0.4e-9, 5.0e-6  # s, u: seconds
+_RECORDED_BYTES = 2.0  # of those of the graph
 _RECORDING, _RECORDING_PER_OPERATION = 0.5, 5.0e-3  # r, q: seconds
 _SHARE_OF_CACHE = 3.0e5  # bytes that one operation writes: its operands then stay in a core's cache
 _PER_WEIGHT = 1.2e-7  # seconds, five times what a micro-batch takes whatever its size: it writes vectors of p numbers
+_INTENSE = 12.0  # flops of convolutions per byte: beyond it they bind, and want many images
 DEFAULT_MICRO_BATCH, _LARGEST_MICRO_BATCH = 256, 4096
 _GPU = 50.0  # so much quicker is what takes flops or bytes; operations and recordings are not
 
@@ -74,11 +78,13 @@ class Work:
 def micro_batch(two: Work, four: Work, num_params: int) -> int:
     """Examples to evaluate at once, from the work of the values of two and of four.
 
-    So many that what an operation writes stays in the cache; more where writing gradients would take longer than they.
+    So many that what an operation writes stays in the cache; more where convolutions bind, or where writing gradients
+    would take longer than the examples.
     """
     per_example = (four.num_bytes - two.num_bytes) / 2
     operations = max(four.num_operations, 1)
-    of_cache = _SHARE_OF_CACHE * operations * four.speedup / max(per_example, 1.0)
+    intensity = (four.convolution_flops - two.convolution_flops) / (2 * max(per_example, 1.0))
+    of_cache = _SHARE_OF_CACHE * operations * four.speedup / max(per_example, 1.0) * max(1.0, intensity / _INTENSE)
     seconds = max(four.gradient.product - two.gradient.product, 1e-9) / 2
     of_weights = _PER_WEIGHT * num_params / (four.speedup * seconds)
     return int(min(_LARGEST_MICRO_BATCH * (16 if four.speedup > 1 else 1), max(8, of_cache, of_weights)))
@@ -98,6 +104,18 @@ def products_until_recorded(
     saved = (work.saved - (kept - kept_by_recording) * work.product / 2) * num_batches
     spent = work.recording * num_shapes + work.product * num_batches
     return math.ceil(spent / saved) if saved > 0 else NEVER
+
+
+def machine_memory(device: torch.device) -> int:
+    """Bytes that a device has, or that this process may use of them; 16 GiB where there is no telling."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = [16 * 2**30]
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not on Windows
+        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):  # of a container; "max" is none
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
 
 
 class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -23,9 +23,9 @@ from lowhanging.io import digest
 from lowhanging.objective.batches import MAX_BATCHES, Batches
 from lowhanging.objective.checkpoints import Checkpoint, Point, read_point, refuse_plain, with_buffers
 from lowhanging.objective.checks import check_derivative, findings
+from lowhanging.objective.cost import machine_memory
 from lowhanging.objective.distributed import SHARDS, Ranks, Shards, check_shards, find_ranks
 from lowhanging.objective.hvp import (
-    DEFAULT_KEEP_BYTES,
     ENGINES,
     Engine,
     GaussNewtonOfBatch,
@@ -201,8 +201,8 @@ class Objective(_Loss):
         max_batches: of data that do not tell how many batches they have; more are taken for a loader that never ends.
             None for no bound.
         engine: how Hessian products are computed, see `lowhanging.objective.hvp`; `objective.engine` says what runs.
-        keep_bytes: budget in bytes for what is kept between products at one theta; Gauss-Newton products have another
-            one of the same size.
+        keep_bytes: budget in bytes for what is kept between products at one theta, by default an eighth of what the
+            machine has; Gauss-Newton products have another one of the same size.
         distributed: None shares the examples among all ranks where `torch.distributed` is initialised; True does, or
             raises; False keeps them all in this process; a process group shares them among its members. With shared
             examples, *every rank makes the objective and makes the same calls*, and gets the same numbers.
@@ -250,13 +250,14 @@ class Objective(_Loss):
         micro_batch: int | None = None,
         max_batches: int | None = MAX_BATCHES,
         engine: Engine = "auto",
-        keep_bytes: int = DEFAULT_KEEP_BYTES,
+        keep_bytes: int | None = None,
         distributed: bool | torch.distributed.ProcessGroup | None = None,
         shards: Shards = "split",
     ):
         check_choice("mode", mode, ("eval", "as_is"))
         check_choice("engine", engine, ENGINES)
-        check_real("keep_bytes", keep_bytes, minimum=0, remedy="Pass bytes: 2 * 2**30 is the default.")
+        if keep_bytes is not None:
+            check_real("keep_bytes", keep_bytes, minimum=0, remedy="Pass bytes: 2 * 2**30 are 2 GiB.")
         check_choice("shards", shards, SHARDS)
         self.ranks = find_ranks(distributed)
         shard = None if self.ranks is None else (self.ranks.rank, self.ranks.size) if shards == "split" else (0, 1)
@@ -271,7 +272,8 @@ class Objective(_Loss):
         if self.ranks is not None:
             self.num_examples = self.ranks.agree_on_loss(_facts(terms), shards)
             terms.settle_cut()
-        self._settings: dict[str, Any] = {"engine": engine, "keep_bytes": keep_bytes}
+        budget = machine_memory(terms.space.device) // 8 if keep_bytes is None else keep_bytes
+        self._settings: dict[str, Any] = {"engine": engine, "keep_bytes": budget}
         self._whose_buffers = "own"
         self._take(terms)
 
