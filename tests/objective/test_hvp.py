@@ -24,7 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lowhanging as lh
 from lowhanging.objective import AnchoredObjective, Objective, hvp
-from lowhanging.objective.hvp import ENGINES, GraphEngine, HessianOfBatch, LossSum, Products
+from lowhanging.objective.cost import NEVER
+from lowhanging.objective.hvp import ENGINES, GraphEngine, HessianOfBatch, LossSum, Products, ProductsAt
 from lowhanging.objective.split_graph import CannotSplitError, SplitGraph, _cut
 
 pytestmark = pytest.mark.usefixtures("recorded")
@@ -609,3 +610,89 @@ def test_another_failure_of_the_loss_is_not_renamed() -> None:
 
     with pytest.raises(RuntimeError, match="out of coffee"):
         Products(fails, BATCHES).product(THETA, V)
+
+
+def engines_of(products: Products, theta: Tensor, num: int) -> list[str]:
+    """The engine of each of `num` products at one theta, by a new map."""
+    at, found = ProductsAt(products, theta), []
+    for i in range(num):
+        v = (theta + i).sin() + 2
+        expected = Products(logistic, BATCHES, engine="double backward").product(theta, v)
+        torch.testing.assert_close(at.product(v), expected, rtol=1e-10, atol=1e-12)
+        found.append(at.engine)
+    return found
+
+
+def test_products_are_recorded_once_that_pays_and_each_map_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same call gives the same bits, whatever was computed before it."""
+    monkeypatch.setattr(hvp, "products_until_recorded", lambda *_: 3)
+    made: list[Any] = []
+    monkeypatch.setattr(hvp, "SplitGraph", lambda *arguments: made.append(1) or SplitGraph(*arguments))
+    products = Products(logistic, BATCHES)
+    expected = ["kept graph"] * 3 + ["split graph"] * 2
+    assert engines_of(products, THETA, 5) == expected
+    shapes = {len(x) for x, _ in BATCHES}
+    assert len(made) == len(shapes)
+    for theta in (THETA, THETA.cos()):
+        assert engines_of(products, theta, 5) == expected
+    assert len(made) == len(shapes)  # one recording serves all
+
+
+def test_a_recording_that_fails_when_it_pays_leaves_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hvp, "products_until_recorded", lambda *_: 2)
+    products = Products(network(lambda hidden, _: Cube.apply(hidden)), BATCHES)
+    at = ProductsAt(products, SIX)
+    for _ in range(4):
+        at.product(SIX)
+        assert at.engine == "kept graph"
+    assert products.fallback_reason is not None
+
+
+def test_a_block_counts_as_many_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hvp, "products_until_recorded", lambda *_: 4)
+    at = ProductsAt(Products(logistic, BATCHES), THETA)
+    at.product(torch.stack([THETA, V, THETA]), "loop")
+    at.product(V)
+    assert at.engine == "kept graph"
+    at.product(V)
+    assert at.engine == "split graph"
+
+
+def test_the_first_product_is_the_one_that_was_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hvp, "products_until_recorded", lambda *_: NEVER)
+    calls: list[int] = []
+
+    def counted(theta: Tensor, batch: Any) -> tuple[Tensor, int]:
+        calls.append(len(batch[0]))
+        return logistic(theta, batch)
+
+    products = Products(counted, BATCHES, sample=lambda batch: None)
+    products.product(THETA, THETA.exp())
+    # The work and the precision of the first batch; for each a graph, a product of another kind, the number of terms.
+    assert len(calls) == 2 + 3 * len(BATCHES)
+    calls.clear()
+    products.product(THETA, V)
+    assert calls == []  # what was compared is kept
+
+
+class WrongInOnePlace(torch.autograd.Function):
+    """Sum of cubes whose second derivative is off in the last coordinate alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x**3).sum()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return g * torch.cat([3 * x[:-1] ** 2, 3 * x[-1:].detach() * x[-1:]])
+
+
+def test_a_sparse_first_vector_hides_no_wrong_product() -> None:
+    def loss(theta: Tensor, batch: Any) -> tuple[Tensor, int]:
+        return WrongInOnePlace.apply(theta), 1
+
+    first = torch.eye(6, dtype=torch.float64)[0]
+    with pytest.raises(ValueError, match="the loss"):
+        Products(loss, [()], widened=lambda: (HessianOfBatch(loss), lambda batch: batch)).product(SIX, first)

@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from lowhanging.errors import a_type, argument_message, check_count, check_finite
 from lowhanging.objective.batches import Batches
+from lowhanging.objective.cost import DEFAULT_MICRO_BATCH
 from lowhanging.objective.kernels import differentiable_kernels
 from lowhanging.objective.private_copy import private_copy
 
@@ -253,7 +254,7 @@ def read_pairs(data: Any, p: int | None, device: torch.device) -> tuple[Tensor, 
     """Tokens (n, 2) or (n, 3) and classes (n,), or an error; p is the modulus, where it is known."""
     remedy = "Pass data.train or data.test of lh.modular_addition(p)."
     parts = []
-    for batch in Batches(data, device=device, dtype=torch.float64, micro_batch=None, cache=True):
+    for batch in Batches(data, device=device, dtype=torch.float64, micro_batch=DEFAULT_MICRO_BATCH, cache=True):
         tensors = [x for x in batch if isinstance(x, Tensor)] if isinstance(batch, tuple | list) else []
         shapes = [tuple(x.shape) for x in tensors]
         is_pair = len(shapes) == 2 and len(shapes[0]) == 2 and shapes[0][1] in (2, 3) and len(shapes[1]) == 1

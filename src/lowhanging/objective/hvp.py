@@ -378,6 +378,7 @@ class Products:
         self._batchings: dict[tuple[str, str], Batching] = {}  # by engine and what was asked for
         self._kept: Kept | None = None  # at the theta of the last product; only ever replaced as a whole
         self._count: float | None = None  # of the data alone, so one pass finds it once
+        self._num_batches = 0  # alike
         self.fallback_reason: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -394,10 +395,11 @@ class Products:
 
         def sums() -> Sums:
             total, count = _zeros(theta), 0.0
-            for batch in self._batches:
+            for index, batch in enumerate(self._batches):
                 part, terms = self._loss_sum(theta, batch)
                 total += part
                 count += float(terms)
+                self._num_batches = index + 1
             return [total, count], []
 
         with self._context(), torch.no_grad():
@@ -450,7 +452,7 @@ class Products:
 
             def sums() -> Sums:
                 if checked is not None and len(rows) == 1:  # the product was computed when it was compared
-                    return [], [checked[None]]
+                    return [], [checked[None] if self._ranks is None else checked[None].double()]
                 total, self._kept = self._sum(engine, theta, rows, batching, kept, keep_bytes)
                 return [], [total]
 
@@ -470,7 +472,7 @@ class Products:
     def of(self, batches: Iterable[Any]) -> Products:
         """Those of the same loss on other batches, by the engines that were found right."""
         other = copy.copy(self)
-        other._batches, other._kept, other._count = batches, None, None
+        other._batches, other._kept, other._count, other._num_batches = batches, None, None, 0
         other._engines, other._batchings = dict(list(self._engines.items())[:1]), dict(self._batchings)
         other._recorded_after = None if self._recorded_after is None else NEVER
         return other
@@ -479,8 +481,9 @@ class Products:
         self, engine: ProductEngine, theta: Tensor, rows: Tensor, batching: Batching, kept: Kept, keep_bytes: int
     ) -> tuple[Tensor, Kept]:
         """The products of rows (b, p), summed over the batches that are here; and what is kept now."""
-        total, prepared, num_bytes = _zeros(theta, *rows.shape), list(kept.prepared), kept.num_bytes
-        is_full = False
+        is_one = self._num_batches == 1 and self._ranks is None
+        total = torch.zeros_like(rows) if is_one else _zeros(theta, *rows.shape)
+        prepared, num_bytes, is_full = list(kept.prepared), kept.num_bytes, False
         for index, batch in enumerate(self._batches):
             if index < len(kept.prepared):
                 this = kept.prepared[index]

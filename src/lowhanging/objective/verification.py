@@ -112,7 +112,7 @@ class Verified:
     """What an engine that is right has prepared, and its product."""
 
     kept: Kept
-    total: Tensor  # (p,) float64, the sum over the batches
+    total: Tensor  # (p,) the sum over the batches; float64, if there are several
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Verification:
             ValueError: the engine can't differentiate it twice.
         """
         kept: list[Any] = []
-        used, total = 0, torch.zeros(self._theta.numel(), dtype=torch.float64, device=self._theta.device)
+        used, total = 0, None
         beside = dict(enumerate(graphs.prepared)) if graphs is not None else {}
         for index, batch in enumerate(self._batches):
             try:
@@ -179,10 +179,11 @@ class Verification:
             fault = self._fault_on(engine, prepared, ours, index, batch, beside.pop(index, None))
             if fault is not None:
                 return fault
-            total += ours
+            total = ours if total is None else total.double().add_(ours)  # in float64 where there is a sum
             if engine.keeps and used + size <= keep_bytes and len(kept) == index:
                 kept.append(prepared)
                 used += size
+        assert total is not None  # data without a batch are refused
         return Verified(Kept(self._theta, engine.name, tuple(kept), used), total)
 
     def fault_of_both(self, batch: Any) -> Fault | None:

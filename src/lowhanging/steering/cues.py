@@ -22,6 +22,7 @@ from lowhanging.errors import a_type, argument_message, check_choice, check_fini
 from lowhanging.io import Saved
 from lowhanging.objective.batches import Batches, logits_of
 from lowhanging.objective.checkpoints import Point
+from lowhanging.objective.cost import DEFAULT_MICRO_BATCH
 from lowhanging.objective.kernels import differentiable_kernels
 from lowhanging.objective.objective import AnchoredObjective
 from lowhanging.objective.protocol import Loss, check_loss
@@ -95,8 +96,10 @@ class ConflictControl:
         self.num_examples = len(inputs)
         labels = _checked_labels(targets, self.num_examples)  # (n, cues)
         self.cues = tuple(targets)
-        # Cut and kept like the batches of a loss: micro-batches that fit the cache, on the loss's device.
-        self._batches = Batches((inputs, labels), device=point.device, dtype=point.dtype, micro_batch=None, cache=True)
+        # Cut and kept like the batches of a loss, on the loss's device.
+        self._batches = Batches(
+            (inputs, labels), device=point.device, dtype=point.dtype, micro_batch=DEFAULT_MICRO_BATCH, cache=True
+        )
         self._check_outputs(labels)
 
     def __repr__(self) -> str:
