@@ -30,7 +30,7 @@ from lowhanging.reproduce.settings import Sizes
 from lowhanging.reproduce.store import ResultStore, Row
 from lowhanging.reproduce.themes import cartoons
 from lowhanging.reproduce.themes.curvature import eigenpairs
-from lowhanging.reproduce.themes.learning import CUES, first_images, views_of
+from lowhanging.reproduce.themes.learning import CUES, ENGINE, first_images, views_of
 from lowhanging.reproduce.themes.steering import directions_of
 from lowhanging.steering.cues import MIN_ANSWER_SHIFT, MIN_ASYMMETRY_CHANGE, ConflictControl
 from lowhanging.toys import flat_canyons
@@ -136,7 +136,7 @@ def minimum_of(context: Context) -> Minimum:
 def _first(context: Context, name: str) -> Objective:
     """The loss on the first training images of a view, around the trained weights."""
     view = views_of(context.network.views)[name]
-    return Objective(context.network.model, first_images(view.train, context.sizes.canyon_images))
+    return Objective(context.network.model, first_images(view.train, context.sizes.canyon_images), engine=ENGINE)
 
 
 def _found(make: Callable[[], _T]) -> _T:

@@ -17,7 +17,7 @@ from lowhanging.objective.protocol import Loss
 from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, over_seeds
 from lowhanging.reproduce.context import Context
 from lowhanging.reproduce.store import ResultStore, Row
-from lowhanging.reproduce.themes.learning import TASKS, first_images, views_of
+from lowhanging.reproduce.themes.learning import ENGINE, TASKS, first_images, views_of
 
 THRESHOLDS = (0.1, 1.0, 10.0)
 SMALL = 0.01  # share of all eigenvalues
@@ -38,7 +38,7 @@ def measure(context: Context) -> Row:
     """Counts of eigenvalues and participation ratios, at the minimum and at early epochs."""
     network, sizes, pairs = context.network, context.sizes, pairs_of(context)
     few = {
-        name: Objective(network.model, first_images(view.test, sizes.early_images))
+        name: Objective(network.model, first_images(view.test, sizes.early_images), engine=ENGINE)
         for name, view in views_of(network.views).items()
     }
     epochs = network.run.checkpoint_epochs.tolist()

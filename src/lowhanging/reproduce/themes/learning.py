@@ -14,6 +14,7 @@ from lowhanging.datasets import MNIST, DigitImages, PairedImages, PairedMNIST, P
 from lowhanging.errors import NotConvergedError
 from lowhanging.landscape.minimum import Minimum, polish
 from lowhanging.models import SigmoidCNN
+from lowhanging.objective.hvp import Engine
 from lowhanging.objective.objective import Objective
 from lowhanging.objective.parameters import ParameterSpace
 from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most_of, over_seeds
@@ -26,6 +27,7 @@ CUES = ("number", "pattern")
 TASKS = ("mixed", *CUES)
 READ = 0.8  # accuracy on held-out images from which a cue counts as learned
 CHANCE = 0.1
+ENGINE: Engine = "split graph"  # thousands of products come: they are recorded at once
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def learn(*, source: str, seed: int, sizes: Sizes = SIZES["quick"], store: Resul
 
     run = store.result("training", trained)
     ParameterSpace(model).write(run.checkpoints[-1], model)
-    train_loss = Objective(model, views.mixed.train)
+    train_loss = Objective(model, views.mixed.train, engine=ENGINE)
     notes: list[str] = []
 
     def polished() -> Minimum:
@@ -71,7 +73,7 @@ def learn(*, source: str, seed: int, sizes: Sizes = SIZES["quick"], store: Resul
 
     minimum = store.result("minimum", polished, lambda path: Minimum.load(path, train_loss))
     note = notes[0] if notes else "" if minimum.is_minimum else store.plain("minimum-note", lambda: "not converged")
-    losses = {name: Objective(model, view).at(minimum.theta) for name, view in held_out.items()}
+    losses = {name: Objective(model, view, engine=ENGINE).at(minimum.theta) for name, view in held_out.items()}
     return Learning(seed, views, model, run, minimum, not note, note, losses)
 
 
