@@ -261,3 +261,19 @@ def test_a_minimum_in_float32_is_certified_with_its_rounding() -> None:
     minimum = lh.polish(loss, anchor=0.05, gtol=2e-3, max_drift=10.0, progress=False)
     exact = torch.linalg.eigvalsh(lh.testing.dense_hessian(minimum.objective))
     assert abs(minimum.smallest - float(exact[0])) <= minimum.smallest_residual
+
+
+@pytest.mark.parametrize("name", ["plain", "deep, normed", "cancels 1e4", "cancels 1e5 at the end"])
+def test_the_rounding_of_a_few_examples_bounds_that_of_many(name: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model, inputs, targets = NETS[name](), torch.randn(400, 5), torch.randint(0, 3, (400,))
+    loss = lh.Objective(model, (inputs, targets))
+    assert loss.excerpt().num_examples == 400  # of the loss that it is an excerpt of
+    assert sum(len(x) for x, _ in loss.excerpt().batches) == 32
+    exact = torch.linalg.eigvalsh(lh.testing.dense_hessian(loss))
+    for k in (1, 4, 10):
+        pairs = lh.top_hessian_eigs(loss, k=k, tol=1e-4)
+        assert (nearest_of(pairs, exact) <= pairs.bounds).all()
+        assert pairs.num_products == pairs.num_steps + pairs.num_probe_steps + 1  # the few are no products
+        assert float(pairs.bounds.max()) < 1e-2 * pairs.scale

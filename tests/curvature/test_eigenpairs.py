@@ -19,7 +19,9 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from eigen_scene import Counted, check_pairs, diagonal, nearest, network_spectrum, symmetric, wanted
+from lowhanging.curvature import eigenpairs
 from lowhanging.curvature.eigenpairs import Eigenpairs, _with_canonical_signs, top_eigs, top_hessian_eigs
+from lowhanging.curvature.eigensolver import least_rows
 from lowhanging.curvature.operators import hessian
 from lowhanging.errors import NotConvergedError
 from lowhanging.objective.objective import FunctionObjective, Objective
@@ -368,3 +370,21 @@ def test_a_ready_objective_takes_no_data() -> None:
             top_hessian_eigs(ready, **keyword)
     with pytest.raises(TypeError, match=r"model is a Tensor, expected an nn\.Module or an objective"):
         top_hessian_eigs(torch.eye(3))
+
+
+def test_the_default_memory_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of it, or what k pairs need, if that is less than half."""
+    values = network_spectrum()
+    row, k = 8 * len(values), 10
+    needed = least_rows(k, 0) * row
+    restarts = []
+    for total in (10 * needed, 2.5 * needed, 1.2 * needed):
+        monkeypatch.setattr(eigenpairs, "machine_memory", lambda device, total=total: total)
+        if total < 2 * needed:
+            with pytest.raises(ValueError, match="memory is"):
+                top_eigs(diagonal(values), k=k, tol=1e-8)
+            continue
+        pairs = top_eigs(diagonal(values), k=k, tol=1e-8)
+        assert np.abs(pairs.values.numpy() - values[:k]).max() < 1e-8 * values[0]
+        restarts.append(pairs.num_restarts)
+    assert restarts[0] == 0 < restarts[1]
