@@ -265,9 +265,13 @@ class GraphEngine:
 
     def __init__(self, matrix: BatchMatrix, *, keeps: bool):
         self.matrix, self.keeps = matrix, keeps
+        self.ready: tuple[Tensor, Any, tuple[Any, int]] | None = None  # theta, a batch and what `prepare` made of it
         self.name = "kept graph" if keeps else "double backward"
 
     def prepare(self, theta: Tensor, batch: Any) -> tuple[Any, int]:
+        ready, self.ready = self.ready, None
+        if ready is not None and ready[0] is theta and ready[1] is batch:
+            return ready[2]
         sizes: dict[int, int] = {}
 
         def note(tensor: Tensor) -> tuple[Tensor, int]:
@@ -375,6 +379,7 @@ class Products:
         self._engines: dict[bool, ProductEngine] = {}  # the one before a recording pays, and the one after
         self._recorded_after: int | None = None  # products at one point
         self._engine_name, self._is_cheap = "not chosen yet", False
+        self._plain: GraphEngine | None = None  # with the graph in which the work was counted, until it is used
         self._batchings: dict[tuple[str, str], Batching] = {}  # by engine and what was asked for
         self._kept: Kept | None = None  # at the theta of the last product; only ever replaced as a whole
         self._count: float | None = None  # of the data alone, so one pass finds it once
@@ -383,7 +388,7 @@ class Products:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is kept: a copy of a graph, here or in another process, leads back to nothing."""
-        return vars(self) | {"_kept": None}
+        return vars(self) | {"_kept": None, "_plain": None}
 
     @property
     def engine(self) -> str:
@@ -528,9 +533,12 @@ class Products:
                 return NEVER
         try:
             with Counting() as counting:
-                _, size = GraphEngine(self._matrix, keeps=False).prepare(theta, next(iter(self._batches)))
+                plain, batch = GraphEngine(self._matrix, keeps=True), next(iter(self._batches))
+                prepared = plain.prepare(theta, batch)
         except _UNUSABLE:  # said by the engine itself, later
             return 0
+        plain.ready, size = (theta, batch, prepared), prepared[1]
+        self._plain = plain
         self._is_cheap = counting.work.product * num_batches < _CHEAP
         return products_until_recorded(counting.work, num_batches, len(shapes), size, self._keep_bytes)
 
@@ -629,7 +637,8 @@ class Products:
         if wanted in ("kept graph", "double backward"):
             yield GraphEngine(self._matrix, keeps=wanted == "kept graph")
         if wanted in ("auto", "unrecorded"):
-            yield self._engines.get(False) or GraphEngine(self._matrix, keeps=True)
+            plain, self._plain = self._plain or GraphEngine(self._matrix, keeps=True), None
+            yield self._engines.get(False) or plain
         if wanted in ("auto", "unrecorded", "forward over reverse"):
             yield ForwardEngine(self._matrix)
 
