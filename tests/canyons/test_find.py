@@ -398,7 +398,7 @@ def test_start_counts_budgets_and_determinism():
     first = lh.find_canyons(Counted(), space=space, levels=0.1, num_starts=12, rtol=1e-4, progress=False)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert (first.num_gradients, first.num_products) == (counts["gradients"], counts["products"])
-    assert sum(point.num_gradients for point in first) <= 25 * len(first)
+    assert sum(point.num_gradients for point in first) <= 30 * len(first)  # as docs/choosing.md says
     assert max(point.num_products for point in first) <= 25
     again = lh.find_canyons(loss, space=space, levels=0.1, num_starts=12, rtol=1e-4, progress=False)
     assert len(again) == len(first)

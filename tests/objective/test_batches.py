@@ -28,7 +28,9 @@ X, Y = torch.arange(16.0).reshape(8, 2), torch.arange(8)
 def make(
     data: Any, micro_batch: int | None = None, *, cache: bool = True, dtype: torch.dtype = torch.float32
 ) -> Batches:
-    return Batches(data, device=torch.device("cpu"), dtype=dtype, micro_batch=micro_batch, cache=cache)
+    size_of = lambda examples: 334  # noqa: E731
+    where = {"device": torch.device("cpu"), "dtype": dtype}
+    return Batches(data, **where, micro_batch=micro_batch, cache=cache, size_of=size_of)
 
 
 def random_states() -> bytes:
@@ -180,10 +182,10 @@ def test_empty_batches_are_dropped() -> None:
     assert [len(batch[0]) for batch in make(data, cache=False)] == [5]
 
 
-def test_micro_batches_fit_the_cache_and_divide_the_examples() -> None:
+def test_micro_batches_divide_the_examples_where_they_can() -> None:
     images = torch.zeros(3200, 1, 28, 28)
     sizes = {len(batch[0]) for batch in make((images, torch.zeros(3200, dtype=torch.int64)))}
-    assert sizes == {320}  # at most 334 fit; a divisor, so that there is one shape to record
+    assert sizes == {320}  # at most 334 are wanted; a divisor, so that there is one shape to record
     prime = {len(batch[0]) for batch in make((images[:1009], torch.zeros(1009)))}
     assert prime == {334, 7}
 

@@ -300,12 +300,13 @@ def test_an_objective_costs_two_gradients_and_a_pass_to_make() -> None:
         return seen["forward"], seen["backward"]
 
     x, y = draw(2000, 4), torch.arange(2000) % 3
-    assert cost((x[:100], y[:100])) == (200, 100)  # one batch: outputs for the shapes, and a gradient; nothing is cut
+    # One batch: two and four examples to choose micro-batches, outputs for the shapes, and a gradient; nothing is cut.
+    assert cost((x[:100], y[:100])) == (206, 100)
     forward, backward = cost(DataLoader(TensorDataset(x, y), batch_size=50))
-    assert forward <= 2 * 2000 + 2 * 50  # two gradients, and what the first batch had before
+    assert forward <= 2 * 2000 + 2 * 50 + 6  # two gradients, and what the first batch had before
     assert backward <= 2 * 2000 + 50
     forward, backward = cost(DataLoader(TensorDataset(x, F.one_hot(y).double()), batch_size=50), loss_fn=F.mse_loss)
-    assert forward <= 3 * 2000 + 2 * 50
+    assert forward <= 3 * 2000 + 2 * 50 + 6
     assert backward <= 2 * 2000 + 50
 
 

@@ -1153,7 +1153,7 @@ BAD = {
     "keep_bytes": (
         lambda: Objective(mlp(), (X, CLASSES), keep_bytes=-1),
         ValueError,
-        "keep_bytes is -1, expected a finite number in [0, inf].\nPass bytes: 2 * 2**30 is the default.",
+        "keep_bytes is -1, expected a finite number in [0, inf].\nPass bytes: 2 * 2**30 are 2 GiB.",
     ),
     "iterator without cache": (
         lambda: Objective(mlp(), iter([(X, CLASSES)]), cache=False),

@@ -253,12 +253,12 @@ def test_a_good_model_passes_every_question() -> None:
     assert check.ok
     assert check.problems == []
     assert [one.name for one in check.checks] == NAMES
-    assert check.notes == ("products by split graph",)
+    assert check.notes == ("products by kept graph",)
     assert repr(check) == "ModelCheck(Sequential: ok, 7 checks; print it for the report)"
     lines = str(check).splitlines()
     assert lines[0] == "Sequential: ok"
     assert lines[1] == "  ok       accepted: 24 examples, 52 weights; derivatives on 24 of the examples"
-    assert lines[-1] == "  note     products by split graph"
+    assert lines[-1] == "  note     products by kept graph"
     assert len(lines) == 9
 
 
@@ -310,7 +310,7 @@ def test_training_layers_are_notes_in_eval_mode() -> None:
     assert check.notes == (
         "layer '1' (Dropout) is random in training mode, and is evaluated in eval mode",
         "layer '2' (BatchNorm1d) mixes the examples of a batch in training mode, and is evaluated in eval mode",
-        "products by split graph",
+        "products by kept graph",
     )
     assert model.training
     assert not model[2].num_batches_tracked

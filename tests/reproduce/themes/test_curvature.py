@@ -61,10 +61,10 @@ def test_curvature_goes_on_within_an_eigenproblem(network, measured, tmp_path, m
     def dying(loss):
         """A Hessian whose process is killed when its budget of products is used up."""
         H = real(loss)
-        product = type(H).__matmul__
+        product = type(H).product
 
         class Mortal(type(H)):
-            def __matmul__(self, v):
+            def product(self, v):
                 if left[0] == 0:
                     raise KilledError
                 left[0] -= 1
