@@ -77,13 +77,12 @@ class Peer:
 
 
 def lowhanging(problem: Problem) -> Pairs:
-    """The call that README shows, at the wanted tolerance; for the largest model with room for 14 vectors."""
+    """The call that README shows, at the wanted tolerance."""
     import lowhanging as lh
 
-    note, options = "", {"k": problem.k, "tol": problem.tol, "progress": False}
-    options["memory"] = max(4 * 2**30, 14 * 4 * problem.num_params)  # 4 GiB is the default
+    note = ""
     try:
-        found = lh.top_hessian_eigs(problem.model, problem.batches, **options)
+        found = lh.top_hessian_eigs(problem.model, problem.batches, k=problem.k, tol=problem.tol, progress=False)
     except lh.NotConvergedError as error:
         found, note = error.result, "did not converge"
     problem.products = found.num_products
