@@ -16,7 +16,7 @@ A = torch.tensor([[2.0, 0.3, 0.0], [0.3, 1.0, 0.1], [0.0, 0.1, 0.2]], dtype=torc
 class OwnCurvature:
     """Products with A, which are counted."""
 
-    engine, num_products = "on paper", 0
+    engine, num_products, num_done = "on paper", 0, 0
 
     def __init__(self, matrix: Tensor):
         self.matrix = matrix

@@ -41,6 +41,7 @@ from lowhanging.curvature import eigensolver
 from lowhanging.curvature.eigenpairs import Eigenpairs, top_eigs, top_hessian_eigs
 from lowhanging.curvature.eigensolver import error_bounds, in_clusters
 from lowhanging.errors import NotConvergedError
+from lowhanging.objective import hvp
 
 ROW = 8  # bytes per number
 
@@ -668,3 +669,36 @@ def test_dense_takes_its_products_in_float64_and_in_blocks() -> None:
     assert block.shape == (56, 56)
     assert nearest(top_eigs(block, k=1, tol=1e-10).values.numpy(), np.linalg.eigvalsh(
         lh.testing.dense_hessian(loss)[:56, :56].numpy())).max() < 1e-12  # fmt: skip
+
+
+@pytest.mark.usefixtures("often")
+def test_a_search_that_records_its_products_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded and other products differ by rounding: which they are follows from the products that came before."""
+    monkeypatch.setattr(hvp, "products_until_recorded", lambda *_: 9)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.Tanh(), torch.nn.Linear(12, 3))
+    data = torch.randn(40, 6), torch.arange(40) % 3
+    loss = lh.Objective(model, data)
+    H = lh.hessian(loss)
+    whole = top_eigs(H, 5, tol=1e-4, resume=tmp_path / "whole.npz")
+    assert (whole.engine, whole.num_steps > 12) == ("split graph", True)
+    again = top_eigs(H, 5, tol=1e-4, resume=tmp_path / "again.npz")  # the map was used before
+    assert torch.equal(again.vectors, whole.vectors)
+    product = type(H).product
+    for after in (4, 8, 12):
+        path, left = tmp_path / f"{after}.npz", [after]
+
+        def dying(self: Any, v: Tensor, left: list[int] = left) -> Tensor:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return product(self, v)
+
+        monkeypatch.setattr(type(H), "product", dying)
+        with pytest.raises(KeyboardInterrupt):
+            top_eigs(lh.hessian(lh.Objective(model, data)), 5, tol=1e-4, resume=path)
+        monkeypatch.setattr(type(H), "product", product)
+        pairs = top_eigs(lh.hessian(lh.Objective(model, data)), 5, tol=1e-4, resume=path)
+        assert torch.equal(pairs.values, whole.values)
+        assert torch.equal(pairs.vectors, whole.vectors)

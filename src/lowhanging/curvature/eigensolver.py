@@ -225,14 +225,8 @@ def _random_row(space: KrylovSpace) -> Tensor:
 PROBE_SHARE = 0.1  # of the steps of the search, for the second chain, which takes three at least
 _NEAR = 3.0  # tolerances that a known span may leak: measured on networks, where the two ways cost the same
 _AT_ONCE = 32  # known vectors multiplied in one block
-_KEPT = (
-    "noise",
-    "num_probe_steps",
-    "last_probe",
-    "num_resuming",
-    "num_known",
-    "num_kept",
-)  # numbers of a search that its file holds
+# Numbers of a search that its file holds.
+_KEPT = ("noise", "num_probe_steps", "last_probe", "num_resuming", "num_known", "num_kept")
 
 
 @dataclass(frozen=True)
@@ -322,6 +316,7 @@ class _Search:
             taken = self.num_resuming  # it took them to know that the file is of this map
             for name in _KEPT:
                 setattr(self, name, saved[name])
+            self.operator.num_done = saved["num_done"]
             self.probed, self.is_resumed = saved.get("probed"), True
             self.num_resuming += taken
             self.operator.num_products += saved["num_products"]
@@ -335,7 +330,8 @@ class _Search:
             numbers: dict[str, Any] = {name: getattr(self, name) for name in _KEPT}
             if self.probed is not None:
                 numbers["probed"] = self.probed
-            self.file.write_if_due(self.space, {**numbers, "num_products": self.spent}, now=now)
+            numbers |= {"num_products": self.spent, "num_done": self.operator.num_done}
+            self.file.write_if_due(self.space, numbers, now=now)
 
     def until(self, tol: float) -> str | None:
         """Grow until k pairs hold and nothing else can be among them; None, or the kind of failure."""

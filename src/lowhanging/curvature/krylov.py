@@ -46,6 +46,7 @@ class SymmetricMap(Protocol):
     dtype: torch.dtype
     device: torch.device
     num_products: int
+    num_done: int  # products at one point, from which follows how the next is computed
 
     def product(self, vector: Tensor) -> Tensor:
         """H v, (p,) -> (p,)."""

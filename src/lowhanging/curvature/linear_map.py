@@ -42,10 +42,21 @@ class CountedMap:
         self.dtype: torch.dtype = kind
         self.device = torch.device("cpu") if self.takes_numpy else torch.device(getattr(operator, "device", "cpu"))
         self.num_products = 0
+        self.num_done = 0  # the same call gives the same bits, whatever the map was used for before
         if isinstance(operator, np.ndarray):
             _check_symmetric(torch.from_numpy(operator.astype(np.float64)), ASYMMETRY[kind])
         elif isinstance(operator, Tensor) and operator.layout == torch.strided:
             _check_symmetric(operator.detach(), ASYMMETRY[kind])
+
+    @property
+    def num_done(self) -> int:
+        """As of `SymmetricOperator`; 0 for the maps of others."""
+        return self.operator.num_done if isinstance(self.operator, SymmetricOperator) else 0
+
+    @num_done.setter
+    def num_done(self, num: int) -> None:
+        if isinstance(self.operator, SymmetricOperator):
+            self.operator.num_done = num
 
     @torch.no_grad()
     def product(self, vector: Tensor) -> Tensor:

@@ -47,11 +47,13 @@ class SymmetricOperator(ABC):
     Attributes:
         shape: (p, p).
         dtype, device: of the vectors.
+        num_done: products so far, from which follows when they are recorded; 0 for the bits of a new map.
     """
 
     shape: tuple[int, int]
     dtype: torch.dtype
     device: torch.device
+    num_done: int
     __array_ufunc__ = None  # NumPy's scalars and arrays leave arithmetic to the methods below
 
     @property
@@ -197,6 +199,17 @@ class OperatorSum(SymmetricOperator):
         engines = [str(getattr(part, "engine", "")) for _, part in self.terms]
         return " + ".join(dict.fromkeys(engine for engine in engines if engine)) or "dense"
 
+    @property
+    def num_done(self) -> int:
+        """Of the terms."""
+        return max(part.num_done if isinstance(part, SymmetricOperator) else 0 for _, part in self.terms)
+
+    @num_done.setter
+    def num_done(self, num: int) -> None:
+        for _, part in self.terms:
+            if isinstance(part, SymmetricOperator):
+                part.num_done = num
+
     def double(self) -> OperatorSum:
         """The sum of the same terms in float64."""
         return OperatorSum([(c, part.double() if hasattr(part, "double") else part) for c, part in self.terms])
@@ -307,6 +320,15 @@ class LossMatrix(SymmetricOperator):
     def block(self) -> str:
         """How blocks of columns are multiplied, "loop" or "vmap"; chosen at the first."""
         return self._curvature.block(self._wanted_block)
+
+    @property
+    def num_done(self) -> int:
+        """Products so far."""
+        return self._curvature.num_done
+
+    @num_done.setter
+    def num_done(self, num: int) -> None:
+        self._curvature.num_done = num
 
     def double(self) -> LossMatrix:
         """The same matrix of the same loss in float64, at the same point: a copy of model and data."""

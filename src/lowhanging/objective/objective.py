@@ -597,12 +597,20 @@ def _is_same(a: Any, b: Any) -> bool:
     return not is_pair or torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Shifted:
     """A matrix plus a multiple of the identity."""
 
     inner: Curvature
     shift: float
+
+    @property
+    def num_done(self) -> int:
+        return self.inner.num_done
+
+    @num_done.setter
+    def num_done(self, num: int) -> None:
+        self.inner.num_done = num
 
     @property
     def engine(self) -> str:

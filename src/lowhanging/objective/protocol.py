@@ -28,6 +28,8 @@ BufferRule = Literal["fixed", "recalibrate"]  # of a point that comes without it
 class Curvature(Protocol):
     """A matrix of second derivatives of a loss at one point, for vectors that were checked and are nobody else's."""
 
+    num_done: int  # products so far, from which follows how the next is computed; 0 begins anew
+
     @property
     def engine(self) -> str:
         """How products are computed."""
