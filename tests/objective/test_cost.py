@@ -91,3 +91,18 @@ def test_a_model_that_takes_no_few_examples_gets_a_default() -> None:
 
 def test_the_machine_has_some_memory() -> None:
     assert 2**28 < machine_memory(torch.device("cpu")) < 2**50
+
+
+def test_a_measured_micro_batch_is_near_the_predicted_one_and_gives_the_same_numbers() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 50), nn.Tanh(), nn.Linear(50, 10)).double()
+    data = torch.randn(300, 8, dtype=torch.float64), torch.randint(10, (300,))
+    loss, plain = lh.Objective(model, data, micro_batch="measure"), lh.Objective(model, data)
+    largest = loss._terms.largest_batch
+    assert largest is not None
+    assert 1 <= largest <= 300
+    assert f"300 examples in batches of {largest}" in repr(loss)
+    v = torch.randn(loss.num_params, dtype=torch.float64)
+    torch.testing.assert_close(loss.hvp(loss.theta0, v), plain.hvp(loss.theta0, v), rtol=1e-11, atol=1e-13)
+    with pytest.raises(ValueError, match="micro_batch is 'fast', expected"):
+        lh.Objective(model, data, micro_batch="fast")  # type: ignore[arg-type]

@@ -747,7 +747,8 @@ def test_double_is_around_the_same_point() -> None:
 
 def test_repr_is_one_line() -> None:
     objective = kept(mlp(), (X, CLASSES))
-    expected = "Objective(Sequential, 44 parameters, 8 examples, cross_entropy, mode='eval', engine='not chosen yet')"
+    expected = "Objective(Sequential, 44 parameters, 8 examples in batches of 8, cross_entropy, "
+    expected += "mode='eval', engine='not chosen yet')"
     assert repr(objective) == expected
     assert objective.fallback_reason is None
     assert repr(AnchoredObjective(objective, objective.theta0, 0.01)) == f"AnchoredObjective({expected}, epsilon=0.01)"

@@ -46,6 +46,7 @@ from lowhanging.errors import (
 from lowhanging.io import Saved, digest
 from lowhanging.objective.cost import machine_memory
 from lowhanging.objective.distributed import is_silent
+from lowhanging.objective.model_loss import MicroBatch
 from lowhanging.objective.objective import Objective
 from lowhanging.objective.parameters import Parameters
 from lowhanging.objective.protocol import Loss
@@ -410,7 +411,7 @@ def top_hessian_eigs(
     mode: Literal["eval", "as_is"] = "eval",
     device: torch.device | str | None = None,
     cache: bool = True,
-    micro_batch: int | None = None,
+    micro_batch: MicroBatch | None = None,
     distributed: bool | torch.distributed.ProcessGroup | None = None,
     parameters: Parameters | None = None,
     **options: Unpack[SearchOptions],

@@ -108,6 +108,11 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         return iter(self._kept) if self._kept is not None else self._read_again()
 
+    @property
+    def largest(self) -> int | None:
+        """Examples in the largest batch; None where none is kept."""
+        return max(map(num_examples, self._kept)) if self._kept else None
+
     def as_yielded(self, batch: Any) -> Any:
         """A kept dict as a mapping of its own, for a caller who may `pop` from it or read `batch.input_ids`."""
         return self._source.mapping(batch) if isinstance(batch, dict) else batch

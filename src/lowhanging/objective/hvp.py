@@ -600,12 +600,15 @@ class Products:
         faults: list[Fault] = []
         failures: list[Exception] = []
         for engine in self._candidates(wanted):
-            graphs = self._kept
-            is_graphs = (
-                graphs is not None and engine.route == "recorded" and graphs.is_of(self._engines.get(False), theta)
-            )
+            graphs = {}
+            if (
+                engine.route == "recorded"
+                and self._kept is not None
+                and self._kept.is_of(self._engines.get(False), theta)
+            ):
+                graphs, self._kept = dict(enumerate(self._kept.prepared)), None  # so that each is freed when used
             try:
-                found = verification.verified(engine, self._keep_bytes, graphs if is_graphs else None)
+                found = verification.verified(engine, self._keep_bytes, graphs)
             except CannotSplitError as error:
                 if wanted == "split graph":
                     received = f"is 'split graph', which fails on this loss ({error})"

@@ -13,9 +13,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lowhanging.errors import NotSmoothWarning, argument_message, check_finite
+from lowhanging.errors import NotSmoothWarning, argument_message, check_choice, check_finite
 from lowhanging.objective import checks
 from lowhanging.objective.batches import (
     MAX_BATCHES,
@@ -55,6 +56,7 @@ from lowhanging.objective.random_state import draws_so_far, untouched_random_sta
 LossFn = Callable[[Any, Any], Tensor]
 BatchLoss = Callable[[Any, Any], tuple[Tensor, Any]]
 
+MicroBatch = int | Literal["measure"]
 _SAMPLE, _SAMPLE_SECONDS = 32, 0.02  # examples of a sample: so many, or what a product takes so long for
 _MOST_WEIGHTS = 10_000_000  # of models that are copied in float64 without being asked
 _OF_TORCH = {"_flat_weights", "_flat_weight_refs"}  # attributes: recurrent layers list their weights anew
@@ -77,7 +79,7 @@ class ModelLoss:
         mode: str,
         device: torch.device | str | None,
         cache: bool,
-        micro_batch: int | None,
+        micro_batch: MicroBatch | None,
         max_batches: int | None = MAX_BATCHES,
         ranks: Ranks | None = None,
         shard: tuple[int, int] | None = None,
@@ -96,11 +98,16 @@ class ModelLoss:
         function = self.loss_fn if batch_loss is None else batch_loss
         self.name = getattr(function, "__name__", type(function).__name__)
         self.ranks = ranks
-        self._wanted = micro_batch
+        is_measured = isinstance(micro_batch, str)
+        if is_measured:
+            check_choice("micro_batch", micro_batch, ("measure",))
+        size = None if isinstance(micro_batch, str) else micro_batch
+        self._wanted = size
         batches = Batches(
-            data, device=self.space.device, dtype=self.space.dtype, micro_batch=micro_batch, cache=cache, shard=shard,
+            data, device=self.space.device, dtype=self.space.dtype, micro_batch=size, cache=cache, shard=shard,
             # A batch_loss may know the other examples of its batch: it gets the batches as they come.
-            size_of=self._micro_batch if batch_loss is None else None, max_batches=max_batches,
+            size_of=(self._quickest if is_measured else self._micro_batch) if batch_loss is None else None,
+            max_batches=max_batches,
         )  # fmt: skip
         self.batches: Iterable[Any] = batches
         self._as_yielded = batches.as_yielded
@@ -145,6 +152,21 @@ class ModelLoss:
             return DEFAULT_MICRO_BATCH
         two, four = works
         return micro_batch(two, four, self.space.num_params)
+
+    def _quickest(self, examples: Any) -> int:
+        """The quickest for a gradient among sizes around `_micro_batch`'s, by a clock."""
+        total, start = num_examples(examples), self._micro_batch(examples)
+        seconds: dict[int, float] = {}
+        for size in sorted({max(1, min(total, int(start * factor))) for factor in (0.25, 0.5, 1, 2, 4)}):
+            part = tree_map(lambda leaf, size=size: leaf[:size], examples)
+            runs = []
+            for _ in range(3):  # the first loads what later ones find
+                begun = time.perf_counter()
+                with contextlib.suppress(Exception):  # as above
+                    self._slope(self.theta0)(part)
+                runs.append(time.perf_counter() - begun)
+            seconds[size] = min(runs[1:]) / size
+        return min(seconds, key=seconds.__getitem__)
 
     def outputs(self, theta: Tensor, batch: Any) -> Any:
         """What `loss_fn` is given first: the model's outputs for a batch, as they are; the default loss, its logits."""
@@ -270,6 +292,11 @@ class ModelLoss:
         other = copy.copy(self)
         other.batches = [self.sample(next(iter(self.batches)))]
         return other
+
+    @property
+    def largest_batch(self) -> int | None:
+        """Examples in the largest batch; None where batches are read anew on every pass."""
+        return self.batches.largest if isinstance(self.batches, Batches) else None
 
     @property
     def can_be_widened(self) -> bool:

@@ -34,7 +34,7 @@ from lowhanging.objective.hvp import (
     ProductsAt,
 )
 from lowhanging.objective.kernels import ONE_AT_A_TIME, GraphWhereNeeded, differentiable_kernels
-from lowhanging.objective.model_loss import BatchLoss, LossFn, ModelLoss, OutputLoss, widened_batch
+from lowhanging.objective.model_loss import BatchLoss, LossFn, MicroBatch, ModelLoss, OutputLoss, widened_batch
 from lowhanging.objective.parameters import ParameterSpace
 from lowhanging.objective.protocol import (
     Block,
@@ -197,7 +197,8 @@ class Objective(_Loss):
         cache: False re-reads `data` on each pass (data too large to keep) and checks that the passes agree.
         micro_batch: examples evaluated at once; by default what fits a processor's cache, where joining and cutting
             changes neither the value nor the gradient of any batch, and else the batches as they come. A `batch_loss`
-            is cut only on request.
+            is cut only on request. "measure" takes the quickest by a clock, so that the same call may give other bits;
+            `repr` says how many it was.
         max_batches: of data that do not tell how many batches they have; more are taken for a loader that never ends.
             None for no bound.
         engine: how Hessian products are computed, see `lowhanging.objective.hvp`; `objective.engine` says what runs.
@@ -247,7 +248,7 @@ class Objective(_Loss):
         mode: Literal["eval", "as_is"] = "eval",
         device: torch.device | str | None = None,
         cache: bool = True,
-        micro_batch: int | None = None,
+        micro_batch: MicroBatch | None = None,
         max_batches: int | None = MAX_BATCHES,
         engine: Engine = "auto",
         keep_bytes: int | None = None,
@@ -310,6 +311,8 @@ class Objective(_Loss):
 
     def __repr__(self) -> str:
         size = f"{self.num_params:,} parameters, {self.num_examples:,} examples"
+        largest = self._terms.largest_batch
+        size += "" if largest is None else f" in batches of {largest:,}"
         size += f", {self.ranks}" if self.ranks is not None else ""
         how = f"{self._terms.name}, mode={self._terms.mode!r}, engine={self.engine!r}"
         how += "" if self._whose_buffers == "own" or self.buffers == "none" else f", buffers={self.buffers!r}"

@@ -154,10 +154,10 @@ class Verification:
         is_single = theta.dtype == torch.float32
         self._prefers_differences = prefers_differences and is_smooth and is_single and widened is not None
 
-    def verified(self, engine: ProductEngine, keep_bytes: int, graphs: Kept | None = None) -> Verified | Fault:
+    def verified(self, engine: ProductEngine, keep_bytes: int, graphs: dict[int, Any]) -> Verified | Fault:
         """What the engine has prepared for the first batches, and its product; or what is wrong with that.
 
-        `graphs` are those of the first batches in reverse, if there are some: each is used once and let go.
+        `graphs` are those of some batches in reverse, by number: each is used once and let go.
 
         Raises:
             CannotSplitError: the engine can't record the loss.
@@ -165,7 +165,6 @@ class Verification:
         """
         kept: list[Any] = []
         used, total = 0, None
-        beside = dict(enumerate(graphs.prepared)) if graphs is not None else {}
         for index, batch in enumerate(self._batches):
             try:
                 prepared, size = engine.prepare(self._theta, batch)
@@ -176,7 +175,7 @@ class Verification:
                 if engine.route != "recorded":
                     raise
                 raise CannotSplitError(f"the recording fails on batch {index}: {failure}") from failure
-            fault = self._fault_on(engine, prepared, ours, index, batch, beside.pop(index, None))
+            fault = self._fault_on(engine, prepared, ours, index, batch, graphs.pop(index, None))
             if fault is not None:
                 return fault
             total = ours if total is None else total.double().add_(ours)  # in float64 where there is a sum
