@@ -22,8 +22,8 @@ from torch.func import functional_call, jacrev
 from lowhanging.curvature.operators import GaussNewton, gauss_newton, hessian
 from lowhanging.errors import NotSmoothWarning
 from lowhanging.objective.kernels import differentiable_kernels
-from lowhanging.objective.model_loss import OutputLoss
 from lowhanging.objective.objective import AnchoredObjective, FunctionObjective, Objective
+from lowhanging.objective.output_loss import OutputLoss
 from lowhanging.testing import dense_hessian
 
 pytestmark = pytest.mark.usefixtures("recorded")

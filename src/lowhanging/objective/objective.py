@@ -34,7 +34,8 @@ from lowhanging.objective.hvp import (
     ProductsAt,
 )
 from lowhanging.objective.kernels import ONE_AT_A_TIME, GraphWhereNeeded, differentiable_kernels
-from lowhanging.objective.model_loss import BatchLoss, LossFn, MicroBatch, ModelLoss, OutputLoss, widened_batch
+from lowhanging.objective.model_loss import BatchLoss, LossFn, MicroBatch, ModelLoss, widened_batch
+from lowhanging.objective.output_loss import OutputLoss
 from lowhanging.objective.parameters import ParameterSpace
 from lowhanging.objective.protocol import (
     Block,
