@@ -1,7 +1,7 @@
 """Losses as pure functions of a flat weight vector theta (p,), with their gradients and products.
 
-Inside, downwards: parameters, kernels, random_state, distributed, private_copy, batches, checks, split_graph,
-checkpoints, verification, protocol, hvp, model_loss, objective.
+Inside, downwards: parameters, cost, kernels, random_state, distributed, private_copy, batches, checks, split_graph,
+checkpoints, verification, blocks, protocol, hvp, model_loss, output_loss, objective.
 """
 
 from lowhanging.objective.checkpoints import Checkpoint

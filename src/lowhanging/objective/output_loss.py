@@ -1,7 +1,7 @@
 """A model's loss cut at its outputs: what a Gauss-Newton matrix is made of.
 
-With a `loss_fn` the cut is where it is called; a `batch_loss` is cut where it calls the model, and must reach the weights
-through what that call returns alone.
+With a `loss_fn` the cut is where it is called; a `batch_loss` is cut where it calls the model, and must reach the
+weights through what that call returns alone.
 """
 
 from __future__ import annotations
