@@ -1,11 +1,12 @@
 """Predicted seconds of a product, and when a recording of it pays: from shapes alone, never from a clock.
 
-    kept graph    2 m / M + 2 c / C + b / B + 2 n t      for m and c flops of matrix products and convolutions,
-    recorded      that less s b + u n                    b bytes that other operations write, and n operations
+    kept graph    2 m / M + 2 c / C + b / B + 2 n t
+    recorded      that less s b + u n - l d
     recording     r + q n, and one product by the kept graph
 
-m, c, b and n are counted in the gradient of the first batch. The constants were fitted to the networks of
-`benchmarks/curvature_tasks.py` on one core of an x86 processor with AVX-512 (`benchmarks/products.py` prints both, and
+for m and c flops of matrix products and convolutions, n operations, and b bytes that the others of them write, d of
+these by layer norms, which a recording takes apart. They are counted in the gradient of the first batch. The constants were
+fitted to the networks of `benchmarks/curvature_tasks.py` on one core of an x86 processor with AVX-512 (`benchmarks/products.py` prints both, and
 what was measured). Only ratios matter, so other processors choose nearly as well; the same loss chooses alike on all.
 
 Until a recording pays, products go by the kept graph, and it is made once what it would have saved so far exceeds what
@@ -29,10 +30,16 @@ from torch.utils.flop_counter import flop_registry
 
 NEVER = 2**62
 
+_aten = torch.ops.aten
+_NORMS = (
+    _aten.native_layer_norm, _aten.native_layer_norm_backward,
+    _aten.native_group_norm, _aten.native_group_norm_backward,
+)  # fmt: skip
+
 _MATRIX_FLOPS, _CONVOLUTION_FLOPS = 1.8e11, 1.0e11  # M, C: per second
 _BYTES = 1.0e9  # B: per second, read again and written by the second derivative
 _OPERATION = 1.0e-5  # t: seconds to start one
-_SAVED_PER_BYTE, _SAVED_PER_OPERATION = 0.4e-9, 5.0e-6  # s, u: seconds
+_SAVED_PER_BYTE, _SAVED_PER_OPERATION, _LOST_PER_NORM_BYTE = 0.4e-9, 5.0e-6, 4.0e-9  # s, u, l: seconds
 _RECORDED_BYTES = 2.0  # of those of the graph
 _RECORDING, _RECORDING_PER_OPERATION = 0.5, 5.0e-3  # r, q: seconds
 _SHARE_OF_CACHE = 3.0e5  # bytes that one operation writes: its operands then stay in a core's cache
@@ -51,6 +58,7 @@ class Work:
     num_bytes: float  # written by other operations
     num_operations: int
     speedup: float = 1.0  # of flops and bytes, by the device
+    norm_bytes: float = 0.0  # of those bytes
 
     @property
     def gradient(self) -> Work:
@@ -67,7 +75,8 @@ class Work:
     @property
     def saved(self) -> float:
         """Seconds that a recorded product saves."""
-        return self.num_bytes * _SAVED_PER_BYTE / self.speedup + self.num_operations * _SAVED_PER_OPERATION
+        by_bytes = self.num_bytes * _SAVED_PER_BYTE - self.norm_bytes * _LOST_PER_NORM_BYTE
+        return by_bytes / self.speedup + self.num_operations * _SAVED_PER_OPERATION
 
     @property
     def recording(self) -> float:
@@ -124,7 +133,7 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._flops = {"matrix": 0.0, "convolution": 0.0}
-        self._num_bytes, self._num_operations, self._is_gpu = 0.0, 0, False
+        self._num_bytes, self._norm_bytes, self._num_operations, self._is_gpu = 0.0, 0.0, 0, False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run it, and add what it took."""
@@ -138,7 +147,9 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._flops[kind] += flop_registry[packet](*args, **kwargs, out_val=out)
         elif not func.is_view:
             written = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-            self._num_bytes += sum(leaf.numel() * leaf.element_size() for leaf in written)
+            num_bytes = sum(leaf.numel() * leaf.element_size() for leaf in written)
+            self._num_bytes += num_bytes
+            self._norm_bytes += num_bytes if packet in _NORMS else 0
             self._is_gpu = self._is_gpu or any(leaf.device.type != "cpu" for leaf in written)
         return out
 
@@ -146,4 +157,5 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def work(self) -> Work:
         """What has run so far."""
         speedup = _GPU if self._is_gpu else 1.0
-        return Work(self._flops["matrix"], self._flops["convolution"], self._num_bytes, self._num_operations, speedup)
+        flops = self._flops["matrix"], self._flops["convolution"]
+        return Work(*flops, self._num_bytes, self._num_operations, speedup, self._norm_bytes)
