@@ -5,9 +5,10 @@
     recording     r + q n, and one product by the kept graph
 
 for m and c flops of matrix products and convolutions, n operations, and b bytes that the others of them write, d of
-these by layer norms, which a recording takes apart. They are counted in the gradient of the first batch. The constants were
-fitted to the networks of `benchmarks/curvature_tasks.py` on one core of an x86 processor with AVX-512 (`benchmarks/products.py` prints both, and
-what was measured). Only ratios matter, so other processors choose nearly as well; the same loss chooses alike on all.
+these by layer norms, which a recording takes apart. They are counted in the gradient of the first batch. The constants
+were fitted to the networks of `benchmarks/curvature_tasks.py` on one core of an x86 processor with AVX-512
+(`benchmarks/products.py` prints both, and what was measured). Only ratios matter, so other processors choose nearly as
+well; the same loss chooses alike on all.
 
 Until a recording pays, products go by the kept graph, and it is made once what it would have saved so far exceeds what
 it costs: never more than about twice the best choice in hindsight (ski rental).
