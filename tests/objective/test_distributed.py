@@ -83,7 +83,8 @@ def test_shards_are_those_asked_for(both: list[dict[str, Any]], expected: dict[s
         words = both[rank]["words"]
         assert words["num_examples"] == 23
         assert sum(words["batches"]) == length
-        assert f"23 examples, rank {rank} of 2, cross_entropy" in words["repr"]
+        pattern = rf"23 examples in batches of \d+, rank {rank} of 2, cross_entropy"
+        assert re.search(pattern, words["repr"]) is not None
         assert "rank" not in words["local"]
         settings: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float64, "cache": True}
         kept = Batches(scene.data(), micro_batch=5, shard=(rank, 2), **settings)
