@@ -310,8 +310,8 @@ def top_eigs(
             an eigendecomposition in float64, for p up to 5,000.
         on_failure: "raise", or "warn" to get what was found, with a RuntimeWarning.
         memory: bytes for the basis and its products, 2 p numbers per step (p when that is too much); by default a
-            quarter of what the machine has, more only where k pairs need it. While it grows, and for the k vectors at
-            the end, up to as much again is held for a moment.
+            quarter of what the machine has, more only where k pairs need it. While it grows beyond 256 steps (32 on a
+            GPU) up to as much again is held for a moment, and the k vectors at the end.
         warm_start: vectors that are nearly right, such as the pairs of the last checkpoint (or a Subspace, or rows
             (j, p)). Where H hardly changed, one product for each of them, and 10 more, will do; where it did, the
             search is a little shorter than one from nothing.

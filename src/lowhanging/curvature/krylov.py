@@ -206,7 +206,9 @@ class KrylovSpace:
         capacity = len(self.rows)
         if needed <= capacity:
             return True
-        wanted = min(max(2 * capacity, needed, 32), self.operator.size)
+        # On a CPU rows that were never written take no memory: with many of them there is nothing to copy later.
+        least = 256 if self.rows.device.type == "cpu" else 32
+        wanted = min(max(2 * capacity, needed, least), self.operator.size)
         if self.products is not None and 2 * needed > self.max_rows:
             self.products = None
         capacity = min(wanted, self.max_rows if self.products is None else self.max_rows // 2)
