@@ -474,7 +474,10 @@ class _Search:
         return None
 
     def missed(self, ritz: Ritz) -> tuple[float, float]:
-        """What the second chain excludes: see `Eigenpairs.missed_excess` and `missed_probability`."""
+        """What the second chain excludes: see `Eigenpairs.missed_excess` and `missed_probability`.
+
+        As if it had begun at a uniformly random vector; that its start is mixed with the residual block is left out.
+        """
         if self.space.is_full:
             return 0.0, 0.0
         ends = {"LA": (1.0,), "SA": (-1.0,)}.get(self.which, (1.0, -1.0))

@@ -64,8 +64,8 @@ class Work:
     @property
     def gradient(self) -> Work:
         """The work of a gradient with its graph, where this is that of the value."""
-        forward, back = (3 * flops for flops in (self.matrix_flops, self.convolution_flops))
-        return Work(forward, back, 4 * self.num_bytes, 5 * self.num_operations, self.speedup)
+        flops = 3 * self.matrix_flops, 3 * self.convolution_flops
+        return Work(*flops, 4 * self.num_bytes, 5 * self.num_operations, self.speedup)
 
     @property
     def product(self) -> float:

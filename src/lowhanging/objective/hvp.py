@@ -542,13 +542,13 @@ class Products:
         self._is_cheap = counting.work.product * num_batches < _CHEAP
         return products_until_recorded(counting.work, num_batches, len(shapes), size, self._keep_bytes)
 
-    def _agreed_engine(self, theta: Tensor, is_recorded: bool, v: Tensor | None) -> tuple[ProductEngine, Tensor]:
-        """The engine that is right on the batches of every rank, and its sum of products with v."""
+    def _agreed_engine(self, theta: Tensor, is_recorded: bool, v: Tensor | None) -> tuple[ProductEngine, Tensor | None]:
+        """The engine that is right on the batches of every rank, and its sum of products with v, if that is known."""
         is_plain = self._wanted == "auto" and not is_recorded
         wanted = "unrecorded" if is_plain else str(self._wanted)
         if self._ranks is None:
             return self._choose(theta, wanted, v)
-        chosen: list[tuple[ProductEngine, Tensor]] = []
+        chosen: list[tuple[ProductEngine, Tensor | None]] = []
 
         def choose(wanted: str) -> int:
             if not chosen or chosen[-1][0].name != wanted:
@@ -578,8 +578,8 @@ class Products:
             self._batchings[key] = LOOP if is_loop else chosen[0]
         return self._batchings[key]
 
-    def _choose(self, theta: Tensor, wanted: str, v: Tensor | None = None) -> tuple[ProductEngine, Tensor]:
-        """The wanted engine, or the first of all, whose products are right on every batch here; and their sum."""
+    def _choose(self, theta: Tensor, wanted: str, v: Tensor | None = None) -> tuple[ProductEngine, Tensor | None]:
+        """The wanted engine, or the first of all, whose products are right on every batch here; their sum, if new."""
         self._check_gradient()
         verification = Verification(
             self._matrix,
@@ -599,13 +599,12 @@ class Products:
             raise verification.refusal([fault])
         faults: list[Fault] = []
         failures: list[Exception] = []
+        plain = self._engines.get(False)
         for engine in self._candidates(wanted):
             graphs = {}
-            if (
-                engine.route == "recorded"
-                and self._kept is not None
-                and self._kept.is_of(self._engines.get(False), theta)
-            ):
+            if engine is plain:  # found right before, and what came first is not
+                return engine, None
+            if engine.route == "recorded" and self._kept is not None and self._kept.is_of(plain, theta):
                 graphs, self._kept = dict(enumerate(self._kept.prepared)), None  # so that each is freed when used
             try:
                 found = verification.verified(engine, self._keep_bytes, graphs)
