@@ -104,5 +104,7 @@ def test_a_measured_micro_batch_is_near_the_predicted_one_and_gives_the_same_num
     assert f"300 examples in batches of {largest}" in repr(loss)
     v = torch.randn(loss.num_params, dtype=torch.float64)
     torch.testing.assert_close(loss.hvp(loss.theta0, v), plain.hvp(loss.theta0, v), rtol=1e-11, atol=1e-13)
+    with pytest.raises(ValueError, match="micro_batch is 'measure' with a batch_loss"):
+        lh.Objective(model, data, batch_loss=lambda m, b: (m(b[0]).square().sum(), len(b[0])), micro_batch="measure")
     with pytest.raises(ValueError, match="micro_batch is 'fast', expected"):
         lh.Objective(model, data, micro_batch="fast")  # type: ignore[arg-type]

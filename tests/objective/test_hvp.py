@@ -648,6 +648,23 @@ def test_a_recording_that_fails_when_it_pays_leaves_the_graph(monkeypatch: pytes
     assert products.fallback_reason is not None
 
 
+def test_the_graph_is_not_compared_again_when_a_recording_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hvp, "products_until_recorded", lambda *_: 2)
+    compared: list[str] = []
+    verified = hvp.Verification.verified
+
+    def noted(self: Any, engine: Any, *rest: Any) -> Any:
+        compared.append(engine.name)
+        if engine.name == "split graph":
+            raise CannotSplitError("no")
+        return verified(self, engine, *rest)
+
+    monkeypatch.setattr(hvp.Verification, "verified", noted)
+    assert engines_of(Products(logistic, BATCHES), THETA, 5)[-1] == "kept graph"
+    ours = [name for name in compared if name != "double backward"]  # the reference's
+    assert ours == ["kept graph", "split graph"]
+
+
 def test_a_block_counts_as_many_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hvp, "products_until_recorded", lambda *_: 4)
     at = ProductsAt(Products(logistic, BATCHES), THETA)

@@ -478,7 +478,7 @@ class Products:
         """Those of the same loss on other batches, by the engines that were found right."""
         other = copy.copy(self)
         other._batches, other._kept, other._count, other._num_batches = batches, None, None, 0
-        other._engines, other._batchings = dict(list(self._engines.items())[:1]), dict(self._batchings)
+        other._engines, other._batchings = dict(self._engines), dict(self._batchings)
         other._recorded_after = None if self._recorded_after is None else NEVER
         return other
 

@@ -101,6 +101,10 @@ class ModelLoss:
         is_measured = isinstance(micro_batch, str)
         if is_measured:
             check_choice("micro_batch", micro_batch, ("measure",))
+            if batch_loss is not None:
+                received = "is 'measure' with a batch_loss, which may know the other examples of its batch"
+                remedy = "Pass how many examples, or leave it out."
+                raise ValueError(argument_message("micro_batch", received, "a number, or a loss_fn", remedy))
         size = None if isinstance(micro_batch, str) else micro_batch
         self._wanted = size
         batches = Batches(
