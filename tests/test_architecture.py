@@ -135,3 +135,14 @@ def test_import_is_headless_and_quick() -> None:
     code = "import sys, lowhanging; sys.exit(', '.join({'matplotlib', 'scipy.stats'} & {*sys.modules}) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"imported: {done.stderr}"
+
+
+def test_a_first_search_does_not_load_torch_compile() -> None:
+    """torch loads it, for seconds, where a class of it is named or a dispatch mode of ours is one of its usual ones."""
+    code = """
+import sys, torch, lowhanging as lh
+data = torch.randn(9, 3), torch.zeros(9, dtype=torch.long)
+lh.top_hessian_eigs(torch.nn.Linear(3, 2), data, k=1)
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

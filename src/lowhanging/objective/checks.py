@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from lowhanging.errors import a_type, argument_message
 from lowhanging.objective.batches import num_examples, split_batch
+from lowhanging.objective.cost import OperationMode
 from lowhanging.objective.distributed import Ranks, Sums
 from lowhanging.objective.kernels import EMBEDDING, EMBEDDING_BAG, autocasting
 from lowhanging.objective.private_copy import memory_of
@@ -118,9 +118,9 @@ class _WatchCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(OperationMode):
     def __init__(self, stack: list[tuple[str, str]], found: dict[Finding, None], stored: Stored, weights: int):
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._stack, self._found, self._stored, self._weights = stack, found, stored, weights
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -173,11 +173,11 @@ def _has_options(func: Any, args: Any, kwargs: Any) -> bool:
     return bool(hides or named.get("scale_grad_by_freq", False) or named.get("sparse", False))
 
 
-class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Precision(OperationMode):
     """Watches for the narrowest floating-point `dtype` in which something that depends on the weights is computed."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.dtype = torch.float64
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -189,11 +189,11 @@ class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-class SingularOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class SingularOperations(OperationMode):
     """Watches for operations at points where torch has no derivative of them; `found` are their names, in order."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -128,11 +128,25 @@ def machine_memory(device: torch.device) -> int:
     return min(limits)
 
 
-class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what runs inside it."""
+class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A dispatch mode that does not load torch.compile when it is first used: that takes seconds."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class Counting(OperationMode):
+    """Counts what runs inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._flops = {"matrix": 0.0, "convolution": 0.0}
         self._num_bytes, self._norm_bytes, self._num_operations, self._is_gpu = 0.0, 0.0, 0, False
 

@@ -69,49 +69,58 @@ class _Setting:
                 self._write(self._saved)
 
 
-def _attribute(owner: Any, name: str, wanted: Any) -> _Setting:
-    return _Setting(lambda: getattr(owner, name), lambda value: setattr(owner, name, value), wanted)
+_cudnn: Any = torch.backends.cudnn
+_TENSOR_FLOAT: tuple[Any, ...] = (_cudnn.conv, _cudnn.rnn, torch.backends.cuda.matmul)  # owners of a precision
 
 
-def _attention_kernels() -> tuple[bool, ...]:
+def _kernels() -> tuple[Any, ...]:
     cuda: Any = torch.backends.cuda
-    return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled(), cuda.math_sdp_enabled()
+    attention = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()
+    is_fast = torch.backends.mha.get_fastpath_enabled()
+    return *attention, cuda.math_sdp_enabled(), is_fast, *(owner.fp32_precision for owner in _TENSOR_FLOAT)
 
 
-def _set_attention_kernels(flags: tuple[bool, ...]) -> None:
+def _set_kernels(wanted: tuple[Any, ...]) -> None:
     cuda = torch.backends.cuda
     switches = cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_cudnn_sdp, cuda.enable_math_sdp
-    for switch, flag in zip(switches, flags, strict=True):
+    for switch, flag in zip((*switches, torch.backends.mha.set_fastpath_enabled), wanted[:5], strict=True):
         switch(flag)
+    for owner, precision in zip(_TENSOR_FLOAT, wanted[5:], strict=True):
+        owner.fp32_precision = precision
 
 
-_cudnn: Any = torch.backends.cudnn
-_SETTINGS = (
-    _Setting(_attention_kernels, _set_attention_kernels, (False, False, False, True)),
-    _Setting(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, False),
-    *(_attribute(owner, "fp32_precision", "ieee") for owner in (_cudnn.conv, _cudnn.rnn, torch.backends.cuda.matmul)),
-)
-_RECURRENT = (_attribute(torch.backends.mkldnn, "enabled", False), _attribute(_cudnn, "enabled", False))
+def _set_recurrent(wanted: tuple[bool, bool]) -> None:
+    torch.backends.mkldnn.enabled, _cudnn.enabled = wanted  # type: ignore[assignment]
+
+
+_KERNELS = _Setting(_kernels, _set_kernels, (False, False, False, True, False, "ieee", "ieee", "ieee"))
+_RECURRENT = _Setting(lambda: (torch.backends.mkldnn.enabled, _cudnn.enabled), _set_recurrent, (False, False))
+
+
+def is_recurrent(model: nn.Module | None) -> bool:
+    """Whether a model has a layer of torch's recurrent kernels, or may have: without a model."""
+    return model is None or any(isinstance(module, nn.RNNBase) for module in model.modules())
 
 
 @contextlib.contextmanager
-def differentiable_kernels(model: nn.Module | None, *, rewrite: bool = False) -> Iterator[None]:
+def differentiable_kernels(model: nn.Module | bool | None, *, rewrite: bool = False) -> Iterator[None]:
     """Switch off, for this block, the kernels without second derivatives; every setting is put back afterwards.
 
     Fused attention lacks a double backward, MKL-DNN's and cuDNN's recurrent layers lack forward differentiation, the
     fast path of nn.TransformerEncoder would make value and gradient two different computations, and autocast would
     round inside the loss; so would TensorFloat-32, which torch by default lets cuDNN's convolutions use on a GPU.
-    Without a model (any function of theta), a recurrent layer is assumed. With `rewrite`, see `Rewriting`.
+    Without a model (any function of theta), a recurrent layer is assumed; in its place may stand what `is_recurrent`
+    said of it. With `rewrite`, see `Rewriting`.
     """
-    is_recurrent = model is None or any(isinstance(module, nn.RNNBase) for module in model.modules())
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-            stack.enter_context(torch.autocast(device, enabled=False))
-        for setting in (*_SETTINGS, *(_RECURRENT if is_recurrent else ())):
-            stack.enter_context(setting)
-        if rewrite:
-            stack.enter_context(Rewriting())
+    has_recurrent = model if isinstance(model, bool) else is_recurrent(model)
+    with (
+        torch.inference_mode(False),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else contextlib.nullcontext(),
+        _KERNELS,
+        _RECURRENT if has_recurrent else contextlib.nullcontext(),
+        Rewriting() if rewrite else contextlib.nullcontext(),
+    ):
         yield
 
 

@@ -41,7 +41,7 @@ from lowhanging.objective.checkpoints import CalibrationData, moving_buffers, re
 from lowhanging.objective.cost import DEFAULT_MICRO_BATCH, Counting, micro_batch
 from lowhanging.objective.distributed import Ranks, Sums, over_ranks
 from lowhanging.objective.hvp import vjp_of
-from lowhanging.objective.kernels import ONE_AT_A_TIME, GraphWhereNeeded, differentiable_kernels
+from lowhanging.objective.kernels import ONE_AT_A_TIME, GraphWhereNeeded, differentiable_kernels, is_recurrent
 from lowhanging.objective.parameters import ParameterSpace
 from lowhanging.objective.private_copy import (
     attributes_put_back,
@@ -88,6 +88,7 @@ class ModelLoss:
         self.model = private_copy(model, mode, device)
         self._rewrites, self._is_gradient_checked = False, False
         self._puts_back, self._graphs = True, GraphWhereNeeded()
+        self._is_recurrent = is_recurrent(self.model)  # asked around every product
         self.space = ParameterSpace(self.model)
         self.theta0 = self.space.flatten(self.model)
         self.mode = mode
@@ -192,7 +193,7 @@ class ModelLoss:
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
         """Around every evaluation: one thread at a time in the model, and only kernels that can be differentiated."""
-        with ONE_AT_A_TIME, differentiable_kernels(self.model, rewrite=self._rewrites):
+        with ONE_AT_A_TIME, differentiable_kernels(self._is_recurrent, rewrite=self._rewrites):
             yield
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, float | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -24,9 +25,11 @@ def private_copy(model: nn.Module, mode: str, device: torch.device | str | None)
     if not isinstance(model, nn.Module):
         remedy = "Wrap a function of theta in FunctionObjective(function, theta0)."
         raise TypeError(argument_message("model", f"is {a_type(model)}", "a torch.nn.Module", remedy))
-    for wrapper, inner in ((nn.DataParallel, "module"), (torch._dynamo.OptimizedModule, "_orig_mod")):
+    # To ask torch for the class of compiled modules would load the compiler, for seconds.
+    compiled = getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", ())
+    for wrapper, name, inner in ((nn.DataParallel, "DataParallel", "module"), (compiled, "torch.compile", "_orig_mod")):
         if isinstance(model, wrapper):
-            received = f"is wrapped by {'torch.compile' if inner == '_orig_mod' else wrapper.__name__}"
+            received = f"is wrapped by {name}"
             raise ValueError(argument_message("model", received, "the module itself", f"Pass model.{inner}."))
     _check_weights(model)
     wanted = None if device is None else check_device(device)
