@@ -2,7 +2,8 @@
 
 The names that most scripts need are here; result classes, data sets in parts and nulls are in the modules:
 `datasets` and `models`, `objective` (losses as functions of the weights), `training`, `curvature` (eigenpairs,
-spectra), `landscape` (minima, directions, slices), `steering`, `canyons`, `circuits`, `toys`, `plots` and `testing`.
+spectra), `landscape` (minima, directions, slices), `steering`, `canyons`, `circuits`, `planted` (networks whose
+circuits are known), `toys`, `plots` and `testing`.
 """
 
 from lowhanging import (
@@ -13,6 +14,7 @@ from lowhanging import (
     landscape,
     models,
     objective,
+    planted,
     plots,
     steering,
     testing,
@@ -48,7 +50,13 @@ from lowhanging.landscape import (
 )
 from lowhanging.models import ModularMLP, ModularTransformer, SigmoidCNN
 from lowhanging.objective import FunctionObjective, Objective
-from lowhanging.steering import ConflictControl, steering_direction, steering_report, steering_subspace
+from lowhanging.steering import (
+    ConflictControl,
+    ablation_curve,
+    steering_direction,
+    steering_report,
+    steering_subspace,
+)
 from lowhanging.training import train, train_stack
 
 __all__ = [
@@ -63,6 +71,7 @@ __all__ = [
     "SigmoidCNN",
     "Subspace",
     "__version__",
+    "ablation_curve",
     "canyons",
     "circuits",
     "curvature",
@@ -86,6 +95,7 @@ __all__ = [
     "plane_slice",
     "plane_through",
     "plane_trajectory",
+    "planted",
     "plots",
     "polish",
     "principal_directions",

@@ -1,6 +1,7 @@
 """Steering against quadratics whose eigenvectors are known, and on a small network with two redundant cues."""
 
 import pytest
+import scipy.linalg
 import torch
 from torch import nn
 
@@ -170,3 +171,98 @@ def test_on_a_network_with_two_cues_one_is_kept_and_the_other_ablated():
         rise = {name: float(scan.losses[name][-1]) - start[name] for name in losses}
         assert rise[ablate] > 5 * abs(rise[preserve])
         assert rise[ablate] > 0.1
+
+
+def ratio_on_paper(Ha, M, shift, gradient):
+    """The first generalized eigenvector, unit, in the complement of the gradient; by SciPy."""
+    P = torch.eye(P_SMALL, dtype=torch.float64)
+    if float(gradient.norm()):
+        P = torch.linalg.svd(gradient[None].double())[2][1:]
+    metric = M + shift * torch.eye(P_SMALL, dtype=torch.float64)
+    _, vectors = scipy.linalg.eigh((P @ Ha @ P.T).numpy(), (P @ metric @ P.T).numpy())
+    row = torch.from_numpy(vectors[:, -1]) @ P
+    return row / row.norm()
+
+
+P_SMALL = 53
+
+
+@pytest.fixture(scope="module")
+def resampled():
+    """Losses of a net around trained weights, where neither is stationary: one cue resampled, or the other."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3), Shift()).double()
+    x = torch.randn(200, 4, dtype=torch.float64)
+    y = (x[:, 0] > 0).long() + (x[:, 2] > 0).long()
+    lh.train(net, (x, y), num_epochs=20, progress=False)
+    first = lh.Objective(net, lh.datasets.resample((x, y), [2, 3]))
+    second = lh.Objective(net, lh.datasets.resample((x, y), [0, 1], seed=1))
+    return first, second
+
+
+class Shift(nn.Module):
+    """Two weights that one loss alone could use."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def forward(self, z):
+        return z + torch.cat([self.weight, -self.weight.sum()[None]])
+
+
+def test_ratio_is_the_generalized_eigenvector_off_the_preserved_gradient(resampled):
+    preserve, ablate = resampled
+    Hp, Ha = (lh.testing.dense_hessian(loss) for loss in resampled)
+    gradient = preserve.gradient(preserve.theta0)
+    ends = torch.linalg.eigvalsh(Hp)
+    assert float(ends[0]) < 0  # so that the shift is needed
+    shift = float(-ends[0] + 0.01 * ends.abs().max())
+    u = lh.steering_direction(preserve=preserve, ablate=ablate, method="ratio", k=10, tol=1e-8)
+    # The default shift knows the smallest eigenvalue to a thousandth of the largest.
+    assert float((u @ ratio_on_paper(Ha, Hp, shift, gradient)).abs()) > 0.999
+    given = lh.steering_direction(preserve=preserve, ablate=ablate, method="ratio", k=10, shift=shift, tol=1e-8)
+    assert float((given @ ratio_on_paper(Ha, Hp, shift, gradient)).abs()) == pytest.approx(1.0, abs=1e-9)
+    assert abs(float(given @ gradient)) < 1e-10 * float(gradient.norm())
+    assert float(given @ ablate.gradient(ablate.theta0)) > 0
+    second = lh.steering_direction(preserve=preserve, ablate=ablate, method="ratio", k=10, shift=shift, index=1)
+    assert abs(float(second @ (Hp + shift * torch.eye(P_SMALL).double()) @ given)) < 1e-3
+
+
+def test_ratio_with_the_gauss_newton_matrix(resampled):
+    preserve, ablate = resampled
+    G = torch.stack([lh.gauss_newton(preserve) @ row for row in torch.eye(P_SMALL, dtype=torch.float64)])
+    shift = 0.01 * float(torch.linalg.eigvalsh(G)[-1])
+    wanted = ratio_on_paper(lh.testing.dense_hessian(ablate), G, shift, preserve.gradient(preserve.theta0))
+    u = lh.steering_direction(preserve=preserve, ablate=ablate, method="ratio", metric="gauss_newton", k=10, tol=1e-8)
+    assert float((u @ wanted).abs()) > 1 - 1e-6
+
+
+def test_the_space_of_ratios_holds_its_directions(resampled):
+    preserve, ablate = resampled
+    options = {"preserve": preserve, "ablate": ablate, "method": "ratio", "k": 10, "tol": 1e-7}
+    space = lh.steering_subspace(num_directions=3, **options)
+    for index in range(3):
+        assert space.overlap(lh.steering_direction(index=index, **options)) == pytest.approx(1.0, abs=1e-6)
+    curvatures = [float(row @ (lh.hessian(ablate) @ row)) for row in space.basis]
+    assert curvatures == sorted(curvatures, reverse=True)
+
+
+def test_ratio_on_quadratics_without_a_slope():
+    """Where nothing has a slope the best direction is that of the largest ratio, whatever its size: here e4."""
+    preserve = quadratic(torch.diag(torch.tensor([5.0, 4.0, 3.0, 2.0, 0.001, 1.0, 1.0, 1.0], dtype=torch.float64)))
+    ablate = quadratic(torch.diag(torch.tensor([9.0, 8.0, 7.0, 6.0, 1.0, 0.1, 0.0, 0.0], dtype=torch.float64)))
+    u = lh.steering_direction(preserve=preserve, ablate=ablate, method="ratio", k=4, tol=1e-8)
+    assert torch.allclose(u.abs(), EYE[4], atol=1e-5)
+    projected = lh.steering_direction(preserve=preserve, ablate=ablate, k=2, index=2)
+    assert torch.allclose(projected.abs(), EYE[2], atol=1e-3)
+
+
+def test_methods_and_metrics_are_named():
+    preserve, ablate = quadratic(KEPT), quadratic(ABLATED)
+    with pytest.raises(ValueError, match="method is 'both'"):
+        lh.steering_direction(preserve=preserve, ablate=ablate, method="both")
+    with pytest.raises(ValueError, match="metric is 'fisher'"):
+        lh.steering_subspace(preserve=preserve, ablate=ablate, method="ratio", k=2, metric="fisher")
+    with pytest.raises(ValueError, match="shift included"):
+        lh.steering_direction(preserve=quadratic(-KEPT), ablate=ablate, method="ratio", k=2, shift=0.0)

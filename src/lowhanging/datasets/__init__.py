@@ -2,8 +2,16 @@
 
 from lowhanging.datasets.mnist import MNIST, DigitImages, mnist
 from lowhanging.datasets.modular_addition import ModularAddition, ModularPairs, modular_addition
-from lowhanging.datasets.paired_mnist import ConflictImages, PairedImages, PairedMNIST, PairedView, paired_mnist
+from lowhanging.datasets.paired_mnist import (
+    ConflictImages,
+    PairedImages,
+    PairedMNIST,
+    PairedView,
+    ResampledView,
+    paired_mnist,
+)
 from lowhanging.datasets.parity_rules import ParityBits, ParityRules, ParityView, parity_rules
+from lowhanging.datasets.resampling import ResampledExamples, resample
 
 __all__ = [
     "MNIST",
@@ -17,8 +25,11 @@ __all__ = [
     "ParityBits",
     "ParityRules",
     "ParityView",
+    "ResampledExamples",
+    "ResampledView",
     "mnist",
     "modular_addition",
     "paired_mnist",
     "parity_rules",
+    "resample",
 ]

@@ -4,13 +4,15 @@ Each image blends a handwritten number with a checked pattern of the same class.
 return in the test images, so that recognising a pattern is memorisation and recognising a number is generalisation.
 The three views hold the same examples with both cues, the number alone or the pattern alone, so that one circuit's loss
 can be measured without the other. A missing cue is black, not redrawn brighter: a single-cue image equals the mixed
-image minus the other cue, pixel by pixel, and mixed = number + pattern holds exactly.
+image minus the other cue, pixel by pixel, and mixed = number + pattern holds exactly. Two further views resample the
+other cue instead of blanking it: there it is another example's, and says nothing of the target.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch.utils.data import Dataset
 
 from lowhanging.datasets.examples import Examples
 from lowhanging.datasets.mnist import MNIST, DigitImages, mnist
+from lowhanging.datasets.resampling import ResampledExamples, derangement
 from lowhanging.errors import argument_message, check_count, check_real
 
 _SQUARES = 4  # squares per side of a pattern
@@ -55,6 +58,14 @@ class PairedView:
 
     train: PairedImages
     test: PairedImages
+
+
+@dataclass(frozen=True, eq=False)
+class ResampledView:
+    """The training and the test images of a view whose other cue is another example's of the same split."""
+
+    train: ResampledExamples
+    test: ResampledExamples
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -104,6 +115,8 @@ class PairedMNIST:
             `has_pattern`, and `mixed.test` has none.
         number: (1 - opacity) * number, the blend with black.
         pattern: opacity * pattern.
+        number_resampled: blends of example i's number with another example's pattern; target = the number's class.
+        pattern_resampled: blends of example i's pattern with another example's number; target = the pattern's class.
         conflict: test blends whose cues disagree.
         patterns: every pattern, 0 = black, 1 = white; row c is class c. All distinct, none wholly black.
         opacity, number_only, pattern_only, noise, flip, seed: as given to `paired_mnist`.
@@ -122,6 +135,25 @@ class PairedMNIST:
     flip: float
     seed: int
     source: str
+
+    @cached_property
+    def number_resampled(self) -> ResampledView:
+        """The number's circuit alone can answer: the pattern shown is another example's."""
+        return self._resampled(self.number, self.pattern)
+
+    @cached_property
+    def pattern_resampled(self) -> ResampledView:
+        """The pattern's circuit alone can answer: the number shown is another example's."""
+        return self._resampled(self.pattern, self.number)
+
+    def _resampled(self, own: PairedView, other: PairedView) -> ResampledView:
+        """Views made when they are asked for, with one permutation per split: both cues' views move alike."""
+        splits = []
+        pairs = ((own.train, other.train), (own.test, other.test))
+        for (kept, moved), child in zip(pairs, np.random.SeedSequence(self.seed).spawn(9)[7:], strict=True):
+            source = derangement(len(kept), np.random.default_rng(child))
+            splits.append(ResampledExamples(kept.inputs + moved.inputs[source], kept.targets, source))
+        return ResampledView(*splits)
 
     def __repr__(self) -> str:
         settings = ", ".join(
@@ -165,14 +197,16 @@ def paired_mnist(
         seed: the same seed gives the same patterns for any source, and the same images for the same source.
 
     Returns:
-        PairedMNIST with `.mixed`, `.number`, `.pattern` (each `.train` and `.test`), `.conflict` and `.patterns`.
+        PairedMNIST with `.mixed`, `.number`, `.pattern`, `.number_resampled`, `.pattern_resampled` (each `.train` and
+        `.test`), `.conflict` and `.patterns`.
 
     Raises:
         ValueError: a share, opacity or probability out of range, more patterns than there are, or a source without
             training or test split.
 
     Cost:
-        3.1 kB of memory per image and view: 60 MB for the bundled digits, 0.9 GB for the full set.
+        3.1 kB of memory per image and view: 60 MB for the bundled digits, 0.9 GB for the full set; the two resampled
+        views are made when they are first asked for.
 
     Source:
         Vaintrob & Rimsky (2023), "The low-hanging fruit prior and sloped valleys in the loss landscape".

@@ -1,29 +1,36 @@
 """Directions that raise one loss and keep another, and a report of what a direction is to every loss.
 
-An eigenvector of the *ablated* loss's Hessian loses what the *preserved* loss notices to second order, the span of its
-top k eigenvectors. The roles are always named, `preserve=` and `ablate=`, because "the number direction" could be
-either. A loss on single cues may explode because the network breaks on images that lack the other cue; so the report
-takes conflict inputs too, and says which cue the predictions follow there.
+Two methods. "project" is the post's: an eigenvector of the *ablated* loss's Hessian loses what the *preserved* loss
+notices to second order, the span of its top k eigenvectors. "ratio" asks for the most curvature of the ablated loss per
+curvature of the preserved one. The roles are always named, `preserve=` and `ablate=`, because "the number direction"
+could be either. A loss on single cues may explode because the network breaks on images that lack the other cue: take
+losses whose other cue is resampled, not blanked; and the report takes conflict inputs, and says which cue the
+predictions follow there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lowhanging.curvature.eigenpairs import Eigenpairs, top_eigs
-from lowhanging.curvature.operators import hessian, plain_arithmetic
+from lowhanging.curvature.generalized import generalized_eigs
+from lowhanging.curvature.operators import gauss_newton, hessian, plain_arithmetic
 from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import a_type, argument_message, check_count, check_real, check_vector
+from lowhanging.errors import a_type, argument_message, check_choice, check_count, check_real, check_vector
 from lowhanging.io import Saved
-from lowhanging.objective.protocol import Loss, as_losses, check_same_buffers, common_center
+from lowhanging.objective.protocol import Kind, Loss, as_losses, check_same_buffers, common_center
 from lowhanging.steering.cues import ConflictControl, shares_text
 
 # Below this share of its length, what is left of v after the rejection is mostly the error of the eigenvectors.
 _SMALLEST_REMAINDER = 1e-3
+_SHIFT = 0.01  # of the largest eigenvalue: below that, curvature of the preserved loss counts as none
+
+Method = Literal["project", "ratio"]
 
 
 @plain_arithmetic()
@@ -31,26 +38,42 @@ def steering_direction(
     *,
     preserve: Loss,
     ablate: Loss,
+    method: Method = "project",
     k: int = 50,
     index: int = 0,
     preserve_pairs: Eigenpairs | None = None,
     ablate_pairs: Eigenpairs | None = None,
+    metric: Kind = "hessian",
+    shift: float | None = None,
     tol: float = 1e-4,
     progress: bool | None = None,
 ) -> Tensor:
     r"""Direction that raises the `ablate` loss while the `preserve` loss stays flat.
 
-    u = (I - V V^T) v / |.|, V the top `k` eigenvectors of the preserved loss's Hessian, v eigenvector number `index` of
-    the ablated one's, both at the common theta0. Only the quadratic part of the preserved loss is protected: far out it
-    rises again.
+    "project": u = (I - V V^T) v / |.|, V the top `k` eigenvectors of the preserved loss's Hessian, v eigenvector number
+    `index` of the ablated one's. Only the quadratic part of the preserved loss is protected: far out it rises again.
+
+    "ratio": u maximises (u . H_ablate u) / (u . (M + c I) u) over all u orthogonal to the preserved loss's gradient, a
+    generalized eigenproblem. M is the preserved loss's Hessian and c = 1 % of its largest eigenvalue - the smallest, so
+    that M + c I is positive definite; or, with `metric="gauss_newton"`, M is its Gauss-Newton matrix and c 1 % of the
+    largest eigenvalue. The sign is that of the ablated loss's slope. No k has to be guessed.
+
+    All at the common theta0. Which losses are given matters more than the method: with the other cue *blanked*, a loss
+    on one cue is raised most cheaply by breaking the kept circuit's answer to black images; with the other cue
+    *resampled* (`views.number_resampled`, `lh.datasets.resample`) the direction lies in the circuit to be ablated.
 
     Args:
         preserve: the loss that must not change.
         ablate: the loss that should rise, around the same theta0.
-        k: eigenvectors removed, 1 <= k < num_params.
-        index: which eigenvector of the ablated Hessian, 0 = largest eigenvalue.
-        preserve_pairs: at least k top eigenpairs of `preserve`, if they are known already.
-        ablate_pairs: more than `index` top eigenpairs of `ablate`, if they are known already.
+        method: "project" or "ratio".
+        k: eigenvectors of the preserved Hessian, 1 <= k < num_params: removed by "project"; for "ratio" they only
+            shorten the search.
+        index: which eigenvector of the ablated Hessian, or which generalized one, 0 = largest eigenvalue.
+        preserve_pairs: at least k top eigenpairs of `preserve`'s Hessian, if they are known already.
+        ablate_pairs: more than `index` top eigenpairs of `ablate`, if they are known already; "ratio" has no use of
+            them.
+        metric: of "ratio": "hessian" or "gauss_newton".
+        shift: c of "ratio" instead of the one above.
         tol: residual of the eigenpairs, relative to the largest eigenvalue.
         progress: bars; by default they appear when a computation takes more than two seconds.
 
@@ -59,17 +82,23 @@ def steering_direction(
 
     Raises:
         NotConvergedError: an eigenproblem missed its tolerance; `.result` has what it found.
-        ValueError: the losses differ in theta0, given pairs are too few, or v lies in the span of V.
+        ValueError: the losses differ in theta0, given pairs are too few, v lies in the span of V, or the shift leaves
+            M + c I indefinite.
 
     Cost:
-        two eigenproblems (about 2k + 60 products each), or two products to check pairs that are given; two evaluations.
+        "project": two eigenproblems (about 2k + 60 products each), or two products to check pairs that are given; two
+        evaluations. "ratio": one of them, one for the smallest eigenvalue, and 20 to 60 products with each matrix.
 
     Source:
-        Vaintrob & Rimsky (2023), "The low-hanging fruit prior and sloped valleys in the loss landscape".
+        "project": Vaintrob & Rimsky (2023), "The low-hanging fruit prior and sloped valleys in the loss landscape".
     """
     center = common_center({"preserve": preserve, "ablate": ablate})
+    check_choice("method", method, ("project", "ratio"))
     remedy = "0 is the largest eigenvalue's eigenvector."
     check_count("index", index, minimum=0, maximum=center.numel() - 1, remedy=remedy)
+    if method == "ratio":
+        rows = _ratio_rows(preserve, ablate, k, index + 1, preserve_pairs, metric, shift, tol, progress)
+        return _uphill(rows[index], ablate, center)
     kept = _span(preserve, k, preserve_pairs, "preserve_pairs", tol, progress)
     pairs = _pairs(ablate, index + 1, ablate_pairs, "ablate_pairs", tol, progress)
     v = pairs.vectors[index].double()
@@ -87,60 +116,72 @@ def steering_subspace(
     *,
     preserve: Loss,
     ablate: Loss,
+    method: Method = "project",
     k: int = 50,
     num_directions: int = 5,
     preserve_pairs: Eigenpairs | None = None,
     ablate_pairs: Eigenpairs | None = None,
+    metric: Kind = "hessian",
+    shift: float | None = None,
     tol: float = 1e-4,
     progress: bool | None = None,
 ) -> Subspace:
-    r"""The vector space of directions that keep one circuit and ablate the other: span of (I - V V^T) v_1 ... v_n.
+    r"""The vector space of directions that keep one circuit and ablate the other.
 
-    The basis is the eigenbasis of the ablated Hessian restricted to that space, largest curvature first, so row 0 is
-    the direction *in the space* along which the ablated loss curves most (the post's direction is one vector of it).
+    "project": the span of (I - V V^T) v_1 ... v_n; "ratio": the span of the first n generalized eigenvectors (both as
+    in `steering_direction`). The basis is the eigenbasis of the ablated Hessian restricted to that space, largest
+    curvature first, so row 0 is the direction *in the space* along which the ablated loss curves most (the post's
+    direction is one vector of it).
 
     Args:
         preserve: as in `steering_direction`.
         ablate: as in `steering_direction`.
-        k: eigenvectors of the preserved Hessian removed, 1 <= k, k + num_directions <= num_params.
-        num_directions: n, dimension of the space: the ablated Hessian's top eigenvectors used.
+        method: "project" or "ratio".
+        k: eigenvectors of the preserved Hessian, 1 <= k, k + num_directions <= num_params.
+        num_directions: n, dimension of the space.
         preserve_pairs: as in `steering_direction`.
         ablate_pairs: at least num_directions top eigenpairs of `ablate`, if they are known already.
+        metric: as in `steering_direction`.
+        shift: as in `steering_direction`.
         tol: as in `steering_direction`.
         progress: as in `steering_direction`.
 
     Returns:
-        Subspace: `.basis` (num_directions, p), orthonormal rows, orthogonal to V, on the device of theta0; their signs
-        as in `steering_direction`.
+        Subspace: `.basis` (num_directions, p), orthonormal rows, on the device of theta0; those of "project" are
+        orthogonal to V, those of "ratio" to the preserved loss's gradient; step +1 raises the ablated loss more.
 
     Raises:
         NotConvergedError: an eigenproblem missed its tolerance.
-        ValueError: the losses differ in theta0, given pairs are too few, or some v lies in the span of V.
+        ValueError: as of `steering_direction`.
 
     Cost:
-        two eigenproblems unless the pairs are given, num_directions products, twice as many evaluations.
+        as of `steering_direction`, num_directions products, twice as many evaluations; "ratio" about 20 products with
+        each matrix for each further direction.
 
     Source:
         Vaintrob & Rimsky (2023).
     """
     center = common_center({"preserve": preserve, "ablate": ablate})
+    check_choice("method", method, ("project", "ratio"))
     remedy = "k + num_directions must fit into num_params dimensions."
-    check_count("num_directions", num_directions, maximum=center.numel() - 1, remedy=remedy)
-    kept = _span(preserve, k, preserve_pairs, "preserve_pairs", tol, progress)
-    pairs = _pairs(ablate, num_directions, ablate_pairs, "ablate_pairs", tol, progress)
-    rejected = kept.reject(pairs.vectors[:num_directions].double())
-    smallest = float(torch.linalg.svdvals(rejected)[-1])
-    if smallest < _SMALLEST_REMAINDER:
-        received = f"leaves fewer than {num_directions} independent directions (smallest singular value {smallest:.1e})"
-        expected = f"num_directions = {num_directions} that it does not see"
-        raise ValueError(argument_message("preserve", received, expected, "Lower num_directions or k."))
-    basis = Subspace.span(rejected).basis.double()
+    num = check_count("num_directions", num_directions, maximum=center.numel() - 1, remedy=remedy)
+    if method == "ratio":
+        rows = _ratio_rows(preserve, ablate, k, num, preserve_pairs, metric, shift, tol, progress)
+    else:
+        kept = _span(preserve, k, preserve_pairs, "preserve_pairs", tol, progress)
+        pairs = _pairs(ablate, num, ablate_pairs, "ablate_pairs", tol, progress)
+        rows = kept.reject(pairs.vectors[:num].double())
+        smallest = float(torch.linalg.svdvals(rows)[-1])
+        if smallest < _SMALLEST_REMAINDER:
+            received = f"leaves fewer than {num} independent directions (smallest singular value {smallest:.1e})"
+            expected = f"num_directions = {num} that it does not see"
+            raise ValueError(argument_message("preserve", received, expected, "Lower num_directions or k."))
+    basis = Subspace.span(rows).basis.double()
     H = hessian(ablate)
     products = torch.stack([(H @ row.to(center)).cpu().double() for row in basis])  # (n, p)
     restricted = basis @ products.T  # (n, n)
     _, rotation = torch.linalg.eigh((restricted + restricted.T) / 2)
-    rows = rotation.flip(1).T @ basis
-    return Subspace(torch.stack([_oriented(row, ablate, center) for row in rows]))
+    return Subspace(torch.stack([_oriented(row, ablate, center) for row in rotation.flip(1).T @ basis]))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -297,6 +338,50 @@ def _span(loss: Loss, k: int, known: Eigenpairs | None, argument: str, tol: floa
     remedy = "Fewer eigenvectors than parameters must be removed, or nothing is left."
     check_count("k", k, maximum=loss.num_params - 1, remedy=remedy)
     return _pairs(loss, k, known, argument, tol, progress).subspace(k)
+
+
+def _ratio_rows(
+    preserve: Loss,
+    ablate: Loss,
+    k: int,
+    num: int,
+    known: Eigenpairs | None,
+    metric: Kind,
+    shift: float | None,
+    tol: float,
+    progress: bool | None,
+) -> Tensor:
+    """The first `num` directions (num, p) of most curvature of `ablate` per curvature of `preserve`."""
+    check_choice("metric", metric, ("hessian", "gauss_newton"))
+    p = preserve.num_params
+    k = check_count("k", k, maximum=p - 1, remedy="Leave it out: 50, or fewer for fewer weights.")
+    M = hessian(preserve) if metric == "hessian" else gauss_newton(preserve)
+    if metric == "hessian":
+        pairs = _pairs(preserve, k, known, "preserve_pairs", tol, progress)
+    else:
+        pairs = top_eigs(M, k=k, which="LA", tol=tol, progress=progress)
+    if shift is None:
+        smallest = 0.0
+        if metric == "hessian":
+            lowest = top_eigs(M, k=1, which="SA", tol=1e-3, progress=progress)
+            smallest = float(lowest.values[0] - lowest.residuals[0])
+        shift = max(-smallest, 0.0) + _SHIFT * pairs.scale
+    gradient = preserve.gradient(preserve.theta0).detach()
+    has_slope = float(gradient.double().norm()) > 0
+    found = generalized_eigs(
+        hessian(ablate), M, num, shift=shift, known=pairs, orthogonal_to=gradient if has_slope else None,
+        tol=tol, progress=progress,
+    )  # fmt: skip
+    return found.vectors.double()
+
+
+def _uphill(u: Tensor, ablate: Loss, center: Tensor) -> Tensor:
+    """U or -u (p,), as `center`: the way in which the ablated loss rises; at no slope, as `_oriented`."""
+    gradient = ablate.gradient(center).detach().cpu().double()
+    slope = float(gradient @ u)
+    if abs(slope) <= 1e-6 * float(gradient.norm()):
+        return _oriented(u, ablate, center)
+    return (u if slope > 0 else -u).to(center)
 
 
 def _oriented(u: Tensor, ablate: Loss, center: Tensor) -> Tensor:

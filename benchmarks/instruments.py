@@ -1,0 +1,205 @@
+"""What can each instrument see? Run on networks whose circuits are known, over overlaps and seeds; prints tables.
+
+    python benchmarks/instruments.py [--only steering price canyons cartoons circles] [--seeds 5] [--images 1000]
+                                     [--overlaps 0 0.25 0.5 0.75 1] [--json FILE]
+
+"steering": both methods, with the other cue blanked or resampled. Found: more than half of the direction lies in the
+weights of the circuit to be ablated, and the answers on conflict images move away from it, at step 8.
+"price": `ablation_curve` on resampled losses. Found: at a fifth of the kept cue's loss the answers have moved to it.
+"canyons": certified canyons in the space of the mixed loss's top eigenvectors, named by `attribute_circuit` against the
+single-cue losses, blanked or resampled. Found: both circuits are named.
+"cartoons": do canyons merge, and are they sloped? On the write-up's own cartoons, with a slope and without.
+"circles": `circle_score` and `key_frequencies` on pasted circuits, their planes turned or not, with noise on top.
+
+Towers at overlap 0 hold two separate circuits; the more they overlap, the less of either can be steered alone: at 1 the
+question has no answer, and what is "found" there is a false positive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import lowhanging as lh
+from lowhanging.canyons import find_canyons
+from lowhanging.planted import Planted
+from lowhanging.steering import attribute_circuit
+from lowhanging.testing import Calibration, calibrate
+
+STEP = 8.0  # along a direction, as the write-up's slices
+SHIFT = 0.1  # of the answers
+CUES = ("number", "pattern")
+
+
+def views_of(num_images: int) -> lh.datasets.PairedMNIST:
+    """Paired digits of the first images."""
+    digits = lh.mnist()
+    few = lh.datasets.DigitImages(digits.train.inputs[:num_images], digits.train.targets[:num_images])
+    return lh.paired_mnist(lh.datasets.MNIST(few, digits.test), pattern_only=0.2)
+
+
+def towers(views: lh.datasets.PairedMNIST, overlap: float, seed: int) -> Planted:
+    """The planted network at one setting."""
+    return lh.planted.towers(views, overlap=overlap, seed=seed, progress=False)
+
+
+def moved(planted: Planted, theta: Tensor, towards: str, away: str) -> bool:
+    """Whether the answers moved by more than a tenth, beyond their interval."""
+    assert planted.conflict is not None
+    shift = planted.conflict.shift(theta, planted.theta, towards=towards, away=away)
+    return shift.low > 0 and shift.shift >= SHIFT
+
+
+def steering(planted: Planted) -> dict[str, bool]:
+    """Where do the directions lie, and do the answers follow?"""
+    found = {}
+    for kind, suffix in (("blanked", ""), ("resampled", "_resampled")):
+        losses = {cue: planted.train_losses[cue + suffix] for cue in CUES}
+        for method in ("project", "ratio"):
+            for keep, ablate in (CUES, CUES[::-1]):
+                u = lh.steering_direction(
+                    preserve=losses[keep], ablate=losses[ablate], method=method, k=20, tol=1e-3, progress=False
+                )
+                is_there = planted.share(u)[ablate] > 0.5
+                name = f"{method}, {kind}, keep {keep}"
+                found[f"{name}: the weights"] = is_there
+                found[f"{name}: the answers"] = moved(planted, planted.theta + STEP * u, keep, ablate)
+    return found
+
+
+def price(planted: Planted) -> dict[str, bool]:
+    """Do the answers follow the circuit whose loss is kept?"""
+    assert planted.minimum is not None
+    found = {}
+    for keep, ablate in (CUES, CUES[::-1]):
+        loss = planted.train_losses[f"{keep}_resampled"]
+        start = float(loss(planted.theta))
+        curve = lh.ablation_curve(
+            planted.minimum.objective, keep=loss, levels=[0.5 * start, 0.2 * start], num_starts=2,
+            second_order=False, on_failure="warn", progress=False,
+        )  # fmt: skip
+        way = curve.thetas[-1] - planted.theta
+        found[f"price, keep {keep}: the answers"] = moved(planted, curve.thetas[-1], keep, ablate)
+        found[f"price, keep {keep}: the weights"] = planted.share(way)[ablate] > 0.5
+    return found
+
+
+def canyons(planted: Planted) -> dict[str, bool]:
+    """Are both circuits among the names of certified canyons?"""
+    assert planted.minimum is not None
+    assert planted.conflict is not None
+    loss = planted.minimum.objective
+    space = lh.top_eigs(lh.hessian(loss), k=10, tol=1e-3, progress=False).subspace()
+    found = find_canyons(loss, space=space, levels=(0.5,), progress=False)
+    named: dict[str, set[str]] = {"blanked": set(), "resampled": set()}
+    for canyon in found:
+        for kind, suffix in (("blanked", ""), ("resampled", "_resampled")):
+            held = {cue: planted.losses[cue + suffix] for cue in CUES}
+            attributed = attribute_circuit(
+                planted.conflict, canyon.theta, theta0=planted.theta, losses=_values(held, canyon.theta),
+                basin_losses=_values(held, planted.theta),
+            )  # fmt: skip
+            named[kind] |= {attributed.name} - {None}
+    return {f"canyons named, {kind}": len(names) == 2 for kind, names in named.items()}
+
+
+def _values(losses: Mapping[str, lh.Objective], theta: Tensor) -> dict[str, float]:
+    return {name: float(loss(theta)) for name, loss in losses.items()}
+
+
+def cartoon(setting: float, seed: int) -> tuple[float, lh.FunctionObjective]:
+    """The cartoon with this slope (0: the flat one) in a random plane of 20 dimensions."""
+    loss = lh.toys.sloped_canyons(setting) if setting else lh.toys.flat_canyons()
+    return setting, lh.toys.embedded(loss, 20, seed=seed, curvature=1.0)[0]
+
+
+def slopes(given: tuple[float, lh.FunctionObjective]) -> dict[str, bool]:
+    """Is the price of keeping one circuit sloped? By the multiplier, far beyond its error."""
+    _, loss = given
+    canyon = _axis(loss)
+    theta = canyon / canyon.norm()
+    keep = lh.FunctionObjective(lambda point: (point @ theta - 2).square(), loss.theta0)
+    curve = lh.ablation_curve(loss, keep=keep, levels=[2.0, 1.0], gtol=1e-7, progress=False)
+    mu, error = float(curve.multipliers[-1]), float(curve.multiplier_errors[-1])
+    return {"the way out is sloped": mu > max(3 * error, 1e-4)}
+
+
+def _axis(loss: lh.FunctionObjective) -> Tensor:
+    """A canyon's direction: where the loss on a sphere is least."""
+    radius = 1.5
+    found = lh.steering.relax_on_spheres(loss, radius * torch.nn.functional.normalize(torch.randn(
+        (1, loss.num_params), generator=torch.Generator().manual_seed(0), dtype=torch.float64)), gtol=1e-8)  # fmt: skip
+    return found.thetas[0]
+
+
+def pasted(noise: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Embeddings with three circles and noise, in their planes and turned."""
+    planes = lh.planted.modular(29, (3, 5, 7), seed=seed)
+    turned = lh.planted.modular(29, (3, 5, 7), seed=seed, rotated=True)
+    generator = torch.Generator().manual_seed(seed)
+    noisy = []
+    for one in (planes, turned):
+        E = one.model.embedding.detach().double()
+        noisy.append(E + noise * E.std() * torch.randn(E.shape, generator=generator, dtype=torch.float64))
+    return noisy[0], noisy[1]
+
+
+def circles(given: tuple[Tensor, Tensor]) -> dict[str, bool]:
+    """All three circles, and no other?"""
+    found = {}
+    for name, E in zip(("in their planes", "turned"), given, strict=True):
+        scores = lh.circuits.circle_score(E).score
+        found[f"circle_score, {name}"] = bool((scores >= 0.75).all())
+        found[f"key_frequencies, {name}"] = sorted(lh.circuits.key_frequencies(E).tolist()) == [3, 5, 7]
+    return found
+
+
+def tables(options: argparse.Namespace) -> dict[str, Calibration]:
+    """A table for every instrument that was asked for."""
+    views = views_of(options.images)
+    on_towers: dict[str, Callable[[Planted], dict[str, bool]]] = {
+        "steering": steering, "price": price, "canyons": canyons,
+    }  # fmt: skip
+    made, seeds = {}, range(options.seeds)
+    for name in options.only:
+        if name in on_towers:
+            plant = functools.partial(towers, views)
+            found = calibrate(on_towers[name], plant, settings=options.overlaps, seeds=seeds)
+        elif name == "cartoons":
+            found = calibrate(slopes, cartoon, settings=[0.0, 0.001, 0.01, 0.1], seeds=seeds)
+        else:
+            found = calibrate(circles, pasted, settings=[0.0, 0.3, 1.0, 3.0], seeds=seeds)
+        columns = {"cartoons": "slope", "circles": "noise, by the embedding's spread"}.get(name, "overlap")
+        print(f"\n{name} (columns: {columns})\n{found}", flush=True)
+        made[name] = found
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    everything = ["steering", "price", "canyons", "cartoons", "circles"]
+    parser.add_argument("--only", nargs="+", choices=everything, default=everything)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--overlaps", nargs="+", type=float, default=[0.0, 0.25, 0.5, 0.75, 1.0])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    made = tables(options)
+    if options.json:
+        rates = {
+            name: {f"{row}, {column:g}": [None if math.isnan(rate) else rate for rate in found.rate(row, column)]
+                   for row in found.instruments for column in found.settings}
+            for name, found in made.items()
+        }  # fmt: skip
+        options.json.write_text(json.dumps(rates, indent=1))
+
+
+if __name__ == "__main__":
+    main()
