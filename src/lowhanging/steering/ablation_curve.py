@@ -340,11 +340,16 @@ def relax_on_spheres(
             slope = array(gradient)
             return float(value), (slope - (unit @ slope) * unit) * radius / length
 
-        options = {"maxcor": 20, "maxfun": max_gradients, "maxiter": max_gradients, "ftol": 0.0, "gtol": gtol / 10}
-        ended = scipy.optimize.minimize(at, start, jac=True, method="L-BFGS-B", options=options)
-        w = ended.x * radius / np.linalg.norm(ended.x)
+        w, left, residual = start, max_gradients, math.inf
+        while left > 0 and residual > gtol:  # begun again where rounding ended a line search, as long as that helps
+            options = {"maxcor": 20, "maxfun": left, "maxiter": left, "ftol": 0.0, "gtol": gtol / 10}
+            ended = scipy.optimize.minimize(at, w, jac=True, method="L-BFGS-B", options=options)
+            w, left = ended.x * radius / np.linalg.norm(ended.x), left - max(ended.nfev, 1)
+            last, residual = residual, float(np.linalg.norm(at(w)[1]))
+            if residual > 0.9 * last:
+                break
         found.append(tensor(array(center) + w, center))
-        residuals.append(float(np.linalg.norm(at(w)[1])))
+        residuals.append(residual)
         before.append(float(loss(row)))
     after, distances = torch.stack(found), (rows.double() - center.double()).norm(dim=1)
     others = {

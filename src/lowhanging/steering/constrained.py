@@ -169,7 +169,7 @@ class Problem:
             theta, left = found.x, left - found.nfev
             gaps = self.gaps(theta)
             missed = float((np.maximum(gaps, np.where(multipliers > 0, np.abs(gaps), 0.0)) / self.scales).max())
-            multipliers = np.maximum(0.0, multipliers + weights * gaps)
+            multipliers = self._balanced(theta, gaps, np.maximum(0.0, multipliers + weights * gaps))
             is_solved = missed <= 0.1 * FEASIBLE and self.kkt(theta, multipliers) <= self.gtol
             if is_solved or left < 2:
                 break
@@ -177,6 +177,18 @@ class Problem:
                 weights = np.minimum(10 * weights, _LARGEST)
             worst, accuracy = missed, max(0.1 * accuracy, 1e-6)
         return Candidate(theta, multipliers, self.target(theta)[0] if self.is_feasible(theta) else math.inf)
+
+    def _balanced(self, theta: Array, gaps: Array, updated: Array) -> Array:
+        """The multipliers with which the gradients balance best: the update's, or by least squares.
+
+        Where L-BFGS was stopped by rounding, the update of a large penalty can be anything, 0 too.
+        """
+        near = np.flatnonzero(gaps > -FEASIBLE * self.scales)
+        fitted = np.zeros_like(updated)
+        if len(near):
+            normals = np.stack([self.limits[i](theta)[1] for i in near], axis=1)  # (p, m)
+            fitted[near] = scipy.optimize.nnls(normals, -self.target(theta)[1])[0]
+        return fitted if self.kkt(theta, fitted) < self.kkt(theta, updated) else updated
 
     def _augmented(self, multipliers: Array, weights: Array) -> Callable[[Array], tuple[float, Array]]:
         def function(theta: Array) -> tuple[float, Array]:
