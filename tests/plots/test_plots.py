@@ -201,6 +201,28 @@ def test_overlaps(ax):
     assert np.allclose(drawn, [0.36, 1.0, 1.0])
 
 
+@pytest.mark.parametrize("has_answers", [False, True])
+def test_ablation_curve(ax, has_answers):
+    keep = lh.FunctionObjective(lambda theta: (theta[1] - 2).square(), torch.zeros(2, dtype=torch.float64))
+    curve = lh.ablation_curve(lh.toys.sloped_canyons(), keep=keep, levels=[1.0, 0.25], gtol=1e-8, second_order=False)
+    if has_answers:
+        answers = {"a": torch.tensor([0.5, 0.7, 0.9]), "neither": torch.tensor([0.5, 0.3, 0.1])}
+        curve = dataclasses.replace(curve, answers=answers, kkt=torch.tensor([0.0, 1.0]))
+    assert lh.plots.ablation_curve(curve, ax) is ax
+    drawn = curves(ax)
+    prices = [0.0, 0.1 * (1 - np.exp(-1)), 0.1 * (1 - np.exp(-2.25))]
+    line = ax.get_lines()[0]
+    assert np.allclose(line.get_xdata(), prices, rtol=1e-5)
+    if has_answers:
+        assert np.allclose(drawn["a"], [50, 70, 90])
+        assert np.allclose(drawn["neither"], [50, 30, 10])
+        assert np.allclose(ax.collections[0].get_facecolors()[2], 1.0)  # the point that missed gtol is hollow
+    else:
+        assert np.allclose(drawn["kept loss"], [4.0, 1.0, 0.25])
+    with pytest.raises(TypeError, match="curve is a Tensor"):
+        lh.plots.ablation_curve(torch.zeros(3), ax)
+
+
 def test_paired_images(ax):
     views = lh.paired_mnist(patterns_per_class=2)
     assert lh.plots.paired_images(views, ax, num_images=4) is ax

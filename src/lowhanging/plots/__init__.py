@@ -12,12 +12,13 @@ from lowhanging.plots.interactive import interactive
 from lowhanging.plots.planes import descents, plane_slice, plane_slices, trajectory
 from lowhanging.plots.slices import line_slice, path_slice
 from lowhanging.plots.spectra import effective_dimension, spectra, spectral_density
-from lowhanging.plots.steering import overlaps
+from lowhanging.plots.steering import ablation_curve, overlaps
 from lowhanging.plots.style import panels
 from lowhanging.plots.surface import surface
 from lowhanging.plots.training import paired_images, training_run
 
 __all__ = [
+    "ablation_curve",
     "animation",
     "birth_intensity",
     "births",

@@ -1,6 +1,6 @@
-"""Overlap of a steering direction with the eigenvectors of each loss.
+"""What a steering direction is to each loss, and the price of a circuit.
 
-Cumulated over the eigenvectors, so that a direction that is one eigenvector is a single step of height 1.
+Overlaps are cumulated over the eigenvectors, so that a direction that is one eigenvector is a single step of height 1.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lowhanging.plots.style import axes, check_kind, color_of
+from lowhanging.steering.ablation_curve import AblationCurve
 from lowhanging.steering.steering import SteeringReport
 
 if TYPE_CHECKING:
@@ -30,4 +31,27 @@ def overlaps(report: SteeringReport, ax: Axes | None = None) -> Axes:
     ax.set_ylabel("overlap with the top j eigenvectors")
     ax.grid(alpha=0.3)
     ax.legend(title="loss", loc="best")
+    return ax
+
+
+def ablation_curve(curve: AblationCurve, ax: Axes | None = None) -> Axes:
+    """Whose answers each point of the curve gives, against what the point costs; without answers, the kept loss.
+
+    The price is the loss there less that at theta0, the leftmost point. Hollow points missed `gtol`.
+    """
+    check_kind("curve", curve, AblationCurve, "Pass what lh.ablation_curve returned.")
+    ax = axes(ax)
+    prices = [0.0, *(curve.losses - curve.start[0]).tolist()]
+    rows = {name: [100 * share for share in shares.tolist()] for name, shares in curve.answers.items()}
+    rows = rows or {"kept loss": [curve.start[1], *curve.kept.tolist()]}
+    is_solved = [True, *curve.is_stationary.tolist()]
+    for position, (name, values) in enumerate(rows.items()):
+        color = "0.6" if name == "neither" else color_of(name, position)
+        ax.plot(prices, values, color=color, label=name, linewidth=1.8)
+        faces = [color if solved else "white" for solved in is_solved]
+        ax.scatter(prices, values, c=faces, edgecolors=color, s=28, zorder=3)
+    ax.set_xlabel("price: rise of the loss")
+    ax.set_ylabel("answers that follow each cue, %" if curve.answers else "loss of the circuit that is kept")
+    ax.grid(alpha=0.3)
+    ax.legend(title="cue" if curve.answers else None, loc="best")
     return ax
