@@ -1,6 +1,6 @@
 """What can each instrument see? Run on networks whose circuits are known, over overlaps and seeds; prints tables.
 
-    python benchmarks/instruments.py [--only steering price canyons cartoons circles] [--seeds 5] [--images 1000]
+    python benchmarks/instruments.py [--only steering price canyons cartoons circles births] [--seeds 5] [--images 1000]
                                      [--overlaps 0 0.25 0.5 0.75 1] [--json FILE]
 
 "steering": both methods, with the other cue blanked or resampled. Found: more than half of the direction lies in the
@@ -9,6 +9,7 @@ weights of the circuit to be ablated, and the answers on conflict images move aw
 "canyons": certified canyons in the space of the mixed loss's top eigenvectors, named by `attribute_circuit` against the
 single-cue losses, blanked or resampled. Found: both circuits are named.
 "cartoons": do canyons merge, and are they sloped? On the write-up's own cartoons, with a slope and without.
+"births": are the births of pasted circuits dated, and none where only noise is?
 "circles": `circle_score` and `key_frequencies` on pasted circuits, their planes turned or not, with noise on top.
 
 Towers at overlap 0 hold two separate circuits; the more they overlap, the less of either can be steered alone: at 1 the
@@ -121,22 +122,33 @@ def cartoon(setting: float, seed: int) -> tuple[float, lh.FunctionObjective]:
 
 
 def slopes(given: tuple[float, lh.FunctionObjective]) -> dict[str, bool]:
-    """Is the price of keeping one circuit sloped? By the multiplier, far beyond its error."""
+    """Is the price of keeping one circuit sloped, and do the two canyons merge?
+
+    Sloped: the multiplier lies far beyond its error. Merged: at some radius the loss curves upwards across the way
+    between the two canyons, so that no ridge parts them; on the sloped cartoon that is within r^2 exp(r^2) = 2 slope.
+    """
     _, loss = given
-    canyon = _axis(loss)
-    theta = canyon / canyon.norm()
-    keep = lh.FunctionObjective(lambda point: (point @ theta - 2).square(), loss.theta0)
+    first, second = (_canyon(loss, seed) for seed in (0, 1))
+    other = second if float(first @ second) ** 2 < 0.5 else _other(loss, first)
+    keep = lh.FunctionObjective(lambda point: (point @ first - 2).square(), loss.theta0)
     curve = lh.ablation_curve(loss, keep=keep, levels=[2.0, 1.0], gtol=1e-7, progress=False)
     mu, error = float(curve.multipliers[-1]), float(curve.multiplier_errors[-1])
-    return {"the way out is sloped": mu > max(3 * error, 1e-4)}
+    along = (first + other) / (first + other).norm()
+    across = (first - other) / (first - other).norm()
+    ridges = [float(across @ loss.hvp(radius * along, across)) for radius in (0.02, 0.05, 0.1, 0.2, 0.4)]
+    return {"the way out is sloped": mu > max(3 * error, 1e-5), "canyons merge": max(ridges) > 0}
 
 
-def _axis(loss: lh.FunctionObjective) -> Tensor:
+def _canyon(loss: lh.FunctionObjective, seed: int) -> Tensor:
     """A canyon's direction: where the loss on a sphere is least."""
-    radius = 1.5
-    found = lh.steering.relax_on_spheres(loss, radius * torch.nn.functional.normalize(torch.randn(
-        (1, loss.num_params), generator=torch.Generator().manual_seed(0), dtype=torch.float64)), gtol=1e-8)  # fmt: skip
-    return found.thetas[0]
+    start = torch.randn((1, loss.num_params), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = lh.steering.relax_on_spheres(loss, 1.5 * start / start.norm(), gtol=1e-8).thetas[0]
+    return found / found.norm()
+
+
+def _other(loss: lh.FunctionObjective, canyon: Tensor) -> Tensor:
+    """Another one, off the first: the first of some starts that ends there."""
+    return next(found for seed in range(2, 50) if float((found := _canyon(loss, seed)) @ canyon) ** 2 < 0.5)
 
 
 def pasted(noise: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -161,6 +173,27 @@ def circles(given: tuple[Tensor, Tensor]) -> dict[str, bool]:
     return found
 
 
+def growing(noise: float, seed: int) -> Tensor:
+    """Embeddings (logs, p, 6) in which three circles appear at logs 10, 20 and 30 of 40, with noise throughout."""
+    planted = lh.planted.modular(29, (3, 5, 7), seed=seed)
+    E = planted.model.embedding.detach().double()
+    generator = torch.Generator().manual_seed(seed)
+    strength = (torch.arange(40)[:, None] >= torch.tensor([10, 20, 30])).double().repeat_interleave(2, 1)  # (logs, 6)
+    dust = torch.randn((40, *E.shape), generator=generator, dtype=torch.float64)
+    return strength[:, None] * E + (noise + 0.05) * E.std() * dust
+
+
+def born(embeddings: Tensor) -> dict[str, bool]:
+    """Are all three births dated to within a log, and is none seen in the same noise without circles?"""
+    noise = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = []
+    for rows in (embeddings, noise):
+        scores = lh.circuits.circle_score(rows).score[None]  # (1, logs, 3)
+        found.append(lh.circuits.births(scores, torch.arange(40), threshold=0.75).step[0])
+    is_dated = bool(((found[0] - torch.tensor([10, 20, 30])).abs() <= 1).all())
+    return {"births, all dated": is_dated, "births, in noise alone": bool(found[1].isfinite().any())}
+
+
 def tables(options: argparse.Namespace) -> dict[str, Calibration]:
     """A table for every instrument that was asked for."""
     views = views_of(options.images)
@@ -174,9 +207,13 @@ def tables(options: argparse.Namespace) -> dict[str, Calibration]:
             found = calibrate(on_towers[name], plant, settings=options.overlaps, seeds=seeds)
         elif name == "cartoons":
             found = calibrate(slopes, cartoon, settings=[0.0, 0.001, 0.01, 0.1], seeds=seeds)
+        elif name == "births":
+            found = calibrate(born, growing, settings=[0.0, 0.3, 1.0, 3.0], seeds=seeds)
         else:
             found = calibrate(circles, pasted, settings=[0.0, 0.3, 1.0, 3.0], seeds=seeds)
-        columns = {"cartoons": "slope", "circles": "noise, by the embedding's spread"}.get(name, "overlap")
+        columns = {"cartoons": "slope", "circles": "noise, by the spread", "births": "noise, by the spread"}.get(
+            name, "overlap"
+        )
         print(f"\n{name} (columns: {columns})\n{found}", flush=True)
         made[name] = found
     return made
@@ -184,7 +221,7 @@ def tables(options: argparse.Namespace) -> dict[str, Calibration]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    everything = ["steering", "price", "canyons", "cartoons", "circles"]
+    everything = ["steering", "price", "canyons", "cartoons", "circles", "births"]
     parser.add_argument("--only", nargs="+", choices=everything, default=everything)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--images", type=int, default=1000)
