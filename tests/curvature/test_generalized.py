@@ -41,7 +41,7 @@ A, B, SHIFT = rotated(SPECTRUM, 0), rotated(SPECTRUM.flip(0), 1), 0.15
 def test_values_and_vectors_are_those_of_a_dense_solver(is_known, k, rank):
     excluded = rotated(SPECTRUM, 2)[:rank] if rank else None
     known = lh.top_eigs(B, k=12, tol=1e-8) if is_known else None
-    found = generalized_eigs(A, B, k, shift=SHIFT, known=known, orthogonal_to=excluded, tol=1e-7)
+    found = generalized_eigs(A, B, k=k, shift=SHIFT, known=known, orthogonal_to=excluded, tol=1e-7)
     values, rows = dense(A, B + SHIFT * EYE, k, excluded)
     assert found.values.numpy() == pytest.approx(values, rel=1e-9)
     assert torch.allclose((found.vectors * rows).sum(1).abs(), torch.ones(k, dtype=torch.float64), atol=1e-9)
@@ -63,7 +63,7 @@ def test_a_basis_that_must_be_shrunk_still_converges(monkeypatch):
     monkeypatch.setattr(lh.curvature.generalized, "_MAX_ROWS", 45)
     values = torch.linspace(1, 2, 400, dtype=torch.float64)
     spread = rotated(values, 3)
-    found = generalized_eigs(spread, torch.eye(400, dtype=torch.float64), 1, tol=1e-3)
+    found = generalized_eigs(spread, torch.eye(400, dtype=torch.float64), k=1, tol=1e-3)
     assert float(found.values[0]) == pytest.approx(2.0, abs=1e-4)
     assert found.num_products > 2 * 45
 
@@ -71,7 +71,7 @@ def test_a_basis_that_must_be_shrunk_still_converges(monkeypatch):
 def test_any_symmetric_map_will_do():
     linear = scipy.sparse.linalg.aslinearoperator(A.numpy())
     other = scipy.sparse.linalg.aslinearoperator(B.numpy())
-    found = generalized_eigs(linear, other, 2, shift=SHIFT, tol=1e-6)
+    found = generalized_eigs(linear, other, k=2, shift=SHIFT, tol=1e-6)
     assert found.values.numpy() == pytest.approx(dense(A, B + SHIFT * EYE, 2)[0], rel=1e-9)
 
 
@@ -83,24 +83,24 @@ def test_hessians_of_a_network(dtype):
     first, second = lh.Objective(net, (x[:50], y[:50])), lh.Objective(net, (x[50:], y[50:]))
     matrices = [lh.testing.dense_hessian(loss).double() for loss in (first, second)]
     shift = float(0.02 - torch.linalg.eigvalsh(matrices[1])[0])
-    found = generalized_eigs(lh.hessian(first), lh.hessian(second), 2, shift=shift, tol=1e-3)
+    found = generalized_eigs(lh.hessian(first), lh.hessian(second), k=2, shift=shift, tol=1e-3)
     values, _ = dense(matrices[0], matrices[1] + shift * torch.eye(len(matrices[0]), dtype=torch.float64), 2)
     assert found.values.numpy() == pytest.approx(values, rel=1e-3)
     assert found.vectors.dtype == dtype
-    again = generalized_eigs(lh.hessian(first), lh.hessian(second), 2, shift=shift, tol=1e-3)
+    again = generalized_eigs(lh.hessian(first), lh.hessian(second), k=2, shift=shift, tol=1e-3)
     assert torch.equal(again.vectors, found.vectors)
 
 
 def test_what_did_not_converge_is_raised_with_what_was_found():
     with pytest.raises(lh.NotConvergedError, match="residual") as found:
-        generalized_eigs(A, B, 3, shift=SHIFT, tol=1e-12, max_products=20)
+        generalized_eigs(A, B, k=3, shift=SHIFT, tol=1e-12, max_products=20)
     assert isinstance(found.value.result, GeneralizedEigenpairs)
     assert found.value.result.num_products <= 26
 
 
 def test_an_indefinite_metric_is_refused_with_the_shift_that_is_missing():
     with pytest.raises(ValueError, match=r"B has curvature .* shift included.*\n?.*Raise shift="):
-        generalized_eigs(A, rotated(-SPECTRUM, 1), 1, shift=0.0)
+        generalized_eigs(A, rotated(-SPECTRUM, 1), k=1, shift=0.0)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_maps_of_two_sizes_are_refused():
 
 
 def test_it_can_be_saved(tmp_path):
-    found = generalized_eigs(A, B, 2, shift=SHIFT)
+    found = generalized_eigs(A, B, k=2, shift=SHIFT)
     loaded = lh.load(found.save(tmp_path / "pairs"))
     assert repr(loaded) == repr(found)
     assert np.array_equal(loaded.vectors, found.vectors)

@@ -93,7 +93,9 @@ def test_a_start_that_is_better_is_found_and_prices_are_upper_bounds():
     zero = torch.zeros(2, dtype=torch.float64)
     loss, keep = lh.FunctionObjective(both, zero), lh.FunctionObjective(either, zero)
     alone = ablation_curve(loss, keep=keep, levels=[0.9, 0.5], num_starts=1, gtol=1e-7)
-    helped = ablation_curve(loss, keep=keep, levels=[0.9, 0.5], starts=torch.tensor([[0.0, 2.5]]).double(), gtol=1e-7)
+    helped = ablation_curve(
+        loss, keep=keep, levels=[0.9, 0.5], initial_thetas=torch.tensor([[0.0, 2.5]]).double(), gtol=1e-7
+    )
     assert float(helped.losses[-1]) < 0.5 * float(alone.losses[-1])
     assert float(helped.spreads[-1]) > 0.3
     assert helped.found.shape == (2, 4)
@@ -225,7 +227,7 @@ def test_relaxed_points_slide_back_or_stay():
         ({"levels": [1.0], "bound": 1.0}, ValueError, "bound is 1.0"),
         ({"distances": [1.0], "bound": -1.0}, ValueError, "bound is -1"),
         ({"levels": [1.0], "num_starts": 0}, ValueError, "num_starts is 0"),
-        ({"levels": [1.0], "starts": torch.zeros(1, 3)}, ValueError, "starts"),
+        ({"levels": [1.0], "initial_thetas": torch.zeros(1, 3)}, ValueError, "initial_thetas"),
         ({"levels": [1.0], "conflict": "images"}, TypeError, "conflict is"),
         ({"levels": [1.0], "on_failure": "ignore"}, ValueError, "on_failure is 'ignore'"),
         ({"levels": [1.0], "gtol": 0.0}, ValueError, "gtol is 0"),

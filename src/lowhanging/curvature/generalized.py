@@ -50,8 +50,8 @@ class GeneralizedEigenpairs(Saved):
 def generalized_eigs(
     A: Any,
     B: Any,
-    k: int = 1,
     *,
+    k: int = 1,
     shift: float = 0.0,
     known: Eigenpairs | None = None,
     orthogonal_to: Tensor | None = None,

@@ -1,4 +1,4 @@
-"""What a steering direction is to each loss, and the price of a circuit.
+"""Overlaps of a steering direction with eigenvectors, and the price of a circuit.
 
 Overlaps are cumulated over the eigenvectors, so that a direction that is one eigenvector is a single step of height 1.
 """

@@ -1,4 +1,4 @@
-"""What keeps one circuit and ablates another: directions, the price in all of weight space, and whose answers follow.
+"""Directions that keep one circuit and ablate another, the price of that, and which cue the answers follow.
 
 Inside, downwards: cues and constrained, steering and ablation_curve.
 """

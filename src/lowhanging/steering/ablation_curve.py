@@ -107,7 +107,7 @@ def ablation_curve(
     bound: float | None = None,
     conflict: ConflictControl | None = None,
     report: Mapping[str, Loss] | None = None,
-    starts: Tensor | None = None,
+    initial_thetas: Tensor | None = None,
     num_starts: int = 3,
     gtol: float = 1e-4,
     max_gradients: int = 2000,
@@ -142,7 +142,7 @@ def ablation_curve(
         bound: with distances, on `loss`; by default 0.1 nats above its value at theta0.
         conflict: inputs whose cues disagree: whose answers does each point give?
         report: name -> loss that is evaluated at every point, such as held-out ones.
-        starts: (s, p) further starts for every point, such as a theta that is known to keep the circuit.
+        initial_thetas: (s, p) further starts for every point, such as a theta that is known to keep the circuit.
         num_starts: how many, besides those; 1 to be quick.
         gtol: norm of the Lagrangian's gradient to reach.
         max_gradients: for each start of each point, of both losses together.
@@ -179,7 +179,11 @@ def ablation_curve(
     check_count("max_gradients", max_gradients, minimum=10, remedy=remedy)
     check_count("max_products", max_products, minimum=0, remedy=remedy)
     check_count("seed", seed, minimum=0, remedy="Pass 0.")
-    extra = np.empty((0, center.numel())) if starts is None else array(check_rows("starts", starts, like=center))
+    extra = (
+        np.empty((0, center.numel()))
+        if initial_thetas is None
+        else array(check_rows("initial_thetas", initial_thetas, like=center))
+    )
     if conflict is not None and not isinstance(conflict, ConflictControl):
         remedy = "Pass lh.ConflictControl(loss, views.conflict.inputs, views.conflict.answers)."
         raise TypeError(argument_message("conflict", f"is {a_type(conflict)}", "a ConflictControl", remedy))

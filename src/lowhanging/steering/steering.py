@@ -369,7 +369,7 @@ def _ratio_rows(
     gradient = preserve.gradient(preserve.theta0).detach()
     has_slope = float(gradient.double().norm()) > 0
     found = generalized_eigs(
-        hessian(ablate), M, num, shift=shift, known=pairs, orthogonal_to=gradient if has_slope else None,
+        hessian(ablate), M, k=num, shift=shift, known=pairs, orthogonal_to=gradient if has_slope else None,
         tol=tol, progress=progress,
     )  # fmt: skip
     return found.vectors.double()

@@ -1,4 +1,4 @@
-"""What an instrument can see: how often it says "found" on networks whose circuits are known.
+"""Calibration of an instrument: how often it says "found" on networks whose circuits are known.
 
 A verdict is worth what its instrument said where the answer was known. So the same instrument is run over networks in
 which more and more of the planted circuits' weights are shared, and over some in which nothing is planted, and counted.
