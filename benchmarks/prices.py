@@ -27,7 +27,7 @@ from lowhanging.landscape import Minimum
 from lowhanging.steering import AblationCurve, relax_on_spheres
 
 CUES = ("number", "pattern")
-STEP = 8.0
+STEP, NUM_PAIRS = 8.0, 30
 
 
 def first(examples: lh.datasets.examples.Examples, num: int) -> tuple[Tensor, Tensor]:
@@ -72,6 +72,13 @@ class Network:
         answers = self.conflict(theta)
         return f"{float(loss):.3f} / {accuracies}, {answers['number']:.3f} : {answers['pattern']:.3f}"
 
+    def pairs(self, cue: str, kind: str) -> lh.curvature.Eigenpairs:
+        """The top eigenpairs of one cue's loss."""
+        file = self.folder / f"pairs-{cue}-{kind}-{NUM_PAIRS}.npz"
+        if not file.exists():
+            lh.top_eigs(lh.hessian(self.losses[cue, kind]), k=NUM_PAIRS, tol=1e-3).save(file)
+        return lh.curvature.Eigenpairs.load(file)
+
     def steering(self) -> list[str]:
         """A line for each direction."""
         lines = []
@@ -81,8 +88,10 @@ class Network:
                     file = self.folder / f"{kind}-{method}-{keep}.pt"
                     if not file.exists():
                         u = lh.steering_direction(
-                            preserve=self.losses[keep, kind], ablate=self.losses[ablate, kind], method=method, tol=1e-3
-                        )
+                            preserve=self.losses[keep, kind], ablate=self.losses[ablate, kind], method=method,
+                            k=NUM_PAIRS, preserve_pairs=self.pairs(keep, kind), ablate_pairs=self.pairs(ablate, kind),
+                            tol=1e-3,
+                        )  # fmt: skip
                         torch.save(u, file)
                     theta = self.theta + STEP * torch.load(file, weights_only=True)
                     shift = self.conflict.shift(theta, self.theta, towards=keep, away=ablate)
