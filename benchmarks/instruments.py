@@ -98,7 +98,7 @@ def canyons(planted: Planted) -> dict[str, bool]:
     assert planted.conflict is not None
     loss = planted.minimum.objective
     space = lh.top_eigs(lh.hessian(loss), k=10, tol=1e-3, progress=False).subspace()
-    found = find_canyons(loss, space=space, levels=(0.5,), progress=False)
+    found = find_canyons(loss, space=space, levels=(0.5, 2.0), progress=False)
     named: dict[str, set[str]] = {"blanked": set(), "resampled": set()}
     for canyon in found:
         for kind, suffix in (("blanked", ""), ("resampled", "_resampled")):

@@ -214,6 +214,12 @@ def ablation_curve(
     delay = 2.0 if progress is None else 0.0
     with tqdm(total=len(limits), desc="ablation curve", unit="point", disable=is_silent(progress), delay=delay) as bar:
         bar.update(len(ladder.points))
+
+        def watch() -> None:
+            bar.set_postfix(gradients=ladder.loss.num_gradients + ladder.keep.num_gradients, refresh=False)
+            bar.update(0)
+
+        ladder.loss.watch = ladder.keep.watch = watch
         while len(ladder.points) < len(limits):
             ladder.advance(np.random.default_rng([seed, len(ladder.points)]))
             bar.update()

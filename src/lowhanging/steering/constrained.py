@@ -54,11 +54,16 @@ class Function(Protocol):
         """The product with its Hessian at theta."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class LossFunction:
     """A loss in NumPy's float64, remembering its last value and gradient, and counting."""
 
     def __init__(self, loss: Loss, like: Tensor):
         self.loss, self.like, self.num_gradients, self.num_products = loss, like, 0, 0
+        self.watch: Callable[[], None] = _nothing  # called after every gradient: a progress bar
         self._last: tuple[bytes, float, Array] | None = None
 
     def __call__(self, theta: Array) -> tuple[float, Array]:
@@ -70,6 +75,7 @@ class LossFunction:
             if not (math.isfinite(found[0]) and np.isfinite(found[1]).all()):
                 found = math.inf, np.zeros_like(theta)
             self._last = key, *found
+            self.watch()
         return self._last[1:]
 
     def hessian(self, theta: Array) -> Callable[[Array], Array]:
