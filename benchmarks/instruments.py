@@ -75,7 +75,7 @@ def steering(planted: Planted) -> dict[str, bool]:
     return found
 
 
-def price(planted: Planted) -> dict[str, bool]:
+def price(planted: Planted) -> dict[str, bool | None]:
     """Do the answers follow the circuit whose loss is kept?"""
     assert planted.minimum is not None
     found = {}
@@ -86,9 +86,10 @@ def price(planted: Planted) -> dict[str, bool]:
             planted.minimum.objective, keep=loss, levels=[0.5 * start, 0.2 * start], num_starts=2,
             second_order=False, on_failure="warn", progress=False,
         )  # fmt: skip
-        way = curve.thetas[-1] - planted.theta
-        found[f"price, keep {keep}: the answers"] = moved(planted, curve.thetas[-1], keep, ablate)
-        found[f"price, keep {keep}: the weights"] = planted.share(way)[ablate] > 0.5
+        way, is_met = curve.thetas[-1] - planted.theta, math.isfinite(float(curve.kkt[-1]))
+        verdict = moved(planted, curve.thetas[-1], keep, ablate) if is_met else None
+        found[f"price, keep {keep}: the answers"] = verdict
+        found[f"price, keep {keep}: the weights"] = planted.share(way)[ablate] > 0.5 if is_met else None
     return found
 
 
@@ -197,7 +198,7 @@ def born(embeddings: Tensor) -> dict[str, bool]:
 def tables(options: argparse.Namespace) -> dict[str, Calibration]:
     """A table for every instrument that was asked for."""
     views = views_of(options.images)
-    on_towers: dict[str, Callable[[Planted], dict[str, bool]]] = {
+    on_towers: dict[str, Callable[[Planted], Mapping[str, bool | None]]] = {
         "steering": steering, "price": price, "canyons": canyons,
     }  # fmt: skip
     made, seeds = {}, range(options.seeds)

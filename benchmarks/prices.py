@@ -101,13 +101,14 @@ class Network:
     def curve(self, keep: str, shares: list[float]) -> AblationCurve:
         """The price of keeping one circuit."""
         loss = self.losses[keep, "resampled"]
-        start, file = float(loss(self.theta)), self.folder / f"curve-{keep}-{len(shares)}.npz"
+        name = f"{keep}-{'-'.join(f'{share:g}' for share in shares)}.npz"
+        start, file = float(loss(self.theta)), self.folder / f"curve-{name}"
         if file.exists():
             return AblationCurve.load(file)
         curve = lh.ablation_curve(
             self.minimum.objective, keep=loss, levels=[share * start for share in shares], conflict=self.conflict,
-            report={"mixed": self.minimum.unanchored} | self.held_out, num_starts=2, on_failure="warn",
-            resume=self.folder / f"resume-{keep}-{len(shares)}.npz",
+            report={"training": self.minimum.unanchored}, num_starts=2, on_failure="warn",
+            resume=self.folder / f"resume-{name}",
         )  # fmt: skip
         curve.save(file)
         return curve
@@ -155,7 +156,9 @@ def main() -> None:
             print(f"\nkeep {keep}:\n{curve}")
             for theta, distance in zip(curve.thetas, curve.distances.tolist(), strict=True):
                 print(f"  r = {distance:.2f}: {network.describe(theta)}")
-            print(f"  mixed loss without the anchor: {[round(x, 4) for x in curve.report['mixed'].tolist()]}")
+            print(
+                f"  mixed training loss without the anchor: {[round(x, 4) for x in curve.report['training'].tolist()]}"
+            )
             for share in (0.25, 0.5, 0.75):
                 theta = network.theta + share * (curve.thetas[-1] - network.theta)
                 print(f"  {share:.0%} of the straight line: {network.describe(theta)}")

@@ -68,6 +68,21 @@ def test_a_basis_that_must_be_shrunk_still_converges(monkeypatch):
     assert found.num_products > 2 * 45
 
 
+@pytest.mark.parametrize("k", [54, 170])
+def test_many_pairs(k):
+    values = torch.linspace(1, 3, 400, dtype=torch.float64)
+    found = generalized_eigs(torch.diag(values), torch.eye(400, dtype=torch.float64), k=k, tol=1e-4)
+    assert found.values.numpy() == pytest.approx(values.flip(0)[:k].numpy(), rel=1e-5)
+
+
+def test_products_with_nan_are_named():
+    broken = scipy.sparse.linalg.LinearOperator((60, 60), lambda v: v * np.nan, dtype=np.float64)
+    with pytest.raises(FloatingPointError, match="NaN"):
+        generalized_eigs(broken, B, shift=SHIFT)
+    with pytest.raises(TypeError, match="known is a Tensor"):
+        generalized_eigs(A, B, shift=SHIFT, known=EYE)
+
+
 def test_any_symmetric_map_will_do():
     linear = scipy.sparse.linalg.aslinearoperator(A.numpy())
     other = scipy.sparse.linalg.aslinearoperator(B.numpy())
@@ -109,7 +124,9 @@ def test_an_indefinite_metric_is_refused_with_the_shift_that_is_missing():
         ({"k": 61}, "k is 61"),
         ({"k": 0}, "k is 0"),
         ({"orthogonal_to": torch.ones(59)}, "orthogonal_to has shape"),
-        ({"orthogonal_to": [1.0]}, "orthogonal_to is no tensor"),
+        ({"orthogonal_to": [1.0]}, "orthogonal_to is a list"),
+        ({"orthogonal_to": torch.tensor(1.0)}, "orthogonal_to has shape"),
+        ({"orthogonal_to": torch.ones(2, 2, 60)}, "orthogonal_to has shape"),
         ({"tol": 0.0}, "tol is 0"),
         ({"shift": float("nan")}, "shift is nan"),
         ({"max_products": 3}, "max_products is 3"),

@@ -98,6 +98,7 @@ def test_nothing_of_the_callers_is_changed():
         ((torch.rand(4, 2), torch.zeros(3)), [0], ValueError, ("data", "(3,)")),
         ((torch.rand(4, 2), torch.zeros(4)), [2], ValueError, ("replace", "0 to 1")),
         ((torch.rand(4, 2), torch.zeros(4)), [-1], ValueError, ("replace", "0 to 1")),
+        ((torch.rand(4, 3), torch.zeros(4)), torch.tensor([0, 1, 1], dtype=torch.uint8), ValueError, ("different",)),
         ((torch.rand(4, 2), torch.zeros(4)), [0.5], ValueError, ("replace", "indices")),
         ((torch.rand(4, 2), torch.zeros(4)), [0, 1], ValueError, ("replace", "all of an example")),
         ((torch.rand(4, 2), torch.zeros(4)), torch.ones(3, dtype=torch.bool), ValueError, ("mask", "(2,)")),

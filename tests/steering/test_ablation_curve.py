@@ -195,6 +195,93 @@ def test_what_is_not_stationary_is_raised_or_said(network):
     assert float(found.value.result.kkt) == math.inf
 
 
+def test_a_price_of_a_feasible_point_is_never_traded_for_an_infeasible_one():
+    """Losses with many saddles, stopped early: whatever Newton's steps would do, what a start met stays met."""
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        W, b, c = (torch.randn(*shape, generator=generator).double() for shape in ((8, 5), (8,), (5,)))
+
+        def bumpy(theta, W=W, b=b):
+            return torch.sin(2 * W @ theta + b).sum() + 8 + 0.05 * theta.square().sum()
+
+        zero = torch.zeros(5, dtype=torch.float64)
+        loss = lh.FunctionObjective(bumpy, zero)
+        keep = lh.FunctionObjective(lambda theta, c=c: (theta - c).square().sum(), zero)
+        level = 0.3 * float(keep(zero))
+        try:
+            curve = ablation_curve(loss, keep=keep, levels=[level], max_gradients=15)
+        except lh.NotConvergedError as error:
+            curve = error.result
+        is_met = bool(curve.kkt.isfinite().all())
+        if bool(curve.found.isfinite().any()):
+            assert is_met
+        if is_met:
+            assert float(curve.kept) <= 1.0011 * level
+        else:
+            assert float(curve.multiplier_errors) == math.inf
+
+
+def test_a_saddle_is_no_price():
+    """At theta0 keep has no slope and a direction down; without noise nothing would leave it."""
+
+    def keep_function(theta):
+        return 1 - theta[0].square() + theta.pow(4).sum() + theta[1:].square().sum()
+
+    zero = torch.zeros(3, dtype=torch.float64)
+    loss = lh.FunctionObjective(lambda theta: 0.5 * theta.square().sum(), zero)
+    keep = lh.FunctionObjective(keep_function, zero)
+    with pytest.raises(lh.NotConvergedError, match="saddle") as found:
+        ablation_curve(loss, keep=keep, distances=[0.5], bound=3.0, num_starts=1)
+    assert float(found.value.result.curvatures) == pytest.approx(-2.0, rel=1e-3)
+    curve = ablation_curve(loss, keep=keep, distances=[0.5], bound=3.0)
+    assert float(curve.kept) == pytest.approx(1 - 0.25 + 0.0625, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_everywhere():
+    """A wall at 1.05, where the logarithm ends: the search turns back and goes on."""
+    zero = torch.zeros(3, dtype=torch.float64)
+    loss = lh.FunctionObjective(lambda x: 0.5 * x.square().sum() - (1.05 - x).log().sum(), zero)
+    keep = lh.FunctionObjective(lambda x: 0.5 * (x - 1).square().sum(), zero)
+    curve = ablation_curve(loss, keep=keep, levels=[0.5, 0.01], gtol=1e-6)
+    # By symmetry x = t (1, 1, 1) with 3 (1 - t)^2 / 2 = level.
+    for level, found in zip((0.5, 0.01), curve.losses.tolist(), strict=True):
+        t = 1 - math.sqrt(2 * level / 3)
+        assert found == pytest.approx(1.5 * t * t - 3 * math.log(1.05 - t), rel=1e-5)
+
+
+def test_what_is_reported_is_checked_before_the_search(network):
+    loss, keep, conflict = network
+    level = [0.9 * float(keep(keep.theta0))]
+    with pytest.raises(ValueError, match="conflict is of a model with 37 parameters, expected 2"):
+        ablation_curve(lh.toys.sloped_canyons(), keep=keep_y(), levels=[1.0], conflict=conflict)
+    with pytest.raises(ValueError, match=r"report\['far'\].*different points"):
+        ablation_curve(loss, keep=keep, levels=level, report={"far": keep.at(keep.theta0 + 1)})
+    with pytest.raises(ValueError, match=r"report has the names \['first'\]"):
+        ablation_curve(loss, keep=keep, levels=level, report={"first": keep}, conflict=conflict)
+    with pytest.raises(TypeError, match="loss is a Linear"):
+        relax_on_spheres(nn.Linear(1, 1), torch.ones(1, 2))
+    with pytest.raises(ValueError, match="thetas has no rows"):
+        relax_on_spheres(loss, torch.zeros(0, 37, dtype=torch.float64))
+
+
+def test_more_gradients_are_not_taken_from_the_file_of_fewer(network, tmp_path):
+    loss, keep, _ = network
+    levels, file = [0.5 * float(keep(keep.theta0))], tmp_path / "curve.npz"
+    with pytest.raises(lh.NotConvergedError):
+        ablation_curve(loss, keep=keep, levels=levels, max_gradients=12, max_products=0, gtol=1e-9, resume=file)
+    with pytest.raises(ValueError, match="another max_gradients"):
+        ablation_curve(loss, keep=keep, levels=levels, max_products=0, gtol=1e-9, resume=file)
+
+
+def test_one_weight_has_no_tangent():
+    loss = lh.FunctionObjective(lambda theta: 0.5 * theta.square().sum(), torch.zeros(1, dtype=torch.float64))
+    keep = lh.FunctionObjective(lambda theta: (theta - 1).square().sum(), torch.zeros(1, dtype=torch.float64))
+    curve = ablation_curve(loss, keep=keep, levels=0.25, gtol=1e-8)
+    assert float(curve.losses) == pytest.approx(0.125, rel=1e-6)
+    assert math.isnan(float(curve.curvatures))
+    assert float(ablation_curve(loss, keep=keep, levels=torch.tensor(0.1), gtol=1e-8).limits) == pytest.approx(0.1)
+
+
 def test_relaxed_points_slide_back_or_stay():
     """On the flat cartoon's circle of radius 2 the axes are minima: a point at 10 degrees slides to the nearest one."""
     loss = lh.toys.flat_canyons()
@@ -222,6 +309,8 @@ def test_relaxed_points_slide_back_or_stay():
         ({"levels": []}, ValueError, "numbers that fall"),
         ({"levels": [5.0]}, ValueError, "levels begins with 5, expected levels below the kept loss at theta0, 4"),
         ({"levels": [-1.0]}, ValueError, r"levels\[0\] is -1"),
+        ({"levels": [0.0]}, ValueError, r"levels\[0\] is 0"),
+        ({"levels": ["a"]}, TypeError, "levels is a list, expected a list of numbers"),
         ({"distances": [2.0, 1.0]}, ValueError, "numbers that grow"),
         ({"distances": [0.0]}, ValueError, r"distances\[0\] is 0"),
         ({"levels": [1.0], "bound": 1.0}, ValueError, "bound is 1.0"),

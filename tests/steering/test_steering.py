@@ -229,6 +229,22 @@ def test_ratio_is_the_generalized_eigenvector_off_the_preserved_gradient(resampl
     assert abs(float(second @ (Hp + shift * torch.eye(P_SMALL).double()) @ given)) < 1e-3
 
 
+def test_a_ratio_direction_goes_up_the_slope_and_one_of_a_space_likewise():
+    ablate = lh.FunctionObjective(lambda x: 0.1 * x[2] + x[2] ** 2 - 0.5 * x[2] ** 3, ZERO)
+    options = {"preserve": quadratic(KEPT), "ablate": ablate, "method": "ratio", "k": 2}
+    u, (row,) = lh.steering_direction(**options), lh.steering_subspace(num_directions=1, **options).basis
+    assert float(ablate(u)) < float(ablate(-u))  # far out it is the other way
+    assert float(u[2]) > 0.99
+    assert float(u @ row) > 0.99
+
+
+def test_ratio_of_losses_in_two_precisions():
+    preserve = lh.FunctionObjective(lambda x: 0.5 * x @ KEPT.to(x) @ x, ZERO.float())
+    u = lh.steering_direction(preserve=preserve, ablate=quadratic(ABLATED), method="ratio", k=2)
+    same = lh.steering_direction(preserve=quadratic(KEPT), ablate=quadratic(ABLATED), method="ratio", k=2)
+    assert float((u.double() @ same).abs()) > 1 - 1e-5
+
+
 def test_ratio_with_the_gauss_newton_matrix(resampled):
     preserve, ablate = resampled
     G = torch.stack([lh.gauss_newton(preserve) @ row for row in torch.eye(P_SMALL, dtype=torch.float64)])
@@ -262,6 +278,10 @@ def test_methods_and_metrics_are_named():
     preserve, ablate = quadratic(KEPT), quadratic(ABLATED)
     with pytest.raises(ValueError, match="method is 'both'"):
         lh.steering_direction(preserve=preserve, ablate=ablate, method="both")
+    with pytest.raises(ValueError, match=r'metric is .gauss_newton., expected neither of them with method="project"'):
+        lh.steering_direction(preserve=preserve, ablate=ablate, k=2, metric="gauss_newton")
+    with pytest.raises(ValueError, match=r"shift is 1\.0"):
+        lh.steering_direction(preserve=preserve, ablate=ablate, k=2, shift=1.0)
     with pytest.raises(ValueError, match="metric is 'fisher'"):
         lh.steering_subspace(preserve=preserve, ablate=ablate, method="ratio", k=2, metric="fisher")
     with pytest.raises(ValueError, match="shift included"):

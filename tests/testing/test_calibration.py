@@ -46,6 +46,7 @@ def test_several_instruments_share_a_network_and_may_have_no_verdict(tmp_path):
         (lambda planted: {}, {}, ValueError, "no verdict at all"),
         (lambda planted: {str(planted[1]): True}, {}, ValueError, "the same names each time"),
         (lambda planted: True, {"settings": []}, ValueError, "settings is"),
+        (lambda planted: True, {"seeds": [0.2]}, TypeError, "seeds is 0.2"),
         (lambda planted: True, {"seeds": [1, 1]}, ValueError, "seeds is"),
         (lambda planted: True, {"confidence": 1.0}, ValueError, "confidence is 1"),
     ],
@@ -53,3 +54,11 @@ def test_several_instruments_share_a_network_and_may_have_no_verdict(tmp_path):
 def test_bad_input(instrument, keywords, kind, message):
     with pytest.raises(kind, match=message):
         calibrate(instrument, plant, **keywords)
+
+
+def test_rates_of_what_was_not_run_are_refused():
+    seen = calibrate(lambda planted: True, plant, settings=[0.0], seeds=[0])
+    with pytest.raises(ValueError, match="instrument is 'x'"):
+        seen.rate("x", 0.0)
+    with pytest.raises(ValueError, match=r"setting is 0\.5"):
+        seen.rate("instrument", 0.5)

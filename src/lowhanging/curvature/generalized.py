@@ -18,11 +18,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lowhanging.curvature.eigenpairs import Eigenpairs
-from lowhanging.curvature.krylov import dots
+from lowhanging.curvature.krylov import dots, not_finite
 from lowhanging.curvature.linear_map import CountedMap
 from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import NotConvergedError, argument_message, check_count, check_real
+from lowhanging.errors import NotConvergedError, a_type, argument_message, check_count, check_real
 from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
 
@@ -82,11 +82,12 @@ def generalized_eigs(
         GeneralizedEigenpairs: `.values`, `.vectors` (unit rows, on the CPU), `.residuals`, `.num_products`.
 
     Raises:
-        NotConvergedError: `tol` was not reached; `.result` has what was found.
-        ValueError: B + shift I is not positive in some direction met, maps of different sizes, bad arguments.
+        NotConvergedError: fresh products miss twice `tol`; `.result` has what was found.
+        FloatingPointError: a product holds NaN or inf.
+        ValueError, TypeError: B + shift I is not positive in a direction met, maps of two sizes, bad arguments.
 
     Cost:
-        one product of each map per step, usually 20 to 60 steps, and k of each at the end; 480 vectors at most.
+        one product of each map per step, usually 20 to 60 steps, and k of each at the end; 480 vectors, or 12 k.
 
     Source:
         Davidson (1975), for the expansion by preconditioned residuals; Saad (2011), Numerical Methods for Large
@@ -111,7 +112,7 @@ def generalized_eigs(
     remedy = "Leave it out for a safe limit."
     limit = 200 * k + 1000 if max_products is None else max_products
     limit = check_count("max_products", limit, minimum=4 * k + 2, remedy=remedy)
-    space = _Space(left, right, shift, excluded, _Preconditioner(known, right, shift))
+    space = _Space(left, right, shift, excluded, _Preconditioner(known, right, shift), max(_MAX_ROWS, 4 * k))
     generator = torch.Generator().manual_seed(check_count("seed", seed, minimum=0, remedy="Pass 0."))
     delay = 2.0 if progress is None else 0.0
     with tqdm(desc="generalized eigenpairs", unit="step", disable=is_silent(progress), delay=delay) as bar:
@@ -126,7 +127,7 @@ def generalized_eigs(
             is_done = k_now == k and not is_open.any()
             if is_done or space.is_full or space.num_products + 2 * (k + 1) > limit:
                 break
-            if space.size + k > _MAX_ROWS:
+            if space.size + k > space.max_rows:
                 space.shrink(weights[:, : max(2 * k, 40)])
                 continue
             chosen = np.flatnonzero(is_open)[: max(1, k // 4)] if is_open.any() else [0]
@@ -150,6 +151,9 @@ class _Preconditioner:
         self.vectors: Tensor | None = None
         if known is None:
             return
+        if not isinstance(known, Eigenpairs):
+            remedy = 'Compute them with lh.top_eigs(B, k=..., which="LA").'
+            raise TypeError(argument_message("known", f"is {a_type(known)}", "Eigenpairs of B", remedy))
         if known.which != "LA" or known.vectors.shape[1] != B.size:
             received = f"holds {len(known.values)} pairs ({known.which}) of length {known.vectors.shape[1]}"
             remedy = 'Compute them with lh.top_eigs(B, k=..., which="LA").'
@@ -171,10 +175,19 @@ class _Preconditioner:
 class _Space:
     """An orthonormal basis V (m, p) with its products, orthogonal to the excluded rows."""
 
-    def __init__(self, A: CountedMap, B: CountedMap, shift: float, excluded: Tensor, precondition: _Preconditioner):
+    def __init__(
+        self,
+        A: CountedMap,
+        B: CountedMap,
+        shift: float,
+        excluded: Tensor,
+        precondition: _Preconditioner,
+        max_rows: int,
+    ):
         self.A, self.B, self.shift, self.excluded, self.precondition = A, B, shift, excluded, precondition
+        self.max_rows = max_rows
         self.rows = excluded.new_empty((3, 32, A.size))  # of the basis, of A times it, of B + shift I times it
-        self.grams = np.zeros((2, _MAX_ROWS + 1, _MAX_ROWS + 1))  # V A V' and V (B + shift I) V'
+        self.grams = np.zeros((2, max_rows + 1, max_rows + 1))  # V A V' and V (B + shift I) V'
         self.size, self.num_dimensions = 0, A.size - len(excluded)
 
     @property
@@ -212,6 +225,8 @@ class _Space:
         if m == self.rows.shape[1]:
             self.rows = torch.cat([self.rows, torch.empty_like(self.rows)], dim=1)
         images = self.A.product(row), self.B.product(row) + self.shift * row
+        if not all(bool(image.isfinite().all()) for image in images):
+            raise not_finite(self.num_products)
         self.size = m + 1
         for place, vector in enumerate((row, *images)):
             self.rows[place, m] = self._inside(vector) if place else vector
@@ -277,9 +292,10 @@ def _rows(orthogonal_to: Tensor | None, like: CountedMap) -> Tensor:
     """Orthonormal rows (r, p) of what is excluded."""
     if orthogonal_to is None:
         return torch.zeros((0, like.size), dtype=like.dtype, device=like.device)
-    rows = orthogonal_to.reshape(-1, orthogonal_to.shape[-1]) if isinstance(orthogonal_to, Tensor) else None
-    if rows is None or rows.shape[1] != like.size:
-        received = "is no tensor" if rows is None else f"has shape {tuple(orthogonal_to.shape)}"
+    is_tensor = isinstance(orthogonal_to, Tensor)
+    rows = orthogonal_to.reshape(-1, like.size) if is_tensor and orthogonal_to.shape[-1:] == (like.size,) else None
+    if rows is None or orthogonal_to.ndim > 2:
+        received = f"has shape {tuple(orthogonal_to.shape)}" if is_tensor else f"is {a_type(orthogonal_to)}"
         expected = f"({like.size},) or (r, {like.size})"
         raise ValueError(argument_message("orthogonal_to", received, expected, "Pass a gradient, or rows."))
     return Subspace.span(rows.detach()).basis.to(like.device, like.dtype)

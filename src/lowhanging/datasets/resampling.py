@@ -55,7 +55,7 @@ def resample(data: Any, replace: Replace, *, seed: int = 0) -> ResampledExamples
 
     Raises:
         ValueError, TypeError: fewer than two examples, indices or a mask that don't fit, a function whose result has
-            another shape or that wrote into its arguments.
+            another shape.
 
     Cost:
         a copy of the inputs.
@@ -81,6 +81,9 @@ def resample(data: Any, replace: Replace, *, seed: int = 0) -> ResampledExamples
 
 def derangement(num: int, generator: np.random.Generator) -> Tensor:
     """A permutation (num,) int64 that leaves nothing in place: one cycle through all, in random order."""
+    if num < 2:
+        remedy = "Another example's cue needs another example."
+        raise ValueError(argument_message("data", f"holds {num} example", "two at least", remedy))
     order = generator.permutation(num)
     source = np.empty(num, dtype=np.int64)
     source[order] = np.roll(order, 1)
@@ -128,8 +131,13 @@ def _mask(replace: Any, inputs: Tensor) -> Tensor:
     else:
         num = shape[0] if shape else 0
         is_index = not (where.is_floating_point() or where.is_complex()) and where.numel() > 0
+        is_index = (
+            is_index and len(set(where.reshape(-1).tolist())) == where.numel()
+        )  # zeros and ones are a mask that is no bool
         if not is_index or not num or int(where.min()) < 0 or int(where.max()) >= num:
-            raise ValueError(argument_message("replace", f"is {replace!r}", f"indices from 0 to {num - 1}", remedy))
+            raise ValueError(
+                argument_message("replace", f"is {replace!r}", f"different indices from 0 to {num - 1}", remedy)
+            )
         chosen = torch.zeros(num, dtype=torch.bool, device=inputs.device)
         chosen[where.reshape(-1).long()] = True
         mask = chosen.reshape(num, *(1,) * (len(shape) - 1))

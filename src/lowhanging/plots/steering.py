@@ -35,13 +35,15 @@ def overlaps(report: SteeringReport, ax: Axes | None = None) -> Axes:
 
 
 def ablation_curve(curve: AblationCurve, ax: Axes | None = None) -> Axes:
-    """Whose answers each point of the curve gives, against what the point costs; without answers, the kept loss.
+    """Whose answers each point of the curve gives, against its price; without answers, the kept loss.
 
-    The price is the loss there less that at theta0, the leftmost point. Hollow points missed `gtol`.
+    The price is the loss there less that at theta0, the leftmost point; of a curve over distances, the distance takes
+    its place. Hollow points missed `gtol`.
     """
     check_kind("curve", curve, AblationCurve, "Pass what lh.ablation_curve returned.")
     ax = axes(ax)
-    prices = [0.0, *(curve.losses - curve.start[0]).tolist()]
+    is_price = curve.question == "levels"
+    prices = [0.0, *((curve.losses - curve.start[0]) if is_price else curve.distances).tolist()]
     rows = {name: [100 * share for share in shares.tolist()] for name, shares in curve.answers.items()}
     rows = rows or {"kept loss": [curve.start[1], *curve.kept.tolist()]}
     is_solved = [True, *curve.is_stationary.tolist()]
@@ -50,7 +52,7 @@ def ablation_curve(curve: AblationCurve, ax: Axes | None = None) -> Axes:
         ax.plot(prices, values, color=color, label=name, linewidth=1.8)
         faces = [color if solved else "white" for solved in is_solved]
         ax.scatter(prices, values, c=faces, edgecolors=color, s=28, zorder=3)
-    ax.set_xlabel("price: rise of the loss")
+    ax.set_xlabel("price: rise of the loss" if is_price else "distance from theta0")
     ax.set_ylabel("answers that follow each cue, %" if curve.answers else "loss of the circuit that is kept")
     ax.grid(alpha=0.3)
     ax.legend(title="cue" if curve.answers else None, loc="best")

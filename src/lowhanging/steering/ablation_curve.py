@@ -26,17 +26,18 @@ from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.errors import NotConvergedError, a_type, argument_message, check_choice, check_count, check_real
 from lowhanging.io import ResumeFile, Saved, digest
 from lowhanging.objective.distributed import is_silent
-from lowhanging.objective.protocol import Loss, check_rows, common_center
+from lowhanging.objective.protocol import Loss, as_losses, check_loss, check_rows, check_same_buffers, common_center
 from lowhanging.steering.constrained import Array, Ball, Candidate, Limit, LossFunction, Problem, array, tensor
-from lowhanging.steering.cues import ConflictControl
+from lowhanging.steering.cues import NEITHER, ConflictControl
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AblationCurve(Saved):
     """Least losses at which a circuit is kept: n points, from the start outwards.
 
-    With levels, `losses` is the price of keeping `kept` at or below each level; with distances, `kept` is the least
-    loss of the kept circuit within each distance, at the bound on the loss.
+    With levels, `losses` less `start[0]` is the price of keeping `kept` at or below each level; with distances, `kept`
+    is the least loss of the kept circuit within each distance, at the bound on the loss. A point whose `kkt` is
+    infinite met no constraint: it has no price, and its numbers say only where the search ended.
     """
 
     question: str  # "levels" or "distances"
@@ -121,12 +122,12 @@ def ablation_curve(
     r"""What does it cost to keep one circuit alone? The least `loss` at each level of the kept circuit's loss.
 
     With `levels` c_1 > c_2 > ...: theta(c) = argmin loss(theta) subject to keep(theta) <= c, over all of weight space,
-    and the price is loss(theta(c)). With `distances` r_1 < r_2 < ...: argmin keep(theta) subject to
+    and the price is loss(theta(c)) - loss(theta0). With `distances` r_1 < r_2 < ...: argmin keep(theta) subject to
     |theta - theta0| <= r and loss(theta) <= bound.
 
-    Each point begins from at least three starts (the last point; the line from theta0 through it, or at first against
-    the slope of `keep`; the last point with noise) and keeps the best: prices are upper bounds. A point that the next,
-    harder level undercuts is searched again from there. At a solution the gradients balance,
+    Each point begins from several starts, three by default (the last point; the line from theta0 through it, or at
+    first against the slope of `keep`; the last point with noise) and keeps the best: prices are upper bounds. A point
+    that the next, harder level undercuts is searched again from there. At a solution the gradients balance,
 
         g_loss + mu g_keep = 0,   mu = -d price / d c    (levels)
         g_keep + nu (theta - theta0) / r + mu g_loss = 0,   nu = -d keep / d r,   mu = -d keep / d bound    (distances)
@@ -137,7 +138,7 @@ def ablation_curve(
         loss: what must stay low: the loss on both cues, best with the anchor of its minimum (`minimum.objective`).
         keep: the loss of the circuit to be kept, alone: the other cue *resampled* (`views.number_resampled`). A blanked
             one is also lowered by learning black images.
-        levels: falling levels of `keep`, below its value at theta0.
+        levels: falling levels of `keep`, below its value at theta0, > 0. One is met up to a thousandth of it.
         distances: growing distances from theta0, > 0, instead of levels.
         bound: with distances, on `loss`; by default 0.1 nats above its value at theta0.
         conflict: inputs whose cues disagree: whose answers does each point give?
@@ -145,9 +146,9 @@ def ablation_curve(
         initial_thetas: (s, p) further starts for every point, such as a theta that is known to keep the circuit.
         num_starts: how many, besides those; 1 to be quick.
         gtol: norm of the Lagrangian's gradient to reach.
-        max_gradients: for each start of each point, of both losses together.
-        max_products: for the Newton steps of each point, of both losses together.
-        second_order: find the least curvature along the active constraints, too.
+        max_gradients: for each start of each point: how often both losses are evaluated.
+        max_products: for the Newton steps of each point: products with the Lagrangian's Hessian, one of each loss.
+        second_order: find the least curvature along the active constraints, too; a saddle then counts as missed.
         seed: of the noise.
         resume: npz file of the points so far; the same call goes on from it.
         on_failure: "raise" NotConvergedError where a point misses `gtol`, or "warn" and return what was found: prices
@@ -158,14 +159,14 @@ def ablation_curve(
         AblationCurve; `print` it for a table.
 
     Raises:
-        NotConvergedError: a point met no constraint, or missed `gtol`; `.result` has what was found.
+        NotConvergedError: a point met no constraint, missed `gtol`, or is a saddle; `.result` has what was found.
         ValueError, TypeError: losses around different points, levels that do not fall or are not below `keep` at
             theta0, both levels and distances.
         DamagedFileError: the resume file is not whole.
 
     Cost:
-        per point and start 100 to 1,000 gradients of both losses; up to max_products products, and about 100 more for
-        the least curvature.
+        per point and start 100 to 1,000 gradients of both losses; up to max_products products with each, and about 100
+        more for the least curvature.
 
     Source:
         Nocedal & Wright (2006), Numerical Optimization, algorithm 17.4 (augmented Lagrangian), section 18.1 (Newton's
@@ -184,11 +185,7 @@ def ablation_curve(
         if initial_thetas is None
         else array(check_rows("initial_thetas", initial_thetas, like=center))
     )
-    if conflict is not None and not isinstance(conflict, ConflictControl):
-        remedy = "Pass lh.ConflictControl(loss, views.conflict.inputs, views.conflict.answers)."
-        raise TypeError(argument_message("conflict", f"is {a_type(conflict)}", "a ConflictControl", remedy))
-    if report:
-        common_center({"loss": loss, **report})
+    reported = _reported(loss, report, conflict)
     start = float(loss(center)), float(keep(center))
     question = "levels" if distances is None else "distances"
     limits = _limits(levels, distances, start[1])
@@ -205,7 +202,7 @@ def ablation_curve(
         identity = {
             "loss": repr((start[0], digest(center))), "keep": repr(start[1]), "question": repr((question, bound)),
             "limits": repr(limits), "starts": f"{num_starts} {digest(torch.from_numpy(extra))}", "gtol": repr(gtol),
-            "seed": str(seed),
+            "seed": str(seed), "max_gradients": str(max_gradients), "max_products": str(max_products),
         }  # fmt: skip
         file = ResumeFile(resume, identity, kind="an ablation curve")
         if (state := file.read()) is not None:
@@ -226,10 +223,14 @@ def ablation_curve(
             if file is not None:
                 file.write(ladder.state())
         ladder.repair()
-    result = _curve(ladder, loss, keep, center, start, gtol, conflict, report, second_order)
-    missed = [limit for limit, kkt in zip(limits, result.kkt.tolist(), strict=True) if not kkt <= gtol]
-    if missed:
-        numbers = ", ".join(f"{limit:.4g}" for limit in missed)
+    result, saddles = _curve(ladder, loss, keep, center, start, gtol, conflict, reported, second_order)
+    missed = (~result.is_stationary | saddles).tolist()
+    if any(missed):
+        numbers = ", ".join(
+            f"{limit:.4g} ({'saddle' if saddle else f'kkt {kkt:.1e}' if math.isfinite(kkt) else 'not met'})"
+            for limit, is_missed, saddle, kkt in zip(limits, missed, saddles.tolist(), result.kkt.tolist(), strict=True)
+            if is_missed
+        )
         message = f"ablation_curve missed gtol {gtol:g}, or the constraints, at {question} {numbers}."
         remedy = "Raise max_gradients=, max_products= or gtol=; float64 rounds less; ask for finer steps."
         if on_failure == "raise":
@@ -240,9 +241,9 @@ def ablation_curve(
 
 def _curve(
     ladder: _Ladder, loss: Loss, keep: Loss, center: Tensor, start: tuple[float, float], gtol: float,
-    conflict: ConflictControl | None, report: Mapping[str, Loss] | None, second_order: bool,
-) -> AblationCurve:  # fmt: skip
-    """The result: everything evaluated at the thetas that are returned, in the dtype of the losses."""
+    conflict: ConflictControl | None, report: Mapping[str, Loss], second_order: bool,
+) -> tuple[AblationCurve, Tensor]:  # fmt: skip
+    """The result, evaluated at the thetas that are returned, in the losses' dtype; and which points are saddles."""
     candidates = [point.candidate for point in ladder.points]
     problems = [ladder.problem(index) for index in range(len(candidates))]
     thetas = torch.stack([tensor(one.theta, center) for one in candidates])
@@ -253,9 +254,10 @@ def _curve(
     residuals = [
         one.kkt(found.theta, found.multipliers) if math.isfinite(found.value) else math.inf for one, found in pairs
     ]
-    curvatures = [one.least_curvature(found) if second_order else math.nan for one, found in pairs]
+    unknown = math.nan, math.nan
+    curvatures = torch.tensor([one.least_curvature(found) if second_order else unknown for one, found in pairs])
     mu = np.stack([found.multipliers for found in candidates])  # (n, 1) or (n, 2)
-    return AblationCurve(
+    result = AblationCurve(
         question="levels" if ladder.bound is None else "distances",
         limits=torch.tensor(ladder.limits, dtype=torch.float64),
         bound=ladder.bound,
@@ -269,17 +271,39 @@ def _curve(
         multiplier_errors=torch.tensor([found.error for found in candidates], dtype=torch.float64),
         loss_multipliers=torch.from_numpy(mu[:, 1:].sum(1)),
         kkt=torch.tensor(residuals, dtype=torch.float64),
-        curvatures=torch.tensor(curvatures, dtype=torch.float64),
+        curvatures=curvatures[:, 0].double(),
         found=torch.tensor([point.found for point in ladder.points], dtype=torch.float64),
         gtol=gtol,
         num_gradients=ladder.loss.num_gradients + ladder.keep.num_gradients,
         num_products=ladder.loss.num_products + ladder.keep.num_products,
         answers={cue: torch.tensor([one[cue] for one in shares], dtype=torch.float64) for cue in (shares or [{}])[0]},
         report={
-            name: torch.stack([other(theta).double().cpu() for theta in everywhere])
-            for name, other in (report or {}).items()
+            name: torch.stack([other(theta).double().cpu() for theta in everywhere]) for name, other in report.items()
         },
     )
+    return result, curvatures[:, 0] < -curvatures[:, 1]  # not where they are not known
+
+
+def _reported(loss: Loss, report: Any, conflict: Any) -> dict[str, Loss]:
+    """What is evaluated at the points, checked before the search begins."""
+    losses = {} if report is None else as_losses(report, argument="report")
+    for name, other in losses.items():
+        common_center({"loss": loss, f"report[{name!r}]": other})
+    if conflict is not None:
+        remedy = "Pass lh.ConflictControl(loss, views.conflict.inputs, views.conflict.answers)."
+        if not isinstance(conflict, ConflictControl):
+            raise TypeError(argument_message("conflict", f"is {a_type(conflict)}", "a ConflictControl", remedy))
+        if conflict.num_params != loss.num_params:
+            received, expected = (
+                f"is of a model with {conflict.num_params} parameters",
+                f"{loss.num_params}, as the loss",
+            )
+            raise ValueError(argument_message("conflict", received, expected, "Make it with one of the losses."))
+        check_same_buffers({"loss": loss, "the conflict control": conflict.loss})
+        if clash := sorted({*losses} & {*conflict.cues, NEITHER}):
+            expected = "names that no cue has"
+            raise ValueError(argument_message("report", f"has the names {clash}", expected, "Rename them."))
+    return losses
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -333,8 +357,12 @@ def relax_on_spheres(
     Cost:
         100 to 1,000 gradients for each point.
     """
-    center = loss.theta0
+    center = check_loss("loss", loss).theta0
     rows = check_rows("thetas", thetas, like=center)
+    if not len(rows):
+        raise ValueError(argument_message("thetas", "has no rows", "one point at least", "Pass curve.thetas."))
+    reported = _reported(loss, report, conflict)
+    check_count("max_gradients", max_gradients, remedy="Leave it out: 2000.")
     gtol = check_real("gtol", gtol, minimum=0.0, exclusive=True, remedy="Leave it out: 1e-4.")
     found, residuals, before = [], [], []
     for row in rows:
@@ -364,7 +392,7 @@ def relax_on_spheres(
     after, distances = torch.stack(found), (rows.double() - center.double()).norm(dim=1)
     others = {
         name: torch.tensor([[float(other(row)) for row in pair] for pair in zip(rows, after, strict=True)])
-        for name, other in (report or {}).items()
+        for name, other in reported.items()
     }
     if conflict is not None:
         shares = [[conflict(row) for row in pair] for pair in zip(rows, after, strict=True)]
@@ -409,8 +437,7 @@ class _Ladder:
         """What point number `index` solves; its first constraint is the one whose limit makes the ladder."""
         limit = self.limits[index]
         if self.bound is None:
-            scale = limit or self.keep(self.center)[0]
-            return Problem(self.loss, [Limit(self.keep, limit, scale)], self.gtol, self.loss.like.dtype)
+            return Problem(self.loss, [Limit(self.keep, limit, limit)], self.gtol, self.loss.like.dtype)
         ball, below = Limit(Ball(self.center, limit), 0.0, limit), Limit(self.loss, self.bound, abs(self.bound) or 1.0)
         return Problem(self.keep, [ball, below], self.gtol, self.loss.like.dtype)
 
@@ -424,9 +451,10 @@ class _Ladder:
             way = -slope * (value - goal) / max(float(slope @ slope), 1e-300)
             longest = 0.1 * max(float(np.linalg.norm(last)), 1.0)
             way *= min(1.0, longest / max(float(np.linalg.norm(way)), 1e-300))
-        length = max(float(np.linalg.norm(way)), 1e-300)
-        further = 1.2 if self.bound is None else self.limits[index] / length
+        length = float(np.linalg.norm(way))
+        further = 1.2 if self.bound is None else self.limits[index] / max(length, 1e-300)
         found = [last, self.center + further * way]
+        length = max(length, 0.01 * max(float(np.linalg.norm(last)), 1.0))  # off a point without a slope, too
         while len(found) < self.num_starts:
             found.append(last + 0.3 * length / math.sqrt(len(last)) * generator.standard_normal(len(last)))
         return [*found[: self.num_starts], *self.extra]
@@ -488,10 +516,13 @@ def _limits(levels: Any, distances: Any, kept: float) -> list[float]:
         raise ValueError(argument_message("levels", received, "one of them", remedy))
     name, given = ("levels", levels) if distances is None else ("distances", distances)
     remedy = f"Pass falling levels below {kept:.4g}." if distances is None else "Pass growing distances."
-    if isinstance(given, int | float):
-        given = [given]
-    numbers = [check_real(f"{name}[{i}]", value, minimum=0.0, exclusive=distances is not None, remedy=remedy)
-               for i, value in enumerate(torch.as_tensor(given).tolist())]  # fmt: skip
+    try:
+        listed = torch.as_tensor(given, dtype=torch.float64).reshape(-1).tolist()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(argument_message(name, f"is {a_type(given)}", "a list of numbers", remedy)) from error
+    numbers = [
+        check_real(f"{name}[{i}]", value, minimum=0.0, exclusive=True, remedy=remedy) for i, value in enumerate(listed)
+    ]
     sign = -1 if distances is None else 1
     if not numbers or any(sign * b <= sign * a for a, b in itertools.pairwise(numbers)):
         expected = "numbers that fall" if distances is None else "numbers that grow"

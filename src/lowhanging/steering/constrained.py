@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lowhanging.curvature.eigenpairs import top_eigs
 from lowhanging.curvature.operators import hessian
+from lowhanging.errors import NotConvergedError
 from lowhanging.objective.protocol import Loss, around
 
 Array = NDArray[np.float64]
@@ -31,6 +32,7 @@ FEASIBLE = 1e-3  # of a limit: by how much a constraint may be missed
 _MAX_OUTER = 15  # multiplier updates
 _MAX_NEWTON = 4
 _LARGEST = 1e8  # weight of a penalty
+_CURVATURE_TOL = 1e-3  # of the largest eigenvalue's magnitude
 
 
 def array(vector: Tensor) -> Array:
@@ -70,10 +72,11 @@ class LossFunction:
         key = theta.tobytes()
         if self._last is None or self._last[0] != key:
             self.num_gradients += 1
-            value, slope = self.loss.value_and_gradient(tensor(theta, self.like))
-            found = float(value), array(slope)
-            if not (math.isfinite(found[0]) and np.isfinite(found[1]).all()):
-                found = math.inf, np.zeros_like(theta)
+            found, point = (math.inf, np.zeros_like(theta)), tensor(theta, self.like)
+            if bool(point.isfinite().all()):
+                value, slope = self.loss.value_and_gradient(point)
+                if bool(value.isfinite()) and bool(slope.isfinite().all()):
+                    found = float(value), array(slope)
             self._last = key, *found
             self.watch()
         return self._last[1:]
@@ -159,8 +162,10 @@ class Problem:
         return float(np.linalg.norm(slope))
 
     def solved(self, start: Array, guess: Array | None, max_gradients: int) -> Candidate:
-        """Augmented Lagrangian from one start; every evaluation of all functions counts as one gradient of each."""
+        """Augmented Lagrangian from one start; `max_gradients` counts evaluations of all functions at once."""
         value = abs(self.target(start)[0])
+        if not math.isfinite(value + float(np.abs(self.gaps(start)).sum())):
+            return Candidate(start, np.zeros(len(self.limits)), math.inf)
         multipliers = np.zeros(len(self.limits)) if guess is None else guess.copy()
         least = np.maximum(0.5 * value / self.scales, 1e-3)  # where there is no slope to balance yet
         weights = 10 * np.maximum(multipliers, least) / self.scales
@@ -197,10 +202,29 @@ class Problem:
         return fitted if self.kkt(theta, fitted) < self.kkt(theta, updated) else updated
 
     def _augmented(self, multipliers: Array, weights: Array) -> Callable[[Array], tuple[float, Array]]:
+        """The augmented Lagrangian; where a loss is not finite, a cone around the last point where all were."""
+        last: tuple[Array, float] | None = None
+
         def function(theta: Array) -> tuple[float, Array]:
+            nonlocal last
+            total, slope = lagrangian(theta)
+            if math.isfinite(total) and np.isfinite(slope).all():
+                last = theta.copy(), total
+                return total, slope
+            if last is None:
+                raise FloatingPointError("a loss is not finite at a start")  # which `solved` has looked at
+            way = theta - last[0]
+            length, height = float(np.linalg.norm(way)), abs(last[1]) + 1.0
+            if not math.isfinite(length):
+                return last[1] + 1e30, np.zeros_like(theta)
+            return last[1] + height * (1.0 + length), height * way / max(length, 1e-300)
+
+        def lagrangian(theta: Array) -> tuple[float, Array]:
             total, slope = self.target(theta)
             for mu, rho, limit in zip(multipliers, weights, self.limits, strict=True):
                 gap, normal = limit(theta)
+                if not math.isfinite(total + gap):
+                    return math.inf, slope
                 force = max(0.0, mu + rho * gap)
                 total, slope = total + (force**2 - mu**2) / (2 * rho), slope + force * normal
             return total, slope
@@ -208,25 +232,31 @@ class Problem:
         return function
 
     def refined(self, found: Candidate, max_products: int) -> Candidate:
-        """Newton steps as far as they lower the residual of the optimality conditions."""
+        """Newton steps as far as they lower the residual of the optimality conditions, and keep the constraints.
+
+        Where the multipliers' equations were not solved to the end, their error is not known.
+        """
         theta, multipliers, error = found.theta, found.multipliers, math.inf
+        was_feasible = math.isfinite(found.value)
         for _ in range(_MAX_NEWTON + 1):
             if max_products < 20:
                 break
-            step, change, num = self._newton_step(theta, multipliers, max_products)
-            error, max_products = abs(float(change[0])), max_products - num
+            step, change, num, is_solved = self._newton_step(theta, multipliers, max_products)
+            error, max_products = abs(float(change[0])) if is_solved else math.inf, max_products - num
             before, is_better = self._residual(theta, multipliers), False
             if before <= 0.1 * self.gtol:
                 break
             for factor in (1.0, 0.5, 0.25):
                 new, mu = theta + factor * step, np.maximum(0.0, multipliers + factor * change)
-                if self._residual(new, mu) < 0.9 * before:
+                is_kept = self.is_feasible(new) if was_feasible else True
+                if is_kept and self._residual(new, mu) < 0.9 * before:
                     theta, multipliers, is_better = new, mu, True
                     break
             if not is_better:
                 break
-        value = self.target(theta)[0] if self.is_feasible(theta) else math.inf
-        return Candidate(theta, multipliers, value, error)
+        if not self.is_feasible(theta):
+            return Candidate(theta, multipliers, math.inf)
+        return Candidate(theta, multipliers, self.target(theta)[0], error)
 
     def _residual(self, theta: Array, multipliers: Array) -> float:
         gaps = self.gaps(theta)
@@ -254,8 +284,8 @@ class Problem:
 
         return product
 
-    def _newton_step(self, theta: Array, multipliers: Array, max_steps: int) -> tuple[Array, Array, int]:
-        """Of theta (p,) and of the multipliers (m,), and how many products it took."""
+    def _newton_step(self, theta: Array, multipliers: Array, max_steps: int) -> tuple[Array, Array, int, bool]:
+        """Of theta (p,) and of the multipliers (m,), how many products it took, and whether that was enough."""
         active, rows = self._active(theta, multipliers)
         H, p, num = self._lagrangian_hessian(theta, multipliers), len(theta), 0
         sizes = np.maximum(
@@ -270,15 +300,20 @@ class Problem:
         slope = self.target(theta)[1] + multipliers[active] @ rows
         right = -np.concatenate([slope, self.gaps(theta)[active] / sizes])
         operator = LinearOperator((p + len(active),) * 2, product, dtype=np.float64)
-        found, _ = minres(operator, right, rtol=1e-4, maxiter=max_steps)
+        found, info = minres(operator, right, rtol=1e-4, maxiter=max_steps)
         change = np.zeros(len(multipliers))
         change[active] = found[p:] / sizes
-        return found[:p], change, num
+        return found[:p], change, num, info == 0
 
-    def least_curvature(self, found: Candidate) -> float:
-        """Least eigenvalue of the Lagrangian's Hessian on the tangent space of the active constraints."""
+    def least_curvature(self, found: Candidate) -> tuple[float, float]:
+        """Least eigenvalue of the Lagrangian's Hessian on the tangent space of the active constraints, and its error.
+
+        NaN where there is no such space, where a constraint is missed, or where it could not be found.
+        """
         _, rows = self._active(found.theta, found.multipliers)
         normals = np.linalg.qr(rows.T)[0].T  # (m, p)
+        if len(normals) >= len(found.theta) or not math.isfinite(found.value):
+            return math.nan, math.nan
         H = self._lagrangian_hessian(found.theta, found.multipliers)
 
         def tangent(v: Array) -> Array:
@@ -296,4 +331,8 @@ class Problem:
 
         kind = np.float32 if self.dtype == torch.float32 else np.float64
         operator = LinearOperator((len(probe),) * 2, shifted, dtype=kind)
-        return float(top_eigs(operator, k=1, which="SA", tol=1e-3, progress=False).values[0])
+        try:
+            pairs = top_eigs(operator, k=1, which="SA", tol=_CURVATURE_TOL, progress=False)
+        except (NotConvergedError, FloatingPointError):
+            return math.nan, math.nan
+        return float(pairs.values[0]), 2 * _CURVATURE_TOL * pairs.scale

@@ -54,9 +54,9 @@ def steering_direction(
     `index` of the ablated one's. Only the quadratic part of the preserved loss is protected: far out it rises again.
 
     "ratio": u maximises (u . H_ablate u) / (u . (M + c I) u) over all u orthogonal to the preserved loss's gradient, a
-    generalized eigenproblem. M is the preserved loss's Hessian and c = 1 % of its largest eigenvalue - the smallest, so
-    that M + c I is positive definite; or, with `metric="gauss_newton"`, M is its Gauss-Newton matrix and c 1 % of the
-    largest eigenvalue. The sign is that of the ablated loss's slope. No k has to be guessed.
+    generalized eigenproblem. M is the preserved loss's Hessian, and c = max(0, -smallest eigenvalue) + 1 % of the
+    largest in magnitude makes M + c I positive definite; or, with `metric="gauss_newton"`, M is its Gauss-Newton matrix
+    and c 1 % of the largest eigenvalue. The sign is that of the ablated loss's slope. No k has to be guessed.
 
     All at the common theta0. Which losses are given matters more than the method: with the other cue *blanked*, a loss
     on one cue is raised most cheaply by breaking the kept circuit's answer to black images; with the other cue
@@ -72,13 +72,14 @@ def steering_direction(
         preserve_pairs: at least k top eigenpairs of `preserve`'s Hessian, if they are known already.
         ablate_pairs: more than `index` top eigenpairs of `ablate`, if they are known already; "ratio" has no use of
             them.
-        metric: of "ratio": "hessian" or "gauss_newton".
+        metric: of "ratio": "hessian" or "gauss_newton", which has no use of `preserve_pairs`.
         shift: c of "ratio" instead of the one above.
         tol: residual of the eigenpairs, relative to the largest eigenvalue.
         progress: bars; by default they appear when a computation takes more than two seconds.
 
     Returns:
-        (p,) unit vector on the device and in the dtype of theta0; step +1 raises the ablated loss more than step -1.
+        (p,) unit vector on the device and in the dtype of theta0. "project": step +1 raises the ablated loss more than
+        step -1; "ratio": the ablated loss rises towards positive steps at theta0 (where it has no slope, as before).
 
     Raises:
         NotConvergedError: an eigenproblem missed its tolerance; `.result` has what it found.
@@ -93,7 +94,7 @@ def steering_direction(
         "project": Vaintrob & Rimsky (2023), "The low-hanging fruit prior and sloped valleys in the loss landscape".
     """
     center = common_center({"preserve": preserve, "ablate": ablate})
-    check_choice("method", method, ("project", "ratio"))
+    _check_method(method, metric, shift)
     remedy = "0 is the largest eigenvalue's eigenvector."
     check_count("index", index, minimum=0, maximum=center.numel() - 1, remedy=remedy)
     if method == "ratio":
@@ -148,7 +149,7 @@ def steering_subspace(
 
     Returns:
         Subspace: `.basis` (num_directions, p), orthonormal rows, on the device of theta0; those of "project" are
-        orthogonal to V, those of "ratio" to the preserved loss's gradient; step +1 raises the ablated loss more.
+        orthogonal to V, those of "ratio" to the preserved loss's gradient; signs as in `steering_direction`.
 
     Raises:
         NotConvergedError: an eigenproblem missed its tolerance.
@@ -162,7 +163,7 @@ def steering_subspace(
         Vaintrob & Rimsky (2023).
     """
     center = common_center({"preserve": preserve, "ablate": ablate})
-    check_choice("method", method, ("project", "ratio"))
+    _check_method(method, metric, shift)
     remedy = "k + num_directions must fit into num_params dimensions."
     num = check_count("num_directions", num_directions, maximum=center.numel() - 1, remedy=remedy)
     if method == "ratio":
@@ -181,7 +182,8 @@ def steering_subspace(
     products = torch.stack([(H @ row.to(center)).cpu().double() for row in basis])  # (n, p)
     restricted = basis @ products.T  # (n, n)
     _, rotation = torch.linalg.eigh((restricted + restricted.T) / 2)
-    return Subspace(torch.stack([_oriented(row, ablate, center) for row in rotation.flip(1).T @ basis]))
+    sign = _uphill if method == "ratio" else _oriented
+    return Subspace(torch.stack([sign(row, ablate, center) for row in rotation.flip(1).T @ basis]))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -340,6 +342,15 @@ def _span(loss: Loss, k: int, known: Eigenpairs | None, argument: str, tol: floa
     return _pairs(loss, k, known, argument, tol, progress).subspace(k)
 
 
+def _check_method(method: str, metric: str, shift: float | None) -> None:
+    check_choice("method", method, ("project", "ratio"))
+    check_choice("metric", metric, ("hessian", "gauss_newton"))
+    if method == "project" and (metric != "hessian" or shift is not None):
+        received = f"is {metric!r}" if metric != "hessian" else f"is the default and shift is {shift!r}"
+        expected = 'neither of them with method="project"'
+        raise ValueError(argument_message("metric", received, expected, 'Pass method="ratio", or leave both out.'))
+
+
 def _ratio_rows(
     preserve: Loss,
     ablate: Loss,
@@ -352,8 +363,9 @@ def _ratio_rows(
     progress: bool | None,
 ) -> Tensor:
     """The first `num` directions (num, p) of most curvature of `ablate` per curvature of `preserve`."""
-    check_choice("metric", metric, ("hessian", "gauss_newton"))
     p = preserve.num_params
+    if preserve.theta0.dtype != ablate.theta0.dtype:
+        preserve, ablate = preserve.double(), ablate.double()
     k = check_count("k", k, maximum=p - 1, remedy="Leave it out: 50, or fewer for fewer weights.")
     M = hessian(preserve) if metric == "hessian" else gauss_newton(preserve)
     if metric == "hessian":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lowhanging.errors import a_type, argument_message, check_real
+from lowhanging.errors import a_type, argument_message, check_choice, check_count, check_real
 from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
 
@@ -35,6 +35,10 @@ class Calibration(Saved):
 
         (nan, 0, 1) where there is no verdict at all.
         """
+        check_choice("instrument", instrument, self.instruments)
+        if setting not in self.settings:
+            expected = f"one of {list(self.settings)}"
+            raise ValueError(argument_message("setting", f"is {setting!r}", expected, "Name one that was run."))
         row = self.verdicts[self.instruments.index(instrument), self.settings.index(setting)]
         num, count = int((row >= 0).sum()), int((row == 1).sum())
         if num == 0:
@@ -102,7 +106,7 @@ def calibrate(
         instrument 0.00 [0.00, 0.52] 1.00 [0.48, 1.00]
     """
     columns = [float(setting) for setting in settings]
-    numbers = [int(seed) for seed in seeds]
+    numbers = [check_count("seeds", seed, minimum=0, remedy="Pass whole numbers: range(5).") for seed in seeds]
     for argument, given in (("settings", columns), ("seeds", numbers)):
         if not given or len(set(given)) < len(given):
             received = f"is {list(given)}"
