@@ -12,8 +12,8 @@ single-cue losses, blanked or resampled. Found: both circuits are named.
 "births": are the births of pasted circuits dated, and none where only noise is?
 "circles": `circle_score` and `key_frequencies` on pasted circuits, their planes turned or not, with noise on top.
 
-Towers at overlap 0 hold two separate circuits; the more they overlap, the less of either can be steered alone: at 1 the
-question has no answer, and what is "found" there is a false positive.
+Towers at overlap 0 hold two separate circuits; at 1 every hidden unit serves both, and only the input weights are one
+circuit's own.
 """
 
 from __future__ import annotations
