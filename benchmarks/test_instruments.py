@@ -33,7 +33,7 @@ def test_a_random_direction_moves_no_answers(planted):
         assert instruments.moved(planted, planted.ablated(ablate), keep, ablate)
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.01, 0.1])
+@pytest.mark.parametrize("slope", [0.0, 0.1])
 def test_slope_and_merging_are_seen_on_the_sloped_cartoon_alone(slope):
     found = instruments.slopes(instruments.cartoon(slope, 0))
     assert found == {"the way out is sloped": slope > 0, "canyons merge": slope > 0}

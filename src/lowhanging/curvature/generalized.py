@@ -95,8 +95,8 @@ def generalized_eigs(
 
     Example:
         >>> A, B = torch.diag(torch.tensor([4.0, 3.0, 2.0])), torch.diag(torch.tensor([8.0, 1.0, 1.0]))
-        >>> generalized_eigs(A, B).values
-        tensor([3.], dtype=torch.float64)
+        >>> round(float(generalized_eigs(A, B).values), 6)
+        3.0
     """
     left, right = CountedMap(A), CountedMap(B)
     left.num_done = right.num_done = 0
