@@ -1,5 +1,5 @@
 """Do the examples run, do they open as notebooks, and do they become pages of the site? Each is a percent-format
-script, run in an empty folder, within a budget of processor time, in units of a fixed piece of work on the same machine.
+script, run in an empty folder, within a budget of processor time: so many times a fixed piece of work.
 """
 
 from __future__ import annotations
