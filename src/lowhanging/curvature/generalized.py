@@ -151,12 +151,11 @@ class _Preconditioner:
         self.vectors: Tensor | None = None
         if known is None:
             return
+        remedy = 'Compute them with lh.top_eigs(B, k=..., which="LA").'
         if not isinstance(known, Eigenpairs):
-            remedy = 'Compute them with lh.top_eigs(B, k=..., which="LA").'
             raise TypeError(argument_message("known", f"is {a_type(known)}", "Eigenpairs of B", remedy))
         if known.which != "LA" or known.vectors.shape[1] != B.size:
             received = f"holds {len(known.values)} pairs ({known.which}) of length {known.vectors.shape[1]}"
-            remedy = 'Compute them with lh.top_eigs(B, k=..., which="LA").'
             raise ValueError(argument_message("known", received, f"pairs (LA) of B, of length {B.size}", remedy))
         is_useful = known.values.double() + shift > 0
         if bool(is_useful.any()):

@@ -52,10 +52,8 @@ class AblationCurve(Saved):
     multipliers: Tensor  # (n,) minus the slope: of the price in the level, or of the kept loss in the distance
     multiplier_errors: Tensor  # (n,) by the next Newton step; infinite where it is not known
     loss_multipliers: Tensor  # (n,) with distances: minus the slope of the kept loss in the bound; else 0
-    kkt: Tensor  # (n,) |gradient of the Lagrangian|
-    curvatures: (
-        Tensor  # (n,) least eigenvalue of the Lagrangian's Hessian along the active constraints; NaN = not asked
-    )
+    kkt: Tensor  # (n,) |gradient of the Lagrangian|; infinite where a constraint is missed
+    curvatures: Tensor  # (n,) least one of the Lagrangian along the active constraints; NaN where it is not known
     found: Tensor  # (n, starts) what the search from each start reached; infinite where it met no constraint
     gtol: float
     num_gradients: int

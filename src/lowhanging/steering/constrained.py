@@ -288,9 +288,8 @@ class Problem:
         """Of theta (p,) and of the multipliers (m,), how many products it took, and whether that was enough."""
         active, rows = self._active(theta, multipliers)
         H, p, num = self._lagrangian_hessian(theta, multipliers), len(theta), 0
-        sizes = np.maximum(
-            np.linalg.norm(rows, axis=1), 1e-300
-        )  # constraints of unit slope: else MINRES sees them last
+        # Constraints of unit slope, or MINRES sees them last.
+        sizes = np.maximum(np.linalg.norm(rows, axis=1), 1e-300)
 
         def product(x: Array) -> Array:
             nonlocal num

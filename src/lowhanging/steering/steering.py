@@ -57,6 +57,8 @@ def steering_direction(
     generalized eigenproblem. M is the preserved loss's Hessian, and c = max(0, -smallest eigenvalue) + 1 % of the
     largest in magnitude makes M + c I positive definite; or, with `metric="gauss_newton"`, M is its Gauss-Newton matrix
     and c 1 % of the largest eigenvalue. The sign is that of the ablated loss's slope. No k has to be guessed.
+    Far from a minimum of the preserved loss its most negative curvature costs least, and draws u to it: "gauss_newton"
+    has none.
 
     All at the common theta0. Which losses are given matters more than the method: with the other cue *blanked*, a loss
     on one cue is raised most cheaply by breaking the kept circuit's answer to black images; with the other cue
