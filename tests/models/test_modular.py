@@ -76,7 +76,7 @@ def test_the_transformer_is_what_its_docstring_says():
         assert torch.allclose(row, attention_by_hand(model, [a, b, 5]), atol=1e-12)
     assert torch.equal(model(torch.cat([pairs, torch.full((25, 1), 5)], dim=1)), logits)
     assert not torch.allclose(logits, model(pairs.flip(1)), atol=1e-6)  # positions tell a from b
-    full = lh.ModularTransformer(seed=0)
+    full = lh.ModularTransformer(113, width=128, hidden=512, seed=0)
     assert sum(weight.numel() for weight in full.parameters()) == (
         114 * 128 + 3 * 128 + 4 * 128**2 + 2 * 128 * 512 + 512 + 128 + 128 * 113
     )
@@ -102,7 +102,7 @@ def test_seeds_are_private_and_every_tool_takes_the_models(make):
         (lh.ModularMLP, {"p": 1}, "p is 1, expected an integer of at least 2"),
         (lh.ModularMLP, {"activation": "relu"}, "activation is 'relu', expected one of 'silu'"),
         (lh.ModularMLP, {"scale": -1.0}, "scale is -1"),
-        (lh.ModularTransformer, {"num_heads": 3}, "num_heads is 3, which does not divide the width 128"),
+        (lh.ModularTransformer, {"num_heads": 3}, "num_heads is 3, which does not divide the width 64"),
         (lh.ModularTransformer, {"activation": "sine"}, "activation is 'sine', expected one of 'relu', 'gelu', 'silu'"),
     ],
 )

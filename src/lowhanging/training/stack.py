@@ -8,6 +8,7 @@ stack it is trained; nothing that mixes rows (dropout's one random state, a norm
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
@@ -107,8 +108,8 @@ def train_stack(
     num_steps: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
-    optimizer: Literal["adam", "sgd"] | MakeOptimizer = "adam",
-    schedule: Literal["cosine", "constant"] | Schedule = "constant",
+    optimizer: Literal["adam", "sgd"] | MakeOptimizer | None = None,
+    schedule: Literal["cosine", "constant"] | Schedule | None = None,
     penalty: float | None = None,
     loss_fn: LossFn | None = None,
     batch_loss: BatchLoss | None = None,
@@ -131,16 +132,18 @@ def train_stack(
         model_factory: seed -> module, such as `lambda seed: lh.ModularMLP(seed=seed)`. All modules have the same
             shapes, buffers and frozen parameters. Dropout, BatchNorm and what else is random or mixes examples is
             refused. Or the name of a preset, a key of `lh.training.PRESETS`: its models, and its data, number of steps,
-            batch size, rate and penalty where the arguments below are left out.
+            batch size, optimizer, rate, schedule and penalty where the arguments below are left out.
         data: tuple `(inputs, targets)` of tensors, or a data set that stores such tensors. May be left out for a
             preset: the training pairs of its `data()`.
         seeds: of weights and batches, all different, not negative.
         num_steps: optimizer steps, >= 1; None is 1000.
         batch_size: examples per step, None is 256; a data set that is not larger is taken whole, in order.
-        lr: learning rate at the start; None is 0.02. A callable optimizer brings its own: leave this out.
+        lr: learning rate at the start; None is 0.02. A callable optimizer brings its own: leave this out (with that of
+            a preset it takes the place of the preset's).
         optimizer: "adam", "sgd", or a callable `parameters -> Optimizer`. It gets one parameter, the (s, p) matrix of
-            all weights, and must act on each number by itself, as Adam, AdamW and SGD do.
-        schedule: factor on the learning rate at each step: "constant", "cosine" or a callable of the share done.
+            all weights, and must act on each number by itself, as Adam, AdamW and SGD do. None is "adam".
+        schedule: factor on the learning rate at each step: "constant", "cosine" or a callable of the share done. None
+            is "constant".
         penalty: c of c |theta|^2, over all trainable weights; >= 0, None is 0.
         loss_fn: `(outputs, targets) -> mean loss`; None is cross-entropy of integer classes.
         batch_loss: `(model, batch) -> (sum, count)` instead.
@@ -164,10 +167,13 @@ def train_stack(
     """
     wanted = _checked_seeds(seeds)
     preset = model_factory if isinstance(model_factory, str) else None
-    given = {"num_steps": num_steps, "batch_size": batch_size, "lr": lr, "penalty": penalty}
+    given = {
+        "num_steps": num_steps, "batch_size": batch_size, "lr": lr, "penalty": penalty, "optimizer": optimizer,
+        "schedule": schedule,
+    }  # fmt: skip
     make, data, filled = _filled(model_factory, data, given)
     num_steps, batch_size, penalty = filled["num_steps"], filled["batch_size"], filled["penalty"]
-    lr = filled["lr"] if isinstance(optimizer, str) else lr  # an optimizer of the caller's brings its own
+    lr, optimizer, schedule = filled["lr"], filled["optimizer"], filled["schedule"]
     for name, value in {"num_steps": num_steps, "batch_size": batch_size, "log_every": log_every}.items():
         check_count(name, value, remedy=f"Pass a positive number of {'examples' if name == 'batch_size' else 'steps'}.")
     penalty = check_real("penalty", penalty, minimum=0.0, remedy="Such as 1e-3.")
@@ -244,7 +250,9 @@ def _checked_seeds(seeds: Any) -> list[int]:
 
 def _filled(model_factory: Any, data: Any, given: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
     """Factory, data and training arguments, with what was left out filled in from a preset or the general defaults."""
-    defaults: Mapping[str, Any] = {"num_steps": 1000, "batch_size": 256, "lr": None, "penalty": 0.0}
+    defaults: dict[str, Any] = {
+        "num_steps": 1000, "batch_size": 256, "lr": None, "penalty": 0.0, "optimizer": "adam", "schedule": "constant",
+    }  # fmt: skip
     if isinstance(model_factory, str):
         remedy = "Or pass seed -> module: lambda seed: lh.ModularMLP(seed=seed)."
         preset = PRESETS[check_choice("model_factory", model_factory, tuple(PRESETS), remedy=remedy)]
@@ -255,6 +263,11 @@ def _filled(model_factory: Any, data: Any, given: Mapping[str, Any]) -> tuple[An
             remedy = f"Pass lh.modular_addition(p={p}, ...).train, or leave it out."
             raise ValueError(argument_message("data", received, expected, remedy))
         model_factory, defaults = preset.factory, {**defaults, **preset.training_arguments}
+        if callable(given["optimizer"]):  # one of the caller's brings its own rate
+            defaults["lr"] = None
+        elif given["optimizer"] is None and callable(defaults["optimizer"]) and given["lr"] is not None:
+            defaults["optimizer"] = functools.partial(defaults["optimizer"], lr=given["lr"])
+            given = {**given, "lr": None}
     elif data is None:
         expected = "a tuple (inputs, targets) of tensors, or a data set"
         remedy = "Only a preset brings its own, such as lh.train_stack('births')."
