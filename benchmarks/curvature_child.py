@@ -138,11 +138,13 @@ def verdict(model: nn.Module, data: Data, values: Tensor, vectors: Tensor, devic
     """Residuals |H v - value v| of the vectors, made unit, and how far these are from orthogonal."""
     dtype = torch.float64 if vectors.shape[1] <= FLOAT64_LIMIT else torch.float32
     rows = vectors.to(device, dtype)
-    rows = rows / rows.norm(dim=1, keepdim=True)
+    exact = torch.float64  # of 10^8 numbers a norm in float32 is wrong by a percent
+    rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=exact).to(dtype)
     images = products(model, data, rows)
-    residuals = (images - values.to(rows)[:, None] * rows).norm(dim=1)
-    rayleigh = (images * rows).sum(dim=1)
-    overlaps = rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+    residuals = torch.linalg.vector_norm(images - values.to(rows)[:, None] * rows, dim=1, dtype=exact)
+    rayleigh = (images * rows).sum(dim=1, dtype=exact)
+    parts = (part.to(exact) for part in rows.split(2**20, dim=1))
+    overlaps = torch.stack([part @ part.T for part in parts]).sum(0) - torch.eye(len(rows), dtype=exact, device=device)
     return {
         "residuals": residuals.tolist(),
         "rayleigh": rayleigh.tolist(),

@@ -22,6 +22,7 @@ import argparse
 import functools
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -168,8 +169,11 @@ def circles(given: tuple[Tensor, Tensor]) -> dict[str, bool]:
     """All three circles, and no other?"""
     found = {}
     for name, E in zip(("in their planes", "turned"), given, strict=True):
-        scores = lh.circuits.circle_score(E).score
-        found[f"circle_score, {name}"] = bool((scores >= 0.75).all())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*circles of the frequencies")
+            found[f"circle_score, {name}"] = bool(lh.circuits.circle_score(E).is_circle.all())
+        planes = lh.circuits.circle_score(E, planes="frequencies")
+        found[f"circle_score by frequencies, {name}"] = planes.frequency[planes.is_circle].tolist() == [3, 5, 7]
         found[f"key_frequencies, {name}"] = sorted(lh.circuits.key_frequencies(E).tolist()) == [3, 5, 7]
     return found
 
@@ -189,10 +193,19 @@ def born(embeddings: Tensor) -> dict[str, bool]:
     noise = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = []
     for rows in (embeddings, noise):
-        scores = lh.circuits.circle_score(rows).score[None]  # (1, logs, 3)
-        found.append(lh.circuits.births(scores, torch.arange(40), threshold=0.75).step[0])
-    is_dated = bool(((found[0] - torch.tensor([10, 20, 30])).abs() <= 1).all())
-    return {"births, all dated": is_dated, "births, in noise alone": bool(found[1].isfinite().any())}
+        turned = rows @ lh.planted.modular(29, (3, 5, 7), rotated=True).model.rotation.double()
+        planes = lh.circuits.circle_score(turned, planes="frequencies")[None]
+        for scores in (lh.circuits.circle_score(rows)[None], planes):
+            found.append(lh.circuits.births(scores, torch.arange(40)).step[0])
+    born, turned_born = found[0], found[1][[2, 4, 6]]
+    dates = torch.tensor([10, 20, 30])
+    return {
+        "births, all dated": bool(((born - dates).abs() <= 1).all()),
+        "births by frequencies, turned, all dated and no other": bool(((turned_born - dates).abs() <= 1).all())
+        and int(found[1].isfinite().sum()) == 3,
+        "births, in noise alone": bool(found[2].isfinite().any()),
+        "births by frequencies, in noise alone": bool(found[3].isfinite().any()),
+    }
 
 
 def tables(options: argparse.Namespace) -> dict[str, Calibration]:

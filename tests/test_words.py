@@ -64,6 +64,7 @@ ARGUMENTS = {
 NO_COUNTS = {
     ("circuits/births.py", "steps"),
     ("circuits/learning_times.py", "steps"),
+    ("circuits/waves.py", "steps"),
     ("plots/circles.py", "steps"),
     ("reproduce/themes/cartoons.py", "starts"),
 }

@@ -218,6 +218,53 @@ def test_pairs_and_null_match_every_permutation():
     assert (found.num_births, found.num_seeds, found.rise_time) == (7, 4, 5.0)
 
 
+def test_triples_and_their_null_match_every_permutation():
+    rows = [[100.0, 125.0, 110.0], [105.0, 300.0, 112.0], [120.0], [310.0]]
+    for strata in (None, ["a", "a", "b", "a"]):
+        arguments = {"strata": strata, "num_resamples": 4000, "size": 3}
+        found = circuits.pairing_test(made(padded(rows)), (10, 25, 200), **arguments)
+        assert found.pairs.tolist() == [0, 1, 2]
+        groups = [[0, 1, 2, 3]] if strata is None else [[0, 1, 3], [2]]
+        for k, window in enumerate((10, 25, 200)):
+            counts = []
+            for order in itertools.permutations([t for seed in groups[0] for t in rows[seed]]):
+                values, total = iter(order), 0
+                for seed in groups[0]:
+                    dealt = [next(values) for _ in rows[seed]]
+                    triples = itertools.combinations(dealt, 3)
+                    total += sum(max(three) - min(three) <= window for three in triples)
+                counts.append(total)
+            counts = np.array(counts)
+            assert float(found.null_mean[k]) == pytest.approx(counts.mean(), abs=1e-12)
+            assert float(found.null_pairs[k].double().mean()) == pytest.approx(counts.mean(), abs=0.06)
+            assert float(found.p_more[k]) == pytest.approx((counts >= found.pairs[k].item()).mean(), abs=0.03)
+    assert "triples of births, against births shuffled" in repr(found)
+
+
+def test_a_planted_coupling_makes_triples_too_and_independent_births_do_not():
+    rng = np.random.default_rng(4)
+    shares = []
+    for coupling in (0.0, 0.4):
+        found = [
+            circuits.pairing_test(bursty(rng, 128, coupling=coupling), (20,), size=3, num_resamples=199, seed=i)
+            for i in range(60)
+        ]
+        shares.append(np.mean([float(test.p_more[0]) <= 0.05 for test in found]))
+        inside = [float(test.interval[0, 0]) <= 1.0 <= float(test.interval[0, 1]) for test in found]
+        assert (np.mean(inside) >= 0.8) == (coupling == 0)
+    assert shares[0] <= 0.15
+    assert shares[1] >= 0.8
+    later = circuits.pairing_test(bursty(rng, 128, coupling=0.4), (20,), size=3, null="clock", num_resamples=199)
+    assert later.size == 3
+    with pytest.raises(ValueError, match="size is 3 with null='poisson'"):
+        circuits.pairing_test(bursty(rng), (20,), size=3, null="poisson")
+    with pytest.raises(ValueError, match="size is 4, expected an integer from 2 to 3"):
+        circuits.pairing_test(bursty(rng), (20,), size=4)
+    pairs = made([[100.0, 110.0], [120.0, 300.0]])
+    with pytest.raises(ValueError, match="births has no seed with three births, expected at least one with three"):
+        circuits.pairing_test(pairs, (20,), size=3)
+
+
 def test_births_before_the_first_log_are_left_out():
     rows = [[0.0, 100.0, 110.0], [0.0, 5.0], [200.0, 400.0]]
     found = circuits.pairing_test(made(padded(rows)), (10,), num_resamples=50)

@@ -67,7 +67,11 @@ def test_instruments_see_the_circles():
 
 def test_a_rotation_hides_the_circles_and_nothing_else():
     plain, turned = modular(), modular(rotated=True)
-    assert float(circle_score(turned.model.embedding).score.max()) < 0.75
+    with pytest.warns(UserWarning, match=r"circles of the frequencies \[3, 5, 7\] in others"):
+        assert float(circle_score(turned.model.embedding).score.max()) < 0.75
+    found = circle_score(turned.model.embedding, planes="frequencies")
+    assert found.frequency[found.is_circle].tolist() == [3, 5, 7]
+    assert found.score[[2, 4, 6]].tolist() == pytest.approx([1.0] * 3, abs=1e-5)
     assert sorted(key_frequencies(turned.model.embedding).tolist()) == [3, 5, 7]
     R = turned.model.rotation.double()
     assert torch.allclose(R @ R.T, torch.eye(6, dtype=torch.float64), atol=1e-6)

@@ -29,6 +29,30 @@ def embedding() -> torch.Tensor:
     return torch.cat([circle, noise], dim=1)
 
 
+def test_circles_of_any_embedding_are_drawn_in_planes_of_their_frequencies(ax):
+    p, turn = 23, torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).double())[0]
+    angle = 2 * np.pi * torch.arange(p).double() / p
+    waves = torch.stack([wave(f * angle) for f in (3, 8) for wave in (torch.cos, torch.sin)], 1)
+    rows = (waves * torch.tensor([1, 1, 2, 2])) @ turn[:4]
+    scores = circuits.circle_score(rows, planes="frequencies")
+    lh.plots.circles(rows, scores, ax, columns=2)
+    texts = [text.get_text() for text in ax.texts]
+    assert texts == ["f = 8, 1.00", "f = 3, 1.00"]  # the stronger first
+    places = np.asarray(ax.collections[0].get_offsets())
+    assert np.allclose(places, torch.stack([(8 * angle).cos(), (8 * angle).sin()], 1).numpy(), atol=1e-6)
+    assert ax.get_xlabel().startswith("a plane per frequency")
+    with pytest.raises(ValueError, match=r"frequencies is .* for planes of two columns"):
+        lh.plots.circles(embedding(), circuits.circle_score(embedding()), frequencies=[1])
+    with pytest.raises(ValueError, match="embedding has shape"):
+        lh.plots.circles(rows[:9], scores)
+    many = torch.stack([rows, 0.5 * rows, rows])
+    found = circuits.circle_score(many, planes="frequencies", num_draws=20)
+    with pytest.raises(ValueError, match="scores are of 3 embeddings"):
+        lh.plots.circles(rows, found)
+    picture = lh.plots.circles_animation(many, found, [0, 10, 20], columns=2, width=4, height=3)
+    assert picture.startswith(b"GIF89a")
+
+
 def test_circles_are_drawn_centered_on_one_scale_and_coloured_by_frequency_times_number(ax):
     scores = circuits.circle_score(embedding())
     assert lh.plots.circles(embedding(), scores, ax) is ax

@@ -90,6 +90,32 @@ def test_the_history_holds_evaluations_and_snapshots():
     assert repr(run).startswith("StackRun(3 seeds, 30 steps in ")
 
 
+def test_the_models_of_a_run_row_by_row(tmp_path):
+    run = stack(snapshots="*", evaluate={"test": DATA.test})
+    for seed in (0, 2):
+        models = run.history(seed)
+        assert len(models) == len(run.steps) == 6
+        for name, weight in factory(seed).named_parameters():
+            assert torch.equal(dict(models[0].named_parameters())[name], weight)
+        for name, weight in run.model(seed).named_parameters():
+            assert torch.equal(dict(models[-1].named_parameters())[name], weight)
+        for log, model in enumerate(models):  # the losses that were logged are those of the models
+            loss = F.cross_entropy(model(DATA.test.inputs), DATA.test.targets).detach()
+            assert float(loss) == pytest.approx(float(run.losses["test"][run.index(seed), log]), rel=1e-5)
+    with torch.no_grad():
+        models[0].embedding.zero_()
+    assert bool(run.snapshots["embedding"][2, 0].any())  # a copy
+    loaded = lh.training.StackRun.load(run.save(tmp_path / "run"))
+    assert torch.equal(loaded.history(0, factory)[3].embedding, run.history(0)[3].embedding)
+    with pytest.raises(ValueError, match="factory is missing"):
+        loaded.history(0)
+    with pytest.raises(ValueError, match="seed is 7, expected one of the 3 trained"):
+        run.history(7)
+    message = r"snapshots lack \['embedding', 'second'\], expected every parameter.\n.*snapshots=\"\*\""
+    with pytest.raises(ValueError, match=message):
+        stack(snapshots=["first", "un*"]).history(0)
+
+
 def test_a_small_data_set_is_taken_whole():
     run = stack([4], batch_size=10_000, penalty=0.0)
     model = factory(4)

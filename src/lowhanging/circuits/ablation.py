@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm.auto import tqdm
 
-from lowhanging.circuits.fourier import circle_score, key_frequencies
+from lowhanging.circuits.fourier import CircleScores, circle_score
 from lowhanging.circuits.mechanism import CHUNK, checked_logits, frequency_projector, read_pairs
 from lowhanging.errors import a_type, argument_message, check_count
 from lowhanging.io import Saved
@@ -30,7 +30,6 @@ from lowhanging.objective.objective import Objective
 from lowhanging.objective.private_copy import private_copy
 
 Ablation = Callable[[nn.Module, Tensor, tuple[int, ...]], Tensor]
-CIRCLE = 0.75  # circle score from which on a block counts as a circuit
 _MOST = 12  # circuits, of which all 2^k subsets are run
 
 
@@ -110,7 +109,8 @@ def ablate_circuits(
         data: pairs to measure on, (inputs, targets) in any form that `Objective` takes: inputs (n, 2) or (n, 3) int64
             tokens, targets (n,) int64.
         circuits: different labels, at most 12. By default, for `ablate_blocks` the blocks with a circle score of at
-            least 0.75, for `ablate_frequencies` the `key_frequencies` of the embedding; there may be none.
+            least 0.75, for `ablate_frequencies` the circles of `circle_score(embedding, planes="frequencies")`, the
+            strongest first; there may be none.
         ablation: (model, inputs, ablated) -> logits (n, classes) with the circuits `ablated`, a tuple of labels, taken
             out. By default `ablate_blocks` for a ModularMLP in blocks, else `ablate_frequencies`.
         progress: a bar; by default one appears when it takes more than two seconds.
@@ -283,9 +283,9 @@ def _prepared(
     if circuits is None and isinstance(private, ModularMLP | ModularTransformer):
         numbers = private.embedding[: private.p]
         if ablate is ablate_blocks and is_blocked:
-            given = (circle_score(numbers).score >= CIRCLE).nonzero()[:, 0]
+            given = circle_score(numbers).is_circle.nonzero()[:, 0]
         elif ablate is ablate_frequencies:
-            given = key_frequencies(numbers)
+            given = _strongest(circle_score(numbers, planes="frequencies"))
     if given is None:
         received = f"are not given, for a {type(model).__name__} with ablation={_name(ablate)}"
         raise ValueError(argument_message("circuits", received, "their labels", "Name them: circuits=[3, 7]."))
@@ -302,6 +302,12 @@ def _prepared(
     with differentiable_kernels(private), torch.no_grad():
         checked_logits(ablate(private, inputs[:1], tuple(labels)), targets[:1])
     return private, labels, ablate, inputs, targets
+
+
+def _strongest(scores: CircleScores) -> Tensor:
+    """(k,) the frequencies that are circles, by falling share of the power."""
+    circles = scores.is_circle.nonzero()[:, 0]
+    return scores.frequency[circles[scores.share[circles].argsort(descending=True, stable=True)]]
 
 
 def _name(function: Ablation) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowhanging.circuits.fourier import CIRCLE, CircleScores
 from lowhanging.errors import a_type, argument_message, check_count, check_finite, check_real
 from lowhanging.io import Saved
 
@@ -71,11 +72,13 @@ class Births(Saved):
 
 
 def births(
-    scores: Any, steps: Any, *, threshold: float = 0.75, sustain: int = 5, frequency: Any | None = None
+    scores: Any, steps: Any, *, threshold: float | None = None, sustain: int = 5, frequency: Any | None = None
 ) -> Births:
     r"""Times at which circuits formed, from the logs of many runs.
 
-    With s_i the score of one block at log i (of n), and m = `sustain`:
+    With s_i the score of one block at log i (of n), and m = `sustain`; for `CircleScores` without a threshold read "is
+    a circle" for s >= threshold, and "no better than chance" for s <= threshold / 2 (planes of two columns: 0.75; those
+    of frequencies have a null at each log):
 
     * birth: the first i with s_i, ..., s_{i+m-1} >= threshold. The time is the step of log i, so it is late by up to
       one spacing of the logs. All m logs must have been seen: a score that crosses in the last m - 1 logs and stays
@@ -88,11 +91,12 @@ def births(
       log.
 
     Args:
-        scores: (seeds, logs, blocks), such as circle scores of logged embeddings; tensor, array or `CircleScores`.
+        scores: (seeds, logs, blocks), such as circle scores of logged embeddings; tensor, array or `CircleScores`. A
+            block is a plane of two columns, or a frequency.
         steps: (logs,) training step of each log, strictly ascending.
-        threshold: positive; .75 separates circles from noise and from lines for circle scores.
+        threshold: positive; by default what `CircleScores` call a circle, for other scores 0.75.
         sustain: logs in a row that make a crossing (or a fall) a sustained one; 1 takes the first log.
-        frequency: (seeds, logs, blocks) integers, the frequency of each block at each log.
+        frequency: (seeds, logs, blocks) integers, the frequency of each block at each log; `CircleScores` bring theirs.
 
     Returns:
         Births: `step`, `death`, `rise_time`, `survived`, `is_left_censored`, `frequency`, each (seeds, blocks).
@@ -103,7 +107,8 @@ def births(
     Cost:
         O(seeds x logs x blocks).
     """
-    scores = getattr(scores, "score", scores)  # CircleScores
+    circles = scores if isinstance(scores, CircleScores) else None
+    scores = scores if circles is None else circles.score
     values = _numbers("scores", scores, 3, "(seeds, logs, blocks)", remedy="Leave out seeds that diverged.")
     times = _numbers("steps", steps, 1, "(logs,)", remedy="Pass the training step of each log.")
     num_logs = values.shape[1]
@@ -116,16 +121,23 @@ def births(
         received = f"has {times[at]:g} after {times[at - 1]:g} at index {at}"
         remedy = "Sort the logs and drop repeated ones."
         raise ValueError(argument_message("steps", received, "strictly ascending steps", remedy))
-    threshold = check_real("threshold", threshold, minimum=0.0, exclusive=True, remedy="Circle scores use .75.")
+    if circles is not None and threshold is None:
+        above, is_low = circles.is_circle.cpu().numpy(), (circles.score <= circles.chance).cpu().numpy()
+        threshold = CIRCLE
+    else:
+        threshold = CIRCLE if threshold is None else threshold
+        threshold = check_real("threshold", threshold, minimum=0.0, exclusive=True, remedy="Circle scores use .75.")
+        above, is_low = values >= threshold, values <= threshold / 2
+    if circles is not None and frequency is None:
+        frequency = circles.frequency
     sustain = check_count("sustain", sustain, maximum=num_logs, remedy="It is counted in logs, not in steps.")
 
     index = np.arange(num_logs)[:, None]  # (logs, 1), beside (seeds, logs, blocks)
-    above = values >= threshold
     birth = _first(_sustained(above, sustain), num_logs)  # (seeds, blocks), index of the log; num_logs: none
     fallen = _sustained(~above, sustain) & (index[: num_logs - sustain + 1] > birth[:, None])
     death = _first(fallen, num_logs)
     is_formed, is_left_censored = birth < num_logs, birth == 0
-    low = (values <= threshold / 2) & (index < birth[:, None])
+    low = is_low & (index < birth[:, None])
     start = np.where(low.any(1), num_logs - 1 - low[:, ::-1].argmax(1), 0)  # the last low log
     padded = np.append(times, np.inf)
     rise = np.where(is_formed & ~is_left_censored, padded[birth] - times[start], np.nan)

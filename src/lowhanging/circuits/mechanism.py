@@ -55,9 +55,8 @@ def restricted_loss(model: Logits, p: int, *, frequencies: Iterable[int], data: 
         Nanda, Chan, Lieberum, Smith & Steinhardt (2023), "Progress measures for grokking via mechanistic
         interpretability".
     """
-    table = _logit_table(model, p)
-    waves, constant = _waves(table, frequencies)
-    return _loss((constant + waves)[_sums(p)], data)
+    restricted, _ = split_table(logit_table(model, p), frequencies)
+    return table_loss(restricted, pairs_and_sums(data, p))
 
 
 def excluded_loss(model: Logits, p: int, *, frequencies: Iterable[int], data: Any = None) -> float:
@@ -75,9 +74,8 @@ def excluded_loss(model: Logits, p: int, *, frequencies: Iterable[int], data: An
     Source:
         Nanda et al. (2023).
     """
-    table = _logit_table(model, p)
-    waves, _ = _waves(table, frequencies)
-    return _loss(table - waves[_sums(p)], data)
+    _, excluded = split_table(logit_table(model, p), frequencies)
+    return table_loss(excluded, pairs_and_sums(data, p))
 
 
 def distance_irrelevance(model: Logits, p: int) -> float:
@@ -100,7 +98,7 @@ def distance_irrelevance(model: Logits, p: int) -> float:
 
     Raises:
         ValueError, TypeError: as in `restricted_loss`; correct logits that are all equal, as an ideal clock's are, for
-            which q is 0 / 0.
+            which q is 0 / 0. What varies by less than 1e-6 of the largest logit is rounding.
 
     Cost:
         one forward pass over p^2 pairs.
@@ -109,15 +107,13 @@ def distance_irrelevance(model: Logits, p: int) -> float:
         Zhong, Liu, Tegmark & Andreas (2023), "The clock and the pizza: two stories in mechanistic explanation of neural
         networks", definition 4.2.
     """
-    table = _logit_table(model, p)
-    a, d = torch.arange(p)[:, None], torch.arange(p)
-    correct = table[a, (a + d) % p, (2 * a + d) % p]  # (a, d)
-    total = float(correct.std(correction=0))
-    if total <= 1e-12 * float(table.abs().max()):
-        received = f"gives the correct answer the same logit, {float(correct[0, 0]):.6g}, for all pairs"
+    table = logit_table(model, p)
+    q = distance_share(table)
+    if math.isnan(q):
+        received = f"gives the correct answer the same logit, {float(table[0, 0, 0]):.6g}, for all pairs"
         remedy = "Nothing depends on a - b here."
         raise ValueError(argument_message("model", received, "correct logits that vary", remedy))
-    return float(correct.std(0, correction=0).mean()) / total
+    return q
 
 
 def gradient_symmetricity(
@@ -193,24 +189,45 @@ def _cosines(model: nn.Module, name: str, rows: Tensor, triples: Tensor) -> Tens
     return cosines.cpu()
 
 
-def _logit_table(model: Logits, p: int) -> Tensor:
+def distance_share(table: Tensor) -> float:
+    """`distance_irrelevance` of a logit table (p, p, classes); nan where it is 0 / 0, to rounding in float32."""
+    p = len(table)
+    a, d = torch.arange(p)[:, None], torch.arange(p)
+    correct = table[a, (a + d) % p, (2 * a + d) % p]  # (a, d)
+    total = float(correct.std(correction=0))
+    if total <= 1e-6 * float(table.abs().max()):
+        return math.nan
+    return float(correct.std(0, correction=0).mean()) / total
+
+
+def logit_table(model: Logits, p: int) -> Tensor:
     """(p, p, classes) float64: the logits of every pair (a, b)."""
+    remedy = "Pass a module, or lambda inputs: table[inputs[:, 0], inputs[:, 1]]."
+    logits = on_every_pair(model, p, argument="model", expected="token pairs (n, 2) -> logits", remedy=remedy)
+    return checked_logits(logits, _sums(p).flatten()).reshape(p, p, -1)
+
+
+def on_every_pair(function: Any, p: int, *, argument: str, expected: str, remedy: str) -> Any:
+    """What a function or module makes of all p^2 pairs, a by a, on the CPU; unchecked, and no tensor if it makes none.
+
+    A module is copied, and run as after `model.eval()`.
+    """
     check_count("p", p, minimum=3, remedy="Pass the modulus of the task.")
-    if not callable(model):
-        remedy = "Pass a module, or lambda inputs: table[inputs[:, 0], inputs[:, 1]]."
-        raise TypeError(argument_message("model", f"is {a_type(model)}", "token pairs (n, 2) -> logits", remedy))
+    if not callable(function):
+        raise TypeError(argument_message(argument, f"is {a_type(function)}", expected, remedy))
     device = torch.device("cpu")
-    if isinstance(model, nn.Module):
-        model = private_copy(model, "eval", None)
-        device = next(model.parameters()).device
+    if isinstance(function, nn.Module):
+        function = private_copy(function, "eval", None)
+        device = next(function.parameters()).device
     pairs = torch.cartesian_prod(torch.arange(p), torch.arange(p)).to(device)
-    with differentiable_kernels(model if isinstance(model, nn.Module) else nn.Identity()), torch.no_grad():
-        logits = torch.cat([model(part).cpu() for part in torch.split(pairs, CHUNK)])
-    return checked_logits(logits, pairs.sum(1).cpu() % p).reshape(p, p, -1)
+    with differentiable_kernels(function if isinstance(function, nn.Module) else nn.Identity()), torch.no_grad():
+        parts = [function(part) for part in torch.split(pairs, CHUNK)]
+    are_tables = all(isinstance(part, Tensor) and part.ndim for part in parts)
+    return torch.cat([part.cpu() for part in parts]) if are_tables else parts[0]
 
 
-def _waves(table: Tensor, frequencies: Iterable[int]) -> tuple[Tensor, Tensor]:
-    """(p, classes) the part of a logit table with the given frequencies of s = a + b, per s; its mean (classes,)."""
+def split_table(table: Tensor, frequencies: Iterable[int]) -> tuple[Tensor, Tensor]:
+    """Logit tables (p, p, classes): the constant and the given frequencies of a + b alone, and all but those."""
     p = len(table)
     remedy = "Such as key_frequencies(model.embedding[:p])."
     given = frequencies.tolist() if isinstance(frequencies, Tensor) else frequencies
@@ -219,9 +236,16 @@ def _waves(table: Tensor, frequencies: Iterable[int]) -> tuple[Tensor, Tensor]:
     wanted = list(given)
     if not wanted or len(set(wanted)) != len(wanted):
         raise ValueError(argument_message("frequencies", f"are {wanted}", "at least one, all different", remedy))
+    by_sum = mean_by_sum(table)
+    waves, sums = frequency_projector(p, wanted) @ by_sum, _sums(p)
+    return (by_sum.mean(0) + waves)[sums], table - waves[sums]
+
+
+def mean_by_sum(table: Tensor) -> Tensor:
+    """(s, classes) mean over the pairs with a + b = s: the projection of a logit table on functions of a + b."""
+    p = len(table)
     a = torch.arange(p)[:, None]
-    by_sum = table[a, (torch.arange(p) - a) % p].mean(0)  # (s, classes): the projection on functions of a + b
-    return frequency_projector(p, wanted) @ by_sum, by_sum.mean(0)
+    return table[a, (torch.arange(p) - a) % p].mean(0)
 
 
 def _sums(p: int) -> Tensor:
@@ -229,12 +253,16 @@ def _sums(p: int) -> Tensor:
     return (torch.arange(p)[:, None] + torch.arange(p)) % p
 
 
-def _loss(table: Tensor, data: Any) -> float:
-    """Mean cross-entropy of a logit table (p, p, classes) on pairs."""
-    p = len(table)
+def pairs_and_sums(data: Any, p: int) -> tuple[Tensor, Tensor]:
+    """Tokens (n, 2) or (n, 3) and classes (n,) of `data`; of all p^2 pairs for None."""
     if data is None:
-        return float(F.cross_entropy(table.flatten(0, 1), _sums(p).flatten()))
-    inputs, targets = read_pairs(data, p, torch.device("cpu"))
+        return torch.cartesian_prod(torch.arange(p), torch.arange(p)), _sums(p).flatten()
+    return read_pairs(data, p, torch.device("cpu"))
+
+
+def table_loss(table: Tensor, data: tuple[Tensor, Tensor]) -> float:
+    """Mean cross-entropy of a logit table (p, p, classes) on tokens and classes."""
+    inputs, targets = data
     return float(F.cross_entropy(checked_logits(table[inputs[:, 0], inputs[:, 1]], targets), targets))
 
 

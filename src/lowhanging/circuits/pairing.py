@@ -36,6 +36,7 @@ from lowhanging.circuits.permutation import (
     resampled_seeds,
     shuffles,
     slots_of,
+    triples_against_shuffling,
 )
 from lowhanging.errors import argument_message, check_choice, check_count, check_real
 from lowhanging.io import Saved
@@ -51,10 +52,11 @@ CLOCK_GROUP = 8  # seeds with neighbouring first births, between which the clock
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PairingTest(PairCounts):
-    """Pairs of births within one seed at most a window apart, against a null, for every declared window."""
+    """Pairs of births (or triples) of one seed at most a window apart, against a null, for every declared window."""
 
     windows: Tensor  # (k,) float64, steps
     null: str  # "shuffle" | "clock" | "poisson"
+    size: int  # births that are counted together: 2, pairs, or 3, triples, which then stand in `pairs`
     num_births: int  # that could be paired
     num_seeds: int  # with at least one of them
     rise_time: float  # steps, median of the births
@@ -62,7 +64,7 @@ class PairingTest(PairCounts):
     @property
     def label(self) -> str:
         """What the ratio says, for titles."""
-        return LABELS[self.null]
+        return LABELS[self.null].replace("pairs", "pairs" if self.size == 2 else "triples", 1)
 
     def __repr__(self) -> str:
         columns = (self.windows.tolist(), self._rows(), self.p_more.tolist())
@@ -76,6 +78,7 @@ def pairing_test(
     windows: Sequence[float] = (10, 20, 50),
     *,
     null: Null = "shuffle",
+    size: Literal[2, 3] = 2,
     strata: Any | None = None,
     num_resamples: int = 2000,
     seed: int = 0,
@@ -83,7 +86,9 @@ def pairing_test(
     r"""Test whether births of one seed are closer together than births dealt out across seeds.
 
     The statistic is the number of pairs of births in the same seed with |t_i - t_j| <= w, every pair once, for each
-    window w that the caller declares; all are reported, none is picked. Births from before the first log have no time
+    window w that the caller declares; all are reported, none is picked. With size=3 it is the number of triples of
+    births in the same seed, the last at most w after the first; where pairs are more than by chance, triples are too.
+    Births from before the first log have no time
     and are left out. Nulls:
 
     * "shuffle": births are permuted across seeds. Each seed keeps its number of births, all seeds the common rate
@@ -106,6 +111,7 @@ def pairing_test(
         births: from `births(scores, steps)`.
         windows: steps, positive, each declared before looking.
         null: "shuffle", "clock" or "poisson".
+        size: 2, pairs, or 3, triples (not with "poisson").
         strata: (seeds,) labels; permute only between seeds of one label (batches of runs, numbers of births ...).
         num_resamples: draws of the null, and of the bootstrap.
         seed: of both; the global random state is not used.
@@ -131,7 +137,11 @@ def pairing_test(
     """
     labels = check_resampling(births, num_resamples, seed, strata)
     check_choice("null", null, tuple(LABELS))
+    check_count("size", size, minimum=2, maximum=3, remedy="2 counts pairs, 3 triples.")
     lengths = check_lengths("windows", windows)
+    if null == "poisson" and size == 3:
+        remedy = "Use null='shuffle' or 'clock'."
+        raise ValueError(argument_message("size", "is 3 with null='poisson'", "2: pairs only", remedy))
     if null == "poisson" and strata is not None:
         received = "is given with null='poisson', which permutes nothing"
         raise ValueError(argument_message("strata", received, "None", "Leave it out, or use null='shuffle'."))
@@ -146,11 +156,18 @@ def pairing_test(
         counted = _against_poisson(births, slots, times[order], lengths, num_resamples, rng)
     else:
         later = null == "clock"
-        check_pairs(slots, "births after the first" if later else "births", needed="three" if later else "two")
-        unique, codes = np.unique(times[order], return_inverse=True)
-        counted = against_shuffling(slots, codes, close_tables(unique, lengths), num_resamples, rng)
+        what, numbers = "births after the first" if later else "births", ("two", "three", "four")
+        check_pairs(slots, what, needed=numbers[size - 2 + later])
+        if size == 3 and not (np.bincount(slots.seeds) >= 3).any():
+            received, expected = f"has no seed with three {what}", f"at least one with {numbers[size - 2 + later]}"
+            raise ValueError(argument_message("births", received, expected, "Train more seeds, or count pairs."))
+        if size == 3:
+            counted = triples_against_shuffling(slots, times[order], lengths, num_resamples, rng)
+        else:
+            unique, codes = np.unique(times[order], return_inverse=True)
+            counted = against_shuffling(slots, codes, close_tables(unique, lengths), num_resamples, rng)
     return PairingTest(
-        **vars(counted), windows=torch.from_numpy(lengths), null=null, num_births=len(times),
+        **vars(counted), windows=torch.from_numpy(lengths), null=null, size=size, num_births=len(times),
         num_seeds=slots.num_seeds, rise_time=rise_time,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Permutation tests of whether pairs of values within one seed are more, or fewer, than by chance.
+"""Permutation tests of whether pairs of values within one seed (or triples) are more, or fewer, than by chance.
 
 A pair counts when a table says so for its two values: times at most 20 steps apart, or frequencies of which one is the
 double of the other. The null permutes the values across seeds, which keeps each seed's number of values and their
@@ -145,6 +145,51 @@ def against_shuffling(
     within = pairs_by_seed(slots, codes, tables)
     expected = _expected(slots, codes, tables, within, np.vstack([np.ones(slots.num_seeds), weights]))
     return pair_counts(within, weights, expected[:, 0], expected[:, 1:], draws)
+
+
+def triples_against_shuffling(
+    slots: Slots, times: np.ndarray, windows: np.ndarray, num_resamples: int, rng: np.random.Generator
+) -> PairCounts:
+    r"""Triples of times (n,) of one seed, at most a window apart, against permutations; counted as pairs are.
+
+    A triple of slots of one seed holds every triple of values of its stratum equally often, so that the mean is the
+    number of such slots times the share of all triples of values that lie within the window.
+    """
+    drawn = [_triples(slots, each, windows).sum(-1) for each in shuffles(slots, times, num_resamples, rng)]
+    weights = resampled_seeds(slots, num_resamples, rng)
+    within = _triples(slots, times[None], windows)[:, 0]  # (k, seeds)
+    sizes = np.bincount(slots.seeds)
+    of_seed, shares = sizes * (sizes - 1) * (sizes - 2) / 6, np.zeros((len(windows), slots.num_seeds))
+    for stratum in np.unique(slots.strata):
+        members = slots.strata == stratum
+        values = np.sort(times[members[slots.seeds]])
+        n = len(values)
+        for row, window in zip(shares, windows, strict=True):
+            after = np.searchsorted(values, values + _with_rounding(window, times), side="right") - np.arange(n) - 1
+            row[members] = (after * (after - 1) / 2).sum() / max(1.0, n * (n - 1) * (n - 2) / 6)
+    expected = shares * of_seed
+    return pair_counts(within, weights, expected.sum(1), expected @ weights.T, np.concatenate(drawn, axis=1))
+
+
+def _triples(slots: Slots, times: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """(k, draws, seeds) triples at most a window apart, of times (draws, n): each by its first, with two after it."""
+    sizes = np.bincount(slots.seeds)
+    place = np.arange(len(slots.seeds)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # of each value in its seed
+    rows = np.full((len(times), slots.num_seeds, sizes.max()), np.inf)
+    rows[:, slots.seeds, place] = times
+    rows.sort(-1)
+    found = np.zeros((len(windows), len(times), slots.num_seeds))
+    for i in range(rows.shape[-1] - 2):
+        first = np.where(np.isfinite(rows[..., i]), rows[..., i], -np.inf)  # of a seed that has fewer: none is near
+        for row, window in zip(found, windows, strict=True):
+            after = (rows[..., i + 1 :] <= (first + _with_rounding(window, times))[..., None]).sum(-1)
+            row += after * (after - 1) / 2
+    return found
+
+
+def _with_rounding(window: float, times: np.ndarray) -> float:
+    """A window with room for rounding of the times."""
+    return float(window + 1e-9 * np.abs(times).max(initial=1.0))
 
 
 def pair_counts(

@@ -100,17 +100,29 @@ class ModularMLP(nn.Module):
         """Logits (n, p) of pairs of tokens (n, 2); a third column ("=") is not looked at."""
         return self.logits(self.embedding[inputs[:, 0]] + self.embedding[inputs[:, 1]])
 
+    def hidden_units(self, inputs: Tensor) -> Tensor:
+        """Activations of the hidden units for pairs of tokens (n, 2): (n, hidden), in blocks (n, width / 2 * hidden).
+
+        In blocks the units of one plane after those of another.
+        """
+        return self._hidden(self.embedding[inputs[:, 0]] + self.embedding[inputs[:, 1]]).flatten(1)
+
     def logits(self, x: Tensor) -> Tensor:
         """Logits (n, p) of a sum of two embeddings x (n, width)."""
         if not self.is_blocked:
-            return self._activated(x @ self.first) @ self.unembedding
+            return self._hidden(x) @ self.unembedding
         return self.block_outputs(x).flatten(1) @ self.unembedding
 
     def block_outputs(self, x: Tensor) -> Tensor:
         """What each block hands to the logits, (n, width / 2, 2), for a sum of two embeddings x (n, width)."""
+        return torch.einsum("nbh,bhi->nbi", self._hidden(x), self.second)
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        """(n, hidden), in blocks (n, blocks, hidden)."""
+        if not self.is_blocked:
+            return self._activated(x @ self.first)
         planes = x.reshape(len(x), -1, BLOCK)  # (n, blocks, 2)
-        hidden = self._activated(torch.einsum("nbi,bih->nbh", planes, self.first))
-        return torch.einsum("nbh,bhi->nbi", hidden, self.second)
+        return self._activated(torch.einsum("nbi,bih->nbh", planes, self.first))
 
     def _activated(self, hidden: Tensor) -> Tensor:
         return ACTIVATIONS[self.activation](hidden if self.bias is None else hidden + self.bias)

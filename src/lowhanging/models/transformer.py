@@ -77,6 +77,16 @@ class ModularTransformer(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (n, p), at "=", of pairs of tokens (n, 2); a third column ("=") is not looked at."""
+        stream = self._attended(inputs)
+        logits: Tensor = (stream + self._hidden(stream) @ self.second + self.second_bias) @ self.unembedding
+        return logits
+
+    def hidden_units(self, inputs: Tensor) -> Tensor:
+        """Activations (n, hidden) of the MLP's hidden units, at "=", for pairs of tokens (n, 2)."""
+        return self._hidden(self._attended(inputs))
+
+    def _attended(self, inputs: Tensor) -> Tensor:
+        """(n, width) the residual stream at "=", between attention and MLP."""
         size = self.width // self.num_heads
         last = self.embedding[self.p] + self.position[2]  # "=" is every pair's last token, and the only one that asks
         query = (last @ self.query).reshape(self.num_heads, size)
@@ -92,7 +102,8 @@ class ModularTransformer(nn.Module):
         attention = torch.stack(scores, -1).softmax(-1)  # (n, heads, 3): the last token may look at all three
         mixed = attention[..., 0, None] * values[0] + attention[..., 1, None] * values[1]
         mixed = (mixed + attention[..., 2, None] * values[2]).flatten(1)
-        stream = last + mixed @ self.output
-        hidden = ACTIVATIONS[self.activation](stream @ self.first + self.first_bias)
-        logits: Tensor = (stream + hidden @ self.second + self.second_bias) @ self.unembedding
-        return logits
+        stream: Tensor = last + mixed @ self.output
+        return stream
+
+    def _hidden(self, stream: Tensor) -> Tensor:
+        return ACTIVATIONS[self.activation](stream @ self.first + self.first_bias)

@@ -26,31 +26,43 @@ _RIGHT, _WRONG = "#D55E00", "#0072B2"
 
 
 def circles(
-    embedding: Tensor, scores: CircleScores, ax: Axes | None = None, *, radius: float | None = None, columns: int = 5
+    embedding: Tensor,
+    scores: CircleScores,
+    ax: Axes | None = None,
+    *,
+    frequencies: Sequence[int] | None = None,
+    radius: float | None = None,
+    columns: int = 5,
 ) -> Axes:
-    """Every plane of an embedding, a point per number a, coloured by f a mod p: on a circle the colours go round once.
+    """Planes of an embedding, a point per number a, coloured by f a mod p: on a circle the colours go round once.
+
+    Of planes of two columns all are drawn; of those of frequencies the circles, by falling share of the power, and
+    beside them the strongest of the others until a row is full. A circle of the latter kind begins with number 0 at
+    angle 0.
 
     Args:
-        embedding: (p, d), as given to `lh.circuits.circle_score`.
-        scores: what that returned; each block is labelled with its frequency f and its score.
+        embedding: (p, d), as given to `lh.circuits.circle_score` (in the order of the numbers).
+        scores: what that returned; each plane is labelled with its frequency f and its score, bold if it is a circle.
         ax: where to draw; None makes a figure.
-        radius: what is drawn as 1, in units of the embedding; by default the farthest point of all blocks.
-        columns: blocks per row.
+        frequencies: of planes of frequencies: which ones to draw instead.
+        radius: what is drawn as 1, in units of the embedding; by default the farthest point of all planes drawn.
+        columns: planes per row.
 
     Raises:
         ValueError, TypeError: an embedding that does not fit the scores.
     """
     check_kind("scores", scores, CircleScores, "Pass what lh.circuits.circle_score(embedding) returned.")
-    check_count("columns", columns, remedy="Blocks per row, such as 5.")
-    blocks = _blocks(embedding, scores)
+    check_count("columns", columns, remedy="Planes per row, such as 5.")
+    index = _drawn(scores, frequencies, columns)
+    blocks = scores.points(embedding, index).numpy()
     scale = (float(np.abs(blocks).max()) or 1.0) if radius is None else radius
     ax = axes(ax)
     num, p = len(blocks), blocks.shape[1]
     for j, points in enumerate(blocks):
         x, y = _SPACING * (j % columns), -_SPACING * 1.25 * (j // columns)
-        f, score = int(scores.frequency[j]), float(scores.score[j])
+        f, score, is_circle = (field[index[j]].item() for field in (scores.frequency, scores.score, scores.is_circle))
         turns = (f * np.arange(p) % p) / p
-        edge, weight = ("0.2", "bold") if score >= 0.75 else ("0.6", "normal")
+        edge, weight = ("0.2", "bold") if is_circle else ("0.6", "normal")
         look: dict[str, Any] = {"cmap": "twilight", "vmin": 0, "vmax": 1, "s": 14, "linewidths": 0.4}
         ax.scatter(x + points[:, 0] / scale, y + points[:, 1] / scale, c=turns, edgecolors=edge, **look)
         name = f"f = {f}" if f else "no frequency"
@@ -62,7 +74,8 @@ def circles(
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
-    ax.set_xlabel(f"planes of the embedding (frequency, circle score),\n{p} numbers a coloured by f·a mod {p}")
+    which = "planes of the embedding" if scores.planes == "columns" else "a plane per frequency"
+    ax.set_xlabel(f"{which} (frequency, circle score),\n{p} numbers a coloured by f·a mod {p}")
     return ax
 
 
@@ -71,6 +84,7 @@ def circles_animation(
     scores: CircleScores,
     steps: Tensor | Sequence[int],
     *,
+    frequencies: Sequence[int] | None = None,
     columns: int = 5,
     milliseconds: int = 150,
     width: float = 7.0,
@@ -82,7 +96,8 @@ def circles_animation(
         embeddings: (logs, p, d), such as `run.snapshots["embedding"][i]`.
         scores: `lh.circuits.circle_score(embeddings)`.
         steps: (logs,) of the titles.
-        columns: blocks per row.
+        frequencies: of planes of frequencies: which ones to draw; by default those that `circles` draws of the last.
+        columns: planes per row.
         milliseconds: how long a frame stays; the last one stays three times as long.
         width: of the picture, in inches of 100 pixels.
         height: of the picture, in inches of 100 pixels.
@@ -96,12 +111,16 @@ def circles_animation(
     check_kind("scores", scores, CircleScores, "Pass what lh.circuits.circle_score(embeddings) returned.")
     _check_logged("embeddings", embeddings, steps, "(logs, p, d)", 'Pass run.snapshots["embedding"][i].')
     check_count("milliseconds", milliseconds, minimum=20, remedy="150 is a good pace.")
-    frames = [_frame(scores, i) for i in range(len(embeddings))]
-    planes = embeddings.detach().double().reshape(*embeddings.shape[:2], -1, 2)
-    radius = float((planes - planes.mean(1, keepdim=True)).abs().max()) or 1.0
+    frames = [scores[i] for i in range(len(embeddings))]
+    index = _drawn(frames[-1], frequencies, columns)
+    if scores.planes == "frequencies":
+        frequencies = scores.frequency[-1][index].tolist()
+    pairs = zip(embeddings, frames, strict=True)
+    radius = max(float(frame.points(rows, index).abs().max()) for rows, frame in pairs) or 1.0
 
     def paint(number: int, ax: Any) -> None:
-        circles(embeddings[number], frames[number], ax, radius=radius, columns=columns)
+        frame = frames[number]
+        circles(embeddings[number], frame, ax, frequencies=frequencies, radius=radius, columns=columns)
         ax.set_title(f"step {int(steps[number]):,}")
 
     return film(paint, len(frames), milliseconds=milliseconds, width=width, height=height)
@@ -128,16 +147,25 @@ def modes(shares: Tensor, steps: Tensor | Sequence[int], ax: Axes | None = None)
     return ax
 
 
-def _blocks(embedding: Any, scores: CircleScores) -> np.ndarray:
-    """(blocks, p, 2) points, centered."""
-    num = scores.score.shape[-1]
-    if _shape(embedding)[1:] != (2 * num,) or scores.score.ndim != 1:
-        received = f"has shape {_shape(embedding)} for scores of shape {tuple(scores.score.shape)}"
-        remedy = "Pass circle_score of the same embedding; of many, one at a time."
-        raise ValueError(argument_message("embedding", received, f"(p, {2 * num})", remedy))
-    planes = embedding.detach().double().cpu().reshape(len(embedding), num, 2)
-    centered: np.ndarray = (planes - planes.mean(0)).permute(1, 0, 2).numpy()
-    return centered
+def _drawn(scores: CircleScores, frequencies: Sequence[int] | None, columns: int) -> list[int]:
+    """Which planes are drawn, in this order."""
+    if scores.score.ndim != 1:
+        received = f"are of {' × '.join(map(str, scores.score.shape[:-1]))} embeddings"
+        raise ValueError(argument_message("scores", received, "those of one", "Of many, one at a time."))
+    if scores.planes == "columns":
+        if frequencies is not None:
+            remedy = 'Leave it out, or pass circle_score(embedding, planes="frequencies").'
+            received = f"is {list(frequencies)} for planes of two columns"
+            raise ValueError(argument_message("frequencies", received, "None", remedy))
+        return list(range(len(scores.score)))
+    if frequencies is not None:
+        most = len(scores.score)
+        remedy = "Frequencies of the scores."
+        return [check_count("an entry of frequencies", f, maximum=most, remedy=remedy) - 1 for f in frequencies]
+    order = torch.where(scores.is_circle, 1 + scores.share, scores.share).argsort(descending=True, stable=True)
+    num = int(scores.is_circle.sum())
+    found: list[int] = order[: max(columns * -(-num // columns), columns)].tolist()
+    return found
 
 
 def _check_logged(argument: str, value: Any, steps: Any, expected: str, remedy: str) -> None:
@@ -149,10 +177,6 @@ def _check_logged(argument: str, value: Any, steps: Any, expected: str, remedy: 
 
 def _shape(value: Any) -> tuple[int, ...]:
     return tuple(value.shape) if isinstance(value, Tensor) else ()
-
-
-def _frame(scores: CircleScores, i: int) -> CircleScores:
-    return CircleScores(*(getattr(scores, name)[i] for name in scores.__dataclass_fields__))
 
 
 def logit_sum(found: LogitSum, ax: Axes | None = None) -> Axes:

@@ -99,6 +99,27 @@ class StackRun(Saved):
         ParameterSpace(model).write(self.thetas[self.index(seed)], model)
         return model
 
+    def history(self, seed: int, factory: ModelFactory | None = None) -> list[nn.Module]:
+        """The models of one seed at every row of the history, in the order of `steps`.
+
+        Args:
+            seed: one of `seeds`.
+            factory: as in `model`.
+
+        Raises:
+            ValueError: `snapshots` lacks a parameter, as it does unless the run was made with `snapshots="*"`.
+        """
+        row, models = self.index(seed), []
+        for log in range(len(self.steps)):
+            model = self.model(seed, factory)
+            space = ParameterSpace(model)
+            if missing := [name for name in space.names if name not in self.snapshots]:
+                remedy = 'Train with train_stack(..., snapshots="*").'
+                raise ValueError(argument_message("snapshots", f"lack {missing}", "every parameter", remedy))
+            space.write(space.flatten({name: self.snapshots[name][row, log] for name in space.names}), model)
+            models.append(model)
+        return models
+
 
 def train_stack(
     model_factory: ModelFactory | str,

@@ -14,6 +14,13 @@ from lowhanging.reproduce.themes import modular
 INF = math.inf
 
 
+def score_of(scores, frequency):
+    double = scores.double()
+    return circuits.CircleScores(
+        *[double] * 3, frequency, frequency.sign(), *[double] * 2, 0 * double, double >= 0.75, "columns"
+    )
+
+
 def test_fates_are_counted_seed_by_seed():
     """Two seeds of two planes, four logs: one circle stays, one is lost, one is overwritten, one never was."""
     scores = torch.full((2, 40, 2), 0.9)
@@ -23,7 +30,7 @@ def test_fates_are_counted_seed_by_seed():
     frequency = torch.full((2, 40, 2), 3)
     frequency[1, 20:, 0] = 5  # another circle in the same plane, without a gap
     found = circuits.births(scores, range(40), frequency=frequency)
-    fates = modular._fates(found, circuits.CircleScores(*[scores.double()] * 3, frequency, frequency.sign(), scores))
+    fates = modular._fates(found, score_of(scores, frequency))
     assert fates["formed"] == [2, 1]
     assert fates["survived"] == [1, 1]
     assert fates["overwritten"] == 1

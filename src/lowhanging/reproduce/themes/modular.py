@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from lowhanging.circuits.ablation import CIRCLE, CircuitAblation, ablate_circuits
+from lowhanging.circuits.ablation import CircuitAblation, ablate_circuits
 from lowhanging.circuits.birth_gaps import birth_gaps
 from lowhanging.circuits.births import Births, births
-from lowhanging.circuits.fourier import CircleScores, circle_score, key_frequencies
+from lowhanging.circuits.fourier import CIRCLE, CircleScores, circle_score, key_frequencies
 from lowhanging.circuits.intensity import BirthIntensity, birth_intensity
 from lowhanging.circuits.pairing import PairingTest, pairing_test
 from lowhanging.circuits.relations import frequency_relations
@@ -106,8 +106,8 @@ def formed(context: Context) -> Formed:
     evaluate = {"test": kind.data.test}
     run = kind.train("births", sizes.stack_seeds, store, evaluate=evaluate, log_every=sizes.log_every)
     scores = circle_score(run.snapshots["embedding"])
-    found = births(scores.score, run.steps, frequency=scores.frequency)
-    best = int((scores.score[:, -1] >= CIRCLE).sum(1).argmax())
+    found = births(scores, run.steps)
+    best = int(scores.is_circle[:, -1].sum(1).argmax())
 
     def ablated() -> CircuitAblation:
         return ablate_circuits(run.model(best, kind.factory), kind.data.test)
@@ -125,7 +125,7 @@ def scarce(context: Context) -> tuple[Births, CircleScores]:
     kind = kind_of("births", sizes, **SCARCE)
     run = kind.train("scarce", sizes.scarce_seeds, context.store, log_every=sizes.log_every)
     scores = circle_score(run.snapshots["embedding"])
-    return births(scores.score, run.steps, frequency=scores.frequency), scores
+    return births(scores, run.steps), scores
 
 
 def survivals(plenty: Survival, few: Births) -> dict[str, Survival]:
@@ -157,7 +157,7 @@ def measure(context: Context) -> Row:
     unblocked = kind_of("redundant", sizes)
     run = unblocked.train("unblocked", sizes.unblocked_seeds, store, log_every=10_000)
     few, few_scores = scarce(context)
-    started_low = (scores.score[:, 0] <= found.threshold / 2).numpy()
+    started_low = (scores.score[:, 0] <= scores.chance[:, 0]).numpy()
     return {
         "p": p,
         "num_blocks": found.step.shape[1],
