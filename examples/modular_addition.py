@@ -1,77 +1,116 @@
 # %% [markdown]
 # # Modular addition: several circuits at once
 #
-# A network that learns a + b modulo p may lay its tokens out on circles: adding is then turning. One circle is enough
-# for the task, and yet networks grow several, of different frequencies. When does each form, do they come in pairs, do
-# they last, and what is each worth? The tools work on any embedding whose planes you can name.
+# A network that learns a + b modulo p may lay its numbers out on circles: adding is then turning. One circle is enough
+# for the task, and yet networks grow several, of different frequencies. Grok a transformer in ten seconds, look at its
+# circles, ablate one, see the basin; then ask of many seeds when circles form, whether in pairs, and whether they last.
 
 # %%
 import lowhanging as lh
 
 # %% [markdown]
-# ## Many seeds at once
+# ## A transformer that generalises
 #
-# Statements about when circuits form need many runs. `train_stack` trains them in one go, each exactly as if it were
-# alone. Any module will do: a function from a seed to a module, and tensors. Here p = 23, twelve seeds, five planes
-# each; `lh.train_stack("births")` is the setting of the report, with p = 37 and 64 seeds.
+# `lh.train_stack` trains many seeds in one go, each exactly as if it were alone; a name stands for models, data and
+# settings that were tried. This is one layer, p = 53, four fifths of the sums. *Expect* it to know the sums that it
+# trains on long before the others.
 
 # %%
-p = 23
-sums = lh.modular_addition(p=p, train_fraction=0.9)  # (a, b) and (b, a) stay together
-
-
-def factory(seed):
-    return lh.ModularMLP(p, width=10, hidden=16, seed=seed)
-
-
+sums = lh.training.PRESETS["transformer"].data()  # (a, b) and (b, a) stay together
 stack = lh.train_stack(
-    factory,
-    sums.train,
+    "transformer",
+    seeds=(3,),
+    evaluate={"held out": sums.test},
+    snapshots="*",  # all weights, so that every row of the history is a model
+    log_every=25,
+    progress=False,
+)
+print(stack)
+model, p = stack.model(3), sums.p
+
+# %% [markdown]
+# ## Is it a circle?
+#
+# For each frequency f the embedding has a plane in which it walks f times around; the circle score is the share of that
+# plane's power which is this walk, 1 for a circle and 1/2 for a line. Whether a score is more than chance is read off
+# the same rows, dealt out to other numbers. *Expect* three to five circles, and nothing before training.
+
+# %%
+rows = stack.snapshots["embedding"][0, :, :p]  # (logs, p, width), without the token "="
+scores = lh.circuits.circle_score(rows, planes="frequencies")
+print("before training:", scores[0])
+print("at the end:     ", scores[-1])
+
+# %% [markdown]
+# The same frequencies carry the logits, as waves cos 2πf(a + b − c)/p, and the heads look at a in their rhythm.
+
+# %%
+waves = lh.circuits.logit_waves(model, p)
+pairs = lh.modular_addition(p, 1.0).train.inputs  # all of them
+attention = model.attention(pairs)[..., 0].reshape(p, p, -1)
+figure = lh.plots.inside_network(rows[-1], scores[-1], waves, attention=attention)
+
+# %% [markdown]
+# Is the circuit there before the held-out loss shows it? The restricted loss keeps only the key waves of the logits.
+# *Expect* it to fall first: circuit and memory are there together for a while.
+
+# %%
+progress = lh.circuits.progress_measures(stack.history(3), p, data=sums.train, held_out=sums.test, steps=stack.steps)
+ax = lh.plots.progress_measures(progress)
+
+# %% [markdown]
+# ## What is each worth?
+#
+# The loss with every subset of the circles kept, the others taken out of the embedding. *Expect* that without any one
+# of them many answers are wrong: they share the work, and none of them is the whole solution.
+
+# %%
+ablation = lh.circuits.ablate_circuits(model, sums.test)
+print(ablation)
+ax = lh.plots.circuit_ablation(ablation)
+
+# %% [markdown]
+# ## The basin
+#
+# `stack.model(seed)` is a plain module: every other tool takes it. `lh.circuits.circuit_losses` makes a loss of each
+# circuit, that of the network with this circuit alone, so that one can be kept and another ablated, as in
+# [steering between two behaviours](steering.py). *Expect* a narrow basin: a step of length 1 along a steep direction
+# costs most of the answers. What canyons and prices look like here stands in
+# [basins of modular addition](../docs/basins-of-modular-addition.md).
+
+# %%
+loss = lh.Objective(model, sums.train)
+circuits = ablation.circuits[:2].tolist()
+losses = lh.circuits.circuit_losses(model, sums.train, circuits=circuits)
+keep, ablate = (losses[str(f)] for f in circuits)
+direction = lh.steering_direction(preserve=keep, ablate=ablate, k=5, tol=1e-2)
+named = {"all sums": loss, f"f = {circuits[0]} alone": keep, f"f = {circuits[1]} alone": ablate}
+scan = lh.line_slice(named, direction, extent=(-1, 1), num=17)
+ax = lh.plots.line_slice(scan, log=True)
+
+# %% [markdown]
+# ## When does each form?
+#
+# Statements about when circuits form need many runs. Any module will do: a function from a seed to a module, and
+# tensors. Here p = 23, twelve seeds of a network in 2-D blocks, whose planes are two columns of its embedding each;
+# `lh.train_stack("births")` is the setting of the report, with p = 37 and 64 seeds. A birth is the first log from which
+# a plane's score stays above 3/4. *Expect* several per seed, most within a few hundred steps of each other.
+
+# %%
+small = lh.modular_addition(p=23, train_fraction=0.9)
+many = lh.train_stack(
+    lambda seed: lh.ModularMLP(23, width=10, hidden=16, seed=seed),
+    small.train,
     seeds=range(12),
     num_steps=800,
     lr=0.01,
     batch_size=128,
     penalty=1e-3,
-    evaluate={"held out": sums.test},
     snapshots="embedding",
     log_every=20,
     progress=False,
 )
-print(stack)
-held_out = stack.accuracies["held out"][:, -1]
-print("held-out accuracy by seed", [round(float(share), 2) for share in held_out])
-
-# %% [markdown]
-# So small a task is learned by heart in some seeds, and held-out pairs are then answered badly; those seeds have few
-# circles.
-#
-# ## Is it a circle?
-#
-# Two coordinates of the embedding are a plane; over the tokens 0, 1, ..., p - 1 they draw a curve. Its circle score is
-# the share of its power in the strongest signed frequency: 1 for a circle walked f times, 1/2 for a line. *Expect*
-# both: a circle reads (a, b) by turning, a line is half of that.
-
-# %%
-embeddings = stack.snapshots["embedding"]  # (seeds, logs, p, width)
-scores = lh.circuits.circle_score(embeddings)  # (seeds, logs, planes)
-most = int((scores.score[:, -1] >= 0.75).sum(1).argmax())
-last = embeddings[most, -1]
-ax = lh.plots.circles(last, lh.circuits.circle_score(last))
-
-# %% [markdown]
-# The same seed over training: how strong is each frequency?
-
-# %%
-ax = lh.plots.modes(lh.circuits.fourier_modes(embeddings[most]), stack.steps)
-
-# %% [markdown]
-# ## When does each form?
-#
-# A birth is the first log from which a plane's score stays above 3/4. *Expect* several per seed, most within a few
-# hundred steps of each other.
-
-# %%
-births = lh.circuits.births(scores.score, stack.steps, frequency=scores.frequency)
+births = lh.circuits.births(lh.circuits.circle_score(many.snapshots["embedding"]), many.steps)
 print(births)
 ax = lh.plots.births(births)
 
@@ -81,6 +120,7 @@ ax = lh.plots.births(births)
 # Births crowd together for a simple reason: all seeds learn at about the same time. So the question is whether births
 # *of one seed* lie closer together than births dealt out across the seeds. The test says what it counts, and warns
 # where a window is shorter than a birth itself takes. Twelve seeds are far too few for an answer; they show the call.
+# What was found with hundreds of them stands in [births of circuits](../docs/births-of-circuits.md).
 
 # %%
 test = lh.circuits.pairing_test(births, windows=(200, 400), num_resamples=500)
@@ -93,25 +133,3 @@ print(test)
 
 # %%
 ax = lh.plots.survival(lh.circuits.survival(births))
-
-# %% [markdown]
-# ## What is each worth?
-#
-# The loss with every subset of the circles kept, the others replaced by their mean over all pairs. *Expect* each added
-# circle to lower the loss further, in any order: they add up at the logits, and none of them is the whole solution.
-
-# %%
-ablation = lh.circuits.ablate_circuits(stack.model(most), sums.test)
-print(ablation)
-ax = lh.plots.circuit_ablation(ablation)
-
-# %% [markdown]
-# ## And the rest of the library
-#
-# `stack.model(seed)` is a plain module: every other tool takes it. `lh.circuits.circuit_losses` makes one loss per
-# circle, that of the network with this circle alone, so that circuits can be preserved and ablated, as in
-# [steering between two behaviours](steering.py).
-
-# %%
-model = stack.model(most)
-print(lh.top_hessian_eigs(model, sums.train, k=5))

@@ -10,6 +10,7 @@ import torch
 
 import lowhanging as lh
 from canyon_scene import minima_on_circle
+from lowhanging.objective.random_state import private_generator
 
 UNRECORDED = "double backward"  # to record the products of a small function takes longer than to multiply
 
@@ -82,7 +83,7 @@ def test_canyons_of_random_planes_are_those_of_a_scan():
         loss, space=lh.Subspace(axes[:2]), metric="euclidean", levels=1.0, num_starts=12, progress=False
     )
     null = lh.canyons.count_null(loss, found, within=lh.Subspace(axes), num_subspaces=num, progress=False)
-    generator = torch.Generator().manual_seed(0)
+    generator = private_generator(0, "null subspaces")
     curvature = torch.tensor([1.0, 1.0, 0.25], dtype=torch.float64)
     for i in range(num):
         plane = lh.Subspace.span(torch.randn(2, 3, generator=generator, dtype=torch.float64))

@@ -621,3 +621,11 @@ def test_messages_of_trace_and_of_questions() -> None:
         density.quantile(1.5)
     with pytest.raises(ValueError, match="order is -1, expected an integer of at least 0"):
         density.moment(-1)
+
+
+def test_a_participation_ratio_of_eigenvalues_that_cancel_is_called_no_dimension() -> None:
+    H = torch.tensor([3.0, 2.0, -4.0, -0.9], dtype=torch.float64)  # all eigenvalues
+    found = lh.effective_dimension(H)
+    assert found.participation_ratio == pytest.approx(0.1**2 / (9 + 4 + 16 + 0.81))
+    assert "no dimension: eigenvalues of both signs cancel" in repr(found)
+    assert "no dimension" not in repr(lh.effective_dimension(H.abs()))

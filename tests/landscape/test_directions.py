@@ -258,3 +258,27 @@ def test_directions_of_a_networks_loss_have_its_dtype():
         loss = network(dtype)
         for normalization in ("gaussian", "layer", "filter"):
             assert lh.random_direction(loss, normalization=normalization).dtype == dtype
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_random_direction_is_not_the_weights_that_were_drawn_with_the_same_seed(seed):
+    """Cosines of independent vectors are within 4.5 / sqrt(p); those of one stream were .4 to .95."""
+    torch.manual_seed(seed)
+    own = torch.nn.Sequential(torch.nn.Linear(11, 40), torch.nn.Tanh(), torch.nn.Linear(40, 11))
+    with torch.no_grad():
+        for weight in own.parameters():
+            weight.copy_(torch.randn(weight.shape))
+    sums = lh.modular_addition(11, 0.8).train
+    models = [
+        lh.ModularTransformer(11, seed=seed),
+        lh.ModularMLP(11, seed=seed),
+        lh.ModularMLP(11, blocks=False, seed=seed),
+    ]
+    losses = [lh.Objective(model, sums) for model in models]
+    losses.append(lh.Objective(own, (torch.randn(9, 11), torch.arange(9))))
+    for loss in losses:
+        theta = loss.theta0.double()
+        for normalization in ("gaussian", "layer"):
+            direction = lh.random_direction(loss, normalization=normalization, seed=seed).double()
+            cosine = float(direction @ theta / direction.norm() / theta.norm())
+            assert abs(cosine) < 4.5 / len(theta) ** 0.5

@@ -76,6 +76,14 @@ def test_the_transformer_is_what_its_docstring_says():
         assert torch.allclose(row, attention_by_hand(model, [a, b, 5]), atol=1e-12)
     assert torch.equal(model(torch.cat([pairs, torch.full((25, 1), 5)], dim=1)), logits)
     assert not torch.allclose(logits, model(pairs.flip(1)), atol=1e-6)  # positions tell a from b
+    attention = model.attention(pairs)
+    assert attention.shape == (25, 2, 3)
+    assert torch.allclose(attention.sum(-1), torch.ones(25, 2, dtype=torch.float64))
+    a, head, size = 3, 1, 4
+    query = (model.embedding[5] + model.position[2]) @ model.query[:, 4:]
+    keys = [(model.embedding[token] + model.position[i]) @ model.key[:, 4:] for i, token in enumerate((a, 1, 5))]
+    by_hand = torch.stack([query @ key / math.sqrt(size) for key in keys]).softmax(0)
+    assert torch.allclose(attention[5 * a + 1, head], by_hand)
     full = lh.ModularTransformer(113, width=128, hidden=512, seed=0)
     assert sum(weight.numel() for weight in full.parameters()) == (
         114 * 128 + 3 * 128 + 4 * 128**2 + 2 * 128 * 512 + 512 + 128 + 128 * 113

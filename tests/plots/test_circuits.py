@@ -128,3 +128,27 @@ def test_intensity_and_survival_draw_their_rates(ax):
     ]
     with pytest.raises(TypeError, match="survival is an int"):
         lh.plots.survival({"plenty": 3}, ax)
+
+
+def test_inside_a_network_and_its_progress(ax):
+    planted = lh.planted.modular(23, (2, 3), amplitude=(4.0, 8.0), rotated=True).model
+    rows = planted.embedding.detach()
+    scores, waves = circuits.circle_score(rows, planes="frequencies"), circuits.logit_waves(planted, 23)
+    attention = torch.rand(23, 23, 8, generator=torch.Generator().manual_seed(0))
+    figure = lh.plots.inside_network(rows, scores, waves, attention=attention)
+    boxes = figure.axes
+    heights = [bar.get_height() for bar in boxes[1].patches]
+    assert heights == pytest.approx((100 * waves.shares).tolist())
+    assert [text.get_text() for text in boxes[0].texts] == ["2", "3"]
+    assert sum(box.get_title().startswith("head") for box in boxes) == 6  # at most
+    assert np.allclose(boxes[3].images[0].get_array(), attention[..., 0].numpy())
+    assert len(lh.plots.inside_network(rows, scores, waves).axes) == 3
+    with pytest.raises(ValueError, match="scores are of"):
+        lh.plots.inside_network(embedding(), circuits.circle_score(embedding()), waves)
+    with pytest.raises(ValueError, match=r"attention is \(3, 3, 1\), expected a tensor \(23, 23, heads\)"):
+        lh.plots.inside_network(rows, scores, waves, attention=attention[:3, :3, :1])
+    found = circuits.progress_measures([lh.ModularMLP(23, seed=0), planted], 23, steps=[0, 50])
+    assert lh.plots.progress_measures(found, ax) is ax
+    curves = {line.get_label(): line.get_ydata() for line in ax.lines}
+    assert np.allclose(curves["restricted: key waves only"], found.restricted_loss.numpy())
+    assert "held-out loss" not in curves

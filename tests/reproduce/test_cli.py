@@ -57,7 +57,7 @@ def test_each_size_plans_the_same_themes(capsys):
     options = cli.build_parser().parse_args(["reproduce", "--full", "--seeds", "3"])
     settings = cli.settings_of(options)
     assert (settings.data, settings.sizes.modulus, settings.num_seeds) == ("full", 113, 3)
-    assert settings.sizes.transformer_steps > 0
+    assert settings.sizes.other_presets[0] == "nanda"
     assert settings.command("modular") == "lowhanging reproduce --seeds 3 --full --only modular --out again"
     quick = cli.settings_of(cli.build_parser().parse_args(["reproduce", "--quick"]))
     assert (quick.data, quick.sizes.modulus, quick.num_seeds) == ("bundled", None, 1)

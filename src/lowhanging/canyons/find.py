@@ -43,6 +43,7 @@ from lowhanging.errors import (
 )
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.protocol import Loss, around, check_loss
+from lowhanging.objective.random_state import private_generator
 from lowhanging.steering.cues import ConflictControl
 
 _RTOL = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -204,7 +205,7 @@ def find_canyons(
         raise ValueError(argument_message("num_starts", "is 0", expected, "Leave it out: 32."))
     _warn_of_slope(shell, wanted)
     _check_resolution(shell, wanted)
-    generator = torch.Generator().manual_seed(seed)
+    generator = private_generator(seed, "canyons")
     points: list[CanyonPoint] = []
     num_lost: dict[str, int] = {}
     failure, is_complete, delay = None, True, 2.0 if progress is None else 0.0

@@ -25,6 +25,7 @@ from lowhanging.curvature.subspace import Subspace
 from lowhanging.errors import NotConvergedError, a_type, argument_message, check_count
 from lowhanging.io import Saved
 from lowhanging.objective.protocol import Loss, check_loss
+from lowhanging.objective.random_state import private_generator
 
 _MAX_DIM = 50  # of the default larger space
 
@@ -111,7 +112,7 @@ def depth_null(
     check_space(within, loss)
     _check_larger(within.dim, dim)
     shell = EnergyShell(loss, within, canyons.min_curvature or None)
-    generator = torch.Generator().manual_seed(seed)
+    generator = private_generator(seed, "null subspaces")
     found = []
     for i in range(num_subspaces):
         q = torch.linalg.qr(torch.randn(shell.dim, dim, generator=generator, dtype=torch.float64))[0].T.numpy()
@@ -200,7 +201,7 @@ def count_null(
     check_space(within, loss)
     size = loss.num_params if isinstance(within, str) else within.dim
     _check_larger(size, dim)
-    generator = torch.Generator().manual_seed(seed)
+    generator = private_generator(seed, "null subspaces")
     found, num_gradients, num_products = [], 0, 0
     for i in range(num_subspaces):
         rows = torch.randn(dim, size, generator=generator, dtype=torch.float64)

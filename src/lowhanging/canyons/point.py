@@ -101,7 +101,7 @@ class CanyonPoint:
 
     @property
     def is_trivial(self) -> bool:
-        """The softest axis of the bowl, or as high as the bowl: nothing that a quadratic would not have."""
+        """The softest axis of the bowl, or no lower than the bowl is there: no way out that a quadratic has not."""
         if self.energy < 0:  # a saddle's way down
             return abs(self.rise - self.energy) <= (1 - _TRIVIAL) * abs(self.energy)
         return self.softest_overlap > _TRIVIAL or self.relative_rise > _TRIVIAL

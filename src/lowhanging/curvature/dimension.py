@@ -64,6 +64,8 @@ class EffectiveDimension(Saved):
     def ratio_in_words(self) -> str:
         """The participation ratio with its error, and what it is where eigenvalues are missing."""
         number = _rounded(self.participation_ratio, self.participation_standard_error)
+        if self.participation_ratio < 1:  # of eigenvalues that are not negative it is 1 or more
+            return f"{number}, no dimension: eigenvalues of both signs cancel"
         if self.ratio_is_bound:
             return f"at least {number}"
         return f"{number} of those known" if self.is_partial else number

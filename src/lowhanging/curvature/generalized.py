@@ -25,6 +25,7 @@ from lowhanging.curvature.subspace import Subspace
 from lowhanging.errors import NotConvergedError, a_type, argument_message, check_count, check_real
 from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
+from lowhanging.objective.random_state import private_generator
 
 _MAX_ROWS = 160  # of the basis, three vectors of p numbers each, before it is shrunk
 
@@ -113,7 +114,7 @@ def generalized_eigs(
     limit = 200 * k + 1000 if max_products is None else max_products
     limit = check_count("max_products", limit, minimum=4 * k + 2, remedy=remedy)
     space = _Space(left, right, shift, excluded, _Preconditioner(known, right, shift), max(_MAX_ROWS, 4 * k))
-    generator = torch.Generator().manual_seed(check_count("seed", seed, minimum=0, remedy="Pass 0."))
+    generator = private_generator(check_count("seed", seed, minimum=0, remedy="Pass 0."), "generalized")
     delay = 2.0 if progress is None else 0.0
     with tqdm(desc="generalized eigenpairs", unit="step", disable=is_silent(progress), delay=delay) as bar:
         space.add([space.random(generator) for _ in range(min(k + 1, space.num_dimensions))])

@@ -35,6 +35,7 @@ from lowhanging.errors import argument_message, check_count, check_finite, check
 from lowhanging.io import Saved
 from lowhanging.objective.cost import machine_memory
 from lowhanging.objective.distributed import is_silent
+from lowhanging.objective.random_state import private_generator
 
 SAME_NODE = 1e-8  # of the largest |node|: closer than this, a node and a chosen place are one
 
@@ -439,7 +440,7 @@ def spectral_density(
     scale = 0.0
     if pairs is not None:
         rows[:known], scale = pairs.vectors[kept].to(rows), pairs.scale
-    generator = torch.Generator().manual_seed(seed)
+    generator = private_generator(seed, "spectrum")
     rules = []
     starts = orthonormal_probes(num_probes, rows[:known], generator)
     delay = 0.0 if progress else 2.0
@@ -495,7 +496,7 @@ def _known_pairs(
         return None, 0
     vectors, values = deflate.vectors[kept], deflate.values[kept]
     # One product with a mixture of all: what it leaves open is at most the root of the sum of the squared residuals.
-    mixed = torch.randn(len(values), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    mixed = torch.randn(len(values), generator=private_generator(seed, "deflated pairs"), dtype=torch.float64)
     mixed /= mixed.norm()
     sent = (mixed.to(vectors) @ vectors).to(device=operator.device, dtype=operator.dtype)
     expected = (mixed * values).to(vectors) @ vectors

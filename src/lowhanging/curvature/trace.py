@@ -28,6 +28,7 @@ from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.errors import argument_message, check_count
 from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
+from lowhanging.objective.random_state import private_generator
 
 
 @dataclass(frozen=True, repr=False)
@@ -155,7 +156,7 @@ def trace(H: Any, *, num_probes: int = 60, seed: int = 0, progress: bool | None 
         if num_probes >= p:
             captured, size, rest = float(_forms(counted, _unit_vectors(counted), bar).sum()), p, torch.zeros(0)
         else:
-            generator = torch.Generator().manual_seed(seed)
+            generator = private_generator(seed, "trace")
             size = num_probes // 3
             basis = _sketched(counted, size, generator, bar)
             captured = float(_forms(counted, basis, bar).sum())

@@ -19,6 +19,7 @@ from lowhanging.errors import argument_message, check_choice, check_count, check
 from lowhanging.io import Saved
 from lowhanging.objective.checkpoints import Point, listed_points, thetas_of
 from lowhanging.objective.protocol import Loss, around, check_loss, own_vector
+from lowhanging.objective.random_state import private_generator
 
 Normalization = Literal["gaussian", "layer", "filter"]
 NORMALIZATIONS = ("gaussian", "layer", "filter")
@@ -94,7 +95,7 @@ def random_direction(
     check_choice("normalization", normalization, NORMALIZATIONS)
     check_choice("biases", biases, ("zero", "layer", "copy"))
     seed = check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = private_generator(seed, "direction")
     theta = loss.theta0
     drawn = torch.randn(theta.numel(), generator=generator, dtype=torch.float64).to(theta.device)
     if normalization == "gaussian":

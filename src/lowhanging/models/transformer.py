@@ -85,8 +85,20 @@ class ModularTransformer(nn.Module):
         """Activations (n, hidden) of the MLP's hidden units, at "=", for pairs of tokens (n, 2)."""
         return self._hidden(self._attended(inputs))
 
+    def attention(self, inputs: Tensor) -> Tensor:
+        """Attention (n, heads, 3) that "=" pays to a, b and itself, for pairs of tokens (n, 2)."""
+        return self._looked_at(inputs)[0]
+
     def _attended(self, inputs: Tensor) -> Tensor:
         """(n, width) the residual stream at "=", between attention and MLP."""
+        attention, values = self._looked_at(inputs)
+        mixed = attention[..., 0, None] * values[0] + attention[..., 1, None] * values[1]
+        mixed = (mixed + attention[..., 2, None] * values[2]).flatten(1)
+        stream: Tensor = self.embedding[self.p] + self.position[2] + mixed @ self.output
+        return stream
+
+    def _looked_at(self, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(n, heads, 3) attention of "=", and the values (n or 1, heads, size) of each of the three tokens."""
         size = self.width // self.num_heads
         last = self.embedding[self.p] + self.position[2]  # "=" is every pair's last token, and the only one that asks
         query = (last @ self.query).reshape(self.num_heads, size)
@@ -99,11 +111,7 @@ class ModularTransformer(nn.Module):
             values.append((rows @ self.value)[tokens].reshape(len(tokens), self.num_heads, size))
         scores.append((last @ asked).expand(len(inputs), self.num_heads))
         values.append((last @ self.value).reshape(1, self.num_heads, size))
-        attention = torch.stack(scores, -1).softmax(-1)  # (n, heads, 3): the last token may look at all three
-        mixed = attention[..., 0, None] * values[0] + attention[..., 1, None] * values[1]
-        mixed = (mixed + attention[..., 2, None] * values[2]).flatten(1)
-        stream: Tensor = last + mixed @ self.output
-        return stream
+        return torch.stack(scores, -1).softmax(-1), values  # the last token may look at all three
 
     def _hidden(self, stream: Tensor) -> Tensor:
         return ACTIVATIONS[self.activation](stream @ self.first + self.first_bias)

@@ -7,6 +7,7 @@ were; torch's are set for one device at a time, since `torch.manual_seed` would 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import pickle
 import random
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
+
+
+def private_generator(seed: int, purpose: str) -> torch.Generator:
+    """A generator on the CPU whose stream is no one else's.
+
+    Many models draw their weights from the stream of a small seed, and a tool that was given the same small number
+    would draw them again: a "random" direction along the initial weights. So the stream belongs to seed and purpose.
+    """
+    digest = hashlib.sha256(f"lowhanging: {purpose}, {seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))  # the generator uses 32 bits
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Drawings of results; nothing here computes, shows, saves or changes the global style.
 
 Each plot draws one result on one Axes, `ax`, and returns it; None makes a figure. `animation`, `circles_animation`,
-`interactive` and `panels` return a file's content, and `plane_slices` draws on several Axes.
+`interactive` and `panels` return a file's content, `inside_network` a figure, and `plane_slices` draws on several Axes.
 """
 
 from lowhanging.plots.animation import animation
@@ -9,6 +9,7 @@ from lowhanging.plots.canyons import canyon_fan, canyon_floor, canyon_losses, ca
 from lowhanging.plots.circles import circles, circles_animation, logit_sum, modes
 from lowhanging.plots.formation import birth_intensity, births, circuit_ablation, competences, learning_times, survival
 from lowhanging.plots.interactive import interactive
+from lowhanging.plots.mechanism import inside_network, progress_measures
 from lowhanging.plots.planes import descents, plane_slice, plane_slices, trajectory
 from lowhanging.plots.slices import line_slice, path_slice
 from lowhanging.plots.spectra import effective_dimension, spectra, spectral_density
@@ -32,6 +33,7 @@ __all__ = [
     "competences",
     "descents",
     "effective_dimension",
+    "inside_network",
     "interactive",
     "learning_times",
     "line_slice",
@@ -43,6 +45,7 @@ __all__ = [
     "path_slice",
     "plane_slice",
     "plane_slices",
+    "progress_measures",
     "spectra",
     "spectral_density",
     "surface",

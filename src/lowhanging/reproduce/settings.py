@@ -51,7 +51,7 @@ class Sizes:
     modulus: int | None = None  # None: the presets'
     unblocked_seeds: int = 8
     scarce_seeds: int = 128  # of small networks, most of which form one circle or none
-    transformer_steps: int = 0  # full batch; 0: no transformer
+    other_presets: tuple[str, ...] = ("transformer", "sigmoid")  # whose circles are counted beside
     log_every: int = 10
     size_seeds: int = 30  # networks of each rule of the synthetic task
 
@@ -75,9 +75,10 @@ SIZES = {
         shell_starts=16,
         null_subspaces=19,
         modulus=113,
+        stack_seeds=256,
         stack_steps=3000,
         scarce_seeds=64,
-        transformer_steps=4000,
+        other_presets=("nanda", "sigmoid"),
     ),
     # For tests: every line of the code, on next to nothing.
     "tiny": Sizes(
@@ -105,6 +106,7 @@ SIZES = {
         stack_steps=450,
         unblocked_seeds=2,
         scarce_seeds=2,
+        other_presets=(),
         size_seeds=3,
     ),
 }

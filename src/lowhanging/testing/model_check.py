@@ -23,7 +23,7 @@ from lowhanging.objective.batches import num_examples
 from lowhanging.objective.model_loss import BatchLoss, LossFn
 from lowhanging.objective.objective import FunctionObjective, Objective
 from lowhanging.objective.protocol import Loss
-from lowhanging.objective.random_state import untouched_random_state
+from lowhanging.objective.random_state import private_generator, untouched_random_state
 from lowhanging.testing.oracles import finite_difference_hvp
 
 _ROUNDING = {torch.float64: 1e-8, torch.float32: 2e-3}  # of a product, relative
@@ -268,7 +268,7 @@ def _precise(small: Objective) -> Loss:
 
 
 def _random_rows(loss: Loss, num: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = private_generator(seed, "model check")
     return torch.randn(num, loss.num_params, generator=generator, dtype=torch.float64).to(loss.theta0)
 
 

@@ -71,7 +71,8 @@ class StackRun(Saved):
 
     def __repr__(self) -> str:
         final = final_values(self.accuracies, self.losses, lambda curves: curves[:, -1].median())
-        size = f"{len(self.seeds)} seeds, {int(self.steps[-1]):,} steps in {self.seconds:.1f} s"
+        num = len(self.seeds)
+        size = f"{num} seed{'s' * (num != 1)}, {int(self.steps[-1]):,} steps in {self.seconds:.1f} s"
         return f"StackRun({size}; median {final})"
 
     def index(self, seed: int) -> int:

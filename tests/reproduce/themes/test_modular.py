@@ -1,11 +1,14 @@
 """Claims 16 and 17: fates of circuits counted by hand, and verdicts on planted numbers."""
 
 import copy
+import dataclasses
 import math
+import sys
 
 import pytest
 import torch
 
+import lowhanging as lh
 from lowhanging import circuits
 from lowhanging.reproduce.settings import SIZES, Sizes
 from lowhanging.reproduce.store import NO_STORE
@@ -48,7 +51,7 @@ PAIRS = {"ratio": [1.2] * 3, "interval": [[1.0, 1.4]] * 3, "p_more": [0.04] * 3,
 SHARE = {"null_mean": 0.4, "null_range": [0.3, 0.5], "p_more": 0.2, "p_fewer": 0.8}
 ROW = {
     "p": 37, "num_blocks": 7, "births_per_seed": [2, 2], "key_frequencies_unblocked": [2, 3], "unblocked_p": 53,
-    "accuracy_held_out": [0.9, 0.9], "transformer": None, "dominant_before_training": [1, 2],
+    "accuracy_held_out": [0.9, 0.9], "others": [], "dominant_before_training": [1, 2],
     "frequency_relations": {"duplicates": {"interval": [None, None], "ratio": 1.0, "pairs": 0, "null_mean": 1.0}},
     "birth_steps": [[100.0, 200.0], [100.0, 110.0]], "share_alive_at_last_age": 1.0,
     "pairing": {null: copy.deepcopy(PAIRS) for null in ("shuffle", "clock", "poisson")},
@@ -122,13 +125,17 @@ def test_the_full_size_trains_larger_networks():
     assert modular.kind_of("births", full, **modular.SCARCE).factory(0).embedding.shape == (113, 4)
 
 
-def test_every_line_of_the_full_size_runs_on_little():
+def test_every_line_of_the_full_size_runs_on_little(monkeypatch):
     """The transformer and a modulus of one's own, which the quick size has not."""
-    small = Sizes(
-        "full", modulus=11, stack_steps=300, stack_seeds=6, unblocked_seeds=2, scarce_seeds=2, transformer_steps=2
-    )
-    found = modular._transformer(small, NO_STORE)
+    small = Sizes("full", modulus=11, stack_steps=300, stack_seeds=6, unblocked_seeds=2, scarce_seeds=2)
+    preset = lh.training.PRESETS["nanda"]
+    few = {**preset.training_arguments, "num_steps": 2}
+    short = dataclasses.replace(preset, data_arguments={"p": 11}, model_arguments={"p": 11}, training_arguments=few)
+    monkeypatch.setattr(sys.modules["lowhanging.training.stack"], "PRESETS", {"nanda": short})
+    monkeypatch.setattr(modular, "PRESETS", {"nanda": short})
+    found = modular._other("nanda", NO_STORE)
     assert found["p"] == 11
-    assert len(found["key_frequencies"]) == modular.TRANSFORMER_SEEDS
+    assert found["circles"] == [0, 0]
+    monkeypatch.undo()
     run = modular.kind_of("births", small).train("births", 2, NO_STORE, log_every=100)
     assert run.snapshots["embedding"].shape == (2, 4, 11, 20)

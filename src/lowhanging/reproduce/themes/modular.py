@@ -1,7 +1,7 @@
 """Theme "modular": the circles of networks that learn modular addition, their births, pairs and survival.
 
 Every statement about births is about one network in 2-D blocks, whose circles can be pointed at; that redundancy is no
-artefact of the blocks is checked on an unblocked one, by frequencies, and in full size on a transformer. All seeds of a
+artefact of the blocks is checked on an unblocked one, on a transformer and on sigmoids, by frequencies. All seeds of a
 kind are trained in one stack, so that how many there are does not depend on how many digit networks are asked for.
 """
 
@@ -12,7 +12,6 @@ import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -29,7 +28,7 @@ from lowhanging.circuits.pairing import PairingTest, pairing_test
 from lowhanging.circuits.relations import frequency_relations
 from lowhanging.circuits.survival import Survival, clustered_survival_test, detectable, survival
 from lowhanging.datasets import ModularAddition, modular_addition
-from lowhanging.models import ModularMLP, ModularTransformer
+from lowhanging.models import ModularMLP
 from lowhanging.reproduce.claims import Claim, interval, judged, mean_interval, percent
 from lowhanging.reproduce.context import Context
 from lowhanging.reproduce.settings import Sizes
@@ -46,7 +45,7 @@ WINDOWS = (10, 20, 50)  # steps
 WINDOW = 20  # steps; all windows are reported, the verdict is that of this one
 LEVEL = 0.05
 SEVERAL, ALIVE = 0.9, 0.95  # shares of seeds with two or more circuits; of circuits that survive
-TRANSFORMER_SEEDS = 2
+OTHER_SEEDS = 2
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ def measure(context: Context) -> Row:
         },
         "unblocked_p": run.snapshots["embedding"].shape[2],
         "key_frequencies_unblocked": [len(row) for row in key_frequencies(run.snapshots["embedding"][:, -1])],
-        "transformer": _transformer(sizes, store) if sizes.transformer_steps else None,
+        "others": [_other(preset, store) for preset in sizes.other_presets],
         "ablation": {
             "seed": it.best,
             "mean_loss_by_circuits_kept": it.ablation.mean_losses.tolist(),
@@ -221,20 +220,24 @@ def _comparison(plenty: Births, scarce: Births) -> Row:
     }
 
 
-def _transformer(sizes: Sizes, store: ResultStore) -> Row:
-    """Key frequencies of the literature's transformer, trained on all training pairs at once."""
-    p = sizes.modulus or 113
-    data = modular_addition(p=p, train_fraction=0.8)
-    optimizer = partial(torch.optim.AdamW, lr=1e-3, weight_decay=1.0, betas=(0.9, 0.98))
-    arguments = {"num_steps": sizes.transformer_steps, "batch_size": len(data.train), "optimizer": optimizer}
-    kind = Kind(lambda seed: ModularTransformer(p, seed=seed), data, arguments)
-    evaluate = {"test": data.test}
-    run = kind.train("transformer", TRANSFORMER_SEEDS, store, evaluate=evaluate, log_every=500)
-    numbers = run.snapshots["embedding"][:, -1, :p]  # without the token "="
+def _other(preset: str, store: ResultStore) -> Row:
+    """Circles, by frequencies, of the networks of a preset: the literature's transformer, the write-up's sigmoids."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="split='ordered'")  # as in the paper
+        data = PRESETS[preset].data()
+    run = store.result(
+        preset,
+        lambda: train_stack(
+            preset, data.train, range(OTHER_SEEDS), evaluate={"test": data.test}, snapshots="embedding", log_every=500,
+            resume=store.resume(preset),
+        ),
+    )  # fmt: skip
+    numbers = run.snapshots["embedding"][:, -1, : data.p]  # without the token "="
     return {
-        "p": p,
+        "name": preset,
+        "p": data.p,
         "accuracy_held_out": run.accuracies["test"][:, -1].tolist(),
-        "key_frequencies": [len(row) for row in key_frequencies(numbers)],
+        "circles": circle_score(numbers, planes="frequencies").is_circle.sum(1).tolist(),
     }
 
 
@@ -256,12 +259,11 @@ def _several(row: Row) -> Claim:
     duplicates = row["frequency_relations"]["duplicates"]
     low, high = duplicates["interval"]
     ratio = "" if None in (low, high) else f", ratio {duplicates['ratio']:.2f} [{low:.2f}, {high:.2f}]"
-    other = row["transformer"]
-    third = (
-        f" The transformer, p = {other['p']}, {TRANSFORMER_SEEDS} seeds: {other['key_frequencies']} key frequencies "
-        f"(accuracy on held-out pairs {100 * statistics.median(other['accuracy_held_out']):.1f} %)."
-        if other
-        else ""
+    third = "".join(
+        f" Preset {other['name']!r}, p = {other['p']}, {len(other['circles'])} seeds: "
+        f"{' and '.join(map(str, other['circles']))} circles (accuracy on held-out pairs "
+        f"{100 * statistics.median(other['accuracy_held_out']):.1f} %)."
+        for other in row["others"]
     )
     return Claim(
         15,

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lowhanging.objective.random_state import private_generator
 from lowhanging.reproduce.claims import Claim, judged, mean_interval, most, most_of, over_seeds
 from lowhanging.reproduce.context import Context
 from lowhanging.reproduce.store import Row
@@ -43,7 +44,7 @@ def measure(context: Context) -> Row:
     network = context.network
     per_epoch = math.ceil(len(network.views.mixed.train) / BATCH_SIZE)
     half = {name: steps_to_half(network.run.accuracies[name], per_epoch) for name in CUES}
-    theta, generator = network.minimum.theta, torch.Generator().manual_seed(network.seed)
+    theta, generator = network.minimum.theta, private_generator(network.seed, "displacements")
     rows = torch.randn(context.sizes.displacements, theta.numel(), generator=generator)
     rows *= float(theta.norm()) / rows.norm(dim=1, keepdim=True)
     lost: dict[str, dict[str, list[float]]] = {}

@@ -25,6 +25,7 @@ from lowhanging.curvature.operators import hessian
 from lowhanging.curvature.subspace import Subspace
 from lowhanging.landscape.slices import LineSlice, line_slice
 from lowhanging.objective.protocol import Loss
+from lowhanging.objective.random_state import private_generator
 from lowhanging.reproduce.claims import Claim, Scale, judged, mean_interval, most, most_of, over_seeds
 from lowhanging.reproduce.context import Context
 from lowhanging.reproduce.store import Row
@@ -148,7 +149,7 @@ def _null(network: Learning, s: Steered, random: Tensor, quotients: list[float])
 
 def random_units(num: int, size: int, seed: int) -> Tensor:
     """(num, p) random unit vectors."""
-    rows = torch.randn(num, size, generator=torch.Generator().manual_seed(seed))
+    rows = torch.randn(num, size, generator=private_generator(seed, "random units"))
     units: Tensor = rows / rows.norm(dim=1, keepdim=True)
     return units
 
@@ -235,7 +236,7 @@ def of_span(rows: Sequence[Tensor], eigenvectors: Tensor, direction: Tensor, see
     how many of the vectors have a largest overlap, and a participation ratio, at least as extreme as the direction's.
     """
     space, q = Subspace.span(torch.cat(list(rows))), eigenvectors.double()
-    generator = torch.Generator().manual_seed(seed)
+    generator = private_generator(seed, "random vectors")
     coordinates = torch.randn(NUM_VECTORS, space.dim, generator=generator, dtype=torch.float64)
     vectors = coordinates / coordinates.norm(dim=1, keepdim=True) @ space.basis.double()  # (n, p)
     squares, own = (vectors @ q.T).square(), (q @ direction.double()).square()  # (n, k), (k,)
