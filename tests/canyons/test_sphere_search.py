@@ -71,3 +71,23 @@ def test_a_saddle_is_left_on_its_lower_side(side):
     assert search.is_stationary(point)
     assert tangent.lowest > tangent.error
     assert side * float(shell.delta(point.y)[1]) > 0.9
+
+
+def test_a_bent_ravine_is_followed_to_its_lowest_point() -> None:
+    """Stiff across, soft along: L-BFGS stops short, Newton finds no shorter residual, and damped steps go down.
+
+    The lowest value is that of SciPy's trust-constr, from four of six starts.
+    """
+
+    def ravine(x: torch.Tensor) -> torch.Tensor:
+        across = 50 * (x[0] - torch.sin(3 * x[1])) ** 2
+        return across + 0.1 * x[1:].square().sum() + 0.01 * (x[2:] ** 4).sum() - 0.02 * x[3] ** 3
+
+    loss = lh.FunctionObjective(ravine, torch.zeros(15, dtype=torch.float64))
+    found = lh.find_canyons(
+        loss, space=lh.Subspace(torch.eye(15, dtype=torch.float64)), metric="euclidean", levels=3.0, num_starts=6,
+        progress=False,
+    )  # fmt: skip
+    assert sum(point.num_starts for point in found) == 6
+    assert all(point.is_certified for point in found)
+    assert min(point.rise for point in found) == pytest.approx(0.80444, abs=1e-5)

@@ -29,6 +29,7 @@ _ARC = 12.0  # |w| at the start: the first trial step of L-BFGS has length 1, wh
 _MAX_TURN = 0.3  # radians of one Newton step
 _MAX_NEWTON = 12
 _MAX_ESCAPES = 3
+_MAX_DOWN = 100  # steps down a ravine, each with a Hessian of its own
 _MEMORY = 12  # pairs that L-BFGS keeps
 
 
@@ -258,6 +259,8 @@ class SphereSearch:
         radius = point.radius
         for _ in range(_MAX_ESCAPES):
             tangent = self.newton(point)
+            if not self.is_stationary(tangent.point) and not self.shell.is_full:
+                tangent = self.newton(self.down_a_ravine(tangent.point))
             point = tangent.point
             if not point.is_finite or tangent.lowest >= -tangent.error:
                 return point, tangent
@@ -265,6 +268,27 @@ class SphereSearch:
             sides = [SpherePoint.towards(self.shell, point.y + side * escape, radius) for side in (1, -1)]
             point = self.descend(min(sides, key=lambda found: found.value).y, radius)
         return point, None
+
+    def down_a_ravine(self, point: SpherePoint) -> SpherePoint:
+        """Damped Newton steps down the value, with |eigenvalues|: where L-BFGS stops short in a bent ravine."""
+        damping = 1e-3
+        for _ in range(_MAX_DOWN):
+            if self.is_stationary(point) or not point.is_finite:
+                break
+            tangent = TangentHessian(self.shell, point)
+            coefficients, sizes = tangent.vectors.T @ point.tangent_gradient, np.abs(tangent.values)
+            largest = float(sizes.max()) or 1.0
+            for _ in range(20):
+                step = -tangent.vectors @ (coefficients / (sizes + damping * largest))
+                trial = SpherePoint.towards(self.shell, point.y + step * _shortening(step, point.radius), point.radius)
+                if trial.value < point.value + 1e-4 * float(point.tangent_gradient @ step):
+                    damping = max(damping / 10, 1e-12)
+                    break
+                damping *= 4
+            else:
+                break
+            point = trial
+        return point
 
     def any_kind(self, y: Array, radius: float) -> TangentHessian:
         """A stationary point of any kind: Levenberg and Marquardt's steps on |P g|^2, then Newton."""
