@@ -127,8 +127,9 @@ def circle_score(
       means is read off the null, `num_draws` embeddings with the same rows dealt out to other numbers, and with them
       the same covariance. A frequency is called a circle where its score is at least 0.75 and higher than the highest
       of any frequency in all draws, and its share of the power is too; where nothing is, at most one embedding in
-      num_draws + 1 is given any. Faint harmonics of strong circles (a few percent of the power) are no circles by
-      the second rule; they are seen in `score`.
+      num_draws + 1 is given any. Faint circles beside strong ones (less than some 7 to 12 percent of the power, as
+      harmonics are) are none by the second rule; they are seen in `score`. Nor is anything at p = 7 or less, where
+      random orders often are multiplications, which make circles of circles.
 
     The score is blind to size: a plane that weight decay has all but emptied may keep its shape, so look at `rms` and
     `share` beside it.
