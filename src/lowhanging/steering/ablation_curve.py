@@ -91,7 +91,9 @@ class AblationCurve(Saved):
             slope = f"{float(self.multipliers[i]):.4g} +- {float(self.multiplier_errors[i]):.1g}"
             numbers = (limit, *(float(row[i]) for row in (self.distances, self.losses, self.kept)))
             line = " ".join(f"{number:>9.4g}" for number in numbers)
-            line += f" {slope:>20} {float(self.kkt[i]):>8.1e} {float(self.curvatures[i]):>16.3g}"
+            curvature = float(self.curvatures[i])
+            line += f" {slope:>20} {float(self.kkt[i]):>8.1e} "
+            line += f"{'not asked':>16}" if math.isnan(curvature) else f"{curvature:>16.3g}"
             lines.append(line + "".join(f" {100 * float(share[i + 1]):>7.1f} %" for share in self.answers.values()))
         return "\n".join(lines)
 
