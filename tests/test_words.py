@@ -136,7 +136,9 @@ MANY = {
     "plane_through", "ConflictControl", "AnchoredObjective", "train_stack", "ablate_blocks", "ablate_frequencies",
     "redundant_circuits", "redundant_sum", "finite_difference_hvp",
 }  # fmt: skip
-ROOMS = ("objective", "training", "curvature", "landscape", "steering", "canyons", "circuits", "datasets", "toys")
+ROOMS = (
+    "objective", "training", "curvature", "landscape", "steering", "canyons", "circuits", "prior", "datasets", "toys",
+)  # fmt: skip
 
 
 def too_many(function: Callable[..., Any]) -> bool:

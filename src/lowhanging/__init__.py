@@ -3,7 +3,7 @@
 The names that most scripts need are here; result classes, data sets in parts and nulls are in the modules:
 `datasets` and `models`, `objective` (losses as functions of the weights), `training`, `curvature` (eigenpairs,
 spectra), `landscape` (minima, directions, slices), `steering`, `canyons`, `circuits`, `planted` (networks whose
-circuits are known), `toys`, `plots` and `testing`.
+circuits are known), `prior` (what is found at all), `toys`, `plots` and `testing`.
 """
 
 from lowhanging import (
@@ -16,6 +16,7 @@ from lowhanging import (
     objective,
     planted,
     plots,
+    prior,
     steering,
     testing,
     toys,
@@ -50,6 +51,7 @@ from lowhanging.landscape import (
 )
 from lowhanging.models import ModularMLP, ModularTransformer, SigmoidCNN
 from lowhanging.objective import FunctionObjective, Objective
+from lowhanging.prior import phase_diagram
 from lowhanging.steering import (
     ConflictControl,
     ablation_curve,
@@ -92,6 +94,7 @@ __all__ = [
     "paired_mnist",
     "parity_rules",
     "path_slice",
+    "phase_diagram",
     "plane_slice",
     "plane_through",
     "plane_trajectory",
@@ -99,6 +102,7 @@ __all__ = [
     "plots",
     "polish",
     "principal_directions",
+    "prior",
     "random_direction",
     "spectral_density",
     "steering",

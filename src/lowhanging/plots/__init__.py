@@ -11,6 +11,7 @@ from lowhanging.plots.formation import birth_intensity, births, circuit_ablation
 from lowhanging.plots.interactive import interactive
 from lowhanging.plots.mechanism import inside_network, progress_measures
 from lowhanging.plots.planes import descents, plane_slice, plane_slices, trajectory
+from lowhanging.plots.prior import phase_diagram
 from lowhanging.plots.slices import line_slice, path_slice
 from lowhanging.plots.spectra import effective_dimension, spectra, spectral_density
 from lowhanging.plots.steering import ablation_curve, overlaps
@@ -43,6 +44,7 @@ __all__ = [
     "paired_images",
     "panels",
     "path_slice",
+    "phase_diagram",
     "plane_slice",
     "plane_slices",
     "progress_measures",
