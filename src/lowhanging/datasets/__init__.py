@@ -1,5 +1,6 @@
 """Data sets whose items are (inputs, targets)."""
 
+from lowhanging.datasets.boolean_targets import BooleanTarget, boolean_targets, leap_of
 from lowhanging.datasets.mnist import MNIST, DigitImages, mnist
 from lowhanging.datasets.modular_addition import ModularAddition, ModularPairs, modular_addition
 from lowhanging.datasets.paired_mnist import (
@@ -15,6 +16,7 @@ from lowhanging.datasets.resampling import ResampledExamples, resample
 
 __all__ = [
     "MNIST",
+    "BooleanTarget",
     "ConflictImages",
     "DigitImages",
     "ModularAddition",
@@ -27,6 +29,8 @@ __all__ = [
     "ParityView",
     "ResampledExamples",
     "ResampledView",
+    "boolean_targets",
+    "leap_of",
     "mnist",
     "modular_addition",
     "paired_mnist",

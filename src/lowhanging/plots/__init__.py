@@ -14,6 +14,7 @@ from lowhanging.plots.planes import descents, plane_slice, plane_slices, traject
 from lowhanging.plots.prior import phase_diagram
 from lowhanging.plots.slices import line_slice, path_slice
 from lowhanging.plots.spectra import effective_dimension, spectra, spectral_density
+from lowhanging.plots.staircases import staircases
 from lowhanging.plots.steering import ablation_curve, overlaps
 from lowhanging.plots.style import panels
 from lowhanging.plots.surface import surface
@@ -50,6 +51,7 @@ __all__ = [
     "progress_measures",
     "spectra",
     "spectral_density",
+    "staircases",
     "surface",
     "survival",
     "training_run",
