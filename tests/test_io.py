@@ -373,6 +373,8 @@ def sample(kind: Any, number: int = 3) -> Any:
         return torch.arange(12, dtype=torch.float64).reshape(3, 4) + number
     if kind is lh.Subspace:
         return lh.Subspace.span(torch.eye(4, dtype=torch.float64)[: 1 + number % 3])
+    if kind is lh.datasets.BooleanTarget:
+        return lh.datasets.boolean_targets(6 + number, leap=1, degree=3)
     if kind in (int, float, str, bool, Any):
         return {int: number, float: number + 0.5, str: f"word {number}", bool: True, Any: None}[kind]
     if origin in (typing.Union, types.UnionType):
