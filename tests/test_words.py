@@ -66,6 +66,7 @@ NO_COUNTS = {
     ("circuits/learning_times.py", "steps"),
     ("circuits/waves.py", "steps"),
     ("plots/circles.py", "steps"),
+    ("prior/independent_bits.py", "steps"),
     ("reproduce/themes/cartoons.py", "starts"),
 }
 RIDDLE = re.compile(r"(How|What|Which|When|Where|Who|Why|Whether|Is|Are|Do|Does|Can)\b")

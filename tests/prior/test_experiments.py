@@ -60,6 +60,29 @@ def test_a_seed_alone_is_as_in_a_stack():
     assert [*alone] == [*several]
 
 
+def test_cues_are_measured_alone():
+    """What a cue is like alone does not depend on the other one's setting; a pattern of opacity 0 has no time."""
+    experiment = paired_digits_experiment(**DIGITS, threshold=0.3, alone=True)
+    few, many = (experiment({"patterns_per_class": number}, 0) for number in (1, 20))
+    assert few["number_time_alone"] == many["number_time_alone"]
+    assert few["number_dimension"] == many["number_dimension"] > 1
+    assert few["pattern_time_alone"] < few["number_time_alone"]
+    assert few["both_alone"] == 1.0
+    assert few["time_gap"] == pytest.approx(math.log2(few["number_time_alone"] / few["pattern_time_alone"]))
+    invisible = experiment({"opacity": 0.0}, 0)
+    assert math.isnan(invisible["pattern_dimension"]) and math.isnan(invisible["time_gap"])
+    assert invisible["both_alone"] == 0.0
+
+
+def test_parities_are_measured_alone():
+    experiment = parities_experiment(hidden=32, num_steps=300, lr=0.01, alone=True, log_every=10)
+    found = experiment({"n": 1, "m": 3}, [0, 1])
+    assert found["bits_gap"] == [2.0, 2.0]
+    assert found["both_alone"] == [1.0, 1.0]
+    assert all(one < three for one, three in zip(found["first_time_alone"], found["second_time_alone"], strict=True))
+    assert all(gap > 0 for gap in found["time_gap"])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

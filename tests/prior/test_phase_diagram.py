@@ -443,3 +443,42 @@ def test_bad_questions():
     ):
         with pytest.raises(ValueError, match=message):
             ask()
+
+
+# What a border is one in ----------------------------------------------------------------------------------------------
+
+
+def test_a_border_in_one_number_is_separated_by_it_and_not_by_another():
+    """Found where x + y < 1: the sum separates without error, x alone in part, noise not at all."""
+
+    def experiment(setting, seed):
+        rng = np.random.default_rng([seed, round(10 * setting["x"]), round(10 * setting["y"])])
+        total = setting["x"] + setting["y"]
+        late = math.nan if seed == 2 else total
+        return {"found": total < 0.95, "total": total, "first": setting["x"], "noise": rng.random(), "late": late}
+
+    grid = [round(0.2 * i, 1) for i in range(6)]
+    diagram = lh.phase_diagram(experiment, {"x": grid, "y": grid}, seeds=range(3), progress=False)
+    assert diagram.separation("found", "total").value == 0.0
+    alone = diagram.separation("found", "first")
+    assert alone.low < alone.value < alone.high < 0.5
+    # Of x, on paper: pairs of cells, found at x with 5 - 5x of 6 cells below 0.95.
+    below = [sum(x + y < 0.95 for y in grid) for x in grid]
+    wins = sum(
+        below[i] * (6 - below[j]) * (1.0 if grid[i] > grid[j] else 0.5 if i == j else 0.0)
+        for i in range(6)
+        for j in range(6)
+    )
+    assert alone.value == pytest.approx(wins / (sum(below) * (36 - sum(below))))
+    noise = diagram.separation("found", "noise")
+    assert noise.low < 0.5 < noise.high
+    missing = diagram.separation("found", "late")
+    assert (missing.num_runs, missing.num_missing) == (72, 36)
+    assert "36 runs missing" in repr(missing)
+
+
+def test_a_separation_needs_two_outcomes():
+    with pytest.raises(ValueError, match="whose numbers are not all 0 or 1"):
+        diagram_of([[0.5, 1.0]], x=(0,)).separation("y", "y")
+    with pytest.raises(ValueError, match="is the same in all runs"):
+        diagram_of([[1.0, 1.0]], x=(0,)).separation("y", "y")

@@ -10,7 +10,7 @@ from scipy import stats
 
 import lowhanging as lh
 from lowhanging.datasets import BooleanTarget, boolean_targets
-from lowhanging.prior import censored_power_law, staircase_exponent, staircases, steps_to_learn
+from lowhanging.prior import censored_power_law, factor_growth, staircase_exponent, staircases, steps_to_learn
 
 SIZES = (16, 24, 32, 48, 64, 96)
 
@@ -272,3 +272,52 @@ def test_messages():
 def test_a_target_of_ones_own_is_learned():
     run = steps_to_learn(BooleanTarget([(0,), (1,)], 6), seeds=[0, 1], max_steps=2000, log_every=20)
     assert run.num_censored == 0 and run.target.leap == 1
+
+
+# How a factor grows ---------------------------------------------------------------------------------------------------
+
+
+def planted_factors(law, seed, *, budget=math.inf):
+    """Times of two tasks whose factor follows a law of n, with normal noise; sizes 4 to 12, ten seeds."""
+    rng = np.random.default_rng(seed)
+    n = torch.arange(4.0, 13.0, 2.0, dtype=torch.float64)
+    fast = torch.from_numpy(np.exp(3 + 0.2 * rng.standard_normal((5, 10))))
+    slow = fast * law(n)[:, None] * torch.from_numpy(np.exp(0.3 * rng.standard_normal((5, 10))))
+    return n, torch.where(slow <= budget, slow, torch.inf), fast
+
+
+def test_an_exponential_factor_is_told_from_a_power_and_its_rate_is_in_the_interval():
+    covered = right = false = 0
+    for seed in range(40):
+        n, slow, fast = planted_factors(lambda n: (0.5 * n).exp(), seed)
+        found = factor_growth(n, slow=slow, fast=fast, budgets=1e9)
+        covered += found.interval[0] < 0.5 < found.interval[1]
+        right += found.support > 0
+        n, slow, fast = planted_factors(lambda n: n**3, seed)
+        false += factor_growth(n, slow=slow, fast=fast, budgets=1e9).support > 2
+    assert covered >= 34
+    assert right >= 38
+    assert false == 0
+
+
+def test_a_censored_factor_is_a_lower_bound_and_a_constant_one_has_no_rate():
+    n, slow, fast = planted_factors(lambda n: (0.5 * n).exp(), 0, budget=4000.0)
+    found = factor_growth(n, slow=slow, fast=fast, budgets=4000.0)
+    assert found.num_censored == int(slow.isinf().sum()) > 5
+    assert found.rate == pytest.approx(0.5, abs=0.1)
+    assert bool(found.medians.isinf()[-1])
+    flat = [
+        factor_growth(n, slow=slow, fast=fast, budgets=1e9)
+        for n, slow, fast in (planted_factors(torch.ones_like, seed) for seed in range(40))
+    ]
+    assert sum(float(each.interval[0]) > 0 or float(each.interval[1]) < 0 for each in flat) <= 6
+    assert "of 50 censored" in repr(found)
+
+
+def test_a_factor_needs_the_quick_time():
+    n, slow, fast = planted_factors(torch.ones_like, 0)
+    fast[0, 0] = math.inf
+    with pytest.raises(ValueError, match="fast has a time that was not reached"):
+        factor_growth(n, slow=slow, fast=fast, budgets=1e9)
+    with pytest.raises(ValueError, match="slow has shape"):
+        factor_growth(n[1:], slow=slow, fast=fast, budgets=1e9)

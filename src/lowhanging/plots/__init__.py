@@ -19,6 +19,7 @@ from lowhanging.plots.steering import ablation_curve, overlaps
 from lowhanging.plots.style import panels
 from lowhanging.plots.surface import surface
 from lowhanging.plots.training import paired_images, training_run
+from lowhanging.plots.two_cues import independent_bits, newly_solved, refinement
 
 __all__ = [
     "ablation_curve",
@@ -35,12 +36,14 @@ __all__ = [
     "competences",
     "descents",
     "effective_dimension",
+    "independent_bits",
     "inside_network",
     "interactive",
     "learning_times",
     "line_slice",
     "logit_sum",
     "modes",
+    "newly_solved",
     "overlaps",
     "paired_images",
     "panels",
@@ -49,6 +52,7 @@ __all__ = [
     "plane_slice",
     "plane_slices",
     "progress_measures",
+    "refinement",
     "spectra",
     "spectral_density",
     "staircases",

@@ -22,8 +22,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from scipy.optimize import brentq, minimize
-from scipy.special import fdtrc, log_ndtr, stdtrit
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -33,6 +31,7 @@ from lowhanging.errors import a_type, argument_message, check_choice, check_coun
 from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.random_state import private_generator
+from lowhanging.prior.censored_laws import PowerLaw, censored_power_law, checked_confidence
 
 Optimizer: TypeAlias = Literal["sgd", "adam"]
 
@@ -40,7 +39,6 @@ _OPTIMIZERS = ("sgd", "adam")
 _NUM_TEST = 1024  # rows that the loss is measured on
 _GROWTH = 0.02  # a log comes after this share of the steps done, where that is more than log_every
 _MOST_NUMBERS = 2**22  # of the inputs that are drawn at once
-_LEAST_SPREAD = 0.01  # of log times in a fit: they are not known better
 _DECAYS, _EPSILON = (0.9, 0.999), 1e-8  # Adam's
 
 
@@ -90,47 +88,6 @@ class StaircaseTimes(Saved):
             f"StaircaseTimes({self.target!r}: median {self.median:,g} steps of {self.optimizer}, "
             f"{self.num_censored} of {len(self.times)} seeds beyond {self.max_steps:,})"
         )
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class PowerLaw(Saved):
-    """A fit of log time = c + a log d + k log log d + normal noise, to times of which some are censored.
-
-    Attributes:
-        exponent: a; NaN where fewer than three times, or times of fewer than two sizes, are known.
-        interval: of the exponent; an end is infinite where nothing bounds it.
-        intercept: c.
-        spread: standard deviation of log time about the law, at least 0.01.
-        log_power: k, as given.
-        log_likelihood: of the best fit; comparable between fits to the same times.
-        line_p_value: how often sizes that obey the law depart from it as much (F test against a mean for each size);
-            where it is small, the interval is too narrow. NaN for two sizes, or without two times at one.
-        num_observed: times that are known.
-        num_censored: those beyond their budget.
-        confidence: of the interval.
-    """
-
-    exponent: float
-    interval: Tensor  # (2,) float64
-    intercept: float
-    spread: float
-    log_power: float
-    log_likelihood: float
-    line_p_value: float
-    num_observed: int
-    num_censored: int
-    confidence: float
-
-    def __repr__(self) -> str:
-        total = self.num_observed + self.num_censored
-        bent = f"; departs from the law, p = {self.line_p_value:.2g}" if self.line_p_value < 0.05 else ""
-        return f"PowerLaw(time ~ {self.in_words()}; {self.num_censored} of {total} censored{bent})"
-
-    def in_words(self) -> str:
-        """The law with its interval, as d^1.02 [0.95, 1.1] log d."""
-        low, high = self.interval.tolist()
-        logarithm = {0.0: "", 1.0: " log d"}.get(self.log_power, f" (log d)^{self.log_power:g}")
-        return f"d^{self.exponent:.3g} [{low:.3g}, {high:.3g}]{logarithm}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -334,7 +291,7 @@ def staircase_exponent(
     rates = [check_real("an entry of lrs", each, minimum=0, exclusive=True, remedy=remedy) for each in given]
     if not rates or rates != sorted(set(rates)):
         raise ValueError(argument_message("lrs", f"is {rates}", "at least one, ascending", remedy))
-    confidence = _checked_confidence(confidence)
+    confidence = checked_confidence(confidence)
     targets = [boolean_targets(size, leap=leap, degree=degree) for size in sizes]
 
     chosen, times, scan_times = [], [], []
@@ -488,132 +445,6 @@ def _losses(weights: Tensor, readout: Tensor, rows: Tensor, targets: Tensor) -> 
     return (torch.stack(found) - targets).square().mean(1)
 
 
-# The fit --------------------------------------------------------------------------------------------------------------
-
-
-def censored_power_law(
-    sizes: Sequence[int] | Tensor,
-    times: Tensor,
-    *,
-    budgets: float | Tensor,
-    log_power: float = 0.0,
-    confidence: float = 0.95,
-) -> PowerLaw:
-    r"""Exponent of times in a size, where some times are only known to be longer than a budget.
-
-    The model is log T = c + a log d + k log log d + s \epsilon with a standard normal \epsilon, k = `log_power` given.
-    A known time contributes its density to the likelihood, a censored one the probability of a time beyond the budget
-    (a Tobit model). It is concave in (1/s, c/s, a/s), so that its maximum is the only one.
-
-    The interval holds the exponents whose profile log-likelihood is below the maximum by at most
-
-        n/2 log(1 + t^2 / (n - 2)),
-
-    n the number of known times and t the quantile of Student's t with n - 2 degrees of freedom. Without censoring this
-    is the exact interval of a regression line. Times of one size are taken to differ by their seeds alone: what all of
-    a size have in common beyond the law (its step size, its test rows) is not in the interval. `line_p_value` is small
-    where there is such a thing.
-
-    Args:
-        sizes: d, (k,), above 1.
-        times: (k, seeds), positive; inf where censored.
-        budgets: steps that were trained, a number or (k,).
-        log_power: k; 1 for a law d^a log d.
-        confidence: in (0, 1).
-
-    Returns:
-        PowerLaw: `.exponent`, `.interval`.
-
-    Raises:
-        ValueError, TypeError: shapes that do not fit, a known time beyond its budget, a size of 1 or less.
-
-    Cost:
-        some tens of fits, a twentieth of a second.
-    """
-    remedy = "Pass sizes (k,) above 1, times (k, seeds) and a budget, or one for each size."
-    d = torch.as_tensor(sizes, dtype=torch.float64, device="cpu")
-    t = torch.as_tensor(times, dtype=torch.float64, device="cpu")
-    limits = torch.as_tensor(budgets, dtype=torch.float64, device="cpu")
-    if d.ndim != 1 or t.ndim != 2 or len(d) != len(t) or t.numel() == 0 or limits.numel() not in (1, len(d)):
-        received = f"has shape {tuple(t.shape)} for sizes {tuple(d.shape)} and budgets {tuple(limits.shape)}"
-        raise ValueError(argument_message("times", received, "(k, seeds) for (k,) and a number or (k,)", remedy))
-    if not bool(((d > 1) & d.isfinite()).all()):
-        raise ValueError(argument_message("sizes", f"is {d.tolist()}", "finite numbers above 1", remedy))
-    limits = limits.expand(len(d))[:, None].expand_as(t)
-    is_known = t.isfinite()
-    if not bool((limits.isfinite() & (limits > 0)).all()):
-        raise ValueError(argument_message("budgets", f"is {budgets}", "positive numbers", remedy))
-    if not bool(((t > 0) & (~is_known | (t <= limits))).all()):
-        remedy = "A time that was not reached is inf."
-        raise ValueError(
-            argument_message("times", "has one outside (0, budget]", "times up to the budget, inf", remedy)
-        )
-    log_power = check_real("log_power", log_power, remedy="Pass 0, or 1 for a law d^a log d.")
-    confidence = _checked_confidence(confidence)
-
-    x = d.log()[:, None].expand_as(t).flatten().numpy()
-    y = torch.where(is_known, t, limits).log().flatten().numpy() - log_power * np.log(x)
-    known = is_known.flatten().numpy()
-    num = int(known.sum())
-    counts: dict[str, Any] = {"num_observed": num, "num_censored": len(y) - num, "confidence": confidence}
-    if num < 3 or len(np.unique(x[known])) < 2:
-        unknown = torch.tensor([-math.inf, math.inf], dtype=torch.float64)
-        return PowerLaw(math.nan, unknown, math.nan, math.nan, log_power, math.nan, math.nan, **counts)
-    middle = x.mean()
-    best, (exponent, intercept, spread) = _maximum(y, known, np.stack([x - middle, np.ones_like(x)], 1))
-    quantile = float(stdtrit(num - 2, 0.5 * (1 + confidence)))
-    allowed = 0.5 * num * math.log1p(quantile**2 / (num - 2))
-
-    levels, of_size = np.unique(x, return_inverse=True)
-    above, below = len(levels) - 2, num - len(levels)  # degrees of freedom
-    line_p_value = math.nan
-    if above > 0 and below > 0:
-        free = _maximum(y, known, np.eye(len(levels))[of_size])[0]  # a mean for each size
-        line_p_value = float(fdtrc(above, below, math.expm1(2 * max(free - best, 0.0) / num) * below / above))
-
-    def excess(a: float) -> float:
-        """Drop of the profile log-likelihood at an exponent beyond what the interval allows."""
-        return best - _maximum(y - a * (x - middle), known, np.ones((len(x), 1)))[0] - allowed
-
-    width = quantile * spread / (math.sqrt(num) * float(x[known].std()))
-    ends = [_end(excess, exponent, sign * width) for sign in (-1, 1)]
-    return PowerLaw(
-        exponent, torch.tensor(ends, dtype=torch.float64), intercept - exponent * middle, spread, log_power, best,
-        line_p_value, **counts,
-    )  # fmt: skip
-
-
-def _end(excess: Any, begin: float, width: float) -> float:
-    """Root of a function that is negative at `begin`, looked for in steps that double; infinite if there is none."""
-    for _ in range(12):
-        if excess(begin + width) > 0:
-            return float(brentq(excess, begin, begin + width, xtol=1e-6))
-        width *= 2
-    return math.copysign(math.inf, width)
-
-
-def _maximum(y: np.ndarray, known: np.ndarray, columns: np.ndarray) -> tuple[float, tuple[float, ...]]:
-    """Largest log-likelihood of y = columns @ b + s noise, known or censored from below; (*b, s)."""
-    guess, *_ = np.linalg.lstsq(columns, y, rcond=None)
-    inverse = min(1 / max(float((y - columns @ guess).std()), _LEAST_SPREAD), 1 / _LEAST_SPREAD)
-    num = int(known.sum())
-
-    def negative(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        inverse, scaled = parameters[0], parameters[1:]
-        z = inverse * y - columns @ scaled
-        log_tail = log_ndtr(-z)  # of a time beyond the budget
-        value = num * math.log(inverse) - 0.5 * (z[known] ** 2 + math.log(2 * math.pi)).sum() + log_tail[~known].sum()
-        slope = np.where(known, -z, -np.exp(-0.5 * z**2 - log_tail) / math.sqrt(2 * math.pi))
-        return -value, -np.concatenate([[num / inverse + slope @ y], -(slope @ columns)])
-
-    bounds = [(1e-3, 1 / _LEAST_SPREAD)] + [(None, None)] * columns.shape[1]
-    options = {"maxiter": 500, "ftol": 1e-13, "gtol": 1e-7}
-    start = np.concatenate([[inverse], inverse * guess])
-    found = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    inverse = float(found.x[0])
-    return -float(found.fun), (*(found.x[1:] / inverse).tolist(), 1 / inverse)
-
-
 # What is given --------------------------------------------------------------------------------------------------------
 
 
@@ -631,10 +462,6 @@ def _checked_seeds(argument: str, seeds: Any) -> list[int]:
     if not found or len(set(found)) < len(found):
         raise ValueError(argument_message(argument, f"is {found}", "at least one, all different", remedy))
     return found
-
-
-def _checked_confidence(confidence: Any) -> float:
-    return check_real("confidence", confidence, minimum=0, maximum=1, exclusive=True, remedy="0.95 is usual.")
 
 
 def _checked_options(
