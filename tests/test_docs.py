@@ -313,6 +313,23 @@ def test_readme_has_the_two_commands_and_an_example() -> None:
     assert sum(block.language == "python" for block in blocks(readme)) >= 1
 
 
+def test_readme_is_short_and_prints_what_it_says(headless: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At most 900 words, code included; the numbers of the output within 1 %, seconds aside."""
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    assert len(text.split()) <= 900
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert len(pictures) >= 6 and all((ROOT / path).is_file() for path in pictures)
+    run_python(readme)
+    [shown] = [block.code for block in blocks(readme) if block.language == "text"]
+    number = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+    printed, promised = (re.sub(r"[\d.]+ s,", "s,", code.strip()) for code in (capsys.readouterr().out, shown))
+    assert number.sub("#", printed) == number.sub("#", promised)
+    found, expected = (list(map(float, number.findall(code))) for code in (printed, promised))
+    for value, wanted in zip(found, expected, strict=True):
+        assert value == pytest.approx(wanted, rel=0.01 if abs(wanted) > 1e-3 else 2.0)  # small ones are residuals
+
+
 def test_ci_runs_the_readmes_test_command() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 

@@ -187,3 +187,24 @@ def test_a_network_with_batch_norm_and_dropout_is_measured_in_eval_mode():
     found = refinement(task, seeds=[0], first_steps=40, then_steps=40, progress=False)
     again = refinement(task, seeds=[0], first_steps=40, then_steps=40, progress=False)
     assert torch.equal(found.scores["both"], again.scores["both"])
+
+
+def test_an_interrupted_refinement_ends_as_it_would_have(tmp_path):
+    file, whole = tmp_path / "refinement.npz", descent(two_weights(), seeds=[0, 1, 2])
+    inner, calls = two_weights(), []
+
+    def task(seed):
+        calls.append(seed)
+        if seed == 2 and calls.count(2) == 1:
+            raise KeyboardInterrupt
+        return inner(seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        descent(task, seeds=[0, 1, 2], resume=file)
+    assert file.exists()
+    again = descent(task, seeds=[0, 1, 2], resume=file)
+    assert calls == [0, 1, 2, 2]
+    assert all(torch.equal(again.scores[name], whole.scores[name]) for name in whole.scores)
+    assert torch.equal(descent(task, seeds=[0, 1, 2], resume=file).losses["both"][:, 1:], whole.losses["both"][:, 1:])
+    with pytest.raises(ValueError, match="resume"):
+        descent(task, seeds=[0, 1], resume=file)

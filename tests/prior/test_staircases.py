@@ -321,3 +321,23 @@ def test_a_factor_needs_the_quick_time():
         factor_growth(n, slow=slow, fast=fast, budgets=1e9)
     with pytest.raises(ValueError, match="slow has shape"):
         factor_growth(n[1:], slow=slow, fast=fast, budgets=1e9)
+
+
+def test_interrupted_dimensions_are_not_trained_again(tmp_path, monkeypatch):
+    options = {"dimensions": (8, 12), "seeds": range(2), "scan_seeds": [7], "lrs": [1.0], "max_steps": 2000}
+    whole, file, train = staircase_exponent(1, **options, progress=False), tmp_path / "stairs.npz", staircases._train
+    trained = []
+
+    def interrupted(target, *args, **kwargs):
+        trained.append(target.dimension)
+        if trained.count(12) == 1:
+            raise KeyboardInterrupt
+        return train(target, *args, **kwargs)
+
+    monkeypatch.setattr(staircases, "_train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        staircase_exponent(1, **options, resume=file, progress=False)
+    again = staircase_exponent(1, **options, resume=file, progress=False)
+    assert trained == [8, 8, 12, 12, 12]
+    assert torch.equal(again.times, whole.times)
+    assert torch.equal(again.lrs, whole.lrs)

@@ -4,7 +4,8 @@
 `refinement` offers a second cue to networks that have learned a first one.
 `independent_bits` follows what each of two cues adds to the other along training.
 `staircases` times small networks on sums of products; `censored_laws` fits how times grow.
-Inside, downwards: experiments, refinement, independent_bits; phase_diagram, parities, cue_evidence, logged_training;
+Inside, downwards: experiments, refinement, independent_bits; phase_diagram, parities, cue_evidence, logged_training,
+resumed_rows;
 staircases, censored_laws stand beside them.
 """
 

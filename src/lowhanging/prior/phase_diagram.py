@@ -425,7 +425,7 @@ def phase_diagram(
     file, num_done, values = None, 0, dict[str, Tensor]()
     if resume is not None:
         identity = {
-            "experiment": f"{_description(experiment)}{', seeds together' if together else ''}",
+            "experiment": f"{description(experiment)}{', seeds together' if together else ''}",
             "axes": repr(grid),
             "seeds": repr(numbers_of_seeds),
         }
@@ -551,10 +551,10 @@ def _number(name: str, value: Any) -> float:
     return float(plain)
 
 
-def _description(experiment: Any) -> str:
+def description(experiment: Any) -> str:
     """What an experiment is called, with the arguments of a partial."""
     if isinstance(experiment, functools.partial):
-        return f"{_description(experiment.func)} with {experiment.args} {experiment.keywords}"
+        return f"{description(experiment.func)} with {experiment.args} {experiment.keywords}"
     return str(getattr(experiment, "__qualname__", type(experiment).__name__))
 
 

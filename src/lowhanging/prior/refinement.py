@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -33,6 +34,8 @@ from lowhanging.objective.objective import Objective
 from lowhanging.prior.cue_evidence import cue_evidence
 from lowhanging.prior.logged_training import train_in_steps
 from lowhanging.prior.parities import parity_network, two_parities
+from lowhanging.prior.phase_diagram import description
+from lowhanging.prior.resumed_rows import ResumedRows
 from lowhanging.training.options import MakeOptimizer
 
 Absent: TypeAlias = Literal["blanked", "resampled"]
@@ -177,6 +180,7 @@ def refinement(
     optimizer: Literal["adam", "sgd"] | MakeOptimizer = "adam",
     loss_fn: LossFn | None = None,
     threshold: float = 1.0,
+    resume: str | Path | None = None,
     progress: bool | None = None,
 ) -> Refinement:
     """Networks that learn one cue and are then offered both, beside networks that are offered both, or one, throughout.
@@ -195,6 +199,8 @@ def refinement(
         optimizer: "adam", "sgd", or a callable `parameters -> Optimizer`.
         loss_fn: as in `lh.train`; None is cross-entropy of integer classes.
         threshold: score from which a cue counts as learned; 1 nat of evidence by default.
+        resume: npz file that holds the finished seeds: the same call continues from it, to the same bits. A task is
+            told from others by its name, not by its code.
         progress: a bar; by default one appears when it takes more than two seconds.
 
     Returns:
@@ -231,22 +237,26 @@ def refinement(
         "optimizer": optimizer,
     }
     options |= {"schedule": "constant", "loss_fn": loss_fn}
-    logged: list[dict[str, tuple[Tensor, Tensor]]] = []
+    identity = {"task": description(task), "seeds": repr(given), "steps": repr(counts), "options": repr(options)}
     cues: tuple[str, ...] = ()
     delay, silent = 2.0 if progress is None else 0.0, is_silent(progress)
-    with tqdm(total=8 * len(given), desc="refinement", unit="part", disable=silent, delay=delay) as bar:
-        for seed in given:
+    with (
+        ResumedRows(resume, identity, kind="a refinement", total=len(given)) as finished,
+        tqdm(total=8 * len(given), desc="refinement", unit="part", disable=silent, delay=delay) as bar,
+    ):
+        bar.update(8 * len(finished.rows))
+        for seed in given[len(finished.rows) :] or given[:1]:  # the cues' names are those of a task
             chosen = _checked_task(task(seed), cues)
             cues = tuple(chosen.alone)
-            parts = _Parts(chosen, seed, log_every, options, bar)
-            logged.append(parts.all(first_steps, then_steps))
-    joined = {name: [rows[name] for rows in logged] for name in logged[0]}
+            if len(finished.rows) < len(given):
+                finished.add(_Parts(chosen, seed, log_every, options, bar).all(first_steps, then_steps))
+        logged = finished.rows
     return Refinement(
         cues=(cues[0], cues[1]),
         steps=torch.arange(0, first_steps + then_steps + 1, log_every),
         offered_at=first_steps,
-        scores={name: torch.stack([scores for scores, _ in rows], 1) for name, rows in joined.items()},
-        losses={name: torch.stack([losses for _, losses in rows]) for name, rows in joined.items()},
+        scores={name: torch.stack([row[name][:2] for row in logged], 1) for name in logged[0]},
+        losses={name: torch.stack([row[name][2] for row in logged]) for name in logged[0]},
         threshold=threshold,
         seeds=torch.tensor(given),
     )
@@ -259,9 +269,9 @@ class _Parts:
         self.task, self.seed, self.log_every, self.options, self.bar = task, seed, log_every, options, bar
         self.scores = [_as_score(cue, task.scores[cue]) for cue in task.alone]
 
-    def all(self, first_steps: int, then_steps: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Training -> scores (2, logs) and losses (logs,)."""
-        found: dict[str, tuple[Tensor, Tensor]] = {}
+    def all(self, first_steps: int, then_steps: int) -> dict[str, Tensor]:
+        """Training -> (3, logs): the scores of both cues, and the losses."""
+        found: dict[str, Tensor] = {}
         parts: list[tuple[str | None, Any]] = [*self.task.alone.items(), (None, self.task.both)]
         for name, data in parts:
             model = copy.deepcopy(self.task.model)
@@ -272,12 +282,11 @@ class _Parts:
             for training, then in ends.items():
                 second = self.part(copy.deepcopy(model), then, then_steps, 1)
                 # Step `first_steps` is the end of the first part and the start of the second: once.
-                scores, losses = (torch.cat([a, b[..., 1:]], -1) for a, b in zip(first, second, strict=True))
-                found[training] = scores, losses
+                found[training] = torch.cat([first, second[:, 1:]], 1)
         return found
 
-    def part(self, model: nn.Module, data: Any, num_steps: int, number: int) -> tuple[Tensor, Tensor]:
-        """Scores (2, logs) and losses (logs,) of a training of the model, in place."""
+    def part(self, model: nn.Module, data: Any, num_steps: int, number: int) -> Tensor:
+        """(3, logs) scores of both cues and losses, of a training of the model, in place."""
         _, run = train_in_steps(
             model, data, num_steps=num_steps, log_every=self.log_every, checkpoints=1, seed=2 * self.seed + number,
             **self.options,
@@ -290,7 +299,7 @@ class _Parts:
             with torch.no_grad():
                 rows.append([float(score(at)) for score in self.scores])
         self.bar.update()
-        return torch.tensor(rows, dtype=torch.float64).T, run.losses["train"]
+        return torch.cat([torch.tensor(rows, dtype=torch.float64).T, run.losses["train"][None]])
 
 
 def _as_score(cue: str, given: Any) -> Score:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -32,6 +33,7 @@ from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.random_state import private_generator
 from lowhanging.prior.censored_laws import PowerLaw, censored_power_law, checked_confidence
+from lowhanging.prior.resumed_rows import ResumedRows
 
 Optimizer: TypeAlias = Literal["sgd", "adam"]
 
@@ -237,6 +239,7 @@ def staircase_exponent(
     threshold: float = 0.1,
     log_every: int = 20,
     confidence: float = 0.95,
+    resume: str | Path | None = None,
     progress: bool | None = None,
 ) -> StaircaseExponent:
     """Exponent of the steps to learn in the dimension, for staircases of one leap.
@@ -261,6 +264,7 @@ def staircase_exponent(
         threshold: share of the target's variance.
         log_every: steps between the first logs.
         confidence: of the intervals.
+        resume: npz file that holds the finished dimensions: the same call continues from it, to the same bits.
         progress: a bar; by default one appears when it takes more than two seconds.
 
     Returns:
@@ -294,27 +298,40 @@ def staircase_exponent(
     confidence = checked_confidence(confidence)
     targets = [boolean_targets(size, leap=leap, degree=degree) for size in sizes]
 
-    chosen, times, scan_times = [], [], []
+    identity = {
+        "leap, degree, dimensions": repr((leap, degree, sizes)),
+        "seeds": repr((reported, scanned)),
+        "options": repr((rates, options)),
+    }
     delay = 2.0 if progress is None else 0.0
-    for target in tqdm(targets, desc="staircases", unit="dimension", disable=is_silent(progress), delay=delay):
-        steps, losses = _train(target, scanned, rates, **options, stops_at_median=True)
-        found = first_crossing(steps, losses.flatten(0, 1), threshold=options["threshold"])
-        scan_times.append(found.view(len(rates), len(scanned)))
-        medians = _upper_median(scan_times[-1])
-        last = torch.where(scan_times[-1].isinf(), losses[..., -1].nan_to_num(nan=math.inf), 0.0)
-        best = int((_upper_median(last) if bool(medians.isinf().all()) else medians).argmin())
-        chosen.append(rates[best])
-        steps, losses = _train(target, reported, [rates[best]], **options)
-        times.append(first_crossing(steps, losses[0], threshold=options["threshold"]))
+    with (
+        ResumedRows(resume, identity, kind="staircases", total=len(targets)) as finished,
+        tqdm(total=len(targets), desc="staircases", unit="dimension", disable=is_silent(progress), delay=delay) as bar,
+    ):
+        bar.update(len(finished.rows))
+        for target in targets[len(finished.rows) :]:
+            steps, losses = _train(target, scanned, rates, **options, stops_at_median=True)
+            found = first_crossing(steps, losses.flatten(0, 1), threshold=options["threshold"])
+            scan = found.view(len(rates), len(scanned))
+            medians = _upper_median(scan)
+            last = torch.where(scan.isinf(), losses[..., -1].nan_to_num(nan=math.inf), 0.0)
+            best = int((_upper_median(last) if bool(medians.isinf().all()) else medians).argmin())
+            steps, losses = _train(target, reported, [rates[best]], **options)
+            times = first_crossing(steps, losses[0], threshold=options["threshold"])
+            finished.add({"times": times, "scan": scan, "lr": torch.tensor(rates[best], dtype=torch.float64)})
+            bar.update()
+        all_times, scans, chosen = (
+            torch.stack([row[name] for row in finished.rows]) for name in ("times", "scan", "lr")
+        )
 
     fits = [
-        censored_power_law(sizes, torch.stack(times), budgets=max_steps, log_power=power, confidence=confidence)
+        censored_power_law(sizes, all_times, budgets=max_steps, log_power=power, confidence=confidence)
         for power in (0.0, 1.0)
     ]
     return StaircaseExponent(
-        leap=targets[0].leap, degree=degree, dimensions=torch.tensor(sizes), times=torch.stack(times),
-        lrs=torch.tensor(chosen, dtype=torch.float64), scanned_lrs=torch.tensor(rates, dtype=torch.float64),
-        scan_times=torch.stack(scan_times), law=fits[0], law_with_log=fits[1], seeds=torch.tensor(reported),
+        leap=targets[0].leap, degree=degree, dimensions=torch.tensor(sizes), times=all_times,
+        lrs=chosen, scanned_lrs=torch.tensor(rates, dtype=torch.float64),
+        scan_times=scans, law=fits[0], law_with_log=fits[1], seeds=torch.tensor(reported),
         scan_seeds=torch.tensor(scanned), max_steps=options["max_steps"], optimizer=optimizer,
         batch_size=options["batch_size"], hidden=options["hidden"],
     )  # fmt: skip
