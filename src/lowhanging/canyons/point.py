@@ -32,6 +32,7 @@ from lowhanging.errors import a_type, argument_message
 from lowhanging.io import Saved
 from lowhanging.objective.protocol import Loss, as_losses, check_loss, check_same_buffers
 from lowhanging.steering.cues import ConflictControl, attribute_circuit
+from lowhanging.tables import Columns, NotebookTable
 
 _TRIVIAL = 0.95  # overlap with the softest axis, or relative rise, above which a point is what a quadratic has as well
 CERTIFICATES = {  # metric -> eigenvalues that are positive beyond their errors at a certified point
@@ -143,7 +144,7 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(CanyonPoint) if field
 NUMBERS = (*_FIELDS, "relative_rise")  # what is one number, or None where it is not known
 
 
-class CanyonPoints(Saved, Sequence[CanyonPoint]):
+class CanyonPoints(Saved, Sequence[CanyonPoint], NotebookTable):
     """A result that is a sequence of points."""
 
     points: tuple[CanyonPoint, ...]
@@ -153,6 +154,14 @@ class CanyonPoints(Saved, Sequence[CanyonPoint]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.points[index]
+
+    def columns(self) -> Columns:
+        """One row for each point: where it is, what certifies it, and the evaluated losses by name."""
+        names = ("level", "radius", "rise", "relative_rise", "slope", "plane_eigenvalue", "sphere_eigenvalue")
+        flags = ("is_certified", "is_canyon", "circuit", "duplicate_of")
+        losses = {name: None for point in self.points for name in point.losses}
+        found = {name: [getattr(point, name) for point in self.points] for name in (*names, *flags)}
+        return found | {f"{name} loss": [point.losses.get(name) for point in self.points] for name in losses}
 
 
 class Evaluations:

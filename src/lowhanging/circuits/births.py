@@ -18,10 +18,11 @@ from torch import Tensor
 from lowhanging.circuits.fourier import CIRCLE, CircleScores
 from lowhanging.errors import a_type, argument_message, check_count, check_finite, check_real
 from lowhanging.io import Saved
+from lowhanging.tables import Columns, Tabular
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Births(Saved):
+class Births(Saved, Tabular):
     """The first sustained crossing of each block of each seed."""
 
     step: Tensor  # (seeds, blocks) float64, step of the log of birth; inf where no circuit formed
@@ -53,6 +54,14 @@ class Births(Saved):
     def dated_steps(self) -> Tensor:
         """(logs - sustain + 1,) steps at which a birth or a death can be seen: enough logs follow."""
         return self.steps[: len(self.steps) - self.sustain + 1]
+
+    def columns(self) -> Columns:
+        """One row for each seed and plane; "frequency" where it is known."""
+        seeds, planes = torch.meshgrid(*map(torch.arange, self.step.shape), indexing="ij")
+        names = ("step", "death", "rise_time", "survived", "is_left_censored")
+        rows = {name: getattr(self, name).flatten().tolist() for name in names}
+        known = {} if self.frequency is None else {"frequency": self.frequency.flatten().tolist()}
+        return {"seed": seeds.flatten().tolist(), "plane": planes.flatten().tolist(), **rows, **known}
 
     def __repr__(self) -> str:
         seeds, blocks = self.step.shape

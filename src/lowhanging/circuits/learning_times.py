@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lowhanging.errors import argument_message, check_choice, check_count
 from lowhanging.io import Saved
+from lowhanging.tables import Columns, Tabular
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,7 +42,7 @@ class TimesRatio(Saved):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LearningTimes(Saved):
+class LearningTimes(Saved, Tabular):
     """Steps until each seed had learned each rule, as something grows.
 
     Attributes:
@@ -53,6 +54,13 @@ class LearningTimes(Saved):
     sizes: Tensor  # (k,) float64
     times: dict[str, Tensor]  # name -> (k, seeds) float64
     budgets: dict[str, Tensor]  # name -> (k,) float64
+
+    def columns(self) -> Columns:
+        """One row for each size and seed: "size", "seed", the steps to learn each rule by name."""
+        shape = next(iter(self.times.values())).shape
+        seeds = torch.arange(shape[1]).expand(shape).flatten().tolist()
+        sizes = self.sizes[:, None].expand(shape).flatten().tolist()
+        return {"size": sizes, "seed": seeds} | {name: rows.flatten().tolist() for name, rows in self.times.items()}
 
     def __repr__(self) -> str:
         rows = "; ".join(f"{name} {[round(t, 1) for t in self.median(name).tolist()]}" for name in self.times)

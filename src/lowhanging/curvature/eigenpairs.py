@@ -50,6 +50,7 @@ from lowhanging.objective.model_loss import MicroBatch
 from lowhanging.objective.objective import Objective
 from lowhanging.objective.parameters import Parameters
 from lowhanging.objective.protocol import Loss
+from lowhanging.tables import Columns, NotebookTable
 
 
 def product_limit(operator: CountedMap, k: int, given: int | None, memory: float) -> int:
@@ -180,7 +181,7 @@ OnFailure = Literal["raise", "warn"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Eigenpairs(Saved):
+class Eigenpairs(Saved, NotebookTable):
     """Eigenpairs at one end, or both, of the spectrum of a symmetric (p, p) map H, from there inwards.
 
     Tensors are on the CPU; numbers in float64, vectors in the map's dtype. The first entry of a vector that comes
@@ -225,6 +226,16 @@ class Eigenpairs(Saved):
         """How many come from the large end: the first ones of `values`, descending; the rest ascend from the small."""
         k = len(self)
         return {"LA": k, "SA": 0, "BE": k - k // 2}.get(self.which, int((self.values > 0).sum()))
+
+    def columns(self) -> Columns:
+        """One row for each pair, vectors aside."""
+        names = ("values", "residuals", "bounds", "is_converged", "is_clustered")
+        columns = {name: getattr(self, name).tolist() for name in names}
+        return {
+            "value": columns.pop("values"),
+            "residual": columns.pop("residuals"),
+            "bound": columns.pop("bounds"),
+        } | columns
 
     def __repr__(self) -> str:
         large, k = (self.num_large, len(self)) if self.which == "BE" else (len(self), len(self))

@@ -36,6 +36,7 @@ from lowhanging.io import Saved
 from lowhanging.objective.cost import machine_memory
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.random_state import private_generator
+from lowhanging.tables import Columns, Tabular
 
 SAME_NODE = 1e-8  # of the largest |node|: closer than this, a node and a chosen place are one
 
@@ -193,7 +194,7 @@ class KnownValues:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SpectralDensity(Saved):
+class SpectralDensity(Saved, Tabular):
     """The spectrum of a symmetric (p, p) map H: r known eigenvalues (spikes) and a measure for the p - r others.
 
     `density` is that of the others, smoothed by a Gaussian; its integral is (p - r) / p, each spike adds 1 / p. All
@@ -215,6 +216,11 @@ class SpectralDensity(Saved):
     seed: int
     operator: str  # the map, in words
     engine: str  # how its products are computed, "" where it doesn't say
+
+    def columns(self) -> Columns:
+        """One row for each place of the grid."""
+        names = {"eigenvalue": self.grid, "density": self.density, "standard_error": self.standard_error}
+        return {name: column.tolist() for name, column in names.items()}
 
     def __repr__(self) -> str:
         values, mean = self.spikes, self.moment(1)

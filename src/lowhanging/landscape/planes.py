@@ -33,6 +33,7 @@ from lowhanging.landscape.evaluate import (
 from lowhanging.landscape.slices import AffineGrid, steps
 from lowhanging.objective.checkpoints import Point, listed_points, thetas_of
 from lowhanging.objective.protocol import Loss, as_losses, common_center, own_vector
+from lowhanging.tables import Columns, Tabular, with_losses
 
 _SECOND = 2**31  # added to the seed of the first random direction: planes of neighbouring seeds share none
 _PARALLEL = 1e-6  # sine of the angle below which two directions span no plane
@@ -61,7 +62,7 @@ class Plane(Saved):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PlaneSlice(Saved):
+class PlaneSlice(Saved, Tabular):
     """Losses and accuracies on a plane; entry [i, j] at center + alphas[i] * u + betas[j] * v."""
 
     alphas: Tensor  # (num_alphas,) float64, ascending, in units of u = directions[0]
@@ -78,6 +79,12 @@ class PlaneSlice(Saved):
     engine: str = "point by point"
     buffers: str = "none"  # those that training moves: "none" | "fixed" | "own" (of the center) | "recalibrate"
     center_buffers: dict[str, Tensor] = field(default_factory=dict)  # name -> those that all points were evaluated with
+
+    def columns(self) -> Columns:
+        """One row for each point, beta running fastest: "alpha", "beta", the losses and the accuracies by name."""
+        alphas, betas = torch.meshgrid(self.alphas, self.betas, indexing="ij")
+        points = {"alpha": alphas.flatten().tolist(), "beta": betas.flatten().tolist()}
+        return with_losses(points, self.losses, self.accuracies)
 
     def __repr__(self) -> str:
         size = f"{len(self.alphas)} × {len(self.betas)} points"
@@ -106,7 +113,7 @@ class PlaneSlice(Saved):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PlaneTrajectory(Saved):
+class PlaneTrajectory(Saved, Tabular):
     """Checkpoints seen on a plane, with what the picture can't show: how far off it they are, and their true losses."""
 
     coordinates: Tensor  # (t, 2) float64, (alpha, beta) of each checkpoint's orthogonal projection
@@ -115,6 +122,12 @@ class PlaneTrajectory(Saved):
     plane_losses: dict[str, Tensor]  # name -> (t,) float64, on the plane under it
     plane: str  # the `identity` of the PlaneSlice that it was projected onto
     buffers: str = "none"  # those that training moves, at the checkpoints: "none" | "own" | "fixed" | "recalibrate"
+
+    def columns(self) -> Columns:
+        """One row for each checkpoint: "alpha", "beta", "distance" from the plane, losses there and on the plane."""
+        alphas, betas = self.coordinates.T.tolist()
+        found = with_losses({"alpha": alphas, "beta": betas, "distance": self.distances.tolist()}, self.losses, {})
+        return found | {f"{name} loss on the plane": row.tolist() for name, row in self.plane_losses.items()}
 
     def __repr__(self) -> str:
         far = f"distances from the plane {float(self.distances.min()):.3g} to {float(self.distances.max()):.3g}"

@@ -29,10 +29,11 @@ from lowhanging.landscape.evaluate import (
 )
 from lowhanging.objective.checkpoints import BufferChoice, Point, listed_points
 from lowhanging.objective.protocol import ANYWHERE, Loss, as_losses, common_center, widest
+from lowhanging.tables import Columns, Tabular, with_losses
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LineSlice(Saved):
+class LineSlice(Saved, Tabular):
     """Losses and accuracies on a line, at center + alphas[i] * direction."""
 
     alphas: Tensor  # (num,) float64, ascending, in units of `direction`
@@ -46,6 +47,10 @@ class LineSlice(Saved):
     engine: str = "point by point"
     buffers: str = "none"  # those that training moves: "none" | "fixed" | "own" (of the center) | "recalibrate"
 
+    def columns(self) -> Columns:
+        """One row for each step: "alpha", the losses and the accuracies by name."""
+        return with_losses({"alpha": self.alphas.tolist()}, self.losses, self.accuracies)
+
     def __repr__(self) -> str:
         first, last = float(self.alphas[0]), float(self.alphas[-1])
         steps = f"{len(self.alphas)} steps from {first:g} to {last:g} along {self.name}"
@@ -55,7 +60,7 @@ class LineSlice(Saved):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PathSlice(Saved):
+class PathSlice(Saved, Tabular):
     """Losses and accuracies on straight segments through given points, by arc length."""
 
     positions: Tensor  # (num,) float64, arc length from the first point
@@ -65,6 +70,10 @@ class PathSlice(Saved):
     points: Tensor  # (m, p) as given
     engine: str = "point by point"
     buffers: str = "none"  # those that training moves, where no point brings its own: as given, or "own": all do
+
+    def columns(self) -> Columns:
+        """One row for each point: "position", the losses and the accuracies by name."""
+        return with_losses({"position": self.positions.tolist()}, self.losses, self.accuracies)
 
     def __repr__(self) -> str:
         size = f"{len(self.positions)} points through {len(self.points)}, length {float(self.positions[-1]):.4g}"

@@ -33,6 +33,7 @@ from lowhanging.objective.checkpoints import listed_points
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.protocol import Loss, check_loss
 from lowhanging.prior.cue_evidence import class_scores
+from lowhanging.tables import Columns, Tabular
 
 BOTH = "both"
 SOLVED_BY = ("first alone", "second alone", "either", "together")
@@ -117,7 +118,7 @@ class OddsRatio(Saved):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class IndependentBits(Saved):
+class IndependentBits(Saved, Tabular):
     """What the two cues of the same examples tell a network along its training.
 
     Attributes:
@@ -221,6 +222,12 @@ class IndependentBits(Saved):
         x, y = np.concatenate(pairs, 1)
         scale = math.sqrt((x @ x) * (y @ y))
         return float(x @ y) / scale if scale > 0 else math.nan
+
+    def columns(self) -> Columns:
+        """One row for each checkpoint: "step", bits of both cues, of each alone, and what each adds."""
+        alone = {f"{cue} alone": self.bits(cue).tolist() for cue in self.cues}
+        adds = {f"{cue} adds": self.adds(cue).tolist() for cue in self.cues}
+        return {"step": self.steps.tolist(), BOTH: self.bits().tolist()} | alone | adds
 
     def __repr__(self) -> str:
         told = ", ".join(

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from lowhanging.errors import a_type, argument_message, check_choice, check_count, check_names, check_real
 from lowhanging.io import ResumeFile, Saved
 from lowhanging.objective.distributed import is_silent
+from lowhanging.tables import Columns, Tabular
 
 Setting: TypeAlias = "dict[str, Any]"
 Experiment: TypeAlias = "Callable[[Setting, Any], Mapping[str, Any]]"
@@ -111,7 +112,7 @@ class Separation(Saved):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PhaseDiagram(Saved):
+class PhaseDiagram(Saved, Tabular):
     """Named numbers of an experiment, for every cell of a grid of settings and every seed.
 
     Attributes:
@@ -346,22 +347,12 @@ class PhaseDiagram(Saved):
         num = int((~np.isnan(runs + values)).sum())
         return Separation(outcome, by, area, float(low), float(high), confidence, num, runs.size - num)
 
-    def to_dataframe(self) -> Any:
-        """A pandas table with one row for each run: the axes, "seed", and every number.
-
-        Raises:
-            ImportError: pandas is not installed (`pip install ".[tables]"`).
-        """
-        try:
-            import pandas
-        except ImportError as error:
-            received, expected = "is not installed", "the library of tables"
-            remedy = 'Install it: pip install ".[tables]"'
-            raise ImportError(argument_message("pandas", received, expected, remedy)) from error
+    def columns(self) -> Columns:
+        """One row for each run: the axes, "seed", and every number."""
         seeds = self.seeds.tolist()
         runs = list(itertools.product(*self.axes.values(), seeds))
-        columns = dict(zip([*self.axes, _SEED], map(list, zip(*runs, strict=True)), strict=True))
-        return pandas.DataFrame(columns | {name: rows.flatten().tolist() for name, rows in self.values.items()})
+        found = dict(zip([*self.axes, _SEED], map(list, zip(*runs, strict=True)), strict=True))
+        return found | {name: rows.flatten().tolist() for name, rows in self.values.items()}
 
     def _rows(self, name: str) -> Tensor:
         return self.values[check_choice("name", name, tuple(self.values))]

@@ -36,6 +36,7 @@ from lowhanging.prior.logged_training import train_in_steps
 from lowhanging.prior.parities import parity_network, two_parities
 from lowhanging.prior.phase_diagram import description
 from lowhanging.prior.resumed_rows import ResumedRows
+from lowhanging.tables import Columns, Tabular
 from lowhanging.training.options import MakeOptimizer
 
 Absent: TypeAlias = Literal["blanked", "resampled"]
@@ -61,7 +62,7 @@ class TwoCueTask:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Refinement(Saved):
+class Refinement(Saved, Tabular):
     """Scores of two cues along trainings in which they are offered one after another, together, or alone.
 
     Five trainings of every seed, each of `offered_at` steps and then the rest, with a new optimizer in between in all
@@ -135,6 +136,18 @@ class Refinement(Saved):
     def num_learned(self, cue: str, training: str) -> int:
         """Seeds in which a cue is learned at the end of a training."""
         return int((self.final(cue, training) >= self.threshold).sum())
+
+    def columns(self) -> Columns:
+        """One row for each training, seed and log: the score of each cue by name."""
+        shape = next(iter(self.scores.values())).shape[1:]
+        num, (seeds, steps) = math.prod(shape), torch.meshgrid(self.seeds, self.steps, indexing="ij")
+        found: Columns = {
+            "training": [name for name in self.scores for _ in range(num)],
+            "seed": seeds.flatten().tolist() * len(self.scores),
+            "step": steps.flatten().tolist() * len(self.scores),
+        }
+        scores = {cue: [rows[i] for rows in self.scores.values()] for i, cue in enumerate(self.cues)}
+        return found | {cue: torch.stack(rows).flatten().tolist() for cue, rows in scores.items()}
 
     def __repr__(self) -> str:
         return f"Refinement({len(self.seeds)} seeds; {'; '.join(map(self._sentence, self.cues))})"

@@ -29,10 +29,11 @@ from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.protocol import Loss, as_losses, check_loss, check_rows, check_same_buffers, common_center
 from lowhanging.steering.constrained import Array, Ball, Candidate, Limit, LossFunction, Problem, array, tensor
 from lowhanging.steering.cues import NEITHER, ConflictControl
+from lowhanging.tables import Columns, NotebookTable
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AblationCurve(Saved):
+class AblationCurve(Saved, NotebookTable):
     """Least losses at which a circuit is kept: n points, from the start outwards.
 
     With levels, `losses` less `start[0]` is the price of keeping `kept` at or below each level; with distances, `kept`
@@ -72,6 +73,15 @@ class AblationCurve(Saved):
         reached = self.found.isfinite()
         worst = self.found.masked_fill(~reached, -math.inf).max(1).values
         return torch.where(reached.sum(1) > 1, worst - self.found.min(1).values, torch.nan)
+
+    def columns(self) -> Columns:
+        """One row for each limit; cue shares and reported losses by name, those at theta0 left out."""
+        names = ("limits", "distances", "losses", "kept", "multipliers", "multiplier_errors", "kkt", "curvatures")
+        named = {f"{cue} share": rows for cue, rows in self.answers.items()}
+        named |= {f"{name} loss": rows for name, rows in self.report.items()}
+        return {name: getattr(self, name).tolist() for name in names} | {
+            name: rows[1:].tolist() for name, rows in named.items()
+        }
 
     def __repr__(self) -> str:
         num, stationary = len(self.limits), int(self.is_stationary.sum())

@@ -25,6 +25,7 @@ from lowhanging.errors import a_type, argument_message, check_choice, check_coun
 from lowhanging.io import Saved
 from lowhanging.objective.protocol import Kind, Loss, as_losses, check_same_buffers, common_center
 from lowhanging.steering.cues import ConflictControl, shares_text
+from lowhanging.tables import Columns, NotebookTable
 
 # Below this share of its length, what is left of v after the rejection is mostly the error of the eigenvectors.
 _SMALLEST_REMAINDER = 1e-3
@@ -189,7 +190,7 @@ def steering_subspace(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SteeringReport(Saved):
+class SteeringReport(Saved, NotebookTable):
     """What one direction is to every loss."""
 
     direction: Tensor  # (p,) unit
@@ -199,6 +200,17 @@ class SteeringReport(Saved):
     overlaps: dict[str, Tensor]  # name -> (k,) squared cosines with the top eigenvectors
     step: float | None = None  # theta0 + step * direction is where cue shares are compared; None without a control
     cue_shares: dict[str, dict[str, float]] = field(default_factory=dict)  # "before", "after" -> cue -> its share
+
+    def columns(self) -> Columns:
+        """One row for each loss, as in the printed table."""
+        names = list(self.quotients)
+        return {
+            "loss": names,
+            "curvature": [self.quotients[name] for name in names],
+            "position": [self.position_text(name) for name in names],
+            "largest overlap": [float(self.overlaps[name].max()) for name in names],
+            "within top k": [float(self.overlaps[name].sum()) for name in names],
+        }
 
     def __repr__(self) -> str:
         parts = (f"{name} {self.quotients[name]:.3g} (position {self.position_text(name)})" for name in self.quotients)

@@ -24,6 +24,7 @@ from lowhanging.objective.model_loss import BatchLoss, LossFn
 from lowhanging.objective.objective import FunctionObjective, Objective
 from lowhanging.objective.protocol import Loss
 from lowhanging.objective.random_state import private_generator, untouched_random_state
+from lowhanging.tables import Columns, NotebookTable
 from lowhanging.testing.oracles import finite_difference_hvp
 
 _ROUNDING = {torch.float64: 1e-8, torch.float32: 2e-3}  # of a product, relative
@@ -43,7 +44,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class ModelCheck:
+class ModelCheck(NotebookTable):
     """What `check_model` found; `print(check)` is the report.
 
     Attributes:
@@ -65,6 +66,14 @@ class ModelCheck:
     def problems(self) -> list[str]:
         """One line per failed question."""
         return [f"{check.name}: {check.detail}" for check in self.checks if not check.is_passed]
+
+    def columns(self) -> Columns:
+        """One row for each question."""
+        return {
+            "question": [check.name for check in self.checks],
+            "is_passed": [check.is_passed for check in self.checks],
+            "detail": [check.detail for check in self.checks],
+        }
 
     def __repr__(self) -> str:
         found = "ok" if self.ok else f"{len(self.problems)} problem{'s' * (len(self.problems) > 1)}"

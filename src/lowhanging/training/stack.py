@@ -34,6 +34,7 @@ from lowhanging.objective.batches import stored_tensors
 from lowhanging.objective.model_loss import BatchLoss, LossFn, ModelLoss
 from lowhanging.objective.objective import Objective
 from lowhanging.objective.parameters import ParameterSpace
+from lowhanging.tables import Columns, Tabular, with_losses
 from lowhanging.training.options import (
     MakeOptimizer,
     Schedule,
@@ -54,7 +55,7 @@ _SHUFFLE = 2**31  # added to a seed: its batches come from another stream than i
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class StackRun(Saved):
+class StackRun(Saved, Tabular):
     """Many seeds of one training run; row i of everything belongs to seeds[i]."""
 
     unsaved = ("factory",)
@@ -68,6 +69,11 @@ class StackRun(Saved):
     seconds: float
     factory: ModelFactory | None = None  # seed -> model; not saved
     preset: str | None = None  # the name that was given instead of a factory
+
+    def columns(self) -> Columns:
+        """One row for each seed and log: "seed", "step", the losses and the accuracies by name."""
+        seeds, steps = (each.flatten().tolist() for each in torch.meshgrid(self.seeds, self.steps, indexing="ij"))
+        return with_losses({"seed": seeds, "step": steps}, self.losses, self.accuracies)
 
     def __repr__(self) -> str:
         final = final_values(self.accuracies, self.losses, lambda curves: curves[:, -1].median())

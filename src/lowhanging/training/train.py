@@ -31,6 +31,7 @@ from lowhanging.objective.random_state import (
     restore_random_states,
     untouched_random_state,
 )
+from lowhanging.tables import Columns, Tabular, with_losses
 from lowhanging.training.options import (
     MakeOptimizer,
     Schedule,
@@ -45,7 +46,7 @@ from lowhanging.training.state import EpochHistory, digest_of, refuse_training, 
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TrainingRun(Saved):
+class TrainingRun(Saved, Tabular):
     """History of one call of `train`: a row per epoch, epoch 0 being the network before training.
 
     "train" is the mean over the epoch's batches while the weights moved: it lags the other curves by half an epoch, and
@@ -64,6 +65,10 @@ class TrainingRun(Saved):
     seed: int
     seconds: float  # that of interrupted calls included
     checkpoint_buffers: dict[str, Tensor] = field(default_factory=dict)  # name -> (t, ...) buffers that training moves
+
+    def columns(self) -> Columns:
+        """One row for each epoch: "epoch", "lr", the losses and the accuracies by name."""
+        return with_losses({"epoch": self.epochs.tolist(), "lr": self.lr.tolist()}, self.losses, self.accuracies)
 
     def __repr__(self) -> str:
         final = final_values(self.accuracies, self.losses, lambda curve: curve[-1])
