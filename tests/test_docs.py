@@ -330,6 +330,16 @@ def test_readme_is_short_and_prints_what_it_says(headless: Path, capsys: pytest.
         assert value == pytest.approx(wanted, rel=0.01 if abs(wanted) > 1e-3 else 2.0)  # small ones are residuals
 
 
+def test_citation_has_the_version_and_the_licence() -> None:
+    from lowhanging import __version__
+
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert found["version"] == __version__
+    assert {"cff-version", "message", "title", "authors"} <= set(found)
+    assert f'license = "{found["license"]}"' in (ROOT / "pyproject.toml").read_text()
+    assert found["references"][0]["year"] == 2023
+
+
 def test_ci_runs_the_readmes_test_command() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 

@@ -38,6 +38,7 @@ from lowhanging.datasets import mnist, modular_addition, paired_mnist, parity_ru
 from lowhanging.errors import DamagedFileError, NotConvergedError, NotSmoothWarning
 from lowhanging.io import load
 from lowhanging.landscape import (
+    Recorder,
     difference_direction,
     gram_schmidt,
     line_slice,
@@ -70,6 +71,7 @@ __all__ = [
     "NotConvergedError",
     "NotSmoothWarning",
     "Objective",
+    "Recorder",
     "SigmoidCNN",
     "Subspace",
     "__version__",

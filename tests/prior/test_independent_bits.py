@@ -16,8 +16,8 @@ from torch import nn
 import lowhanging as lh
 from lowhanging.planted.channels import two_channels
 from lowhanging.planted.towers import Tower, TowerSum
-from lowhanging.prior import SOLVED_BY, CueViews, IndependentBits, cue_views, independent_bits, paired_digits_views
-from lowhanging.prior.independent_bits import mantel_haenszel
+from lowhanging.prior import CueViews, IndependentBits, cue_views, independent_bits, paired_digits_views
+from lowhanging.prior.independent_bits import SOLVED_BY, mantel_haenszel
 from lowhanging.prior.logged_training import train_in_steps
 
 CLASSES = 4

@@ -28,6 +28,7 @@ from lowhanging.errors import (
     check_real,
 )
 from lowhanging.io import Saved
+from lowhanging.objective.checkpoints import state_in_file
 
 CIRCLE = (
     0.75  # circle score from which on a plane counts as a circle: an ellipse of axis ratio 0.27, or 3 / 4 of its power
@@ -437,8 +438,7 @@ def _embedding_in(checkpoint: Any, name: str, i: int) -> Tensor:
     """One embedding, a copy."""
     label = f"checkpoints[{i}]"
     if isinstance(checkpoint, str | Path):
-        label = f"{label} ({checkpoint})"
-        checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        label, checkpoint = f"{label} ({checkpoint})", state_in_file(label, checkpoint, (name,))
     if isinstance(checkpoint, nn.Module):
         checkpoint = dict(checkpoint.named_parameters(remove_duplicate=False)) | dict(checkpoint.named_buffers())
     if isinstance(checkpoint, Mapping):

@@ -205,7 +205,7 @@ def buffers_text(word: str) -> str:
 
 def _read(argument: str, value: Any, losses: Losses, like: Tensor, remedy: str) -> Checkpoint:
     reader, checkpoint = _reader(losses), with_buffers(value)
-    if reader is not None and (isinstance(value, nn.Module | Mapping) or checkpoint is not None):
+    if reader is not None and (isinstance(value, nn.Module | Mapping | str | Path) or checkpoint is not None):
         found = reader.as_checkpoint(value, argument=argument)
         own = reader.checkpoint.buffers if found.buffers else {}
         return Checkpoint(found.theta.to(like), {**own, **found.buffers})

@@ -8,8 +8,11 @@ vector brings none, and then the caller says which are meant: fixed, recomputed 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+import pickle
+import zipfile
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, IterableDataset
 
-from lowhanging.errors import a_type, argument_message, check_vector
+from lowhanging.errors import a_type, argument_message, check_vector, first_line
 from lowhanging.io import Saved, digest
 from lowhanging.objective.batches import Batches, cloned, num_examples
 from lowhanging.objective.parameters import ParameterSpace
@@ -184,7 +187,8 @@ class Checkpoint(Saved):
         return f"Checkpoint({self.theta.numel():,} parameters{kept})"
 
 
-Point = Tensor | nn.Module | Mapping[str, Tensor] | Checkpoint  # theta alone, or with its buffers
+# Theta alone, or with its buffers; a path is that of a state_dict in a file of torch.save.
+Point = Tensor | nn.Module | Mapping[str, Tensor] | Checkpoint | str | Path
 
 _REMEDY = "Pass a theta of the model, the module itself, its state_dict(), or a Checkpoint such as run.checkpoint(-1)."
 
@@ -200,6 +204,7 @@ def read_point(argument: str, value: Any, model: nn.Module, space: ParameterSpac
 
     A frozen parameter must be the model's: it is a constant of the loss.
     """
+    value = state_in_file(argument, value, space.names) if isinstance(value, str | Path) else value
     checkpoint = with_buffers(value)
     if checkpoint is not None:
         theta, entries = checkpoint.theta, dict(checkpoint.buffers)
@@ -231,7 +236,9 @@ def thetas_of(argument: str, values: Iterable[Any], model: Any = None) -> list[A
     module = next((value for value in listed if isinstance(value, nn.Module)), None) if model is None else model
     space = None if module is None else ParameterSpace(module)
     found = []
-    for name, value in zip(names, listed, strict=False):
+    for name, given in zip(names, listed, strict=False):
+        wanted = () if space is None else space.names
+        value = state_in_file(name, given, wanted) if isinstance(given, str | Path) else given
         checkpoint = with_buffers(value)
         if checkpoint is not None:
             found.append(checkpoint.theta)
@@ -256,7 +263,7 @@ def listed_points(argument: str, points: Any, *, remedy: str, expected: str = "a
             raise ValueError(argument_message(argument, "is a run without checkpoints", expected, remedy))
         return found
     is_matrix = isinstance(points, Tensor | np.ndarray) and points.ndim == 2
-    one: Any = str | Mapping | Tensor | np.ndarray | nn.Module
+    one: Any = str | Path | Mapping | Tensor | np.ndarray | nn.Module
     is_list = isinstance(points, Iterable) and not isinstance(points, one)
     found = list(points) if is_matrix or is_list else []
     if not found or not all(_is_point(point) for point in found):
@@ -270,7 +277,41 @@ def listed_points(argument: str, points: Any, *, remedy: str, expected: str = "a
 
 
 def _is_point(value: Any) -> bool:
-    return isinstance(value, Tensor | np.ndarray | nn.Module | Mapping) or with_buffers(value) is not None
+    kinds: Any = Tensor | np.ndarray | nn.Module | Mapping | str | Path
+    return isinstance(value, kinds) or with_buffers(value) is not None
+
+
+def state_in_file(argument: str, path: str | Path, wanted: Collection[str] = ()) -> Any:
+    """What a file of `torch.save` holds: a tensor, or a state_dict, which may lie in a dict beside other things.
+
+    Args:
+        argument: for messages.
+        path: as the user wrote it.
+        wanted: names of parameters that the state_dict should have, where they are known.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no file of tensors, or holds no state_dict or several.
+    """
+    label, expected = f"{argument} ({str(path)!r})", "a file that torch.save wrote of a state_dict"
+    remedy = "Save it with torch.save(model.state_dict(), path)."
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(argument_message(label, "does not exist", expected, "Check the name.")) from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, zipfile.BadZipFile) as error:
+        received = f"can't be read ({first_line(error)[:120]})"
+        raise ValueError(argument_message(label, received, expected, remedy)) from error
+    if not isinstance(found, Mapping) or any(name in found for name in wanted):
+        return found
+    inside = [value for value in found.values() if isinstance(value, Mapping) and any(name in value for name in wanted)]
+    tensors = [value for value in found.values() if isinstance(value, Tensor)]
+    if len(inside) == 1:
+        return inside[0]
+    if wanted and not tensors:
+        received = f"holds {len(inside)} state_dicts with such names, under the keys {list(found)[:8]}"
+        raise ValueError(argument_message(label, received, f"one, with parameters such as {list(wanted)[:2]}", remedy))
+    return found
 
 
 def _entries(argument: str, value: nn.Module | Mapping[str, Any]) -> dict[str, Tensor]:

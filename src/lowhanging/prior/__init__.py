@@ -13,7 +13,6 @@ from lowhanging.prior.censored_laws import FactorGrowth, PowerLaw, censored_powe
 from lowhanging.prior.cue_evidence import cue_evidence
 from lowhanging.prior.experiments import paired_digits_experiment, parities_experiment
 from lowhanging.prior.independent_bits import (
-    SOLVED_BY,
     CueViews,
     IndependentBits,
     OddsRatio,
@@ -37,7 +36,6 @@ from lowhanging.prior.staircases import (
 )
 
 __all__ = [
-    "SOLVED_BY",
     "Border",
     "CueViews",
     "FactorGrowth",
