@@ -50,7 +50,7 @@ def test_circles_of_any_embedding_are_drawn_in_planes_of_their_frequencies(ax):
     with pytest.raises(ValueError, match="scores are of 3 embeddings"):
         lh.plots.circles(rows, found)
     picture = lh.plots.circles_animation(many, found, [0, 10, 20], columns=2, width=4, height=3)
-    assert picture.startswith(b"GIF89a")
+    assert picture.data.startswith(b"GIF89a")
 
 
 def test_circles_are_drawn_centered_on_one_scale_and_coloured_by_frequency_times_number(ax):
@@ -73,7 +73,7 @@ def test_circles_are_drawn_centered_on_one_scale_and_coloured_by_frequency_times
 def test_the_animation_of_circles_has_a_frame_per_step():
     many = torch.stack([embedding() * scale for scale in (0.1, 0.5, 1.0)])
     picture = lh.plots.circles_animation(many, circuits.circle_score(many), [0, 10, 20], width=4, height=3)
-    opened = Image.open(io.BytesIO(picture))
+    opened = Image.open(io.BytesIO(picture.data))
     assert opened.n_frames == 3
     assert opened.size == (400, 300)
     with pytest.raises(ValueError, match=r"embeddings has shape \(3, 7, 4\) for 2 steps"):

@@ -1,5 +1,6 @@
 """Every plot: draws the numbers of its result on the Axes it is given, labels them, and leaves matplotlib as it was."""
 
+import base64
 import dataclasses
 import io
 import itertools
@@ -11,6 +12,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
@@ -233,11 +235,12 @@ def test_paired_images(ax):
     assert [label.get_text() for label in ax.get_yticklabels()] == ["mixed", "number", "pattern", "conflict"]
 
 
-def test_panels_is_a_png_with_every_drawing_in_it(tmp_path):
+def test_panels_is_a_figure_with_every_drawing_in_it(tmp_path):
     drawn = []
     picture = lh.plots.panels([[drawn.append, lambda ax: drawn.append(ax.plot([0, 1], [0, 1]))]], width=6, height=3)
     assert len(drawn) == 2
-    (tmp_path / "panels.png").write_bytes(picture)
+    picture.savefig(tmp_path / "panels.png")
+    assert picture.number is None if hasattr(picture, "number") else picture not in map(plt.figure, plt.get_fignums())
     pixels = imread(tmp_path / "panels.png")
     assert pixels.shape[:2] == (390, 780)
     assert pixels[..., :3].std() > 0.01
@@ -484,7 +487,7 @@ def test_planes_without_contours_say_so(figure, function, said):
     assert said in words(flat)
     assert said in deep.get_title()
     figure.draw_without_rendering()
-    assert said in lh.plots.interactive(plane)
+    assert said in lh.plots.interactive(plane).to_html()
     assert lh.plots.animation([plane], width=4, height=3)
 
 
@@ -597,7 +600,7 @@ def test_surface(figure):
 
 
 def frames_of(gif: bytes) -> list[np.ndarray]:
-    with Image.open(io.BytesIO(gif)) as image:
+    with Image.open(io.BytesIO(gif.data)) as image:
         assert image.info["loop"] == 0
         frames = []
         for i in range(image.n_frames):
@@ -606,7 +609,7 @@ def frames_of(gif: bytes) -> list[np.ndarray]:
     return frames
 
 
-def test_animation_of_lines():
+def test_animation_of_lines(tmp_path):
     alphas = torch.linspace(-1, 1, 5, dtype=torch.float64)
     scans = [
         lh.landscape.LineSlice(
@@ -621,9 +624,15 @@ def test_animation_of_lines():
     # One scale: the numbers beside the vertical axis are the same pixels in every frame.
     assert all((frame[40:, :40] == frames[0][40:, :40]).all() for frame in frames)
     assert (frames[0][40:, 60:] != frames[2][40:, 60:]).any()
-    with Image.open(io.BytesIO(gif)) as image:
+    with Image.open(io.BytesIO(gif.data)) as image:
         durations = [(image.seek(i), image.info["duration"])[1] for i in range(3)]
     assert durations == [250, 250, 750]
+    path = gif.save(tmp_path / "new" / "lines.gif")
+    assert path.read_bytes() == gif.data
+    shown = gif._repr_html_()
+    assert shown.startswith('<img alt="animation" src="data:image/gif;base64,')
+    assert base64.b64decode(shown.split("base64,")[1].split('"')[0]) == gif.data
+    assert repr(gif).startswith("Animation(3 frames")
     assert len(frames_of(lh.plots.animation(scans, name="mixed", log=True, width=3, height=2))) == 3
     with pytest.raises(ValueError, match=r"name is 'x', expected one of 'mixed', 'number'"):
         lh.plots.animation(scans, name="x")
@@ -702,7 +711,8 @@ def test_interactive_is_one_page_with_every_number(tmp_path):
         **{"</script>": lambda a, b: 1 + a**2},
     )  # fmt: skip
     plane.losses["number"][2, 3] = math.inf
-    page = lh.plots.interactive(plane, name="number")
+    figure = lh.plots.interactive(plane, name="number")
+    page = figure.to_html(div_id="plane")
     assert page.lstrip().lower().startswith(("<html", "<!doctype html"))
     assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)\s*=", page)
     data = page[page.rindex("Plotly.newPlot(") :]
@@ -717,7 +727,8 @@ def test_interactive_is_one_page_with_every_number(tmp_path):
     assert "(|Δθ| = 2)" in data or "(|\\u0394\\u03b8| = 2)" in data
     assert "NaN or inf, 1 of 12 points" in data
     assert "Infinity" not in data
-    assert page == lh.plots.interactive(plane, name="number")
+    assert page == lh.plots.interactive(plane, name="number").to_html(div_id="plane")
+    assert len(figure.to_json()) < 1e5  # what a notebook keeps: no program, and no style but its own
     with pytest.raises(ValueError, match="name is 'x', expected one of"):
         lh.plots.interactive(plane, name="x")
 
@@ -761,3 +772,27 @@ def test_a_trajectory_of_another_plane_is_refused(ax):
     lh.plots.plane_slice(other, ax, trajectory=trajectory, colorbar=False)
     with pytest.raises(ValueError, match="trajectory was projected onto another plane"):
         lh.plots.plane_slice(plane, ax, trajectory=trajectory)
+
+
+def test_colours_and_marks_are_ones_own(ax):
+    plane = plane_of(one=canyons)
+    lh.plots.plane_slice(plane, ax, cmap="magma", marks=False)
+    assert ax.get_legend() is None
+    first = ax.collections[0].get_facecolor()[0]
+    expected = matplotlib.colormaps["magma"].resampled(len(choose_bands([plane.losses["one"].numpy()]).boundaries) - 1)
+    assert np.allclose(first, expected(0))
+    with pytest.raises(ValueError, match="cmap is 'rainbows'"):
+        lh.plots.plane_slice(plane, ax, cmap="rainbows")
+    assert lh.plots.surface(plane, cmap="cividis") is not None
+    plt.close("all")
+
+
+def test_curves_have_the_colours_that_were_asked_for(ax):
+    alphas = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    losses = {"a": alphas**2, "b": alphas + 2}
+    scan = lh.landscape.LineSlice(alphas, losses, {}, torch.ones(1), torch.zeros(1), 1.0)
+    lh.plots.line_slice(scan, ax, color={"a": "red"}, marks=False)
+    assert next(line.get_color() for line in ax.lines) == "red"
+    assert len(ax.lines) == 2
+    with pytest.raises(ValueError, match="color is 'reddish'"):
+        lh.plots.line_slice(scan, ax, color="reddish")

@@ -329,7 +329,7 @@ def _other_example(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 def _checked(mixed: Tensor, cues: Mapping[str, Tensor], labels: Tensor) -> tuple[tuple[str, str], list[Tensor]]:
     """Names of the cues, and all logits in float64 without their mean over classes."""
-    remedy = 'Pass cues={"number": model(number images), "pattern": model(pattern images)}.'
+    remedy = 'Pass cues={"one": model(images of one cue), "other": model(images of the other)}.'
     if not isinstance(cues, Mapping) or len(cues) != 2 or RESERVED & set(cues):
         received = f"has the names {list(cues)}" if isinstance(cues, Mapping) else f"is {a_type(cues)}"
         expected = "two names of cues, none of them 'both', 'logits' or 'probabilities'"

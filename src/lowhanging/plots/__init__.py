@@ -1,10 +1,11 @@
 """Drawings of results; nothing here computes, shows, saves or changes the global style.
 
-Each plot draws one result on one Axes, `ax`, and returns it; None makes a figure. `animation`, `circles_animation`,
-`interactive` and `panels` return a file's content, `inside_network` a figure, and `plane_slices` draws on several Axes.
+Each plot draws one result on one Axes, `ax`, and returns it; None makes a figure. `animation` and `circles_animation`
+return an `Animation`, `interactive` a plotly figure, `panels` and `inside_network` one of matplotlib, and `plane_slices`
+draws on several Axes.
 """
 
-from lowhanging.plots.animation import animation
+from lowhanging.plots.animation import Animation, animation
 from lowhanging.plots.canyons import canyon_fan, canyon_floor, canyon_losses, canyon_rises
 from lowhanging.plots.circles import circles, circles_animation, logit_sum, modes
 from lowhanging.plots.formation import birth_intensity, births, circuit_ablation, competences, learning_times, survival
@@ -22,6 +23,7 @@ from lowhanging.plots.training import paired_images, training_run
 from lowhanging.plots.two_cues import independent_bits, newly_solved, refinement
 
 __all__ = [
+    "Animation",
     "ablation_curve",
     "animation",
     "birth_intensity",

@@ -5,9 +5,11 @@ All frames have one scale: were it chosen anew for each frame, a loss that falls
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -28,6 +30,32 @@ Painter: TypeAlias = "Callable[[int, Axes], None]"
 _DPI = 100
 
 
+@dataclass(frozen=True)
+class Animation:
+    """A GIF that a notebook shows.
+
+    Attributes:
+        data: the file's bytes.
+        num_frames: pictures in it.
+    """
+
+    data: bytes
+    num_frames: int
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file, in a folder that is made if missing; the path written."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(self.data)
+        return target
+
+    def __repr__(self) -> str:
+        return f"Animation({self.num_frames} frames, {len(self.data) / 1e3:.0f} kB; .save('name.gif') writes it)"
+
+    def _repr_html_(self) -> str:
+        return f'<img alt="animation" src="data:image/gif;base64,{base64.b64encode(self.data).decode()}">'
+
+
 def animation(
     slices: Sequence[LineSlice] | Sequence[PlaneSlice],
     *,
@@ -39,7 +67,7 @@ def animation(
     milliseconds: int = 500,
     width: float = 6.4,
     height: float = 4.8,
-) -> bytes:
+) -> Animation:
     """Slices one after the other, on one scale, as a GIF that repeats; no display and no video program is needed.
 
     Args:
@@ -54,7 +82,7 @@ def animation(
         height: of the picture, in inches of 100 pixels.
 
     Returns:
-        The GIF file as bytes: `Path("training.gif").write_bytes(animation(...))`.
+        Animation, which a notebook shows; `.save("training.gif")` writes it.
 
     Raises:
         ValueError, TypeError: no slices, or of both kinds; another number of labels; a name that a slice does not have.
@@ -83,7 +111,7 @@ def animation(
     return film(titled, len(titles), milliseconds=milliseconds, width=width, height=height)
 
 
-def film(paint: Painter, num: int, *, milliseconds: int, width: float, height: float) -> bytes:
+def film(paint: Painter, num: int, *, milliseconds: int, width: float, height: float) -> Animation:
     """A GIF of `num` frames with the same limits, number i drawn by paint(i, ax); the last stays three times longer."""
     from PIL import Image
 
@@ -106,7 +134,7 @@ def film(paint: Painter, num: int, *, milliseconds: int, width: float, height: f
     first, *others = [every.crop((0, i * rows, every.width, (i + 1) * rows)) for i in range(num)]
     durations, stream = [milliseconds] * (num - 1) + [3 * milliseconds], io.BytesIO()
     first.save(stream, "GIF", save_all=True, append_images=others, duration=durations, loop=0, optimize=False)
-    return stream.getvalue()
+    return Animation(stream.getvalue(), num)
 
 
 def _lines(frames: list[LineSlice], name: str | None, quantity: Quantity, log: bool) -> Painter:

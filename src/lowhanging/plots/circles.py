@@ -15,7 +15,7 @@ from torch import Tensor
 from lowhanging.circuits.fourier import CircleScores
 from lowhanging.circuits.logit_sum import LogitSum
 from lowhanging.errors import argument_message, check_count
-from lowhanging.plots.animation import film
+from lowhanging.plots.animation import Animation, film
 from lowhanging.plots.style import axes, check_kind
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def circles_animation(
     milliseconds: int = 150,
     width: float = 7.0,
     height: float = 3.6,
-) -> bytes:
+) -> Animation:
     """Circles forming: an embedding at every logged step, on one scale, as a GIF that repeats.
 
     Args:
@@ -103,7 +103,7 @@ def circles_animation(
         height: of the picture, in inches of 100 pixels.
 
     Returns:
-        The GIF file as bytes.
+        Animation, which a notebook shows; `.save("circles.gif")` writes it.
 
     Raises:
         ValueError, TypeError: shapes that do not belong together.

@@ -12,7 +12,7 @@ import math
 import numbers
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -31,7 +31,7 @@ Kind = Literal["linear", "log", "rise", "flat"]
 Extend = Literal["neither", "both", "min", "max"]
 
 LOWEST = "#D55E00"  # the colour of the lowest point
-_COLORMAP = "viridis"  # ordered in brightness, also for the colour-blind; dark is low
+COLORMAP = "viridis"  # ordered in brightness, also for the colour-blind; dark is low
 _NUM = 12  # bands by default: each can still be told from its neighbours
 _WIDE = 30.0  # largest over smallest value, or over the rise that a tenth of the points don't exceed
 _ROUGHEST, _FINEST = 1e-4, 1e-13  # range over magnitude below which labels need an offset; below which it is rounding
@@ -51,6 +51,7 @@ class Bands:
     kind: Kind
     base: float = 0.0  # what the labels are measured from
     extend: Extend = "neither"  # where values lie beyond the boundaries
+    cmap: str = COLORMAP
 
     @property
     def is_flat(self) -> bool:
@@ -62,13 +63,24 @@ class Bands:
         return f"{what} above {short(self.base, 8)}, its lowest here" if self.base else what
 
 
-def choose_bands(values: Iterable[np.ndarray], levels: Levels = None) -> Bands:
-    """Bands that cover every finite value of all the arrays, which share one scale.
+def choose_bands(values: Iterable[np.ndarray], levels: Levels = None, *, cmap: str | None = None) -> Bands:
+    """Bands that cover every finite value of all the arrays, which share one scale and one colour map.
 
     `levels` is about how many (12 by default), or their boundaries, which are kept: `extend` says where values lie
     beyond them.
     """
-    every = np.concatenate([np.ravel(array) for array in values])
+    found = _bands(np.concatenate([np.ravel(array) for array in values]), levels)
+    if cmap is None:
+        return found
+    from matplotlib import colormaps
+
+    if not isinstance(cmap, str) or cmap not in colormaps:
+        expected, remedy = "the name of a matplotlib colour map", 'Such as "viridis", "magma" or "cividis".'
+        raise ValueError(argument_message("cmap", f"is {cmap!r}", expected, remedy))
+    return replace(found, cmap=cmap)
+
+
+def _bands(every: np.ndarray, levels: Levels) -> Bands:
     finite = np.sort(every[np.isfinite(every)].astype(np.float64))
     given = None if levels is None or isinstance(levels, numbers.Integral) else _given(levels)
     remedy = "Leave it out for 12, or pass the boundaries themselves."
@@ -190,7 +202,7 @@ def colors_of(bands: Bands) -> ScalarMappable:
 
     num = len(bands.boundaries) - 1 + {"neither": 0, "both": 2}.get(bands.extend, 1)
     norm = BoundaryNorm(bands.boundaries, num, extend=bands.extend)
-    return ScalarMappable(norm, colormaps[_COLORMAP].resampled(num))
+    return ScalarMappable(norm, colormaps[bands.cmap].resampled(num))
 
 
 def paint(ax: Axes, plane: PlaneSlice, title: str, grid: np.ndarray, bands: Bands) -> list[Artist]:

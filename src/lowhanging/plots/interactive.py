@@ -1,7 +1,7 @@
-"""A plane as surfaces and contours that can be turned and read under the pointer, in one HTML page.
+"""A plane as surfaces and contours that can be turned and read under the pointer, by plotly.
 
-The page needs no network: plotly's own program is part of it, about 5 MB, so it can be sent to a colleague or kept with
-a paper. The only picture here that matplotlib does not draw.
+The only picture here that matplotlib does not draw. Written as a page with plotly's program in it, about 5 MB, it needs
+no network and can be sent to a colleague.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from lowhanging.plots.contours import LOWEST, Bands, choose_bands, has_true_prop
 from lowhanging.plots.style import check_kind, step_label, unit_of
 
 
-def interactive(plane: PlaneSlice, *, name: str | None = None) -> str:
-    """Every loss of a plane as a surface and as contours, one at a time by a menu, on one scale, in one HTML page.
+def interactive(plane: PlaneSlice, *, name: str | None = None) -> Any:
+    """Every loss of a plane as a surface and as contours, one at a time by a menu, on one scale.
 
     Under the pointer a point tells its steps, its loss and its accuracy. Values that are not finite are holes. Heights
     are logarithmic where `plane_slice` would choose logarithmic levels.
@@ -29,8 +29,8 @@ def interactive(plane: PlaneSlice, *, name: str | None = None) -> str:
         name: the loss that is shown first; by default the plane's first.
 
     Returns:
-        The page, self-contained: `Path("plane.html").write_text(plots.interactive(plane), encoding="utf-8")`. In a
-        notebook: `IPython.display.HTML(...)`.
+        A `plotly.graph_objects.Figure`, which a notebook shows; `figure.write_html("plane.html")` makes a page that
+        needs nothing beside it.
 
     Raises:
         ImportError: plotly is not installed (`pip install ".[interactive]"`).
@@ -67,8 +67,7 @@ def interactive(plane: PlaneSlice, *, name: str | None = None) -> str:
         },
         **_axes(plane, bands, np.concatenate([np.ravel(grid) for grid in grids.values()])),
     )  # fmt: skip
-    page: str = figure.to_html(include_plotlyjs=True, full_html=True, div_id="plane", config={"displaylogo": False})
-    return page
+    return figure
 
 
 def _surface(go: Any, plane: PlaneSlice, name: str, grid: np.ndarray, bands: Bands) -> list[Any]:

@@ -38,6 +38,8 @@ def plane_slice(
     levels: Levels = None,
     trajectory: PlaneTrajectory | None = None,
     colorbar: bool = True,
+    cmap: str | None = None,
+    marks: bool = True,
 ) -> Axes:
     """One loss on a plane as filled contours, dark = low, with the center, the grid's lowest point and the marks.
 
@@ -51,6 +53,8 @@ def plane_slice(
         trajectory: what `lh.plane_trajectory` returned, drawn as a line from a square to a star; the legend says how
             far off the plane it runs.
         colorbar: whether to add one.
+        cmap: name of a matplotlib colour map; viridis by default.
+        marks: False leaves out center, lowest point and marks, and with them the legend's entries.
 
     Raises:
         ValueError, TypeError: a name that the plane does not have, accuracies of a plane without class targets, levels
@@ -58,12 +62,13 @@ def plane_slice(
     """
     _check(plane, trajectory)
     name, grid = contours.first_grid(plane, quantity, name)
-    bands = choose_bands([grid], levels)
+    bands = choose_bands([grid], levels, cmap=cmap)
     ax = axes(ax)
     entries = contours.paint(ax, plane, f"{quantity}: {name}", grid, bands)
     if colorbar:
         contours.bar(ax, bands, bands.title(unit_of(quantity)))
-    legend(ax, [*points(ax, plane, name), *_runs(ax, plane, trajectory), *entries])
+    shown = points(ax, plane, name) if marks else []
+    legend(ax, [*shown, *_runs(ax, plane, trajectory), *entries])
     return ax
 
 
@@ -75,6 +80,8 @@ def plane_slices(
     quantity: Quantity = "loss",
     levels: Levels = None,
     trajectory: PlaneTrajectory | None = None,
+    cmap: str | None = None,
+    marks: bool = True,
 ) -> list[Axes]:
     """Several losses on a plane side by side, on one colour scale: the same colour is the same value everywhere.
 
@@ -85,6 +92,8 @@ def plane_slices(
         quantity: "loss", or "accuracy" in percent.
         levels: as in `plane_slice`; chosen for all the losses together.
         trajectory: as in `plane_slice`.
+        cmap: as in `plane_slice`.
+        marks: as in `plane_slice`.
 
     Returns:
         One Axes per loss. They are neither shown nor saved.
@@ -106,10 +115,10 @@ def plane_slices(
     if len(boxes) != len(grids):
         received, expected = f"hold {len(boxes)}", f"{len(grids)}, one for each of {list(grids)}"
         raise ValueError(argument_message("axes", received, expected, "Name as many losses with names=."))
-    bands = choose_bands(grids.values(), levels)
+    bands = choose_bands(grids.values(), levels, cmap=cmap)
     for i, (ax, (name, grid)) in enumerate(zip(boxes, grids.items(), strict=True)):
         hatched = contours.paint(ax, plane, f"{quantity}: {name}", grid, bands)
-        shared = [*points(ax, plane, name), *_runs(ax, plane, trajectory)]
+        shared = [*(points(ax, plane, name) if marks else []), *_runs(ax, plane, trajectory)]
         lowest = [entry for entry in shared if str(entry.get_label()).startswith("lowest")]
         legend(ax, [*(lowest if i else shared), *hatched])  # the other symbols mean the same everywhere
         if i:

@@ -6,7 +6,7 @@ Axes are logarithmic: most eigenvalues of a network are close to 0, and those th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,23 +16,28 @@ from lowhanging.curvature.dimension import EffectiveDimension
 from lowhanging.curvature.eigenpairs import Eigenpairs
 from lowhanging.curvature.spectrum import SpectralDensity
 from lowhanging.errors import a_type, argument_message, check_names
-from lowhanging.plots.style import axes, check_kind, color_of, legend_above
+from lowhanging.plots.style import Color, axes, check_kind, color_of, legend_above
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def spectra(
-    pairs: Mapping[str, Eigenpairs], ax: Axes | None = None, *, thresholds: tuple[float, ...] = (0.1, 1.0, 10.0)
+    pairs: Mapping[str, Eigenpairs],
+    ax: Axes | None = None,
+    *,
+    thresholds: Sequence[float] = (),
+    color: Color = None,
 ) -> Axes:
     """Eigenvalues against their number, one curve per loss; eigenvalues that are not positive are left out.
 
     Args:
         pairs: name -> top eigenpairs.
         ax: where to draw; None makes a figure.
-        thresholds: levels drawn as thin lines, those of the effective dimension.
+        thresholds: levels drawn as thin lines, such as those of an effective dimension.
+        color: one for all, or name -> colour.
     """
-    _check_named("pairs", pairs, Eigenpairs, remedy='Pass a mapping such as {"mixed": pairs}.')
+    _check_named("pairs", pairs, Eigenpairs, remedy='Pass a mapping such as {"train": pairs}.')
     from matplotlib.ticker import MaxNLocator
 
     ax = axes(ax)
@@ -40,7 +45,9 @@ def spectra(
         values = found.values.double()
         drawn = torch.where(values > 0, values, torch.nan).numpy()
         label = f"{name} (largest {float(values[0]):.3g})"
-        ax.semilogy(range(1, len(values) + 1), drawn, ".-", color=color_of(name, position), label=label, linewidth=1.2)
+        ax.semilogy(
+            range(1, len(values) + 1), drawn, ".-", color=color_of(name, position, color), label=label, linewidth=1.2
+        )
     low, high = ax.get_ylim()
     for level in thresholds:
         if low < level < high:
@@ -66,7 +73,7 @@ def spectral_density(densities: Mapping[str, SpectralDensity], ax: Axes | None =
         ax: where to draw; None makes a figure.
         log: False for linear axes.
     """
-    _check_named("densities", densities, SpectralDensity, remedy='Pass a mapping such as {"mixed": density}.')
+    _check_named("densities", densities, SpectralDensity, remedy='Pass a mapping such as {"train": density}.')
     ax = axes(ax)
     if log:
         ax.set_yscale("log")
@@ -104,7 +111,7 @@ def effective_dimension(dimensions: Mapping[str, EffectiveDimension], ax: Axes |
         dimensions: name -> what `lh.effective_dimension` returned; with thresholds such as torch.logspace(-3, 1, 40).
         ax: where to draw; None makes a figure.
     """
-    _check_named("dimensions", dimensions, EffectiveDimension, remedy='Pass a mapping such as {"mixed": dimension}.')
+    _check_named("dimensions", dimensions, EffectiveDimension, remedy='Pass a mapping such as {"train": dimension}.')
     from matplotlib.lines import Line2D
 
     ax = axes(ax)

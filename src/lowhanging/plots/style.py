@@ -6,10 +6,9 @@ the direction a step says nothing.
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lowhanging.errors import a_type, argument_message, check_choice
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Quantity = Literal["loss", "accuracy"]
+Color: TypeAlias = "str | Mapping[str, str] | None"
 Drawing: TypeAlias = "Callable[[Axes], object]"
 
 # The names of the shipped tasks; colours that differ in brightness too (Okabe & Ito 2008).
@@ -28,8 +28,8 @@ _OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
 _LETTER = 5.6  # points of width of a character of an axis label
 
 
-def panels(drawings: Sequence[Sequence[Drawing]], *, width: float = 11.0, height: float = 4.0) -> bytes:
-    """Several drawings in rows and columns as one PNG; works without a display, and touches no global figure or style.
+def panels(drawings: Sequence[Sequence[Drawing]], *, width: float = 11.0, height: float = 4.0) -> Figure:
+    """Several drawings in rows and columns as one figure; needs no display, and touches no global figure or style.
 
     Args:
         drawings: rows of functions that draw on an Axes, such as `lambda ax: plots.line_slice(scan, ax)`.
@@ -37,20 +37,26 @@ def panels(drawings: Sequence[Sequence[Drawing]], *, width: float = 11.0, height
         height: of the picture, in inches.
 
     Returns:
-        The PNG file as bytes: `Path("scan.png").write_bytes(panels(...))`.
+        The matplotlib Figure, which a notebook shows: `panels(...).savefig("scan.png")`.
     """
     figure = blank_figure(width, height, dpi=130)
     axes = figure.subplots(len(drawings), len(drawings[0]), squeeze=False)
     for row, functions in zip(axes, drawings, strict=True):
         for ax, draw in zip(row, functions, strict=True):
             draw(ax)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    return stream.getvalue()
+    return figure
 
 
-def color_of(name: str, position: int) -> str:
-    """The colour of a named loss; `position` chooses for names that have none."""
+def color_of(name: str, position: int, color: Color = None) -> str:
+    """The colour of a named loss: as given, of its name, or chosen by `position`."""
+    given = color.get(name) if isinstance(color, Mapping) else color
+    if given is not None:
+        from matplotlib.colors import is_color_like
+
+        if not is_color_like(given):
+            remedy = 'Such as "black", "#0072B2" or "C1"; or name -> colour.'
+            raise ValueError(argument_message("color", f"is {given!r}", "a matplotlib colour", remedy))
+        return given
     return _COLORS.get(name, _OTHERS[position % len(_OTHERS)])
 
 

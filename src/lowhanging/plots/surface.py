@@ -30,6 +30,7 @@ def surface(
     quantity: Quantity = "loss",
     levels: Levels = None,
     colorbar: bool = True,
+    cmap: str | None = None,
 ) -> Axes3D:
     """One loss on a plane as a surface in three dimensions, in the colours of `plane_slice`.
 
@@ -40,13 +41,14 @@ def surface(
         quantity: "loss", or "accuracy" in percent.
         levels: as in `plane_slice`. Heights are logarithmic where the levels chosen are.
         colorbar: whether to add one.
+        cmap: as in `plane_slice`.
 
     Raises:
         ValueError, TypeError: an Axes of two dimensions, and as `plane_slice`.
     """
     check_kind("plane", plane, PlaneSlice, "Pass what lh.plane_slice returned.")
     name, grid = first_grid(plane, quantity, name)
-    bands = choose_bands([grid], levels)
+    bands = choose_bands([grid], levels, cmap=cmap)
     if ax is None:
         import matplotlib.pyplot as plt
 

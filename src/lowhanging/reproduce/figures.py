@@ -6,6 +6,7 @@ What is no result of the library, numbers of the rows, is drawn by the functions
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -66,6 +67,13 @@ CAPTIONS: Mapping[str, tuple[tuple[int, ...], str]] = {
 }  # fmt: skip
 
 
+def _png(*args: Any, **options: Any) -> bytes:
+    """`plots.panels` as the file that the report holds."""
+    stream = io.BytesIO()
+    plots.panels(*args, **options).savefig(stream, format="png")
+    return stream.getvalue()
+
+
 def draw(measured: Mapping[str, tuple[Context, Rows]]) -> Pictures:
     """All pictures of the themes that were measured."""
     found: Pictures = {}
@@ -79,8 +87,8 @@ def learning_figures(context: Context, rows: Rows) -> Pictures:
     """What the network sees, and how it learned."""
     run, views = context.network.run, context.network.views
     return {
-        "images.png": plots.panels([[lambda ax: plots.paired_images(views, ax)]], width=9, height=3.6),
-        "training.png": plots.panels(
+        "images.png": _png([[lambda ax: plots.paired_images(views, ax)]], width=9, height=3.6),
+        "training.png": _png(
             [[lambda ax: plots.training_run(run, ax), lambda ax: plots.training_run(run, ax, quantity="loss")]]
         ),
     }
@@ -88,14 +96,14 @@ def learning_figures(context: Context, rows: Rows) -> Pictures:
 
 def rates_figures(context: Context, rows: Rows) -> Pictures:
     """How fast, and how stable."""
-    return {"rates.png": plots.panels([[lambda ax: halves(rows, ax), lambda ax: stability(rows[0], ax)]], height=4.5)}
+    return {"rates.png": _png([[lambda ax: halves(rows, ax), lambda ax: stability(rows[0], ax)]], height=4.5)}
 
 
 def curvature_figures(context: Context, rows: Rows) -> Pictures:
     """Spectra at the minimum, counts along training."""
     pairs = pairs_of(context)
     return {
-        "spectra.png": plots.panels(
+        "spectra.png": _png(
             [[lambda ax: plots.spectra(pairs, ax), lambda ax: dimensions_along(rows[0], ax)]], height=4.5
         )
     }
@@ -122,9 +130,9 @@ def steering_figures(context: Context, rows: Rows) -> Pictures:
 
     mixed = [float(value) for value in steered[0].report.eigenvalues["mixed"]]
     return {
-        "steering.png": plots.panels([[losses(0), losses(1)], [accuracies(0), accuracies(1)]], height=8),
-        "ranks.png": plots.panels([[lambda ax: ranks(mixed, directions, ax)]], width=7, height=4.2),
-        "overlaps.png": plots.panels([[overlap(0), overlap(1)]]),
+        "steering.png": _png([[losses(0), losses(1)], [accuracies(0), accuracies(1)]], height=8),
+        "ranks.png": _png([[lambda ax: ranks(mixed, directions, ax)]], width=7, height=4.2),
+        "overlaps.png": _png([[overlap(0), overlap(1)]]),
     }
 
 
@@ -132,8 +140,8 @@ def planes_figures(context: Context, rows: Rows) -> Pictures:
     """The plane of the two steering directions, and how far out the loss is quadratic."""
     plane = planes.plane_of(context)
     return {
-        "planes.png": plots.panels([_on_one_scale(plane)], width=15, height=4.6),
-        "radii.png": plots.panels([[lambda ax: fit_errors(rows[0], ax), lambda ax: asymmetries(rows[0], ax)]]),
+        "planes.png": _png([_on_one_scale(plane)], width=15, height=4.6),
+        "radii.png": _png([[lambda ax: fit_errors(rows[0], ax), lambda ax: asymmetries(rows[0], ax)]]),
     }
 
 
@@ -146,7 +154,7 @@ def canyons_figures(context: Context, rows: Rows) -> Pictures:
         return plots.canyon_rises(found.shell, ax, null=found.null)
 
     if not paths:
-        return {"canyons.png": plots.panels([[relative_rises]], width=7, height=4.5)}
+        return {"canyons.png": _png([[relative_rises]], width=7, height=4.5)}
 
     def along(name: str, quantity: Literal["loss", "cue_shares"] = "loss") -> Drawing:
         return lambda ax: plots.canyon_losses(paths[name], ax, quantity=quantity).set_title(name)
@@ -162,7 +170,7 @@ def canyons_figures(context: Context, rows: Rows) -> Pictures:
         drawn.append(lambda ax: plots.plane_slice(plane, ax, name="mixed"))
     drawn += [lambda ax: ax.set_axis_off()] * (-len(drawn) % 3)
     grid = [drawn[i : i + 3] for i in range(0, len(drawn), 3)]
-    return {"canyons.png": plots.panels(grid, width=17, height=4.5 * len(grid))}
+    return {"canyons.png": _png(grid, width=17, height=4.5 * len(grid))}
 
 
 def cartoons_figures(context: Context, rows: Rows) -> Pictures:
@@ -174,7 +182,7 @@ def cartoons_figures(context: Context, rows: Rows) -> Pictures:
         paths = [cartoons.path_of(name, start, i, context.store) for i, start in enumerate(starts)]
         return lambda ax: plots.descents(plane, paths, ax)
 
-    return {"cartoons.png": plots.panels([[descents("flat"), descents("sloped")]], width=11, height=5)}
+    return {"cartoons.png": _png([[descents("flat"), descents("sloped")]], width=11, height=5)}
 
 
 def modular_figures(context: Context, rows: Rows) -> Pictures:
@@ -184,7 +192,7 @@ def modular_figures(context: Context, rows: Rows) -> Pictures:
     last = embeddings[-1]
     curves = modular.survivals(it.survival, modular.scarce(context)[0])
     return {
-        "circuits.png": plots.panels(
+        "circuits.png": _png(
             [
                 [
                     lambda ax: plots.circles(last, circle_score(last), ax, columns=4),
@@ -206,19 +214,19 @@ def modular_figures(context: Context, rows: Rows) -> Pictures:
 def logits_figures(context: Context, rows: Rows) -> Pictures:
     """The logits on both cues against the fitted sum of those on each."""
     found = logits.sums(context.network)
-    return {"logits.png": plots.panels([[lambda ax: plots.logit_sum(found, ax)]], width=7, height=5)}
+    return {"logits.png": _png([[lambda ax: plots.logit_sum(found, ax)]], width=7, height=5)}
 
 
 def order_figures(context: Context, rows: Rows) -> Pictures:
     """How far each competence has come, step by step."""
     found = order.competences(rows)
-    return {"order.png": plots.panels([[lambda ax: plots.competences(found, ax)]], width=7, height=4.2)}
+    return {"order.png": _png([[lambda ax: plots.competences(found, ax)]], width=7, height=4.2)}
 
 
 def sizes_figures(context: Context, rows: Rows) -> Pictures:
     """Steps to learn each rule at each size."""
     times = sizes.learning_times(rows[0])
-    return {"sizes.png": plots.panels([[lambda ax: plots.learning_times(times, ax)]], width=7, height=4.6)}
+    return {"sizes.png": _png([[lambda ax: plots.learning_times(times, ax)]], width=7, height=4.6)}
 
 
 def _on_one_scale(plane: PlaneSlice) -> list[Drawing]:
