@@ -74,7 +74,7 @@ def lanczos_quadrature(
             T[size, size - 1] = remaining
             rows[num_fixed + size] = remainder / remaining
     T = T[:size, :size]
-    check_symmetric(T, operator.dtype, scale)
+    check_symmetric(T, operator, rows[num_fixed : num_fixed + size], scale=scale)
     nodes, vectors = eigh_tridiagonal(T.diagonal(), (T.diagonal(1) + T.diagonal(-1)) / 2)
     weights = vectors[0] ** 2
     return nodes, weights / weights.sum(), remaining * vectors[-1] * np.where(vectors[0] < 0, -1.0, 1.0)
