@@ -6,9 +6,13 @@ else, so that `ValueError: k is 0, expected ...` reads the same from every door 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +47,32 @@ class NotSmoothWarning(UserWarning):
 def argument_message(argument: str, received: str, expected: str, remedy: str) -> str:
     """The four parts of a message: `argument` `received`, expected `expected`. `remedy`."""
     return f"{argument} {received}, expected {expected}.\n{remedy}"
+
+
+_WITHIN = tuple(str(Path(module.__file__ or "?").parent) + os.sep for module in (torch, sys.modules[__package__]))
+
+
+def warn(message: str | Warning, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called the library: beneath it are this package, decorators of torch, and contextlib."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(_WITHIN) or frame.f_code.co_filename == contextlib.__file__
+    ):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+@contextlib.contextmanager
+def naming(argument: str) -> Iterator[None]:
+    """Around what is computed of one of several losses: its errors begin with the name of that loss."""
+    try:
+        yield
+    except NotConvergedError as error:
+        raise NotConvergedError(f"{argument}: {error}", error.result) from error
+    except (ValueError, FloatingPointError) as error:
+        if type(error) not in (ValueError, FloatingPointError):  # a subclass may want other arguments
+            raise
+        raise type(error)(f"{argument}: {error}") from error
 
 
 def first_line(error: Exception) -> str:
