@@ -39,6 +39,7 @@ from lowhanging.errors import (
     check_count,
     check_real,
     check_vector,
+    door,
     naming,
     warn,
 )
@@ -113,6 +114,7 @@ class CanyonSet(CanyonPoints):
         return f"CanyonSet({found}; {where} in {dim} dimensions, {self.num_starts} starts each{notes}; {cost})"
 
 
+@door
 @torch.inference_mode(False)
 @plain_arithmetic()
 def find_canyons(

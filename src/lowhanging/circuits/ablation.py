@@ -22,7 +22,12 @@ from tqdm.auto import tqdm
 
 from lowhanging.circuits.fourier import CircleScores, circle_score
 from lowhanging.circuits.mechanism import CHUNK, checked_logits, frequency_projector, read_pairs
-from lowhanging.errors import a_type, argument_message, check_count
+from lowhanging.errors import (
+    a_type,
+    argument_message,
+    check_count,
+    door,
+)
 from lowhanging.io import Saved
 from lowhanging.models import ModularMLP, ModularTransformer
 from lowhanging.objective.kernels import differentiable_kernels
@@ -87,6 +92,7 @@ class CircuitAblation(Saved):
         return torch.stack([self.losses[size == n].mean() for n in range(len(self.circuits) + 1)])
 
 
+@door
 def ablate_circuits(
     model: nn.Module,
     data: Any,
@@ -157,6 +163,7 @@ def ablate_circuits(
     return CircuitAblation(numbers, kept, losses, accuracies, shares, _name(ablate), len(targets))
 
 
+@door
 def circuit_losses(
     model: nn.Module, data: Any, *, circuits: Iterable[int] | None = None, ablation: Ablation | None = None
 ) -> dict[str, Objective]:

@@ -7,6 +7,7 @@ small map can be decomposed densely instead, from p products, in float64.
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 import warnings
@@ -43,6 +44,8 @@ from lowhanging.errors import (
     check_count,
     check_finite,
     check_real,
+    door,
+    unknown_keyword,
 )
 from lowhanging.io import Saved, digest
 from lowhanging.objective.cost import machine_memory
@@ -282,6 +285,7 @@ class SearchOptions(TypedDict, total=False):
     num_probes: int | None
 
 
+@door
 @plain_arithmetic()
 def top_eigs(
     H: Any,
@@ -317,9 +321,9 @@ def top_eigs(
             matrix, a SciPy LinearOperator. Torch maps get torch vectors, NumPy ones NumPy vectors; float32 or float64.
         k: number of pairs, 1 <= k <= p.
         which: "LA" largest, "SA" smallest, "LM" largest by magnitude, "BE" both ends, k - k // 2 from the large one.
-        tol: relative to the largest |Ritz value|; in float32 not much below 1e-6. By default 1e-4, or, where the rounding
-            of float32 products puts that out of reach, as for a loss near zero, what was measured to be in reach, up to
-            0.1: `.tol` and `.is_at_floor` say so. A tol that is given is met, or an error.
+        tol: relative to the largest |Ritz value|; in float32 not much below 1e-6. By default 1e-4, or, where rounding in
+            float32 puts that out of reach, as for a loss near zero, what was measured to be in reach, up to 0.1: `.tol`
+            and `.is_at_floor` say so. A tol that is given is met, or it is an error.
         max_products: limit on products; by default what the problem can need. Those that measure the rounding come on
             top, and those that tell whether a file is of this H.
         seed: of the random starts. The global random state is not touched.
@@ -420,6 +424,7 @@ def top_eigs(
     return pairs
 
 
+@door
 def top_hessian_eigs(
     model: nn.Module | Loss,
     data: Any = None,
@@ -470,7 +475,9 @@ def top_hessian_eigs(
     """
     unknown = sorted(set(options) - set(SearchOptions.__annotations__))
     if unknown:  # before the objective is made: a misspelt loss_fn would be blamed on the data
-        raise TypeError(f"top_hessian_eigs() got an unexpected keyword argument {unknown[0]!r}")
+        known = [*inspect.signature(top_hessian_eigs).parameters, *SearchOptions.__annotations__]
+        known.remove("options")
+        raise TypeError(unknown_keyword("lh.top_hessian_eigs", unknown[0], known))
     if isinstance(model, nn.Module):
         objective: Loss = Objective(
             model, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, device=device, cache=cache,
@@ -478,7 +485,7 @@ def top_hessian_eigs(
         )  # fmt: skip
         return top_eigs(hessian(objective, parameters=parameters), k, **options)
     if not hasattr(model, "hvp") or not hasattr(model, "theta0"):
-        remedy = "For a matrix or another symmetric map use top_eigs(H)."
+        remedy = "Pass the model first, top_hessian_eigs(model, data). For a matrix or another map use top_eigs(H)."
         raise TypeError(argument_message("model", f"is {a_type(model)}", "an nn.Module or an objective", remedy))
     given = {"data": data, "loss_fn": loss_fn, "batch_loss": batch_loss, "device": device}
     given |= {"micro_batch": micro_batch, "distributed": distributed}

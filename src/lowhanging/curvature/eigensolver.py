@@ -276,8 +276,8 @@ def search(
 ) -> Outcome:
     """The k pairs at the wanted end, each with residual + noise <= tol * scale.
 
-    Arguments as of `top_eigs`; `known` (j, p) are rows to start from, `file` is where the search is kept. Where rounding
-    puts `tol` out of reach, the search goes on to what can be reached, as long as that is at most `max_tol`.
+    Arguments as of `top_eigs`; `known` (j, p) are rows to start from, `file` is where the search is kept. Where
+    rounding puts `tol` out of reach, the search goes on to what can be reached, as long as that is at most `max_tol`.
     """
     space = KrylovSpace(operator, seed=seed, memory=memory)
     silent = is_silent(progress)

@@ -25,12 +25,21 @@ from lowhanging.curvature.krylov import dots, not_finite
 from lowhanging.curvature.linear_map import CountedMap
 from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import NotConvergedError, a_type, argument_message, check_count, check_real
+from lowhanging.errors import (
+    NotConvergedError,
+    a_type,
+    argument_message,
+    check_count,
+    check_real,
+    door,
+)
 from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.random_state import private_generator
 
-_PATIENCE = 15  # steps of a float32 search in which the worst residual must halve, or it is asked whether it is rounding
+_PATIENCE = (
+    15  # steps of a float32 search in which the worst residual must halve, or it is asked whether it is rounding
+)
 _SHARE = 10.0  # of the products' errors that a residual may be and still be theirs
 _MAX_ROWS = 160  # of the basis, three vectors of p numbers each, before it is shrunk
 
@@ -54,6 +63,7 @@ class GeneralizedEigenpairs(Saved):
         return f"GeneralizedEigenpairs({values}; shift {self.shift:.3g}, {worst}, {self.num_products} products)"
 
 
+@door
 @plain_arithmetic()
 def generalized_eigs(
     A: Any,
@@ -81,9 +91,9 @@ def generalized_eigs(
         shift: added to every eigenvalue of B.
         known: top eigenpairs of B ("LA"), if there are some: they make the search several times shorter.
         orthogonal_to: (r, p) or (p,) rows that every vector must be orthogonal to.
-        tol: residual |A u - value (B + shift I) u| to reach, relative to the largest |value| times |(B + shift I) u|. By
-            default 1e-4, or, where the rounding of float32 products puts that out of reach, what was reached, up to 0.1:
-            `.tol` and `.is_at_floor` say so. A tol that is given is met, or an error.
+        tol: residual |A u - value (B + shift I) u| to reach, relative to the largest |value| times |(B + shift I) u|.
+            By default 1e-4, or, where rounding in float32 puts that out of reach, what was reached, up to 0.1: `.tol`
+            and `.is_at_floor` say so. A tol that is given is met, or it is an error.
         max_products: limit on products with A and B together; by default 200 k + 1,000.
         seed: of the random start.
         progress: a bar; by default one appears when it takes more than two seconds.
@@ -273,7 +283,9 @@ class _Space:
         scale = float(np.abs(values).max()) * metric.double().norm(dim=1)
         return residuals, (residuals.double().norm(dim=1) / scale.clamp_min(1e-300)).cpu().numpy()
 
-    def is_rounding(self, values: NDArray[np.float64], weights: NDArray[np.float64], sizes: NDArray[np.float64]) -> bool:
+    def is_rounding(
+        self, values: NDArray[np.float64], weights: NDArray[np.float64], sizes: NDArray[np.float64]
+    ) -> bool:
         """Whether the worst residual is of the size of the products' errors, held against float64 ones."""
         worst = int(sizes.argmax())
         row = (torch.from_numpy(weights[:, worst].copy()).to(self.basis) @ self.basis)[None]

@@ -31,7 +31,13 @@ from lowhanging.curvature.krylov import Array, SymmetricMap, check_symmetric, is
 from lowhanging.curvature.linear_map import CountedMap
 from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.curvature.trace import Estimate, in_words, orthonormal_probes, standard_error
-from lowhanging.errors import argument_message, check_count, check_finite, check_real
+from lowhanging.errors import (
+    argument_message,
+    check_count,
+    check_finite,
+    check_real,
+    door,
+)
 from lowhanging.io import Saved
 from lowhanging.objective.cost import machine_memory
 from lowhanging.objective.distributed import is_silent
@@ -366,6 +372,7 @@ def check_axis(grid: Any, num: int | None, width: float | None) -> tuple[Tensor 
     return found.double(), None, width
 
 
+@door
 @plain_arithmetic()
 def spectral_density(
     H: Any,

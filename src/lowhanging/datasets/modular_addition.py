@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from lowhanging.datasets.examples import Examples
-from lowhanging.errors import argument_message, check_choice, check_count, check_real
+from lowhanging.errors import (
+    argument_message,
+    check_choice,
+    check_count,
+    check_real,
+    door,
+)
 
 Operation = Literal["add", "random"]
 _MAX_MODULUS = 4096  # the split of its p^2 pairs takes about 2 GB
@@ -61,6 +67,7 @@ class ModularAddition:
         return f"ModularAddition({sizes}, {self.split} pairs, operation={self.operation!r}, seed={self.seed})"
 
 
+@door
 def modular_addition(
     p: int = 53,
     train_fraction: float = 0.8,

@@ -30,11 +30,12 @@ from lowhanging.errors import (
     check_count,
     check_real,
     check_vector,
+    door,
     naming,
     warn,
 )
 from lowhanging.io import Saved
-from lowhanging.objective.protocol import Kind, Loss, as_losses, check_same_buffers, common_center
+from lowhanging.objective.protocol import Kind, Loss, as_losses, check_loss, check_same_buffers, common_center
 from lowhanging.steering.cues import ConflictControl, shares_text
 
 # Below this share of its length, what is left of v after the rejection is mostly the error of the eigenvectors.
@@ -44,6 +45,7 @@ _SHIFT = 0.01  # of the largest eigenvalue: below that, curvature of the preserv
 Method = Literal["project", "ratio"]
 
 
+@door
 @plain_arithmetic()
 def steering_direction(
     *,
@@ -96,7 +98,7 @@ def steering_direction(
         step -1; "ratio": the ablated loss rises towards positive steps at theta0 (where it has no slope, as before).
 
     Raises:
-        NotConvergedError: an eigenproblem missed its tolerance; the message names its loss, `.result` has what it found.
+        NotConvergedError: an eigenproblem missed its tolerance; the message names its loss, `.result` is what it found.
         ValueError: the losses differ in theta0, given pairs are too few, v lies in the span of V, or the shift leaves
             M + c I indefinite.
 
@@ -107,7 +109,7 @@ def steering_direction(
     Source:
         "project": Vaintrob & Rimsky (2023), "The low-hanging fruit prior and sloped valleys in the loss landscape".
     """
-    center = common_center({"preserve": preserve, "ablate": ablate})
+    center = common_center({"preserve": check_loss("preserve", preserve), "ablate": check_loss("ablate", ablate)})
     _check_method(method, metric, shift)
     remedy = "0 is the largest eigenvalue's eigenvector."
     check_count("index", index, minimum=0, maximum=center.numel() - 1, remedy=remedy)
@@ -126,6 +128,7 @@ def steering_direction(
     return _oriented(u / u.norm(), ablate, center)
 
 
+@door
 @plain_arithmetic()
 def steering_subspace(
     *,
@@ -176,7 +179,7 @@ def steering_subspace(
     Source:
         Vaintrob & Rimsky (2023).
     """
-    center = common_center({"preserve": preserve, "ablate": ablate})
+    center = common_center({"preserve": check_loss("preserve", preserve), "ablate": check_loss("ablate", ablate)})
     _check_method(method, metric, shift)
     remedy = "k + num_directions must fit into num_params dimensions."
     num = check_count("num_directions", num_directions, maximum=center.numel() - 1, remedy=remedy)
@@ -246,6 +249,7 @@ class SteeringReport(Saved):
         return f"> {num}" if self.positions[name] > num else str(self.positions[name])
 
 
+@door
 @plain_arithmetic()
 def steering_report(
     direction: Tensor,
@@ -310,7 +314,11 @@ def steering_report(
         name: _pairs(losses[name], len(given.values), given, f"pairs[{name!r}]", tol, progress)
         for name, given in known.items()
     }
-    quotients, positions, tols = dict.fromkeys(losses, math.nan), dict.fromkeys(losses, 0), dict.fromkeys(losses, math.nan)
+    quotients, positions, tols = (
+        dict.fromkeys(losses, math.nan),
+        dict.fromkeys(losses, 0),
+        dict.fromkeys(losses, math.nan),
+    )
     eigenvalues, overlaps = ({name: torch.full((k,), math.nan).double() for name in losses} for _ in range(2))
     failures: dict[str, str] = {}
     for name, loss in losses.items():
@@ -382,7 +390,9 @@ def _pairs(
     return known
 
 
-def _span(loss: Loss, k: int, known: Eigenpairs | None, argument: str, tol: float | None, progress: bool | None) -> Subspace:
+def _span(
+    loss: Loss, k: int, known: Eigenpairs | None, argument: str, tol: float | None, progress: bool | None
+) -> Subspace:
     """Span of the top k eigenvectors."""
     remedy = "Fewer eigenvectors than parameters must be removed, or nothing is left."
     check_count("k", k, maximum=loss.num_params - 1, remedy=remedy)

@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lowhanging.errors import NotSmoothWarning, a_type, argument_message, check_count
+from lowhanging.errors import (
+    NotSmoothWarning,
+    a_type,
+    argument_message,
+    check_count,
+    door,
+)
 from lowhanging.objective.batches import num_examples
 from lowhanging.objective.model_loss import BatchLoss, LossFn
 from lowhanging.objective.objective import FunctionObjective, Objective
@@ -76,6 +82,7 @@ class ModelCheck:
         return "\n".join(lines + [f"  note     {note}" for note in self.notes])
 
 
+@door
 def check_model(
     model: nn.Module,
     data: Any,

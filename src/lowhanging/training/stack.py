@@ -28,6 +28,7 @@ from lowhanging.errors import (
     check_choice,
     check_count,
     check_real,
+    door,
 )
 from lowhanging.io import ResumeFile, Saved, digest
 from lowhanging.objective.batches import stored_tensors
@@ -122,6 +123,7 @@ class StackRun(Saved):
         return models
 
 
+@door
 def train_stack(
     model_factory: ModelFactory | str,
     data: Any = None,
