@@ -44,7 +44,11 @@ class DamagedFileError(ValueError):
 
 
 class NotSmoothWarning(UserWarning):
-    """The loss has kinks (ReLU, max-pool ...): its Hessian exists almost everywhere but misses the kinks."""
+    """The loss has kinks (ReLU, max-pool ...): its Hessian exists almost everywhere but misses the kinks.
+
+    Slices only evaluate, and are exact. Eigenpairs, steering directions and Gauss-Newton products are those of the
+    curvature between the kinks. `polish` and `find_canyons` need a smooth minimum, and do not work.
+    """
 
 
 def argument_message(argument: str, received: str, expected: str, remedy: str) -> str:

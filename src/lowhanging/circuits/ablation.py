@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from tqdm.auto import tqdm
 from lowhanging.circuits.fourier import CircleScores, circle_score
 from lowhanging.circuits.mechanism import CHUNK, checked_logits, frequency_projector, read_pairs
 from lowhanging.errors import (
+    NotSmoothWarning,
     a_type,
     argument_message,
     check_count,
@@ -193,10 +195,14 @@ def circuit_losses(
         remedy = "Train longer, or name blocks or frequencies: circuits=[0, 1]."
         raise ValueError(argument_message("circuits", "are none", "at least one circuit", remedy))
     others = {label: tuple(other for other in labels if other != label) for label in labels}
-    return {
-        str(label): Objective(AblatedModel(private, ablate, others[label]), tuple(pairs), distributed=False)
-        for label in labels
-    }
+    losses: dict[str, Objective] = {}
+    for label in labels:
+        with warnings.catch_warnings():
+            if losses:  # of kinks the first has warned
+                warnings.simplefilter("ignore", NotSmoothWarning)
+            ablated = AblatedModel(private, ablate, others[label])
+            losses[str(label)] = Objective(ablated, tuple(pairs), distributed=False)
+    return losses
 
 
 class AblatedModel(nn.Module):

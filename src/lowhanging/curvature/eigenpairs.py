@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +45,7 @@ from lowhanging.errors import (
     check_real,
     door,
     unknown_keyword,
+    warn,
 )
 from lowhanging.io import Saved, digest
 from lowhanging.objective.cost import machine_memory
@@ -321,9 +321,9 @@ def top_eigs(
             matrix, a SciPy LinearOperator. Torch maps get torch vectors, NumPy ones NumPy vectors; float32 or float64.
         k: number of pairs, 1 <= k <= p.
         which: "LA" largest, "SA" smallest, "LM" largest by magnitude, "BE" both ends, k - k // 2 from the large one.
-        tol: relative to the largest |Ritz value|; in float32 not much below 1e-6. By default 1e-4, or, where rounding in
-            float32 puts that out of reach, as for a loss near zero, what was measured to be in reach, up to 0.1: `.tol`
-            and `.is_at_floor` say so. A tol that is given is met, or it is an error.
+        tol: relative to the largest |Ritz value|; in float32 not much below 1e-6. By default 1e-4, or, where rounding
+            in float32 puts that out of reach, as for a loss near zero, what was measured to be in reach, up to 0.1:
+            `.tol` and `.is_at_floor` say so. A tol that is given is met, or it is an error.
         max_products: limit on products; by default what the problem can need. Those that measure the rounding come on
             top, and those that tell whether a file is of this H.
         seed: of the random starts. The global random state is not touched.
@@ -420,7 +420,7 @@ def top_eigs(
     if outcome.failure is not None and on_failure == "raise":
         raise NotConvergedError(outcome.failure, pairs)
     if outcome.failure is not None:
-        warnings.warn(outcome.failure, RuntimeWarning, stacklevel=2)
+        warn(outcome.failure, RuntimeWarning)
     return pairs
 
 

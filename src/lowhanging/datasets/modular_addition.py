@@ -8,7 +8,6 @@ it. So a pair and its mirror image are on the same side by default.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +21,7 @@ from lowhanging.errors import (
     check_count,
     check_real,
     door,
+    warn,
 )
 
 Operation = Literal["add", "random"]
@@ -130,7 +130,7 @@ def modular_addition(
             "split='ordered' puts (b, a) into the training set for most test pairs (a, b); a model that reads "
             "E[a] + E[b] can score about the train fraction on them by memorising. Use split='unordered' to hold out."
         )
-        warnings.warn(message, UserWarning, stacklevel=2)
+        warn(message)
     columns = [a, b, torch.full_like(a, p)] if equals_token else [a, b]
     inputs, targets = torch.stack(columns, dim=1), table[a, b]
     train, test = (ModularPairs(inputs[where], targets[where]) for where in (is_trained, ~is_trained))

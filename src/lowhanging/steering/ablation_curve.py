@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from lowhanging.errors import (
     check_count,
     check_real,
     door,
+    warn,
 )
 from lowhanging.io import ResumeFile, Saved, digest
 from lowhanging.objective.distributed import is_silent
@@ -244,7 +244,7 @@ def ablation_curve(
         remedy = "Raise max_gradients=, max_products= or gtol=; float64 rounds less; ask for finer steps."
         if on_failure == "raise":
             raise NotConvergedError(f"{message}\n{remedy}", result)
-        warnings.warn(f"{message}\n{remedy}", stacklevel=2)
+        warn(f"{message}\n{remedy}")
     return result
 
 

@@ -29,6 +29,7 @@ from lowhanging.errors import (
     check_count,
     check_real,
     door,
+    warn,
 )
 from lowhanging.io import ResumeFile, Saved, digest
 from lowhanging.objective.batches import stored_tensors
@@ -336,7 +337,7 @@ def _stacked(
             "model_factory does not make its weights from the seed alone: two seeds begin alike, or one seed "
             "differently each time. Begin it with torch.manual_seed(seed), or pass the seed on."
         )
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warn(message)
     return loss, torch.stack(rows)
 
 
