@@ -6,11 +6,18 @@ else, so that `ValueError: k is 0, expected ...` reads the same from every door 
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import functools
+import inspect
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -37,7 +44,11 @@ class DamagedFileError(ValueError):
 
 
 class NotSmoothWarning(UserWarning):
-    """The loss has kinks (ReLU, max-pool ...): its Hessian exists almost everywhere but misses the kinks."""
+    """The loss has kinks (ReLU, max-pool ...): its Hessian exists almost everywhere but misses the kinks.
+
+    Slices only evaluate, and are exact. Eigenpairs, steering directions and Gauss-Newton products are those of the
+    curvature between the kinks. `polish` and `find_canyons` need a smooth minimum, and do not work.
+    """
 
 
 def argument_message(argument: str, received: str, expected: str, remedy: str) -> str:
@@ -45,9 +56,138 @@ def argument_message(argument: str, received: str, expected: str, remedy: str) -
     return f"{argument} {received}, expected {expected}.\n{remedy}"
 
 
+_WITHIN = tuple(str(Path(module.__file__ or "?").parent) + os.sep for module in (torch, sys.modules[__package__]))
+
+
+def warn(message: str | Warning, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called the library: beneath it are this package, decorators of torch, and contextlib."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(_WITHIN) or frame.f_code.co_filename == contextlib.__file__
+    ):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+@contextlib.contextmanager
+def naming(argument: str) -> Iterator[None]:
+    """Around what is computed of one of several losses: its errors begin with the name of that loss."""
+    try:
+        yield
+    except NotConvergedError as error:
+        raise NotConvergedError(f"{argument}: {error}", error.result) from error
+    except (ValueError, FloatingPointError) as error:
+        if type(error) not in (ValueError, FloatingPointError):  # a subclass may want other arguments
+            raise
+        raise type(error)(f"{argument}: {error}") from error
+
+
 def first_line(error: Exception) -> str:
     """The first line of its message; the kind of error where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+# What other libraries call an argument -> what it may be called here, the first that the function has.
+_OTHER_NAMES = {
+    "criterion": ("loss_fn",),
+    "loss": ("losses", "loss_fn"),
+    "loss_function": ("loss_fn",),
+    "losses": ("loss",),
+    "objective": ("loss", "losses"),
+    "dataloader": ("data",),
+    "loader": ("data",),
+    "dataset": ("data",),
+    "net": ("model",),
+    "network": ("model",),
+    "num_eigenvalues": ("k",),
+    "epochs": ("num_epochs",),
+    "learning_rate": ("lr",),
+    "steps": ("num", "num_steps"),
+    "num_points": ("num",),
+    "radius": ("levels", "to"),
+    "preserve": ("keep",),
+    "keep": ("preserve",),
+    "random_state": ("seed",),
+    "verbose": ("progress",),
+}
+_OF_A_MODEL = ("model", "data", "loss_fn", "criterion", "dataloader", "loader", "dataset")
+_OF_LOSSES = ("loss", "losses", "preserve", "keep", "ablate")
+_MAKE_A_LOSS = "Make the loss first, loss = lh.Objective(model, data, loss_fn=...), and pass that."
+_Callable = TypeVar("_Callable", bound=Callable[..., Any])
+
+
+def door(function: _Callable) -> _Callable:
+    """Decorator of a public function or class: arguments that do not fit its signature are refused in four parts.
+
+    Python says that an argument is unexpected, and not what to write instead. Errors from inside are left as they are.
+    """
+    if isinstance(function, type):
+        function.__init__ = door(function.__init__)  # type: ignore[misc]
+        return function
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except TypeError:
+            message = _explain_call(function, args, kwargs)
+            if message is None:
+                raise
+        raise TypeError(message)
+
+    return cast(_Callable, call)
+
+
+def _explain_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """What is wrong with how a function is called; None where the arguments fit its signature."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        pass
+    else:
+        return None
+    name, kinds = function.__qualname__, {each: one.kind for each, one in signature.parameters.items()}
+    if name.endswith(".__init__"):
+        name, args = name.removesuffix(".__init__"), args[1:]
+        del kinds[next(iter(kinds))]
+    kinds = {each: kind for each, kind in kinds.items() if kind is not inspect.Parameter.VAR_KEYWORD}
+    package, room = function.__module__.split(".")[:2]
+    name = f"lh.{name}" if hasattr(sys.modules[package], name) else f"lh.{room}.{name}"
+    if unknown := [each for each in kwargs if each not in kinds]:
+        return unknown_keyword(name, unknown[0], kinds)
+    by_place = [each for each, kind in kinds.items() if kind is not inspect.Parameter.KEYWORD_ONLY]
+    given = {*by_place[: len(args)], *kwargs}
+    required = [each for each in kinds if signature.parameters[each].default is inspect.Parameter.empty]
+    missing = [each for each in required if each not in given]
+    shown = [each for each in kinds if each in required or each in given]
+    excess = args[len(by_place) :]
+    if excess and "loss_fn" in kinds and any(callable(value) for value in excess):
+        shown.append("loss_fn")
+    elif len(shown) < len(args):  # name what may have been meant: the arguments that follow
+        shown += [each for each in kinds if each not in shown][: len(args) - len(shown)]
+    remedy = f"Write {name}({', '.join(each if each in by_place else f'{each}=...' for each in shown)})."
+    takes_a_loss = not {"model", "data"} & {*kinds} and {*_OF_LOSSES} & {*kinds}
+    if takes_a_loss and any(isinstance(value, torch.nn.Module) for value in args):
+        remedy = _MAKE_A_LOSS
+    if excess:
+        expected = f"at most {len(by_place)} ({', '.join(by_place)})" if by_place else "none: all are passed by name"
+        return argument_message(name, f"gets {len(args)} arguments by position", expected, remedy)
+    if missing:
+        return argument_message(missing[0], "is missing", f"in every call of {name}", remedy)
+    twice = next(each for each in by_place[: len(args)] if each in kwargs)
+    return argument_message(twice, "is given by position and by name", "once", "Leave one of them out.")
+
+
+def unknown_keyword(name: str, keyword: str, known: Iterable[str]) -> str:
+    """The message for a keyword that a function does not have; `known` are those that it has."""
+    known = list(known)
+    found = [other for other in _OTHER_NAMES.get(keyword, ()) if other in known]
+    found = found or difflib.get_close_matches(keyword, known, n=1)
+    remedy = f"Write {found[0]}=." if found else "Leave it out."
+    if keyword in _OF_A_MODEL and not found and set(_OF_LOSSES) & set(known):
+        remedy = _MAKE_A_LOSS
+    return argument_message(keyword, f"is no argument of {name}", f"one of {', '.join(known)}", remedy)
 
 
 def check_count(argument: str, value: Any, *, minimum: int = 1, maximum: int | None = None, remedy: str) -> int:

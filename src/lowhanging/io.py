@@ -30,7 +30,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.errors import DamagedFileError, argument_message
+from lowhanging.errors import (
+    DamagedFileError,
+    argument_message,
+    door,
+)
 
 FORMAT = 2  # of saved files; a newer one is refused by name, an older one is read or refused by its fields
 SHARE = 0.1  # of a long call's time that may go into writing its file
@@ -68,6 +72,7 @@ class Saved:
         return result
 
 
+@door
 def load(path: str | Path) -> Any:
     """Any saved result, whatever its class.
 

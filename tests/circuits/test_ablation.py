@@ -1,5 +1,6 @@
 """Ablation of circuits against closed forms, sums over pairs written out, permutations, and a trained network."""
 
+import copy
 import itertools
 import math
 
@@ -298,7 +299,9 @@ def test_bad_input(arguments, error, message):
 def test_bad_models_and_numbers_of_circuits():
     with pytest.raises(TypeError, match="model is a ModularMLP without blocks, expected a ModularMLP in blocks"):
         circuits.ablate_circuits(network(blocks=False), DATA.train, circuits=[0], ablation=circuits.ablate_blocks)
-    with pytest.raises(TypeError, match=r"model is an Additive, expected a module with a modulus \.p and a parameter"):
+    with pytest.raises(
+        TypeError, match=r"p is not given, and an Additive has no \.p, expected the modulus\.\nWrite p=, and "
+    ):
         circuits.ablate_circuits(Additive([1.0]), DATA.train, circuits=[1])
     with pytest.raises(TypeError, match=r"model is a function, expected a torch\.nn\.Module"):
         circuits.ablate_circuits(without, DATA.train, circuits=[1])
@@ -306,6 +309,43 @@ def test_bad_models_and_numbers_of_circuits():
         circuits.ablate_circuits(network(width=26), DATA.train, circuits=range(13))
     with pytest.raises(ValueError, match="circuits are none, expected at least one circuit"):
         circuits.circuit_losses(network(), DATA.train)
+
+
+class Looks(nn.Module):
+    """A network of one's own: its embedding is not called "embedding", and it has no modulus."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.read, self.out = nn.Embedding(P + 1, 6), nn.Linear(6, 6), nn.Linear(6, P)
+
+    def forward(self, inputs):
+        return self.out(torch.tanh(self.read(self.embed(inputs[:, 0]) + self.embed(inputs[:, 1]))))
+
+
+def test_the_embedding_of_ones_own_model_is_named():
+    model, own = Looks(), ("embed.weight", "out.weight")
+    tools = (circuits.ablate_circuits, circuits.circuit_losses)
+    for tool in tools:
+        with pytest.raises(
+            TypeError, match=r"p is not given, and a Looks has no \.p(.|\n)*embedding=, which of"
+        ) as error:
+            tool(model, DATA.train, circuits=[1])
+        assert all(repr(name) in str(error.value) for name in own)
+        with pytest.raises(ValueError, match=r"embedding is 'embedding', with p = 11 and the model a Looks") as error:
+            tool(model, DATA.train, circuits=[1], p=P)
+        assert str(list(own)) in str(error.value)  # `read` has too few rows
+        assert str(error.value).endswith("such as embedding='embed.weight'.")
+        with pytest.raises(ValueError, match="embedding is given with ablation=without"):
+            tool(model, DATA.train, circuits=[1], ablation=without, embedding="embed.weight")
+    found = circuits.ablate_circuits(model, DATA.train, circuits=[1, 2], p=P, embedding="embed.weight")
+    other = copy.deepcopy(model)
+    coefficients = torch.fft.fft(model.embed.weight.detach()[:P], dim=0)
+    coefficients[[1, P - 1]] = 0
+    other.embed.weight.data[:P] = torch.fft.ifft(coefficients, dim=0).real
+    expected = F.cross_entropy(other(DATA.train.inputs), DATA.train.targets)
+    assert float(found.losses[2]) == pytest.approx(float(expected), rel=1e-5)  # row 2 keeps the second alone
+    assert found.ablation == "ablate_frequencies"
 
 
 def test_circuits_are_measured_as_losses_are_also_under_autocast():

@@ -39,7 +39,15 @@ from lowhanging.canyons.point import (
 from lowhanging.canyons.shell import SHELLS, Array, Shell, Space
 from lowhanging.canyons.sphere_search import SpherePoint, SphereSearch, TangentHessian
 from lowhanging.curvature.operators import plain_arithmetic
-from lowhanging.errors import NotConvergedError, a_type, argument_message, check_choice, check_count, check_real
+from lowhanging.errors import (
+    NotConvergedError,
+    a_type,
+    argument_message,
+    check_choice,
+    check_count,
+    check_real,
+    door,
+)
 from lowhanging.io import ResumeFile, digest
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.protocol import Loss, check_loss
@@ -150,6 +158,7 @@ class CanyonPath(CanyonPoints):
         )
 
 
+@door
 @torch.inference_mode(False)
 @plain_arithmetic()
 def trace_canyon(

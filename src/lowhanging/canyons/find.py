@@ -9,7 +9,6 @@ default, a quadratic bowl is constant: whatever is isolated there is there becau
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -40,6 +39,9 @@ from lowhanging.errors import (
     check_count,
     check_real,
     check_vector,
+    door,
+    naming,
+    warn,
 )
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.protocol import Loss, around, check_loss
@@ -112,6 +114,7 @@ class CanyonSet(CanyonPoints):
         return f"CanyonSet({found}; {where} in {dim} dimensions, {self.num_starts} starts each{notes}; {cost})"
 
 
+@door
 @torch.inference_mode(False)
 @plain_arithmetic()
 def find_canyons(
@@ -424,9 +427,11 @@ def check_rtol(rtol: float | None, loss: Loss) -> float:
 def _default_space(loss: Loss, evaluate: Mapping[str, Loss]) -> Subspace:
     """The loss's top eigenvectors, then those of every evaluated loss, at loss.theta0."""
     k = min(_PER_LOSS, loss.num_params)
-    space = top_eigs(hessian(around(loss, loss.theta0)), k=k, progress=False).subspace()
-    for other in evaluate.values():
-        space = space.union(top_eigs(hessian(around(other, loss.theta0)), k=k, progress=False).subspace())
+    with naming("loss"):
+        space = top_eigs(hessian(around(loss, loss.theta0)), k=k, progress=False).subspace()
+    for name, other in evaluate.items():
+        with naming(f"evaluate[{name!r}]"):
+            space = space.union(top_eigs(hessian(around(other, loss.theta0)), k=k, progress=False).subspace())
     return Subspace(space.basis[:_MAX_DIM])
 
 
@@ -493,4 +498,4 @@ def _warn_of_slope(shell: Shell, levels: Sequence[float]) -> None:
         )
     for reason in reasons:
         message = f"theta0 is no minimum of the loss within the space: {reason}\n{remedy}"
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+        warn(message, RuntimeWarning)

@@ -22,7 +22,13 @@ from lowhanging.canyons.shell import EnergyShell, Metric, Space, SphereShell
 from lowhanging.curvature.eigenpairs import top_eigs
 from lowhanging.curvature.operators import hessian, plain_arithmetic
 from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import NotConvergedError, a_type, argument_message, check_count
+from lowhanging.errors import (
+    NotConvergedError,
+    a_type,
+    argument_message,
+    check_count,
+    door,
+)
 from lowhanging.io import Saved
 from lowhanging.objective.protocol import Loss, check_loss
 from lowhanging.objective.random_state import private_generator
@@ -66,6 +72,7 @@ class DepthNull(_SubspaceNull):
         return self._repr("lowest relative rise at E", texts)
 
 
+@door
 @torch.inference_mode(False)
 @plain_arithmetic()
 def depth_null(
@@ -154,6 +161,7 @@ class CountNull(_SubspaceNull):
         return self._repr("canyons at r", texts)
 
 
+@door
 @torch.inference_mode(False)
 @plain_arithmetic()
 def count_null(

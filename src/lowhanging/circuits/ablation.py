@@ -8,8 +8,9 @@ test sets are of the same ablated network.
 
 from __future__ import annotations
 
+import functools
 import math
-import operator
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,16 @@ from torch.func import functional_call
 from tqdm.auto import tqdm
 
 from lowhanging.circuits.fourier import CircleScores, circle_score
-from lowhanging.circuits.mechanism import CHUNK, checked_logits, frequency_projector, read_pairs
-from lowhanging.errors import a_type, argument_message, check_count
+from lowhanging.circuits.mechanism import CHUNK, checked_logits, embedding_table, frequency_projector, read_pairs
+from lowhanging.errors import (
+    NotSmoothWarning,
+    a_type,
+    argument_message,
+    check_count,
+    door,
+)
 from lowhanging.io import Saved
-from lowhanging.models import ModularMLP, ModularTransformer
+from lowhanging.models import ModularMLP
 from lowhanging.objective.kernels import differentiable_kernels
 from lowhanging.objective.objective import Objective
 from lowhanging.objective.private_copy import private_copy
@@ -87,12 +94,15 @@ class CircuitAblation(Saved):
         return torch.stack([self.losses[size == n].mean() for n in range(len(self.circuits) + 1)])
 
 
+@door
 def ablate_circuits(
     model: nn.Module,
     data: Any,
     *,
     circuits: Iterable[int] | None = None,
     ablation: Ablation | None = None,
+    embedding: str | None = None,
+    p: int | None = None,
     progress: bool | None = None,
 ) -> CircuitAblation:
     r"""Loss and accuracy of a network with every subset of its circuits mean-ablated.
@@ -104,8 +114,8 @@ def ablate_circuits(
     circuits work against the rest.
 
     Args:
-        model: a ModularMLP, a ModularTransformer, or any module if `ablation` is given; copied, never written to, and
-            evaluated as after `model.eval()`.
+        model: a ModularMLP, a ModularTransformer, any module whose `embedding` is named, or any at all if `ablation` is
+            given; copied, never written to, and evaluated as after `model.eval()`.
         data: pairs to measure on, (inputs, targets) in any form that `Objective` takes: inputs (n, 2) or (n, 3) int64
             tokens, targets (n,) int64.
         circuits: different labels, at most 12. By default, for `ablate_blocks` the blocks with a circle score of at
@@ -113,6 +123,9 @@ def ablate_circuits(
             strongest first; there may be none.
         ablation: (model, inputs, ablated) -> logits (n, classes) with the circuits `ablated`, a tuple of labels, taken
             out. By default `ablate_blocks` for a ModularMLP in blocks, else `ablate_frequencies`.
+        embedding: for `ablate_frequencies`: the name of the parameter, (>= p, d), in which the model looks up its
+            numbers, such as "embed.weight"; by default "embedding".
+        p: for `ablate_frequencies`: the modulus; by default the model's `.p`.
         progress: a bar; by default one appears when it takes more than two seconds.
 
     Returns:
@@ -128,7 +141,7 @@ def ablate_circuits(
     Source:
         Shapley (1953), "A value for n-person games", for the average over orders.
     """
-    private, labels, ablate, inputs, targets = _prepared(model, data, circuits, ablation)
+    private, labels, ablate, inputs, targets = _prepared(model, data, circuits, ablation, embedding, p)
     k = len(labels)
     if k > _MOST:
         remedy = "Name those of interest; the others are kept."
@@ -157,8 +170,15 @@ def ablate_circuits(
     return CircuitAblation(numbers, kept, losses, accuracies, shares, _name(ablate), len(targets))
 
 
+@door
 def circuit_losses(
-    model: nn.Module, data: Any, *, circuits: Iterable[int] | None = None, ablation: Ablation | None = None
+    model: nn.Module,
+    data: Any,
+    *,
+    circuits: Iterable[int] | None = None,
+    ablation: Ablation | None = None,
+    embedding: str | None = None,
+    p: int | None = None,
 ) -> dict[str, Objective]:
     """One objective per circuit: the loss of the network with the *other* circuits mean-ablated.
 
@@ -171,6 +191,8 @@ def circuit_losses(
         data: as in `ablate_circuits`; read once.
         circuits: as in `ablate_circuits`, at least one, of any number.
         ablation: as in `ablate_circuits`, of torch operations that can be differentiated twice.
+        embedding: as in `ablate_circuits`.
+        p: as in `ablate_circuits`.
 
     Returns:
         str(label) -> Objective, in the order of the circuits.
@@ -181,15 +203,19 @@ def circuit_losses(
     Cost:
         each evaluation runs the blocks on p (p + 1) / 2 pairs per micro-batch beside the micro-batch.
     """
-    private, labels, ablate, *pairs = _prepared(model, data, circuits, ablation)
+    private, labels, ablate, *pairs = _prepared(model, data, circuits, ablation, embedding, p)
     if not labels:
         remedy = "Train longer, or name blocks or frequencies: circuits=[0, 1]."
         raise ValueError(argument_message("circuits", "are none", "at least one circuit", remedy))
     others = {label: tuple(other for other in labels if other != label) for label in labels}
-    return {
-        str(label): Objective(AblatedModel(private, ablate, others[label]), tuple(pairs), distributed=False)
-        for label in labels
-    }
+    losses: dict[str, Objective] = {}
+    for label in labels:
+        with warnings.catch_warnings():
+            if losses:  # of kinks the first has warned
+                warnings.simplefilter("ignore", NotSmoothWarning)
+            ablated = AblatedModel(private, ablate, others[label])
+            losses[str(label)] = Objective(ablated, tuple(pairs), distributed=False)
+    return losses
 
 
 class AblatedModel(nn.Module):
@@ -234,7 +260,12 @@ def ablate_blocks(model: nn.Module, inputs: Tensor, blocks: tuple[int, ...]) -> 
 
 
 def ablate_frequencies(
-    model: nn.Module, inputs: Tensor, frequencies: tuple[int, ...], *, embedding: str = "embedding"
+    model: nn.Module,
+    inputs: Tensor,
+    frequencies: tuple[int, ...],
+    *,
+    embedding: str = "embedding",
+    p: int | None = None,
 ) -> Tensor:
     """Logits of a model whose embedding of the numbers is without some Fourier components.
 
@@ -242,26 +273,17 @@ def ablate_frequencies(
     beyond p (the token "=") stay.
 
     Args:
-        model: any module with a modulus `.p` and an embedding (>= p, d) among its parameters.
+        model: any module with an embedding (>= p, d) among its parameters.
         inputs: tokens as the model takes them.
         frequencies: which ones, 1 to p // 2.
         embedding: name of the parameter that holds the embedding, such as "embed.weight".
+        p: the modulus; by default the model's `.p`.
 
     Raises:
-        TypeError, ValueError: a model without modulus or embedding, a frequency out of range.
+        TypeError, ValueError: no modulus, no parameter of that name, a frequency out of range.
     """
-    try:
-        p, table = int(operator.attrgetter("p")(model)), operator.attrgetter(embedding)(model)
-    except AttributeError as error:
-        expected = f"a module with a modulus .p and a parameter .{embedding}"
-        remedy = "Pass ablation=, a function (model, inputs, ablated) -> logits."
-        raise TypeError(argument_message("model", f"is {a_type(model)}", expected, remedy)) from error
-    is_table = isinstance(table, Tensor) and table.ndim == 2 and table.is_floating_point() and p >= 3
-    if not is_table or len(table) < p:
-        names = [name for name, weight in model.named_parameters() if weight.ndim == 2 and len(weight) >= max(p, 3)]
-        received = f"is {a_type(model)} with p = {p} and .{embedding} a {type(table).__name__}"
-        remedy = f"Name one with functools.partial(ablate_frequencies, embedding=...): {names}."
-        raise TypeError(argument_message("model", received, "a modulus p and an embedding (>= p, d)", remedy))
+    p = _modulus(model, p)
+    table = embedding_table(model, embedding, p)
     numbers, rest = table[:p], table[p:]
     numbers = numbers - frequency_projector(p, frequencies).to(table) @ numbers
     logits: Tensor = functional_call(model, {embedding: torch.cat([numbers, rest])}, (inputs,))
@@ -269,7 +291,12 @@ def ablate_frequencies(
 
 
 def _prepared(
-    model: nn.Module, data: Any, circuits: Iterable[int] | None, ablation: Ablation | None
+    model: nn.Module,
+    data: Any,
+    circuits: Iterable[int] | None,
+    ablation: Ablation | None,
+    embedding: str | None,
+    p: int | None,
 ) -> tuple[nn.Module, list[int], Ablation, Tensor, Tensor]:
     """A copy of the model, the labels of its circuits, what ablates them, tokens and classes; or an error."""
     private = private_copy(model, "eval", None)
@@ -277,15 +304,21 @@ def _prepared(
         expected = "a function (model, inputs, ablated) -> logits"
         remedy = "Such as lh.circuits.ablate_blocks."
         raise TypeError(argument_message("ablation", f"is {ablation!r}", expected, remedy))
-    is_blocked = isinstance(private, ModularMLP) and private.is_blocked
-    ablate = ablation or (ablate_blocks if is_blocked else ablate_frequencies)
+    has_blocks = isinstance(private, ModularMLP) and private.is_blocked
+    ablate = ablation or (ablate_blocks if has_blocks and embedding is None else ablate_frequencies)
     given: Any = circuits
-    if circuits is None and isinstance(private, ModularMLP | ModularTransformer):
-        numbers = private.embedding[: private.p]
-        if ablate is ablate_blocks and is_blocked:
-            given = circle_score(numbers).is_circle.nonzero()[:, 0]
-        elif ablate is ablate_frequencies:
+    if ablate is ablate_frequencies:
+        name, p = embedding or "embedding", _modulus(private, p)
+        numbers = embedding_table(private, name, p)[:p]
+        ablate = functools.partial(ablate_frequencies, embedding=name, p=p)
+        if circuits is None:
             given = _strongest(circle_score(numbers, planes="frequencies"))
+    elif embedding is not None or p is not None:
+        received, expected = f"is given with ablation={_name(ablate)}", "nothing, or ablate_frequencies"
+        remedy = "An ablation of your own finds the embedding itself: leave embedding= and p= out."
+        raise ValueError(argument_message("embedding" if embedding is not None else "p", received, expected, remedy))
+    if given is None and ablate is ablate_blocks and isinstance(private, ModularMLP) and private.is_blocked:
+        given = circle_score(private.embedding[: private.p]).is_circle.nonzero()[:, 0]
     if given is None:
         received = f"are not given, for a {type(model).__name__} with ablation={_name(ablate)}"
         raise ValueError(argument_message("circuits", received, "their labels", "Name them: circuits=[3, 7]."))
@@ -296,12 +329,25 @@ def _prepared(
     labels = [check_count("an entry of circuits", label, minimum=0, remedy=remedy) for label in items]
     if len(set(labels)) != len(labels):
         raise ValueError(argument_message("circuits", f"are {labels}", "different integers", remedy))
-    p = getattr(private, "p", None)
+    p = getattr(private, "p", None) if p is None else p
     inputs, targets = read_pairs(data, p if isinstance(p, int) else None, next(private.parameters()).device)
     # A label that isn't there, or an ablation of one's own that fails, is refused now.
     with differentiable_kernels(private), torch.no_grad():
         checked_logits(ablate(private, inputs[:1], tuple(labels)), targets[:1])
     return private, labels, ablate, inputs, targets
+
+
+def _modulus(model: nn.Module, p: int | None) -> int:
+    """P as given, or the model's."""
+    if p is None and not isinstance(getattr(model, "p", None), int):
+        received = f"is not given, and {a_type(model)} has no .p"
+        names = [name for name, weight in model.named_parameters() if weight.ndim == 2]
+        remedy = (
+            f"Write p=, and embedding=, which of {names} the model looks up its numbers in; or pass ablation=, a "
+            "function (model, inputs, ablated) -> logits."
+        )
+        raise TypeError(argument_message("p", received, "the modulus", remedy))
+    return check_count("p", model.p if p is None else p, minimum=3, remedy="Pass the modulus of the task.")
 
 
 def _strongest(scores: CircleScores) -> Tensor:
@@ -311,4 +357,5 @@ def _strongest(scores: CircleScores) -> Tensor:
 
 
 def _name(function: Ablation) -> str:
+    function = getattr(function, "func", function)  # of a partial
     return getattr(function, "__name__", type(function).__name__)

@@ -9,7 +9,6 @@ embedding walks it.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from lowhanging.errors import (
     check_count,
     check_finite,
     check_real,
+    warn,
 )
 from lowhanging.io import Saved
 from lowhanging.objective.checkpoints import state_in_file
@@ -317,7 +317,7 @@ def _warn_if_planes_lie_elsewhere(rows: Tensor, found: CircleScores, num_draws: 
         message = argument_message(
             "embedding", received, "columns in pairs, a plane each", 'Pass planes="frequencies".'
         )
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warn(message)
 
 
 def fourier_modes(embedding: Tensor) -> Tensor:

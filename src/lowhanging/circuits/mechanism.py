@@ -150,13 +150,7 @@ def gradient_symmetricity(
     check_count("p", p, minimum=2, remedy="Pass the modulus of the task.")
     check_count("seed", seed, minimum=0, remedy="Any non-negative integer.")
     private = private_copy(model, "eval", None)
-    named = dict(private.named_parameters())
-    if embedding not in named or named[embedding].ndim != 2 or len(named[embedding]) < p:
-        matrices = [name for name, weight in named.items() if weight.ndim == 2 and len(weight) >= p]
-        expected = f"the name of a parameter with a row per number, among {matrices}"
-        remedy = "Name the one that tokens are looked up in."
-        raise ValueError(argument_message("embedding", f"is {embedding!r}", expected, remedy))
-    rows = named[embedding].detach()
+    rows = embedding_table(private, embedding, p).detach()
     if num_samples is None:
         triples = torch.cartesian_prod(*[torch.arange(p)] * 3)
     else:
@@ -264,6 +258,20 @@ def table_loss(table: Tensor, data: tuple[Tensor, Tensor]) -> float:
     """Mean cross-entropy of a logit table (p, p, classes) on tokens and classes."""
     inputs, targets = data
     return float(F.cross_entropy(checked_logits(table[inputs[:, 0], inputs[:, 1]], targets), targets))
+
+
+def embedding_table(model: nn.Module, name: str, p: int) -> Tensor:
+    """The parameter in which a model looks up its tokens, (>= p, d), by its name; or an error that lists the names."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    tables = {each: one for each, one in named.items() if one.ndim == 2 and len(one) >= p and one.is_floating_point()}
+    if name not in tables:
+        received = f"is {name!r}, with p = {p} and the model {a_type(model)}"
+        expected = f"the name of a parameter with a row per number, among {list(tables)}"
+        remedy = "No parameter has p rows: is p the modulus, and are tokens looked up in a parameter of the model?"
+        if tables:
+            remedy = f"Name the one that tokens are looked up in, such as embedding={next(iter(tables))!r}."
+        raise ValueError(argument_message("embedding", received, expected, remedy))
+    return tables[name]
 
 
 def frequency_projector(p: int, frequencies: Iterable[int]) -> Tensor:

@@ -13,7 +13,6 @@ coupling of known strength into births that have none, and counts the share of s
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -38,7 +37,13 @@ from lowhanging.circuits.permutation import (
     slots_of,
     triples_against_shuffling,
 )
-from lowhanging.errors import argument_message, check_choice, check_count, check_real
+from lowhanging.errors import (
+    argument_message,
+    check_choice,
+    check_count,
+    check_real,
+    warn,
+)
 from lowhanging.io import Saved
 
 Null = Literal["shuffle", "clock", "poisson"]
@@ -207,7 +212,7 @@ def warn_if_blurred(argument: str, lengths: np.ndarray, births: Births) -> float
             received = f"holds {', '.join(short)}, shorter than {what} ({amount:g} steps)"
             remedy = "Births can't be told apart to within so short a time: read only the longer ones."
             message = argument_message(argument, received, f"at least {amount:g} steps", remedy)
-            warnings.warn(message, UserWarning, stacklevel=3)
+            warn(message)
     return rise_time
 
 

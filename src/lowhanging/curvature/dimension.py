@@ -21,7 +21,12 @@ from lowhanging.curvature.eigenpairs import Eigenpairs
 from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.curvature.spectrum import KnownValues, SpectralDensity
 from lowhanging.curvature.trace import Estimate
-from lowhanging.errors import a_type, argument_message, check_finite
+from lowhanging.errors import (
+    a_type,
+    argument_message,
+    check_finite,
+    door,
+)
 from lowhanging.io import Saved
 
 
@@ -76,6 +81,7 @@ class EffectiveDimension(Saved):
         return f"{few}{number} above {float(self.thresholds[i]):g}"
 
 
+@door
 @plain_arithmetic()
 def effective_dimension(
     source: Eigenpairs | SpectralDensity | Tensor | np.ndarray,

@@ -7,9 +7,9 @@ small map can be decomposed densely instead, from p products, in float64.
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from lowhanging.curvature.eigensolver import (
     identity_of,
     in_clusters,
     least_rows,
+    reachable_tol,
     search,
 )
 from lowhanging.curvature.krylov import ASYMMETRY, SymmetricMap, by_end, not_symmetric, other_end, wanted_first
@@ -42,6 +43,9 @@ from lowhanging.errors import (
     check_count,
     check_finite,
     check_real,
+    door,
+    unknown_keyword,
+    warn,
 )
 from lowhanging.io import Saved, digest
 from lowhanging.objective.cost import machine_memory
@@ -111,7 +115,13 @@ _BLOCK = 64  # columns per block
 
 
 def search_dense(
-    operator: SymmetricMap, k: int, which: str, tol: float, max_products: int | None, progress: bool | None
+    operator: SymmetricMap,
+    k: int,
+    which: str,
+    tol: float,
+    max_tol: float,
+    max_products: int | None,
+    progress: bool | None,
 ) -> Outcome:
     """All of H by products with the unit vectors, and its eigendecomposition in float64."""
     p = operator.size
@@ -145,10 +155,12 @@ def search_dense(
     exact = rounded.double().numpy()
     residuals = np.linalg.norm(exact @ columns - values[kept][:, None] * exact, axis=1)
     noise = float(np.linalg.norm(asymmetric, axis=1).max())
+    floor, failure = float(residuals[:k].max() + noise) / (scale or 1.0), None
+    if floor > tol and operator.dtype == torch.float32 and reachable_tol(floor) <= max_tol:
+        tol = reachable_tol(floor)
+    if floor > tol:
+        failure = explain_floor(tol, floor, operator.dtype)
     is_converged = residuals[:k] + noise <= tol * scale
-    failure = None
-    if not is_converged.all():
-        failure = explain_floor(tol, (residuals[:k].max() + noise) / (scale or 1.0), operator.dtype)
     # Of the decomposition in float64: the rounding of a vector to float32 moves no eigenvalue.
     decomposed = np.linalg.norm(columns @ vectors - vectors * values, axis=0)
     bounds = error_bounds(values[:k], decomposed[:k], noise, values, decomposed)
@@ -166,6 +178,7 @@ def search_dense(
         scale=scale,
         noise=noise,
         rounding=0.0 if operator.dtype == torch.float64 else np.nan,
+        tol=tol,
         num_steps=p,
         num_probe_steps=0,
         missed_excess=0.0,
@@ -174,6 +187,9 @@ def search_dense(
         failure=failure,
     )
 
+
+DEFAULT_TOL = 1e-4
+MAX_FLOOR = 0.1  # a default `tol` follows the rounding of the products up to here: beyond, vectors mean nothing
 
 Which = Literal["LA", "SA", "LM", "BE"]
 Method = Literal["lanczos", "dense"]
@@ -213,6 +229,7 @@ class Eigenpairs(Saved, NotebookTable):
     operator: str  # the map, in words
     engine: str  # how its products are computed, "" where it doesn't say
     rounding: float = math.nan  # |product - product in float64| of unit vectors; 0 in float64, NaN if not measured
+    is_at_floor: bool = False  # whether `tol` is what rounding allows, coarser than the default that was wanted
 
     def __len__(self) -> int:
         return len(self.values)
@@ -249,6 +266,7 @@ class Eigenpairs(Saved, NotebookTable):
         worst, bound = (float(row.max()) / (self.scale or 1.0) for row in (self.residuals, self.bounds))
         trust = f"residuals <= {worst:.1e} of |H|, values to {bound:.1e}"
         trust += f", {clustered} in clusters" if clustered else ""
+        trust += f", AT THE FLOAT32 FLOOR: tol {self.tol:.0e} instead of {DEFAULT_TOL:.0e}" if self.is_at_floor else ""
         coarse = self.rounding / (self.scale or 1.0)
         trust += f", FLOAT32 ROUNDING {coarse:.1e} of |H|" if coarse > self.tol else ""
         engine = f", {self.engine}" if self.engine else ""
@@ -266,7 +284,7 @@ class SearchOptions(TypedDict, total=False):
     """Keywords that `top_hessian_eigs` hands on to `top_eigs`."""
 
     which: Which
-    tol: float
+    tol: float | None
     max_products: int | None
     seed: int
     method: Method
@@ -278,13 +296,14 @@ class SearchOptions(TypedDict, total=False):
     num_probes: int | None
 
 
+@door
 @plain_arithmetic()
 def top_eigs(
     H: Any,
     k: int = 10,
     *,
     which: Which = "LA",
-    tol: float = 1e-4,
+    tol: float | None = None,
     max_products: int | None = None,
     seed: int = 0,
     method: Method = "lanczos",
@@ -313,7 +332,9 @@ def top_eigs(
             matrix, a SciPy LinearOperator. Torch maps get torch vectors, NumPy ones NumPy vectors; float32 or float64.
         k: number of pairs, 1 <= k <= p.
         which: "LA" largest, "SA" smallest, "LM" largest by magnitude, "BE" both ends, k - k // 2 from the large one.
-        tol: relative to the largest |Ritz value|. In float32 not much below 1e-6.
+        tol: relative to the largest |Ritz value|; in float32 not much below 1e-6. By default 1e-4, or, where rounding
+            in float32 puts that out of reach, as for a loss near zero, what was measured to be in reach, up to 0.1:
+            `.tol` and `.is_at_floor` say so. A tol that is given is met, or it is an error.
         max_products: limit on products; by default what the problem can need. Those that measure the rounding come on
             top, and those that tell whether a file is of this H.
         seed: of the random starts. The global random state is not touched.
@@ -357,7 +378,9 @@ def top_eigs(
     p = counted.size
     k = check_count("k", k, maximum=p, remedy=f"The map has {p} eigenpairs.")
     check_choice("which", which, ("LA", "SA", "LM", "BE"))
-    tol = check_real("tol", tol, minimum=0.0, maximum=1.0, exclusive=True, remedy="1e-4 is a good start.")
+    max_tol = MAX_FLOOR if tol is None else 0.0
+    tol = DEFAULT_TOL if tol is None else tol
+    tol = check_real("tol", tol, minimum=0.0, maximum=1.0, exclusive=True, remedy="Leave it out: 1e-4.")
     seed = check_count("seed", seed, minimum=0, maximum=2**63 - 1, remedy="Any other number is as good.")
     check_choice("method", method, ("lanczos", "dense"))
     if num_probes is not None:
@@ -372,7 +395,7 @@ def top_eigs(
                 raise ValueError(
                     argument_message(name, 'is given with method="dense"', "nothing: every column is new", remedy)
                 )
-        outcome = search_dense(counted, k, which, tol, max_products, progress)
+        outcome = search_dense(counted, k, which, tol, max_tol, max_products, progress)
     else:
         memory = default_memory(counted, k, num_known) if memory is None else memory
         check_memory(counted, k, memory, num_known)
@@ -383,8 +406,8 @@ def top_eigs(
             answer |= {"dtype": counted.dtype, "warm_start": None if known is None else digest(known)}
             file = SearchFile(resume, {name: str(value) for name, value in answer.items()} | identity_of(H))
         outcome = search(
-            counted, k, which=which, tol=tol, max_products=limit, seed=seed, memory=memory, progress=progress,
-            num_probes=num_probes, known=known, file=file,
+            counted, k, which=which, tol=tol, max_tol=max_tol, max_products=limit, seed=seed, memory=memory,
+            progress=progress, num_probes=num_probes, known=known, file=file,
         )  # fmt: skip
     engine = str(getattr(H, "engine", ""))
     found: dict[str, Any] = {
@@ -395,7 +418,7 @@ def top_eigs(
     pairs = Eigenpairs(
         **found,
         vectors=_with_canonical_signs(outcome.vectors.cpu()),
-        tol=tol,
+        is_at_floor=outcome.tol > tol,
         which=which,
         method=method,
         num_products=counted.num_products,
@@ -408,10 +431,11 @@ def top_eigs(
     if outcome.failure is not None and on_failure == "raise":
         raise NotConvergedError(outcome.failure, pairs)
     if outcome.failure is not None:
-        warnings.warn(outcome.failure, RuntimeWarning, stacklevel=2)
+        warn(outcome.failure, RuntimeWarning)
     return pairs
 
 
+@door
 def top_hessian_eigs(
     model: nn.Module | Loss,
     data: Any = None,
@@ -462,7 +486,9 @@ def top_hessian_eigs(
     """
     unknown = sorted(set(options) - set(SearchOptions.__annotations__))
     if unknown:  # before the objective is made: a misspelt loss_fn would be blamed on the data
-        raise TypeError(f"top_hessian_eigs() got an unexpected keyword argument {unknown[0]!r}")
+        known = [*inspect.signature(top_hessian_eigs).parameters, *SearchOptions.__annotations__]
+        known.remove("options")
+        raise TypeError(unknown_keyword("lh.top_hessian_eigs", unknown[0], known))
     if isinstance(model, nn.Module):
         objective: Loss = Objective(
             model, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, device=device, cache=cache,
@@ -470,7 +496,7 @@ def top_hessian_eigs(
         )  # fmt: skip
         return top_eigs(hessian(objective, parameters=parameters), k, **options)
     if not hasattr(model, "hvp") or not hasattr(model, "theta0"):
-        remedy = "For a matrix or another symmetric map use top_eigs(H)."
+        remedy = "Pass the model first, top_hessian_eigs(model, data). For a matrix or another map use top_eigs(H)."
         raise TypeError(argument_message("model", f"is {a_type(model)}", "an nn.Module or an objective", remedy))
     given = {"data": data, "loss_fn": loss_fn, "batch_loss": batch_loss, "device": device}
     given |= {"micro_batch": micro_batch, "distributed": distributed}

@@ -125,11 +125,12 @@ def explain_floor(tol: float, floor: float, dtype: torch.dtype) -> str:
     remedy = "More steps do not help: pass such a tol"
     if dtype == torch.float32:
         remedy += ", or use float64 (objective.double(), or model.double() before the objective is made)"
-    return argument_message("tol", received, f"at least {_rounded_up(1.5 * floor):.0e}", remedy + ".")
+    return argument_message("tol", received, f"at least {reachable_tol(floor):.0e}", remedy + ".")
 
 
-def _rounded_up(value: float) -> float:
-    """To one digit."""
+def reachable_tol(floor: float) -> float:
+    """The smallest `tol` that is surely above a measured floor, rounded up to one digit."""
+    value = 1.5 * floor
     unit = 10.0 ** math.floor(math.log10(max(value, 1e-300)))
     return math.ceil(value / unit) * unit
 
@@ -244,6 +245,7 @@ class Outcome:
     scale: float  # largest |Ritz value|
     noise: float  # largest |fresh product - kept product| of a unit vector
     rounding: float  # |product - product in float64| of a unit vector; 0 in float64, NaN where it can't be measured
+    tol: float  # that was gone for in the end
     num_steps: int  # without those of the next
     num_probe_steps: int  # in search of missed pairs
     missed_excess: float
@@ -263,6 +265,7 @@ def search(
     *,
     which: str,
     tol: float,
+    max_tol: float = 0.0,
     max_products: int,
     seed: int,
     memory: float,
@@ -273,7 +276,8 @@ def search(
 ) -> Outcome:
     """The k pairs at the wanted end, each with residual + noise <= tol * scale.
 
-    Arguments as of `top_eigs`; `known` (j, p) are rows to start from, `file` is where the search is kept.
+    Arguments as of `top_eigs`; `known` (j, p) are rows to start from, `file` is where the search is kept. Where
+    rounding puts `tol` out of reach, the search goes on to what can be reached, as long as that is at most `max_tol`.
     """
     space = KrylovSpace(operator, seed=seed, memory=memory)
     silent = is_silent(progress)
@@ -281,6 +285,9 @@ def search(
         run = _Search(operator, space, k, which, max_products, bar, file, num_probes)
         run.begin(known)
         failure = run.until(tol)
+        while failure == "floor" and (reachable := run.reachable_tol()) <= max_tol:
+            tol = max(reachable, 1.5 * tol)
+            failure = run.until(tol)
     outcome = run.outcome(tol, failure)
     run.save(now=True)
     return outcome
@@ -557,6 +564,24 @@ class _Search:
         self.num_resuming += self.operator.num_products - before
         return np.nan if errors is None else float(factor * errors.max())
 
+    @property
+    def floor(self) -> float:
+        """What rounding leaves of the worst pair, (residual + noise) / scale."""
+        ritz = self.space.ritz(self.which)
+        if self.checked is None:
+            self.check(ritz, residuals_of(self.space, ritz, range(self.k)))
+        assert self.checked is not None
+        return (float(self.checked.max()) + self.noise) / (ritz.scale or 1.0)
+
+    def reachable_tol(self) -> float:
+        """The `tol` to go on with; infinite for float64, and for a map that gives the same vector two products."""
+        floor, row = self.floor, self.space.rows[0]
+        if self.operator.dtype == torch.float64:
+            return math.inf
+        first, again = (self.operator.product(row) for _ in range(2))
+        is_rounding = float((first - again).norm()) <= 0.1 * floor * self.space.largest_image
+        return reachable_tol(floor) if is_rounding else math.inf
+
     def outcome(self, tol: float, failure: str | None) -> Outcome:
         """Everything the space knows, whether it is enough or not."""
         space, ritz = self.space, self.space.ritz(self.which)
@@ -581,6 +606,7 @@ class _Search:
             scale=ritz.scale,
             noise=self.noise,
             rounding=rounding,
+            tol=tol,
             num_steps=space.num_steps - self.num_probe_steps,
             num_probe_steps=self.num_probe_steps,
             missed_excess=excess,
@@ -610,8 +636,7 @@ class _Search:
             return argument_message(
                 kind, received, expected, "Raise memory (bytes), loosen tol or ask for fewer pairs."
             )
-        floor = float(relative.max()) + self.noise / (self.space.ritz(self.which).scale or 1.0)
-        return explain_floor(tol, floor, self.operator.dtype)
+        return explain_floor(tol, self.floor, self.operator.dtype)
 
 
 def _shared(coefficients: Array) -> Array:

@@ -7,6 +7,8 @@ what earlier steps have found.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +19,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lowhanging.curvature.eigenpairs import Eigenpairs
+from lowhanging.curvature.eigenpairs import DEFAULT_TOL, MAX_FLOOR, Eigenpairs
+from lowhanging.curvature.eigensolver import reachable_tol
 from lowhanging.curvature.krylov import dots, not_finite
 from lowhanging.curvature.linear_map import CountedMap
 from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import NotConvergedError, a_type, argument_message, check_count, check_real
+from lowhanging.errors import (
+    NotConvergedError,
+    a_type,
+    argument_message,
+    check_count,
+    check_real,
+    door,
+)
 from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.random_state import private_generator
 
+_PATIENCE = (
+    15  # steps of a float32 search in which the worst residual must halve, or it is asked whether it is rounding
+)
+_SHARE = 10.0  # of the products' errors that a residual may be and still be theirs
 _MAX_ROWS = 160  # of the basis, three vectors of p numbers each, before it is shrunk
 
 
@@ -40,13 +54,16 @@ class GeneralizedEigenpairs(Saved):
     shift: float
     tol: float
     num_products: int  # with A and with B, together
+    is_at_floor: bool = False  # whether `tol` is what rounding allows, coarser than the default that was wanted
 
     def __repr__(self) -> str:
         values = ", ".join(f"{value:.4g}" for value in self.values[:4]) + (", ..." if len(self.values) > 4 else "")
         worst = f"worst residual {float(self.residuals.max()):.1e}"
+        worst += f", AT THE FLOAT32 FLOOR: tol {self.tol:.0e} instead of {DEFAULT_TOL:.0e}" if self.is_at_floor else ""
         return f"GeneralizedEigenpairs({values}; shift {self.shift:.3g}, {worst}, {self.num_products} products)"
 
 
+@door
 @plain_arithmetic()
 def generalized_eigs(
     A: Any,
@@ -56,7 +73,7 @@ def generalized_eigs(
     shift: float = 0.0,
     known: Eigenpairs | None = None,
     orthogonal_to: Tensor | None = None,
-    tol: float = 1e-3,
+    tol: float | None = None,
     max_products: int | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -75,6 +92,8 @@ def generalized_eigs(
         known: top eigenpairs of B ("LA"), if there are some: they make the search several times shorter.
         orthogonal_to: (r, p) or (p,) rows that every vector must be orthogonal to.
         tol: residual |A u - value (B + shift I) u| to reach, relative to the largest |value| times |(B + shift I) u|.
+            By default 1e-4, or, where rounding in float32 puts that out of reach, what was reached, up to 0.1: `.tol`
+            and `.is_at_floor` say so. A tol that is given is met, or it is an error.
         max_products: limit on products with A and B together; by default 200 k + 1,000.
         seed: of the random start.
         progress: a bar; by default one appears when it takes more than two seconds.
@@ -109,13 +128,14 @@ def generalized_eigs(
     remedy = "Ask for fewer pairs than there are dimensions."
     k = check_count("k", k, maximum=left.size - len(excluded), remedy=remedy)
     shift = check_real("shift", shift, remedy="Pass 0, or what makes B + shift I positive definite.")
-    tol = check_real("tol", tol, minimum=0.0, exclusive=True, remedy="Leave it out: 1e-3.")
+    follows_floor = tol is None and left.dtype == torch.float32
+    tol = check_real("tol", DEFAULT_TOL if tol is None else tol, minimum=0.0, exclusive=True, remedy="Leave it out.")
     remedy = "Leave it out for a safe limit."
     limit = 200 * k + 1000 if max_products is None else max_products
     limit = check_count("max_products", limit, minimum=4 * k + 2, remedy=remedy)
     space = _Space(left, right, shift, excluded, _Preconditioner(known, right, shift), max(_MAX_ROWS, 4 * k))
     generator = private_generator(check_count("seed", seed, minimum=0, remedy="Pass 0."), "generalized")
-    delay = 2.0 if progress is None else 0.0
+    delay, least, since, is_at_floor = 2.0 if progress is None else 0.0, math.inf, 0, False
     with tqdm(desc="generalized eigenpairs", unit="step", disable=is_silent(progress), delay=delay) as bar:
         space.add([space.random(generator) for _ in range(min(k + 1, space.num_dimensions))])
         while True:
@@ -126,7 +146,11 @@ def generalized_eigs(
             bar.set_postfix(products=space.num_products, worst=f"{sizes.max():.1e}", refresh=False)
             bar.update()
             is_done = k_now == k and not is_open.any()
-            if is_done or space.is_full or space.num_products + 2 * (k + 1) > limit:
+            since = 0 if sizes.max() < 0.5 * least else since + 1
+            least = min(least, float(sizes.max()))
+            if follows_floor and k_now == k and since >= _PATIENCE:
+                is_at_floor, since = space.is_rounding(values[:k], weights[:, :k], sizes), 0
+            if is_done or is_at_floor or space.is_full or space.num_products + 2 * (k + 1) > limit:
                 break
             if space.size + k > space.max_rows:
                 space.shrink(weights[:, : max(2 * k, 40)])
@@ -137,10 +161,14 @@ def generalized_eigs(
                 space.add([space.random(generator)])
     result = space.result(values[:k_now], weights[:, :k_now], tol)
     worst = float(result.residuals.max())
+    if is_at_floor and reachable_tol(worst) <= MAX_FLOOR:
+        return dataclasses.replace(result, tol=reachable_tol(worst), is_at_floor=True)
     if k_now < k or worst > 2 * tol:
         spent = f"{result.num_products} products"
         message = f"generalized_eigs reached a residual of {worst:.1e} > tol {tol:g} after {spent}."
         remedy = "Raise max_products=, tol= or shift=; known= pairs of B shorten it; float64 rounds less."
+        if is_at_floor:
+            remedy = "That is the rounding of float32: use float64 (objective.double())."
         raise NotConvergedError(f"{message}\n{remedy}", result)
     return result
 
@@ -254,6 +282,24 @@ class _Space:
         residuals = images - torch.from_numpy(values.copy()).to(self.basis)[:, None] * metric
         scale = float(np.abs(values).max()) * metric.double().norm(dim=1)
         return residuals, (residuals.double().norm(dim=1) / scale.clamp_min(1e-300)).cpu().numpy()
+
+    def is_rounding(
+        self, values: NDArray[np.float64], weights: NDArray[np.float64], sizes: NDArray[np.float64]
+    ) -> bool:
+        """Whether the worst residual is of the size of the products' errors, held against float64 ones."""
+        worst = int(sizes.argmax())
+        row = (torch.from_numpy(weights[:, worst].copy()).to(self.basis) @ self.basis)[None]
+        row = row / row.double().norm().to(row)
+        images = [matrix.product(row[0])[None].double() for matrix in (self.A, self.B)]
+        errors = [
+            matrix.errors_of(row.double(), image, 0.0) for matrix, image in zip((self.A, self.B), images, strict=True)
+        ]
+        if errors[0] is None or errors[1] is None:
+            return False
+        largest = float(np.abs(values).max())
+        metric = float((images[1] + self.shift * row.double()).norm())
+        error = float(errors[0]) + abs(float(values[worst])) * float(errors[1])
+        return bool(sizes[worst] <= _SHARE * error / max(largest * metric, 1e-300))
 
     def shrink(self, weights: NDArray[np.float64]) -> None:
         """Keep the span of the best vectors only."""

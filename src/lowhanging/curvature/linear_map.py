@@ -28,7 +28,11 @@ class CountedMap:
         if not hasattr(operator, "__matmul__") or len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
             received = f"is {a_type(operator)}" + (f" of shape {shape}" if shape else "")
             remedy = "Pass lh.hessian(objective), a matrix or a SciPy LinearOperator; for a model use top_hessian_eigs."
-            raise ValueError(argument_message("H", received, "a symmetric map with H @ v and the shape (p, p)", remedy))
+            if hasattr(operator, "hvp"):
+                remedy = "Pass its Hessian: lh.hessian(objective)."
+            kind_of_error = ValueError if hasattr(operator, "__matmul__") else TypeError
+            expected = "a symmetric map with H @ v and the shape (p, p)"
+            raise kind_of_error(argument_message("H", received, expected, remedy))
         kind: Any = getattr(operator, "dtype", torch.float64)
         self.takes_numpy = not isinstance(kind, torch.dtype)
         if self.takes_numpy and np.dtype(kind).kind != "c":

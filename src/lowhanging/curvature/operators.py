@@ -23,7 +23,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lowhanging.errors import a_type, argument_message, check_choice, check_finite, check_real
+from lowhanging.errors import (
+    a_type,
+    argument_message,
+    check_choice,
+    check_finite,
+    check_real,
+    door,
+)
 from lowhanging.objective.checkpoints import Point
 from lowhanging.objective.parameters import Parameters
 from lowhanging.objective.protocol import BLOCKS, Block, Kind, Loss, around, check_loss, own_vector
@@ -403,6 +410,7 @@ class GaussNewton(LossMatrix):
     kind = "gauss_newton"
 
 
+@door
 def hessian(
     loss: Loss, theta: Point | None = None, *, parameters: Parameters | None = None, block: Block = "auto"
 ) -> Hessian:
@@ -433,6 +441,7 @@ def hessian(
     return cast(Hessian, _matrix(Hessian, loss, theta, parameters, block))
 
 
+@door
 def gauss_newton(
     loss: Loss, theta: Point | None = None, *, parameters: Parameters | None = None, block: Block = "auto"
 ) -> GaussNewton:

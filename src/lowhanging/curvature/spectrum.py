@@ -31,7 +31,13 @@ from lowhanging.curvature.krylov import Array, SymmetricMap, check_symmetric, is
 from lowhanging.curvature.linear_map import CountedMap
 from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.curvature.trace import Estimate, in_words, orthonormal_probes, standard_error
-from lowhanging.errors import argument_message, check_count, check_finite, check_real
+from lowhanging.errors import (
+    argument_message,
+    check_count,
+    check_finite,
+    check_real,
+    door,
+)
 from lowhanging.io import Saved
 from lowhanging.objective.cost import machine_memory
 from lowhanging.objective.distributed import is_silent
@@ -75,7 +81,7 @@ def lanczos_quadrature(
             T[size, size - 1] = remaining
             rows[num_fixed + size] = remainder / remaining
     T = T[:size, :size]
-    check_symmetric(T, operator.dtype, scale)
+    check_symmetric(T, operator, rows[num_fixed : num_fixed + size], scale=scale)
     nodes, vectors = eigh_tridiagonal(T.diagonal(), (T.diagonal(1) + T.diagonal(-1)) / 2)
     weights = vectors[0] ** 2
     return nodes, weights / weights.sum(), remaining * vectors[-1] * np.where(vectors[0] < 0, -1.0, 1.0)
@@ -372,6 +378,7 @@ def check_axis(grid: Any, num: int | None, width: float | None) -> tuple[Tensor 
     return found.double(), None, width
 
 
+@door
 @plain_arithmetic()
 def spectral_density(
     H: Any,

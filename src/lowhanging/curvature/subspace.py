@@ -14,12 +14,19 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from lowhanging.errors import a_type, argument_message, check_finite, check_real
+from lowhanging.errors import (
+    a_type,
+    argument_message,
+    check_finite,
+    check_real,
+    door,
+)
 from lowhanging.io import Saved
 
 _SPAN = "Make a subspace of any rows with Subspace.span(rows)."
 
 
+@door
 @dataclass(frozen=True, eq=False, repr=False)
 class Subspace(Saved):
     """The span of k orthonormal directions in weight space.

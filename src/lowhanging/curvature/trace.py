@@ -25,7 +25,11 @@ from tqdm.auto import tqdm
 from lowhanging.curvature.krylov import random_row
 from lowhanging.curvature.linear_map import CountedMap
 from lowhanging.curvature.operators import plain_arithmetic
-from lowhanging.errors import argument_message, check_count
+from lowhanging.errors import (
+    argument_message,
+    check_count,
+    door,
+)
 from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.random_state import private_generator
@@ -108,6 +112,7 @@ class Trace(Saved):
         return self.num_captured == self.num_params
 
 
+@door
 @plain_arithmetic()
 def trace(H: Any, *, num_probes: int = 60, seed: int = 0, progress: bool | None = None) -> Trace:
     r"""The trace of a symmetric map by Hutch++, with its standard error.

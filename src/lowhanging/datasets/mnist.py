@@ -22,7 +22,14 @@ from torch import Tensor
 
 from lowhanging.datasets.examples import Examples
 from lowhanging.datasets.idx import SPLITS, find_splits, read_split
-from lowhanging.errors import a_type, argument_message, check_finite, check_names, check_writable_folder
+from lowhanging.errors import (
+    a_type,
+    argument_message,
+    check_finite,
+    check_names,
+    check_writable_folder,
+    door,
+)
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
 SHA256 = {
@@ -118,6 +125,7 @@ class MNIST:
         return f"MNIST(train={train}, test={test}, source={self._source!r})"
 
 
+@door
 def mnist(
     source: str | os.PathLike[str] = "bundled",
     *,

@@ -8,7 +8,6 @@ it. So a pair and its mirror image are on the same side by default.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +15,14 @@ import torch
 from torch import Tensor
 
 from lowhanging.datasets.examples import Examples
-from lowhanging.errors import argument_message, check_choice, check_count, check_real
+from lowhanging.errors import (
+    argument_message,
+    check_choice,
+    check_count,
+    check_real,
+    door,
+    warn,
+)
 
 Operation = Literal["add", "random"]
 _MAX_MODULUS = 4096  # the split of its p^2 pairs takes about 2 GB
@@ -61,6 +67,7 @@ class ModularAddition:
         return f"ModularAddition({sizes}, {self.split} pairs, operation={self.operation!r}, seed={self.seed})"
 
 
+@door
 def modular_addition(
     p: int = 53,
     train_fraction: float = 0.8,
@@ -123,7 +130,7 @@ def modular_addition(
             "split='ordered' puts (b, a) into the training set for most test pairs (a, b); a model that reads "
             "E[a] + E[b] can score about the train fraction on them by memorising. Use split='unordered' to hold out."
         )
-        warnings.warn(message, UserWarning, stacklevel=2)
+        warn(message)
     columns = [a, b, torch.full_like(a, p)] if equals_token else [a, b]
     inputs, targets = torch.stack(columns, dim=1), table[a, b]
     train, test = (ModularPairs(inputs[where], targets[where]) for where in (is_trained, ~is_trained))

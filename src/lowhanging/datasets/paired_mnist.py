@@ -23,7 +23,12 @@ from torch.utils.data import Dataset
 from lowhanging.datasets.examples import Examples
 from lowhanging.datasets.mnist import MNIST, DigitImages, mnist
 from lowhanging.datasets.resampling import ResampledExamples, derangement
-from lowhanging.errors import argument_message, check_count, check_real
+from lowhanging.errors import (
+    argument_message,
+    check_count,
+    check_real,
+    door,
+)
 
 _SQUARES = 4  # squares per side of a pattern
 _ENLARGE = 7  # pixels per side of a square: 4 * 7 = 28
@@ -164,6 +169,7 @@ class PairedMNIST:
         return f"PairedMNIST({sizes}, {patterns}, {settings}, seed={self.seed}, source={self.source!r})"
 
 
+@door
 def paired_mnist(
     source: str | os.PathLike[str] | MNIST = "bundled",
     *,

@@ -29,7 +29,13 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from lowhanging.datasets.examples import Examples
-from lowhanging.errors import argument_message, check_choice, check_count, check_real
+from lowhanging.errors import (
+    argument_message,
+    check_choice,
+    check_count,
+    check_real,
+    door,
+)
 
 VIEWS = ("atomic", "decomposable", "both")
 
@@ -110,6 +116,7 @@ class ParityRules:
         return total
 
 
+@door
 def parity_rules(
     whole: int = 5,
     half: int = 2,

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from lowhanging.curvature.operators import plain_arithmetic
-from lowhanging.errors import argument_message, check_choice, check_count, check_vector
+from lowhanging.errors import (
+    argument_message,
+    check_choice,
+    check_count,
+    check_vector,
+    door,
+)
 from lowhanging.io import Saved
 from lowhanging.objective.checkpoints import Point, listed_points, thetas_of
 from lowhanging.objective.protocol import Loss, around, check_loss, own_vector
@@ -53,6 +59,7 @@ class PrincipalDirections(Saved):
         return f"PrincipalDirections({len(self.directions)} around the {self.around} checkpoint, explaining {shares})"
 
 
+@door
 @torch.inference_mode(False)
 def random_direction(
     loss: Loss,
@@ -131,6 +138,7 @@ def _scaled(part: Tensor, weight: Tensor, normalization: str, biases: str, filte
     return scaled
 
 
+@door
 @torch.inference_mode(False)
 def difference_direction(start: Point, end: Point, *, model: Any = None) -> Tensor:
     """The direction from one checkpoint to another, (end - start) / |end - start|.
@@ -159,6 +167,7 @@ def difference_direction(start: Point, end: Point, *, model: Any = None) -> Tens
     return unit.to(first.dtype)
 
 
+@door
 @torch.inference_mode(False)
 @plain_arithmetic()
 def principal_directions(
@@ -220,6 +229,7 @@ def principal_directions(
     )
 
 
+@door
 @torch.inference_mode(False)
 @plain_arithmetic()
 def gram_schmidt(directions: Tensor | Sequence[Tensor]) -> OrthogonalDirections:

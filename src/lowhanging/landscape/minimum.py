@@ -30,7 +30,13 @@ from tqdm.auto import tqdm
 
 from lowhanging.curvature.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.curvature.operators import Hessian, hessian, plain_arithmetic
-from lowhanging.errors import NotConvergedError, argument_message, check_count, check_real
+from lowhanging.errors import (
+    NotConvergedError,
+    argument_message,
+    check_count,
+    check_real,
+    door,
+)
 from lowhanging.io import ResumeFile, Saved, digest
 from lowhanging.objective.checkpoints import Checkpoint
 from lowhanging.objective.distributed import is_silent
@@ -105,6 +111,7 @@ class Minimum(Saved):
         return dataclasses.replace(stored, objective=anchored, unanchored=loss)
 
 
+@door
 @plain_arithmetic()
 def polish(
     loss: Loss,

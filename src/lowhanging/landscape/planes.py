@@ -19,7 +19,13 @@ from torch import Tensor
 
 from lowhanging.curvature.operators import plain_arithmetic
 from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import argument_message, check_names, check_real, check_vector
+from lowhanging.errors import (
+    argument_message,
+    check_names,
+    check_real,
+    check_vector,
+    door,
+)
 from lowhanging.io import Saved, digest
 from lowhanging.landscape.directions import OrthogonalDirections, PrincipalDirections, as_direction, first_vector
 from lowhanging.landscape.evaluate import (
@@ -135,6 +141,7 @@ class PlaneTrajectory(Saved, Tabular):
         return f"PlaneTrajectory({', '.join(self.losses)}; {size}; {far}{buffers_text(self.buffers)})"
 
 
+@door
 @torch.inference_mode(False)
 @plain_arithmetic()
 def plane_slice(
@@ -252,6 +259,7 @@ def plane_slice(
     )
 
 
+@door
 @torch.inference_mode(False)
 @plain_arithmetic()
 def plane_through(
@@ -306,6 +314,7 @@ def plane_through(
     )
 
 
+@door
 @torch.inference_mode(False)
 @plain_arithmetic()
 def plane_trajectory(

@@ -16,7 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.errors import argument_message, check_count, check_names, check_real
+from lowhanging.errors import (
+    argument_message,
+    check_count,
+    check_names,
+    check_real,
+    door,
+)
 from lowhanging.io import Saved, digest
 from lowhanging.landscape.directions import Normalization, as_direction
 from lowhanging.landscape.evaluate import (
@@ -80,6 +86,7 @@ class PathSlice(Saved, Tabular):
         return f"PathSlice({', '.join(self.losses)}; {size}{buffers_text(self.buffers)})"
 
 
+@door
 @torch.inference_mode(False)
 def line_slice(
     losses: Loss | Mapping[str, Loss],
@@ -165,6 +172,7 @@ def line_slice(
     )
 
 
+@door
 @torch.inference_mode(False)
 def path_slice(
     losses: Loss | Mapping[str, Loss],

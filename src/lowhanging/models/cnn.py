@@ -13,7 +13,12 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from lowhanging.errors import argument_message, check_choice, check_count
+from lowhanging.errors import (
+    argument_message,
+    check_choice,
+    check_count,
+    door,
+)
 from lowhanging.models.initial import generator_of
 
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
@@ -26,6 +31,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@door
 class SigmoidCNN(nn.Module):
     """Two convolutions with smooth activations and average pools, and a linear read-out.
 

@@ -16,7 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowhanging.errors import argument_message, check_choice, check_count, check_real
+from lowhanging.errors import (
+    argument_message,
+    check_choice,
+    check_count,
+    check_real,
+    door,
+)
 from lowhanging.models.initial import generator_of, normal
 
 Activation = Literal["silu", "sigmoid", "gelu", "tanh"]
@@ -29,6 +35,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 BLOCK = 2  # numbers per block: a plane, in which a circle lies
 
 
+@door
 class ModularMLP(nn.Module):
     r"""One hidden layer on the sum of two embeddings: logits for a + b modulo p.
 

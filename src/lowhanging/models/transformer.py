@@ -10,12 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowhanging.errors import argument_message, check_choice, check_count
+from lowhanging.errors import (
+    argument_message,
+    check_choice,
+    check_count,
+    door,
+)
 from lowhanging.models.initial import generator_of, normal
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
+@door
 class ModularTransformer(nn.Module):
     r"""One layer of causal attention and an MLP, read at the last token: logits for a + b modulo p.
 

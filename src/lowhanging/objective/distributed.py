@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Literal
@@ -26,7 +25,11 @@ from torch import distributed as dist
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from lowhanging.errors import a_type, argument_message
+from lowhanging.errors import (
+    a_type,
+    argument_message,
+    warn,
+)
 
 Sums = tuple[list[Any], list[Tensor]]  # numbers (floats, scalar tensors) and float64 tensors, each a sum over examples
 
@@ -210,7 +213,7 @@ class Ranks:
             self._store.wait(keys, timedelta(seconds=patience / 20))
         except RuntimeError:
             late = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-            warnings.warn(f"{self} waits for rank {late} to make the same loss. {_ALONE}", RuntimeWarning, stacklevel=5)
+            warn(f"{self} waits for rank {late} to make the same loss. {_ALONE}", RuntimeWarning)
             try:
                 self._store.wait(keys, timedelta(seconds=patience))
             except RuntimeError as error:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lowhanging.errors import NotSmoothWarning, argument_message, check_choice, check_finite
+from lowhanging.errors import NotSmoothWarning, argument_message, check_choice, check_finite, warn
 from lowhanging.objective import checks
 from lowhanging.objective.batches import (
     MAX_BATCHES,
@@ -128,7 +128,7 @@ class ModelLoss:
         self.num_examples = batches.num_examples
         self.is_smooth = not kinks
         if kinks:
-            warnings.warn(NotSmoothWarning(kinks), stacklevel=3)  # at the line that makes the Objective
+            warn(NotSmoothWarning(kinks))
 
     def __call__(self, theta: Tensor, batch: Any, tally: Tally | None = None) -> tuple[Tensor, Any]:
         """The batch's sum (scalar, differentiable in theta) and count; outputs are counted in `tally` if given."""
@@ -511,7 +511,11 @@ def _kinks(found: list[checks.Finding]) -> str:
     of_loss = [finding.class_name == checks.LOSS_FUNCTION for finding in found]
     ways_out = ["sigmoid, SiLU or GELU"] * (not all(of_loss)) + ["a smooth loss_fn"] * any(of_loss)
     listed = "; ".join(map(str, found))
-    return f"the loss is not smooth: {listed}. Its Hessian ignores the kinks; use {', and '.join(ways_out)}."
+    return (
+        f"the loss is not smooth: {listed}. That is fine for slices, which only evaluate, and for eigenpairs, steering "
+        "and Gauss-Newton, which are of the curvature between the kinks; not for polish and find_canyons, which need a "
+        f"smooth minimum: for those use {', and '.join(ways_out)}."
+    )
 
 
 def _num_terms(targets: Any, batch: Any) -> int:

@@ -18,7 +18,15 @@ from typing import Any, Literal, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from lowhanging.errors import a_type, argument_message, check_choice, check_finite, check_real, check_vector
+from lowhanging.errors import (
+    a_type,
+    argument_message,
+    check_choice,
+    check_finite,
+    check_real,
+    check_vector,
+    door,
+)
 from lowhanging.io import digest
 from lowhanging.objective.batches import MAX_BATCHES, Batches
 from lowhanging.objective.checkpoints import Checkpoint, Point, read_point, refuse_plain, with_buffers
@@ -176,6 +184,7 @@ class _Loss(ABC):
     def _evaluate_many(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]: ...
 
 
+@door
 class Objective(_Loss):
     r"""Mean loss of a model over one data set, as a function of its flat trainable parameters.
 
@@ -449,6 +458,7 @@ class Objective(_Loss):
             return self._terms.in_double().mean
 
 
+@door
 class FunctionObjective(_Loss):
     """Any scalar torch function of theta as an objective: every tool of the library takes it.
 
@@ -627,6 +637,7 @@ class _Shifted:
         return self.inner.block(wanted)
 
 
+@door
 class AnchoredObjective(_Loss):
     r"""A loss plus a quadratic that keeps it near a point: L(theta) + epsilon/2 |theta - anchor|^2.
 

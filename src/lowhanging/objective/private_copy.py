@@ -24,6 +24,8 @@ def private_copy(model: nn.Module, mode: str, device: torch.device | str | None)
     """A copy on `device`, in float32 at least, with the train/eval flags that `mode` asks for."""
     if not isinstance(model, nn.Module):
         remedy = "Wrap a function of theta in FunctionObjective(function, theta0)."
+        if hasattr(model, "hvp"):
+            remedy = "It is an objective already: pass it to the tools as it is."
         raise TypeError(argument_message("model", f"is {a_type(model)}", "a torch.nn.Module", remedy))
     # To ask torch for the class of compiled modules would load the compiler, for seconds.
     compiled = getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", ())

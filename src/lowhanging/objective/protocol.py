@@ -136,8 +136,12 @@ def check_loss(argument: str, value: Any) -> Loss:
     elif "hvp" not in missing:
         received += f" without {', '.join(missing)}"
         remedy = "Give it what lowhanging.objective.Loss lists, or wrap it: lh.FunctionObjective(function, theta0)."
-    elif not isinstance(value, nn.Module):
+    elif isinstance(value, list | tuple | Mapping):
+        remedy = "Pass one loss."
+    elif callable(value) and not isinstance(value, nn.Module):
         remedy = "Wrap it: lh.FunctionObjective(function, theta0)."
+    elif not isinstance(value, nn.Module):
+        remedy = "Make one: lh.Objective(model, data), or lh.FunctionObjective(function, theta0)."
     raise TypeError(argument_message(argument, received, "an objective", remedy))
 
 

@@ -34,6 +34,7 @@ RTOL = {torch.float64: 1e-9, torch.float32: 1e-3}
 # Against central differences, by the dtype of the product and that of the differences.
 _RTOL_DIFFERENCES = {(torch.float64, torch.float64): 1e-5, (torch.float32, torch.float64): 1e-3}
 _RTOL_NARROW = 1e-2
+_MOST_ROUNDING = 0.3  # of a float32 product, relative: one that is coarser says nothing of the eigenvectors
 # Lengths of a step relative to |theta|: the shorter ones miss the kinks of a loss that has some.
 _STEPS = {torch.float64: (1e-5, 1e-7, 1e-3, 1e-8), torch.float32: (1e-2, 1e-3, 1e-1)}
 
@@ -121,6 +122,7 @@ class Fault:
 
     reason: str
     is_finite: bool = True
+    rounding: float = 0.0  # of a product that is right but for float32's rounding, relative
 
 
 class Verification:
@@ -236,7 +238,34 @@ class Verification:
         more = self._off_from_differences(self._theta, ours, theirs if is_finite else None, rounding, batch)
         if more is None or (not self._is_smooth and self._is_right_nearby(engine, batch)):
             return None
-        return Fault(f"the product of batch {index} {words}{more}", is_finite)
+        share = None if engine.route == "recorded" else self._rounding_of(engine, ours, batch)
+        if share is not None and share <= _MOST_ROUNDING:
+            return None
+        return Fault(f"the product of batch {index} {words}{more}", is_finite, share or 0.0)
+
+    def _rounding_of(self, engine: ProductEngine, ours: Tensor, batch: Any) -> float | None:
+        """The rounding of a float32 product, relative; None where the same route in float64 is not right either.
+
+        Of a nearly perfect classifier the derivatives by the logits, p - 1, are lost in the rounding of p itself.
+        """
+        matrix, theta, wide, v = self._wide(batch, self._theta)
+        if self._theta.dtype == theta.dtype:
+            return None
+        try:
+            if engine.route == "reverse":
+                other = self._reverse_of(matrix)
+                exact = other.product(other.prepare(theta, wide)[0], v)
+            else:
+                exact = matrix.product(theta, v, wide)
+        except _FAILURES:
+            return None
+        rtol = _RTOL_DIFFERENCES[torch.float64, torch.float64]
+        if not any(
+            float((found - exact).norm()) <= rtol * float(found.norm()) + noise
+            for found, noise in self._differences(batch)
+        ):
+            return None
+        return float((ours.to(exact) - exact).norm() / exact.norm().clamp(min=1e-300))
 
     def _is_right_nearby(self, engine: ProductEngine, batch: Any) -> bool:
         """Whether the engine agrees with differences at a point near theta: at a kink there are two Hessians."""
@@ -346,6 +375,10 @@ class Verification:
 
     def refusal(self, faults: Sequence[Fault]) -> ValueError:
         """The error for a loss of which no engine's products are right."""
+        if rounded := [fault.rounding for fault in faults if fault.rounding]:
+            received = f"has products that float32 rounds by {min(rounded):.0%} of their size at this theta"
+            remedy = "Use float64: objective.double(), or model.double() before the objective is made."
+            return ValueError(argument_message("the loss", received, f"at most {_MOST_ROUNDING:.0%}", remedy))
         reasons = "; ".join(dict.fromkeys(fault.reason for fault in faults))
         singular = self._singular_operations()
         if all(fault.is_finite for fault in faults) and not singular:

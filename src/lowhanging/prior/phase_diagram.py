@@ -23,7 +23,15 @@ from scipy.special import betaincinv, stdtrit
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lowhanging.errors import a_type, argument_message, check_choice, check_count, check_names, check_real
+from lowhanging.errors import (
+    a_type,
+    argument_message,
+    check_choice,
+    check_count,
+    check_names,
+    check_real,
+    door,
+)
 from lowhanging.io import ResumeFile, Saved
 from lowhanging.objective.distributed import is_silent
 from lowhanging.tables import Columns, Tabular
@@ -358,6 +366,7 @@ class PhaseDiagram(Saved, Tabular):
         return self.values[check_choice("name", name, tuple(self.values))]
 
 
+@door
 def phase_diagram(
     experiment: Experiment,
     axes: Mapping[str, Sequence[Any]],

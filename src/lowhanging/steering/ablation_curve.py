@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lowhanging.curvature.operators import plain_arithmetic
-from lowhanging.errors import NotConvergedError, a_type, argument_message, check_choice, check_count, check_real
+from lowhanging.errors import (
+    NotConvergedError,
+    a_type,
+    argument_message,
+    check_choice,
+    check_count,
+    check_real,
+    door,
+    warn,
+)
 from lowhanging.io import ResumeFile, Saved, digest
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.protocol import Loss, as_losses, check_loss, check_rows, check_same_buffers, common_center
@@ -108,6 +116,7 @@ class AblationCurve(Saved, NotebookTable):
         return "\n".join(lines)
 
 
+@door
 @plain_arithmetic()
 def ablation_curve(
     loss: Loss,
@@ -182,7 +191,7 @@ def ablation_curve(
         Nocedal & Wright (2006), Numerical Optimization, algorithm 17.4 (augmented Lagrangian), section 18.1 (Newton's
         method on the optimality conditions).
     """
-    center = common_center({"loss": loss, "keep": keep})
+    center = common_center({"loss": check_loss("loss", loss), "keep": check_loss("keep", keep)})
     check_choice("on_failure", on_failure, ("raise", "warn"))
     num_starts = check_count("num_starts", num_starts, remedy="Leave it out: 3.")
     gtol = check_real("gtol", gtol, minimum=0.0, exclusive=True, remedy="Leave it out: 1e-4.")
@@ -245,7 +254,7 @@ def ablation_curve(
         remedy = "Raise max_gradients=, max_products= or gtol=; float64 rounds less; ask for finer steps."
         if on_failure == "raise":
             raise NotConvergedError(f"{message}\n{remedy}", result)
-        warnings.warn(f"{message}\n{remedy}", stacklevel=2)
+        warn(f"{message}\n{remedy}")
     return result
 
 
@@ -334,6 +343,7 @@ class SphereRelaxation(Saved):
         return f"SphereRelaxation({len(self.slides)} points, slid by {slides} of their distance)"
 
 
+@door
 @plain_arithmetic()
 def relax_on_spheres(
     loss: Loss,

@@ -332,6 +332,6 @@ class Problem:
         operator = LinearOperator((len(probe),) * 2, shifted, dtype=kind)
         try:
             pairs = top_eigs(operator, k=1, which="SA", tol=_CURVATURE_TOL, progress=False)
-        except (NotConvergedError, FloatingPointError):
+        except (NotConvergedError, FloatingPointError, ValueError):  # or float32 rounds the matrix out of symmetry
             return math.nan, math.nan
         return float(pairs.values[0]), 2 * _CURVATURE_TOL * pairs.scale

@@ -18,7 +18,15 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor, nn
 
-from lowhanging.errors import a_type, argument_message, check_choice, check_finite, check_names, check_real
+from lowhanging.errors import (
+    a_type,
+    argument_message,
+    check_choice,
+    check_finite,
+    check_names,
+    check_real,
+    door,
+)
 from lowhanging.io import Saved
 from lowhanging.objective.batches import Batches, logits_of
 from lowhanging.objective.checkpoints import Point
@@ -57,6 +65,7 @@ def shares_text(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     return ", ".join(f"{cue} {100 * before[cue]:.1f} % -> {100 * after[cue]:.1f} %" for cue in before)
 
 
+@door
 class ConflictControl:
     r"""Which cue a model follows on inputs that show several cues with different labels.
 
@@ -268,6 +277,7 @@ class CircuitAttribution(Saved):
         return f"CircuitAttribution({self.name!r}: {losses}, answers {self.shift.text}; {self.reason})"
 
 
+@door
 def attribute_circuit(
     control: ConflictControl,
     theta: Point,

@@ -10,20 +10,32 @@ predictions follow there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lowhanging.curvature.eigenpairs import Eigenpairs, top_eigs
+from lowhanging.curvature.eigenpairs import DEFAULT_TOL, Eigenpairs, OnFailure, top_eigs
 from lowhanging.curvature.generalized import generalized_eigs
 from lowhanging.curvature.operators import gauss_newton, hessian, plain_arithmetic
 from lowhanging.curvature.subspace import Subspace
-from lowhanging.errors import a_type, argument_message, check_choice, check_count, check_real, check_vector
+from lowhanging.errors import (
+    NotConvergedError,
+    a_type,
+    argument_message,
+    check_choice,
+    check_count,
+    check_real,
+    check_vector,
+    door,
+    naming,
+    warn,
+)
 from lowhanging.io import Saved
-from lowhanging.objective.protocol import Kind, Loss, as_losses, check_same_buffers, common_center
+from lowhanging.objective.protocol import Kind, Loss, as_losses, check_loss, check_same_buffers, common_center
 from lowhanging.steering.cues import ConflictControl, shares_text
 from lowhanging.tables import Columns, NotebookTable
 
@@ -34,6 +46,7 @@ _SHIFT = 0.01  # of the largest eigenvalue: below that, curvature of the preserv
 Method = Literal["project", "ratio"]
 
 
+@door
 @plain_arithmetic()
 def steering_direction(
     *,
@@ -46,7 +59,7 @@ def steering_direction(
     ablate_pairs: Eigenpairs | None = None,
     metric: Kind = "hessian",
     shift: float | None = None,
-    tol: float = 1e-4,
+    tol: float | None = None,
     progress: bool | None = None,
 ) -> Tensor:
     r"""Direction that raises the `ablate` loss while the `preserve` loss stays flat.
@@ -77,7 +90,8 @@ def steering_direction(
             them.
         metric: of "ratio": "hessian" or "gauss_newton", which has no use of `preserve_pairs`.
         shift: c of "ratio" instead of the one above.
-        tol: residual of the eigenpairs, relative to the largest eigenvalue.
+        tol: residual of the eigenpairs, relative to the largest eigenvalue; by default 1e-4, or what float32 allows, as
+            in `top_eigs`.
         progress: bars; by default they appear when a computation takes more than two seconds.
 
     Returns:
@@ -85,7 +99,7 @@ def steering_direction(
         step -1; "ratio": the ablated loss rises towards positive steps at theta0 (where it has no slope, as before).
 
     Raises:
-        NotConvergedError: an eigenproblem missed its tolerance; `.result` has what it found.
+        NotConvergedError: an eigenproblem missed its tolerance; the message names its loss, `.result` is what it found.
         ValueError: the losses differ in theta0, given pairs are too few, v lies in the span of V, or the shift leaves
             M + c I indefinite.
 
@@ -96,7 +110,7 @@ def steering_direction(
     Source:
         "project": Vaintrob & Rimsky (2023), "The low-hanging fruit prior and sloped valleys in the loss landscape".
     """
-    center = common_center({"preserve": preserve, "ablate": ablate})
+    center = common_center({"preserve": check_loss("preserve", preserve), "ablate": check_loss("ablate", ablate)})
     _check_method(method, metric, shift)
     remedy = "0 is the largest eigenvalue's eigenvector."
     check_count("index", index, minimum=0, maximum=center.numel() - 1, remedy=remedy)
@@ -115,6 +129,7 @@ def steering_direction(
     return _oriented(u / u.norm(), ablate, center)
 
 
+@door
 @plain_arithmetic()
 def steering_subspace(
     *,
@@ -127,7 +142,7 @@ def steering_subspace(
     ablate_pairs: Eigenpairs | None = None,
     metric: Kind = "hessian",
     shift: float | None = None,
-    tol: float = 1e-4,
+    tol: float | None = None,
     progress: bool | None = None,
 ) -> Subspace:
     r"""The vector space of directions that keep one circuit and ablate the other.
@@ -155,7 +170,7 @@ def steering_subspace(
         orthogonal to V, those of "ratio" to the preserved loss's gradient; signs as in `steering_direction`.
 
     Raises:
-        NotConvergedError: an eigenproblem missed its tolerance.
+        NotConvergedError: an eigenproblem missed its tolerance; the message names its loss.
         ValueError: as of `steering_direction`.
 
     Cost:
@@ -165,7 +180,7 @@ def steering_subspace(
     Source:
         Vaintrob & Rimsky (2023).
     """
-    center = common_center({"preserve": preserve, "ablate": ablate})
+    center = common_center({"preserve": check_loss("preserve", preserve), "ablate": check_loss("ablate", ablate)})
     _check_method(method, metric, shift)
     remedy = "k + num_directions must fit into num_params dimensions."
     num = check_count("num_directions", num_directions, maximum=center.numel() - 1, remedy=remedy)
@@ -195,11 +210,14 @@ class SteeringReport(Saved, NotebookTable):
 
     direction: Tensor  # (p,) unit
     quotients: dict[str, float]  # name -> u.Hu, the Rayleigh quotient: curvature of that loss along u
-    positions: dict[str, int]  # name -> 1 + number of the k known eigenvalues above the quotient; k + 1: below all
+    # name -> 1 + number of the k known eigenvalues above the quotient; k + 1: below all; 0: not known, see `failures`
+    positions: dict[str, int]
     eigenvalues: dict[str, Tensor]  # name -> (k,) top eigenvalues, descending
     overlaps: dict[str, Tensor]  # name -> (k,) squared cosines with the top eigenvectors
     step: float | None = None  # theta0 + step * direction is where cue shares are compared; None without a control
     cue_shares: dict[str, dict[str, float]] = field(default_factory=dict)  # "before", "after" -> cue -> its share
+    tols: dict[str, float] = field(default_factory=dict)  # name -> residuals of its eigenpairs over the largest value
+    failures: dict[str, str] = field(default_factory=dict)  # name -> why it has no eigenpairs that hold
 
     def columns(self) -> Columns:
         """One row for each loss, as in the printed table."""
@@ -230,14 +248,20 @@ class SteeringReport(Saved, NotebookTable):
             lines.append(f"{'cue shares':>12} " + " ".join(f"{cue:>10}" for cue in self.cue_shares["before"]))
             for where, shares in zip(("theta0", f"step {self.step:g}"), self.cue_shares.values(), strict=True):
                 lines.append(f"{where:>12} " + " ".join(f"{100 * share:>8.1f} %" for share in shares.values()))
+        if at_floor := [f"{name} {tol:.0e}" for name, tol in self.tols.items() if tol > DEFAULT_TOL]:
+            lines.append(f"eigenpairs to a tol coarser than {DEFAULT_TOL:.0e}: {', '.join(at_floor)}")
+        lines += [f"{name}: {reason}" for name, reason in self.failures.items()]
         return "\n".join(lines)
 
     def position_text(self, name: str) -> str:
-        """The position as it may be quoted: "7", or "> 50" where the quotient is below all known eigenvalues."""
+        """The position as it may be quoted: "7", "> 50" where it is below all known eigenvalues, "?" if not known."""
         num = len(self.eigenvalues[name])
+        if self.positions[name] == 0:
+            return "?"
         return f"> {num}" if self.positions[name] > num else str(self.positions[name])
 
 
+@door
 @plain_arithmetic()
 def steering_report(
     direction: Tensor,
@@ -247,7 +271,8 @@ def steering_report(
     pairs: Mapping[str, Eigenpairs] | None = None,
     conflict: ConflictControl | None = None,
     step: float | None = None,
-    tol: float = 1e-4,
+    tol: float | None = None,
+    on_failure: OnFailure = "raise",
     progress: bool | None = None,
 ) -> SteeringReport:
     r"""What a direction is to every named loss.
@@ -265,14 +290,17 @@ def steering_report(
         pairs: name -> top eigenpairs (which="LA") that are known already; all of them are used.
         conflict: inputs whose cues have different labels, see `ConflictControl`; of the losses' model.
         step: in units of u, with `conflict` only; 2 by default.
-        tol: residual of the eigenpairs, relative to the largest eigenvalue.
+        tol: residual of the eigenpairs, relative to the largest eigenvalue; by default 1e-4, or what float32 allows, as
+            in `top_eigs`; `.tols` has what it was.
+        on_failure: "raise", or "warn" to get the report with a RuntimeWarning, where a loss has no eigenpairs that
+            hold. Its row is NaN, and `.failures` says why; the other losses are reported either way.
         progress: bars; by default they appear when a computation takes more than two seconds.
 
     Returns:
         SteeringReport; `print` it for a table.
 
     Raises:
-        NotConvergedError: an eigenproblem missed its tolerance.
+        NotConvergedError: the eigenpairs of a loss could not be found; `.result` is the report of the others.
         ValueError, TypeError: a direction of the wrong length, zero or not finite; losses around different points;
             a step without a control, or a control of another model.
 
@@ -292,18 +320,42 @@ def steering_report(
     step = _checked_step(conflict, step, center)
     if conflict is not None:
         check_same_buffers({**losses, "the conflict control": conflict.loss})
-    quotients, positions, eigenvalues, overlaps = {}, {}, {}, {}
+    check_choice("on_failure", on_failure, ("raise", "warn"))
+    k = check_count("k", k, maximum=center.numel(), remedy=f"The losses have {center.numel()} eigenpairs.")
+    found = {
+        name: _pairs(losses[name], len(given.values), given, f"pairs[{name!r}]", tol, progress)
+        for name, given in known.items()
+    }
+    quotients, positions, tols = (
+        dict.fromkeys(losses, math.nan),
+        dict.fromkeys(losses, 0),
+        dict.fromkeys(losses, math.nan),
+    )
+    eigenvalues, overlaps = ({name: torch.full((k,), math.nan).double() for name in losses} for _ in range(2))
+    failures: dict[str, str] = {}
     for name, loss in losses.items():
-        num = len(known[name].values) if name in known else k
-        found = _pairs(loss, num, known.get(name), f"pairs[{name!r}]", tol, progress)
-        quotients[name] = float(u @ (hessian(loss) @ u.to(center)).cpu().double())
-        eigenvalues[name] = found.values.double()
+        try:
+            quotients[name] = float(u @ (hessian(loss) @ u.to(center)).cpu().double())
+            pairs_here = found.get(name) or top_eigs(hessian(loss), k=k, tol=tol, progress=progress)
+        except (NotConvergedError, ValueError, FloatingPointError) as error:
+            failures[name] = str(error)
+            continue
+        eigenvalues[name], tols[name] = pairs_here.values.double(), pairs_here.tol
         positions[name] = 1 + int((eigenvalues[name] > quotients[name]).sum())
-        overlaps[name] = (found.vectors.double() @ u).square()
+        overlaps[name] = (pairs_here.vectors.double() @ u).square()
     cue_shares = {}
     if conflict is not None and step is not None:
         cue_shares = {"before": conflict(center), "after": conflict(center + step * u.to(center))}
-    return SteeringReport(u.to(center.dtype), quotients, positions, eigenvalues, overlaps, step, cue_shares)
+    result = SteeringReport(
+        u.to(center.dtype), quotients, positions, eigenvalues, overlaps, step, cue_shares, tols, failures
+    )
+    if failures:
+        message = "\n".join(f"losses[{name!r}]: {reason}" for name, reason in failures.items())
+        message += f"\nThe report of the other {len(losses) - len(failures)} is in error.result."
+        if on_failure == "raise":
+            raise NotConvergedError(message, result)
+        warn(message, RuntimeWarning)
+    return result
 
 
 def _checked_step(conflict: ConflictControl | None, step: float | None, center: Tensor) -> float | None:
@@ -326,12 +378,13 @@ def _checked_step(conflict: ConflictControl | None, step: float | None, center: 
 
 
 def _pairs(
-    loss: Loss, k: int, known: Eigenpairs | None, argument: str, tol: float, progress: bool | None
+    loss: Loss, k: int, known: Eigenpairs | None, argument: str, tol: float | None, progress: bool | None
 ) -> Eigenpairs:
     """At least k top eigenpairs of the loss's Hessian, computed unless they are known."""
     remedy = f"Compute them with lh.top_eigs(lh.hessian(loss), k={k})."
     if known is None:
-        return top_eigs(hessian(loss), k=k, which="LA", tol=tol, progress=progress)
+        with naming(argument.removesuffix("_pairs")):
+            return top_eigs(hessian(loss), k=k, which="LA", tol=tol, progress=progress)
     if known.which != "LA" or len(known.values) < k or known.vectors.shape[1] != loss.num_params:
         received = f"holds {len(known.values)} pairs ({known.which}) of length {known.vectors.shape[1]}"
         expected = f"at least {k} pairs (LA) of length {loss.num_params}"
@@ -349,7 +402,9 @@ def _pairs(
     return known
 
 
-def _span(loss: Loss, k: int, known: Eigenpairs | None, argument: str, tol: float, progress: bool | None) -> Subspace:
+def _span(
+    loss: Loss, k: int, known: Eigenpairs | None, argument: str, tol: float | None, progress: bool | None
+) -> Subspace:
     """Span of the top k eigenvectors."""
     remedy = "Fewer eigenvectors than parameters must be removed, or nothing is left."
     check_count("k", k, maximum=loss.num_params - 1, remedy=remedy)
@@ -373,7 +428,7 @@ def _ratio_rows(
     known: Eigenpairs | None,
     metric: Kind,
     shift: float | None,
-    tol: float,
+    tol: float | None,
     progress: bool | None,
 ) -> Tensor:
     """The first `num` directions (num, p) of most curvature of `ablate` per curvature of `preserve`."""
@@ -382,23 +437,34 @@ def _ratio_rows(
         preserve, ablate = preserve.double(), ablate.double()
     k = check_count("k", k, maximum=p - 1, remedy="Leave it out: 50, or fewer for fewer weights.")
     M = hessian(preserve) if metric == "hessian" else gauss_newton(preserve)
+    smallest = 0.0
     if metric == "hessian":
         pairs = _pairs(preserve, k, known, "preserve_pairs", tol, progress)
+        if shift is None:
+            with naming("preserve"):
+                smallest = _least(M, progress)
     else:
-        pairs = top_eigs(M, k=k, which="LA", tol=tol, progress=progress)
+        with naming("preserve"):
+            pairs = top_eigs(M, k=k, which="LA", tol=tol, progress=progress)
     if shift is None:
-        smallest = 0.0
-        if metric == "hessian":
-            lowest = top_eigs(M, k=1, which="SA", tol=1e-3, progress=progress)
-            smallest = float(lowest.values[0] - lowest.residuals[0])
         shift = max(-smallest, 0.0) + _SHIFT * pairs.scale
     gradient = preserve.gradient(preserve.theta0).detach()
     has_slope = float(gradient.double().norm()) > 0
-    found = generalized_eigs(
-        hessian(ablate), M, k=num, shift=shift, known=pairs, orthogonal_to=gradient if has_slope else None,
-        tol=tol, progress=progress,
-    )  # fmt: skip
+    with naming("ablate over preserve"):
+        found = generalized_eigs(
+            hessian(ablate), M, k=num, shift=shift, known=pairs, orthogonal_to=gradient if has_slope else None,
+            tol=tol, progress=progress,
+        )  # fmt: skip
     return found.vectors.double()
+
+
+def _least(M: Any, progress: bool | None) -> float:
+    """A lower bound on the eigenvalues of M, to 1e-3 of the largest, or to what float32 allows."""
+    try:
+        lowest = top_eigs(M, k=1, which="SA", tol=1e-3, progress=progress)
+    except NotConvergedError:
+        lowest = top_eigs(M, k=1, which="SA", progress=progress)
+    return float(lowest.values[0] - lowest.residuals[0])
 
 
 def _uphill(u: Tensor, ablate: Loss, center: Tensor) -> Tensor:

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lowhanging.errors import a_type, argument_message, check_choice, check_count, check_real
+from lowhanging.errors import (
+    a_type,
+    argument_message,
+    check_choice,
+    check_count,
+    check_real,
+    door,
+)
 from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
 
@@ -65,6 +72,7 @@ class Calibration(Saved):
         return "\n".join(lines)
 
 
+@door
 def calibrate(
     instrument: Callable[[Any], Any],
     plant: Callable[..., Any],

@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lowhanging.errors import NotSmoothWarning, a_type, argument_message, check_count
+from lowhanging.errors import (
+    NotSmoothWarning,
+    a_type,
+    argument_message,
+    check_count,
+    door,
+)
 from lowhanging.objective.batches import num_examples
 from lowhanging.objective.model_loss import BatchLoss, LossFn
 from lowhanging.objective.objective import FunctionObjective, Objective
@@ -31,6 +37,8 @@ _ROUNDING = {torch.float64: 1e-8, torch.float32: 2e-3}  # of a product, relative
 _FEW = 64  # examples that check_model differentiates; the whole data set is read and validated
 _RANDOM_LAYERS = (nn.modules.dropout._DropoutNd, nn.RNNBase, nn.MultiheadAttention)
 _NORM_LAYERS = (nn.modules.batchnorm._BatchNorm,)
+_SMOOTH = "smooth"
+_TOOLS_AT_KINKS = "fine for slices, eigenpairs and Gauss-Newton, not for polish and canyons"
 _REFUSALS = (ValueError, TypeError, RuntimeError)
 
 
@@ -75,16 +83,26 @@ class ModelCheck(NotebookTable):
             "detail": [check.detail for check in self.checks],
         }
 
+    @property
+    def is_kinked(self) -> bool:
+        """Kinks, and nothing else: fine for slices, eigenpairs and Gauss-Newton, not for polish and canyons."""
+        return [check.name for check in self.checks if not check.is_passed] == [_SMOOTH]
+
     def __repr__(self) -> str:
         found = "ok" if self.ok else f"{len(self.problems)} problem{'s' * (len(self.problems) > 1)}"
+        found = "ok but for kinks" if self.is_kinked else found
         return f"ModelCheck({self.model}: {found}, {len(self.checks)} checks; print it for the report)"
 
     def __str__(self) -> str:
-        lines = [f"{self.model}: {'ok' if self.ok else 'not ready to be studied'}"]
-        lines += [f"  {'ok     ' if c.is_passed else 'PROBLEM'}  {c.name}: {c.detail}" for c in self.checks]
+        found = "ok" if self.ok else "not ready to be studied"
+        found = f"has kinks: {_TOOLS_AT_KINKS}" if self.is_kinked else found
+        bad = "KINKS  " if self.is_kinked else "PROBLEM"
+        lines = [f"{self.model}: {found}"]
+        lines += [f"  {'ok     ' if c.is_passed else bad}  {c.name}: {c.detail}" for c in self.checks]
         return "\n".join(lines + [f"  note     {note}" for note in self.notes])
 
 
+@door
 def check_model(
     model: nn.Module,
     data: Any,
@@ -245,7 +263,7 @@ def _smooth(small: Objective, kinks: str | None, seed: int) -> Check:
         law = "differences of gradients are at rounding (a loss that is nearly quadratic here)"
     elif not -1.0 <= worst <= 5.0:
         law = "differences of gradients shrink by no power of the step (there are kinks inside it)"
-    return Check("smooth", kinks is None and 1.3 <= worst <= 3.0, f"{kinks} Measured: {law}" if kinks else law)
+    return Check(_SMOOTH, kinks is None and 1.3 <= worst <= 3.0, f"{kinks} Measured: {law}" if kinks else law)
 
 
 def _products(small: Objective, seed: int) -> Iterator[Check]:

@@ -28,6 +28,8 @@ from lowhanging.errors import (
     check_choice,
     check_count,
     check_real,
+    door,
+    warn,
 )
 from lowhanging.io import ResumeFile, Saved, digest
 from lowhanging.objective.batches import stored_tensors
@@ -128,6 +130,7 @@ class StackRun(Saved, Tabular):
         return models
 
 
+@door
 def train_stack(
     model_factory: ModelFactory | str,
     data: Any = None,
@@ -340,7 +343,7 @@ def _stacked(
             "model_factory does not make its weights from the seed alone: two seeds begin alike, or one seed "
             "differently each time. Begin it with torch.manual_seed(seed), or pass the seed on."
         )
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warn(message)
     return loss, torch.stack(rows)
 
 

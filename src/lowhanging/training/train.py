@@ -19,7 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lowhanging.errors import NotConvergedError, a_type, argument_message, check_count, check_device
+from lowhanging.errors import (
+    NotConvergedError,
+    a_type,
+    argument_message,
+    check_count,
+    check_device,
+    door,
+)
 from lowhanging.io import ResumeFile, Saved
 from lowhanging.objective.batches import ShuffledBatches, Tally, as_pytree
 from lowhanging.objective.checkpoints import Checkpoint
@@ -89,6 +96,7 @@ class TrainingRun(Saved, Tabular):
         )
 
 
+@door
 def train(
     model: nn.Module,
     data: Any,
