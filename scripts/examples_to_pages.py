@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import re
 import sys
@@ -59,6 +60,23 @@ def cells(script: str) -> list[Cell]:
     return [Cell(kind, tuple(lines), number) for kind, number, lines in found]
 
 
+def notebook(script: str) -> str:
+    """The same cells as a notebook (nbformat 4.5, without output), to be downloaded."""
+    found = []
+    for number, cell in enumerate(cells(script)):
+        if cell.kind == "none":
+            continue
+        is_code = cell.kind == "code"
+        source = cell.source if is_code else cell.text
+        found.append(
+            {"cell_type": "code" if is_code else "markdown", "id": f"cell-{number}", "metadata": {}, "source": source}
+            | ({"execution_count": None, "outputs": []} if is_code else {})
+        )
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    document = {"cells": found, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
 class CellError(RuntimeError):
     """A cell failed; names the script and its line."""
 
@@ -78,7 +96,11 @@ def make_page(script: Path, folder: Path) -> str:
             parts.append(f"``` {{ .text .output }}\n{printed.rstrip()}\n```")
         parts += pictures.new()
     title, _, rest = parts[0].partition("\n")
-    origin = f"*This page is a script: [{script.name}]({script.name}). It was run to make the page.*"
+    as_notebook = f"{script.stem}.ipynb"
+    origin = (
+        f"*This page is a script: [{script.name}]({script.name}), or as a notebook [{as_notebook}]({as_notebook}). "
+        "It was run to make the page.*"
+    )
     parts[0] = f"{title}\n\n{origin}\n{rest}"
     return "\n\n".join(parts) + "\n"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ CONVERTER = ROOT / "scripts" / "examples_to_pages.py"
 def on_files(files: Any, config: Any) -> Any:
     """Add a page, its pictures and the script itself for every example."""
     scripts = sorted((ROOT / "examples").glob("*.py"))
+    notebook = runpy.run_path(str(CONVERTER))["notebook"]
     with tempfile.TemporaryDirectory() as folder:
         if config.extra["run_examples"]:
             with ThreadPoolExecutor(2) as pool:
@@ -35,6 +37,7 @@ def on_files(files: Any, config: Any) -> Any:
             files.append(File.generated(config, f"tutorials/{path.name}", content=path.read_bytes()))
     for script in scripts:
         files.append(File.generated(config, f"tutorials/{script.name}", content=script.read_bytes()))
+        files.append(File.generated(config, f"tutorials/{script.stem}.ipynb", content=notebook(script.read_text())))
     return files
 
 

@@ -420,6 +420,12 @@ def test_site_builds(tmp_path: Path) -> None:
     for part in ("Parameters:", "Returns:", "Raises:", "Cost:", "Examples:", "Attributes:"):
         assert f"{part}</" in page
     assert "of actual products" in page  # the comment of a field
+    index = (tmp_path / "search" / "search_index.js").read_text()  # a script, which a page can load from disk
+    assert index.startswith("var __index = {") and "steering_direction" in index
+    assert page.index('src="../iframe-worker.js"') < page.index("/bundle.")
+    assert (tmp_path / "iframe-worker.js").is_file()
+    notebook = json.loads((tmp_path / "tutorials" / "slices.ipynb").read_text())
+    assert notebook["nbformat"] == 4 and {"code", "markdown"} == {cell["cell_type"] for cell in notebook["cells"]}
     for html in tmp_path.rglob("*.html"):
         assert re.search(r'(?:src|href)="(?:https?:)?//(?!www\.lesswrong\.com)', html.read_text()) is None, html
 

@@ -5,6 +5,7 @@ script, run in an empty folder, within a budget of processor time: so many times
 from __future__ import annotations
 
 import importlib.util
+import json
 import runpy
 import sys
 import time
@@ -140,7 +141,7 @@ Path("small_film.gif").write_bytes(b"GIF89a")
 
 PAGE = """# A title
 
-*This page is a script: [small.py](small.py). It was run to make the page.*
+*This page is a script: [small.py](small.py), or as a notebook [small.ipynb](small.ipynb). It was run to make the page.*
 
 With [another](slices.md#a-line), [a page](../notation.md#canyons) and
 
@@ -219,3 +220,32 @@ def test_pictures_are_told_in_words() -> None:
     right.set(xlabel="step")
     assert converter().described(figure) == "loss: a: mean loss against step; step"
     assert converter().described(Figure()) == "A picture"
+
+
+# The notebooks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.name)
+def test_a_notebook_has_the_cells_of_its_script(script: Path) -> None:
+    """The same code in the same order, so that what runs as a script runs as a notebook; valid by nbformat's rules."""
+    document = json.loads(converter().notebook(script.read_text()))
+    assert (document["nbformat"], document["nbformat_minor"]) == (4, 5)
+    ids = [cell["id"] for cell in document["cells"]]
+    assert len(set(ids)) == len(ids)
+    code = [cell["source"] for cell in document["cells"] if cell["cell_type"] == "code"]
+    assert all(
+        cell["outputs"] == [] and cell["execution_count"] is None for cell in document["cells"] if "outputs" in cell
+    )
+    lines = [line for line in script.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    assert [line for cell in code for line in cell.splitlines() if line.strip() and not line.startswith("#")] == lines
+
+
+def test_the_cells_of_a_notebook_run_in_order(headless: Path) -> None:
+    document = json.loads(converter().notebook(SMALL))
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for cell in document["cells"]:
+        if cell["cell_type"] == "code":
+            exec(cell["source"], namespace)
+    assert namespace["y"] == 3
+    assert document["cells"][0]["source"].startswith("# A title")
+    assert (headless / "small_film.gif").is_file()

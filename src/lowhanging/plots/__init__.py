@@ -1,7 +1,7 @@
 """Drawings of results; nothing here computes, shows, saves or changes the global style.
 
 Each plot draws one result on one Axes, `ax`, and returns it; None makes a figure. `animation` and `circles_animation`
-return an `Animation`, `interactive` a plotly figure, `panels` and `inside_network` one of matplotlib, and `plane_slices`
+return an `Animation`, `interactive` a plotly figure, `panels` and `inside_network` a matplotlib figure. `plane_slices`
 draws on several Axes.
 """
 
