@@ -303,7 +303,7 @@ def test_progress_bar_shows_on_request_only(method: str, capsys: pytest.CaptureF
     top_eigs(SMALL, 2, method=method, progress=False)
     assert capsys.readouterr().err == ""
     top_eigs(SMALL, 2, method=method, progress=True)
-    assert {"lanczos": "eigenpairs", "dense": "columns"}[method] in capsys.readouterr().err
+    assert {"lanczos": "2 of 2 pairs", "dense": "all columns"}[method] in capsys.readouterr().err
 
 
 # ---- Hessians -----------------------------------------------------------------------------------------------------
