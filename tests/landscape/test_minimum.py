@@ -282,4 +282,4 @@ def test_the_bar_of_a_polish_starts_where_it_goes_on(tmp_path: Path, calls: Call
     with pytest.raises(KeyboardInterrupt):
         lh.polish(bent(), **POLISH, resume=tmp_path / "run.npz")
     lh.polish(bent(), **(POLISH | {"progress": True}), resume=tmp_path / "run.npz")
-    assert capsys.readouterr().err.split("\r")[1].startswith("polish: 8gradient")
+    assert capsys.readouterr().err.split("\r")[1].startswith("polish: 8 gradients")

@@ -881,7 +881,9 @@ def test_kinks_warn_once_and_name_the_layer() -> None:
     assert caught[0].filename == __file__  # the line that made the objective
     assert str(caught[0].message) == (
         "the loss is not smooth: layer '1' (ReLU) calls relu; layer '2' (MaxPool2d) calls max_pool2d_with_indices. "
-        "Its Hessian ignores the kinks; use sigmoid, SiLU or GELU."
+        "That is fine for slices, which only evaluate, and for eigenpairs, steering and Gauss-Newton, which are of the "
+        "curvature between the kinks; not for polish and find_canyons, which need a smooth minimum: for those use "
+        "sigmoid, SiLU or GELU."
     )
     with pytest.warns(NotSmoothWarning, match=r"loss function itself calls huber_loss\..* use a smooth loss_fn\.$"):
         kept(mlp(classes=2), (X, REAL), loss_fn=F.huber_loss)

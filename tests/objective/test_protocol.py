@@ -72,7 +72,9 @@ def test_what_lacks_the_interface_is_told_what() -> None:
     assert "FunctionObjective" in str(error.value)
     with pytest.raises(TypeError, match=r"loss is a Linear, expected an objective.\nWrap it: lh.Objective"):
         check_loss("loss", torch.nn.Linear(1, 1))
-    with pytest.raises(TypeError, match=r"loss is a Tensor, expected an objective.\nWrap it: lh.FunctionObjective"):
+    with pytest.raises(
+        TypeError, match=r"loss is a Tensor, expected an objective.\nMake one: lh.Objective\(model, data\)"
+    ):
         check_loss("loss", E1)
 
 

@@ -274,9 +274,9 @@ def test_kinks_are_named() -> None:
         assert failed(check) == ["smooth"]
         assert f"smooth: the loss is not smooth: {name}" in check.problems[0]
         assert "differences of gradients shrink by no power of the step" in check.problems[0]
-        assert repr(check) == "ModelCheck(Sequential: 1 problem, 7 checks; print it for the report)"
-        assert "  PROBLEM  smooth: " in str(check)
-        assert str(check).startswith("Sequential: not ready to be studied\n")
+        assert repr(check) == "ModelCheck(Sequential: ok but for kinks, 7 checks; print it for the report)"
+        assert "  KINKS    smooth: " in str(check)
+        assert str(check).startswith("Sequential: has kinks: fine for slices, ")
     pooled = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(1, 4))
     assert checked(pooled).ok  # a max of the data is no kink in the weights
 

@@ -238,7 +238,7 @@ def trace_canyon(
             branch.restore(state)
     delay, num = 2.0 if progress is None else 0.0, len(branch.points)
     try:
-        with tqdm(desc="canyon", unit="point", disable=is_silent(progress), delay=delay, initial=num) as bar:
+        with tqdm(desc="canyon", unit=" points", disable=is_silent(progress), delay=delay, initial=num) as bar:
             while not branch.is_done and shell.num_gradients < budget:
                 branch.advance()
                 bar.update(len(branch.points) - bar.n)

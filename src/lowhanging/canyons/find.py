@@ -213,7 +213,7 @@ def find_canyons(
     num_lost: dict[str, int] = {}
     failure, is_complete, delay = None, True, 2.0 if progress is None else 0.0
     total = num_each * len(wanted)
-    with tqdm(total=total, desc="canyons", unit="start", disable=is_silent(progress), delay=delay) as bar:
+    with tqdm(total=total, desc="canyons", unit="start", miniters=0, disable=is_silent(progress), delay=delay) as bar:
         for level in wanted:
             rows = _spread_rows(num_starts, shell.dim, generator)
             starts = [*directions, *((f"random {i}", row) for i, row in enumerate(rows))]
@@ -240,7 +240,8 @@ def find_canyons(
                     f"{rtol:g}{infinite}.\nRaise rtol= or num_starts=, use float64 (model.double()), or look closer in."
                 )
         if full_certificates and failure is None:
-            bar.set_postfix_str("certificates in all of weight space")
+            bar.set_postfix_str("certificates in all of weight space", refresh=False)
+            bar.update(0)
             scale = float(np.abs(shell.curvatures).max()) if len(shell.curvatures) else 1.0
             full = [with_full_certificates(loss, point, scale) for point in points]
             points = [point for point, _ in full]

@@ -131,7 +131,8 @@ def search_dense(
     if max_products is not None:
         check_count("max_products", max_products, minimum=p, remedy='method="dense" takes p products.')
     columns = np.empty((p, p))
-    with tqdm(total=p, desc="columns", delay=0 if progress else 2, disable=is_silent(progress)) as bar:
+    delay, silent = 0 if progress else 2, is_silent(progress)
+    with tqdm(total=p, desc="eigenpairs, all columns", unit=" products", delay=delay, disable=silent) as bar:
         for start in range(0, p, _BLOCK):
             num = min(_BLOCK, p - start)
             units = torch.zeros((num, p), dtype=operator.dtype, device=operator.device)
@@ -490,10 +491,15 @@ def top_hessian_eigs(
         known.remove("options")
         raise TypeError(unknown_keyword("lh.top_hessian_eigs", unknown[0], known))
     if isinstance(model, nn.Module):
-        objective: Loss = Objective(
-            model, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, device=device, cache=cache,
-            micro_batch=micro_batch, distributed=distributed,
-        )  # fmt: skip
+        progress = options.get("progress")
+        with tqdm(
+            desc="eigenpairs, reading the data", bar_format="{desc}", leave=False, delay=0 if progress else 2,
+            disable=is_silent(progress),
+        ):  # fmt: skip
+            objective: Loss = Objective(
+                model, data, loss_fn=loss_fn, batch_loss=batch_loss, mode=mode, device=device, cache=cache,
+                micro_batch=micro_batch, distributed=distributed,
+            )  # fmt: skip
         return top_eigs(hessian(objective, parameters=parameters), k, **options)
     if not hasattr(model, "hvp") or not hasattr(model, "theta0"):
         remedy = "Pass the model first, top_hessian_eigs(model, data). For a matrix or another map use top_eigs(H)."

@@ -281,7 +281,9 @@ def search(
     """
     space = KrylovSpace(operator, seed=seed, memory=memory)
     silent = is_silent(progress)
-    with tqdm(total=k, desc="eigenpairs", delay=0 if progress else 2, miniters=0, disable=silent) as bar:
+    # Nobody knows how many products it takes: a bar without a total.
+    with tqdm(desc="eigenpairs", unit=" products", delay=0 if progress else 2, miniters=0, disable=silent) as bar:
+        bar.set_postfix_str("preparing", refresh=bool(progress))
         run = _Search(operator, space, k, which, max_products, bar, file, num_probes)
         run.begin(known)
         failure = run.until(tol)
@@ -358,12 +360,14 @@ class _Search:
             # hardly falls by more than a factor of ten with a step.
             far = estimates[:k].max() / goal if goal > 0 else 1.0
             stride = 1 + max(space.size // 128, int(math.log10(max(far, 1.0))))
-            self.show(is_open, estimates[:k].max() / (ritz.scale or 1.0))
+            size = f"{estimates[:k].max() / (ritz.scale or 1.0):.0e} of the largest |λ|, wanted {tol:.0e}"
+            self.show(f"{k - int(is_open.sum())} of {k} pairs, worst residual {size}")
             if is_open.any():
                 failure = self.grow(stride, _shared(ritz.coefficients[:, :k][:, is_open]))
                 continue
             places = outward(ritz.values, self.which)[:k]
             if not space.is_full and (self.probed is None or (places - self.probed).max() > goal):
+                self.show(f"{k} of {k} pairs, looking for missed ones")
                 failure = self.probe()
                 self.probed = places if failure is None else None  # one that was cut short has shown nothing
                 continue
@@ -406,8 +410,7 @@ class _Search:
                 self.num_known = 0
                 return None
         space.step_along(num if space.size else 1)
-        self.bar.set_postfix(products=self.spent, refresh=False)
-        self.bar.update(0)
+        self.show(f"0 of {self.k} pairs")
         return None
 
     @property
@@ -432,9 +435,7 @@ class _Search:
             self.space.step(direction)
             self.num_probe_steps += is_probe
             self.checked = direction = None
-            if self.space.size < self.k:  # nothing can be judged yet, but something moves
-                self.bar.set_postfix(products=self.spent, refresh=False)
-            self.bar.update(0)
+            self.show(f"0 of {self.k} pairs" if self.space.size < self.k else None)
         return None
 
     def restart(self) -> bool:
@@ -615,10 +616,11 @@ class _Search:
             failure=failure and self.explain_failure(failure, tol, is_converged, residuals / (ritz.scale or 1.0)),
         )
 
-    def show(self, is_open: NDArray[np.bool_], worst: float) -> None:
-        """Converged pairs and worst residual / scale on the bar."""
-        self.bar.n = self.bar.last_print_n = int((~is_open).sum())  # the latter lets the bar fall, too
-        self.bar.set_postfix(products=self.spent, worst=f"{worst:.1e}", refresh=False)
+    def show(self, words: str | None) -> None:
+        """The products so far on the bar, and what is known of the pairs, None if that is as before."""
+        if words is not None:
+            self.bar.set_postfix_str(words, refresh=False)
+        self.bar.update(self.spent - self.bar.n)
 
     def explain_failure(self, kind: str, tol: float, is_converged: NDArray[np.bool_], relative: Array) -> str:
         """The four parts of "it did not get there"; `relative` (k,) are residuals over scale."""

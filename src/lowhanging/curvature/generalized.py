@@ -136,14 +136,16 @@ def generalized_eigs(
     space = _Space(left, right, shift, excluded, _Preconditioner(known, right, shift), max(_MAX_ROWS, 4 * k))
     generator = private_generator(check_count("seed", seed, minimum=0, remedy="Pass 0."), "generalized")
     delay, least, since, is_at_floor = 2.0 if progress is None else 0.0, math.inf, 0, False
-    with tqdm(desc="generalized eigenpairs", unit="step", disable=is_silent(progress), delay=delay) as bar:
+    with tqdm(desc="generalized eigenpairs", unit=" steps", disable=is_silent(progress), delay=delay) as bar:
+        bar.set_postfix_str("preparing", refresh=bool(progress))
         space.add([space.random(generator) for _ in range(min(k + 1, space.num_dimensions))])
         while True:
             values, weights = space.ritz()
             k_now = min(k, len(values))
             residuals, sizes = space.residuals(values[:k_now], weights[:, :k_now])
             is_open = sizes > tol
-            bar.set_postfix(products=space.num_products, worst=f"{sizes.max():.1e}", refresh=False)
+            found = f"{k_now - int(is_open.sum())} of {k} pairs, worst residual {sizes.max():.0e}, wanted {tol:.0e}"
+            bar.set_postfix_str(f"{found}, {space.num_products} products", refresh=False)
             bar.update()
             is_done = k_now == k and not is_open.any()
             since = 0 if sizes.max() < 0.5 * least else since + 1

@@ -172,7 +172,10 @@ def polish(
     num_known = 0 if record is None else record.num_gradients
     begun, delay = time.perf_counter(), 2.0 if progress is None else 0.0
     try:
-        with tqdm(desc="polish", unit="gradient", initial=num_known, disable=is_silent(progress), delay=delay) as bar:
+        with tqdm(
+            desc="polish", unit=" gradients", initial=num_known, miniters=0, disable=is_silent(progress), delay=delay
+        ) as bar:
+            bar.set_postfix_str("preparing", refresh=bool(progress))
             descent = _Descent(record or anchored, gtol, max_gradients, max_products, max_drift, bar)
             for attempt in range(3):
                 descent.lbfgs()
@@ -328,7 +331,7 @@ class _Descent:
             H: Any = _RecordedHessian(self.loss, hessian(around(self.loss.loss, self.theta)))
         else:
             H = hessian(around(self.loss, self.theta))
-        self.bar.set_postfix_str("smallest eigenvalue")
+        self._say("smallest eigenvalue")
         ends = _smallest(H, 1e-3)
         self.num_products += ends.num_products
         error, wanted = _error(ends), max(accuracy, 1e-5 * abs(ends.other_end))
@@ -355,6 +358,11 @@ class _Descent:
         self.bar.set_postfix_str(f"|gradient| {float(gradient.norm()):.1e}", refresh=False)
         return float(value), gradient
 
+    def _say(self, words: str) -> None:
+        """What is done now, on the bar, as soon as that may be seen."""
+        self.bar.set_postfix_str(words, refresh=False)
+        self.bar.update(0)
+
     def _newton_step(self) -> Tensor:
         """Solve H s = -g by conjugate gradients, (p,) in float64, as far as gtol needs; stops at negative curvature."""
         accuracy = min(0.1, max(1e-3, 0.3 * self.gtol / float(self.gradient.norm())))
@@ -365,7 +373,7 @@ class _Descent:
         while square > accuracy**2 * first and self.num_products < self.max_products:
             product = self.loss.hvp(self.theta, direction.to(self.start)).double()
             self.num_products += 1
-            self.bar.set_postfix_str(f"Newton step, {self.num_products} products")
+            self._say(f"Newton step, {self.num_products} products")
             curvature = float(direction @ product)
             if curvature <= 0:
                 self.is_concave = True

@@ -161,7 +161,7 @@ def gradient_path(
     with torch.inference_mode(False), torch.enable_grad(), np.errstate(over="ignore", invalid="ignore"):
         walk = _Walk(loss, point, gtol)
         hidden, delay = progress is False, 2.0 if progress is None else 0.0
-        with tqdm(desc="gradient path", unit="step", disable=hidden, delay=delay) as bar:
+        with tqdm(desc="gradient path", unit=" steps", disable=hidden, delay=delay) as bar:
             try:
                 failure = walk.flow(time, bar) if step is None else walk.steps(time, step, noise, seed, bar)
             except _NotFiniteError as error:
