@@ -10,6 +10,7 @@ import contextlib
 import doctest
 import importlib
 import importlib.util
+import inspect
 import json
 import re
 import shlex
@@ -228,7 +229,8 @@ def test_every_plot_is_in_the_gallery() -> None:
     from lowhanging import plots
 
     page = (ROOT / "docs" / "gallery.md").read_text()
-    assert [name for name in plots.__all__ if f"lh.plots.{name}(" not in page] == []
+    drawn = [name for name in plots.__all__ if not inspect.isclass(getattr(plots, name))]
+    assert [name for name in drawn if f"lh.plots.{name}(" not in page] == []
 
 
 @pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=page_name)

@@ -7,7 +7,6 @@ as `lh.train` makes one: every tool that takes checkpoints takes it.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,16 @@ from torch import Tensor, nn
 
 from lowhanging.curvature.eigenpairs import Eigenpairs, top_eigs
 from lowhanging.curvature.operators import hessian
-from lowhanging.errors import NotConvergedError, a_type, argument_message, check_choice, check_count, check_real
+from lowhanging.errors import (
+    NotConvergedError,
+    a_type,
+    argument_message,
+    check_choice,
+    check_count,
+    check_real,
+    door,
+    warn,
+)
 from lowhanging.io import Saved
 from lowhanging.objective.checkpoints import Checkpoint, same_values, tracked_buffers
 from lowhanging.objective.parameters import ParameterSpace
@@ -74,6 +82,7 @@ class TrainingRecord(Saved, Tabular):
         )
 
 
+@door
 class Recorder:
     """Keeps weights, losses and, where wanted, top Hessian eigenvalues along a loop of one's own.
 
@@ -95,11 +104,12 @@ class Recorder:
         `tol` there is a warning and NaN, and training goes on.
 
     Example:
-        >>> recorder = lh.Recorder(model, every=50, losses=loss, eigenpairs="loss", k=1)  # doctest: +SKIP
-        >>> for inputs, targets in loader:  # doctest: +SKIP
-        ...     ...  # your step
-        ...     recorder.step(train=value.item())
-        >>> recorder.record().eigenvalues  # doctest: +SKIP
+        >>> model = nn.Linear(2, 2)
+        >>> recorder = Recorder(model, every=2)
+        >>> [recorder.step(train=0.5) for _ in range(4)]  # once after each step of your loop
+        [False, True, False, True]
+        >>> recorder.record().steps.tolist()
+        [0, 2, 4]
     """
 
     def __init__(
@@ -215,7 +225,7 @@ class Recorder:
             pairs = found
             num = int(pairs.is_converged.sum())
             text = f"Recorder: {num} of {self._k} eigenvalues converged at step {self._num_steps}; the others are NaN."
-            warnings.warn(text, stacklevel=4)
+            warn(text)
         self._pairs = pairs
         values = torch.where(pairs.is_converged, pairs.values, math.nan)
         return {"eigenvalues": values, "residuals": pairs.residuals, "num_products": pairs.num_products}
