@@ -132,9 +132,7 @@ def test_bad_input():
         lh.steering_direction(preserve=preserve, ablate=ablate, k=4, preserve_pairs=unfinished)
     with pytest.raises(ValueError, match=r"pairs has the names \['typo'\], expected names of losses: \['kept'\]"):
         lh.steering_report(EYE[1], {"kept": preserve}, pairs={"typo": few})
-    with pytest.raises(
-        TypeError, match=r"losses\['preserve'\] is a Linear, expected an objective.\nWrap it: lh.Objective"
-    ):
+    with pytest.raises(TypeError, match=r"preserve is a Linear, expected an objective.\nWrap it: lh.Objective"):
         lh.steering_direction(preserve=nn.Linear(1, 1), ablate=ablate)
     with pytest.raises(ValueError, match="preserve leaves fewer than 2 independent directions"):
         lh.steering_subspace(preserve=preserve, ablate=preserve, k=2, num_directions=2)
