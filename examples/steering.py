@@ -2,8 +2,8 @@
 # # Steering between two behaviours of my model
 #
 # Your model can do a thing in two ways, and you have data on which only one of them works. Is there a direction in
-# weight space that keeps one behaviour and removes the other? This page finds such directions for a small network of
-# nobody in particular, and then asks the question that the losses alone do not answer: is the behaviour gone, or did
+# weight space that keeps one behaviour and removes the other? This page finds such directions for a small network,
+# and then asks the question that the losses alone do not answer: is the behaviour gone, or did
 # the network merely break?
 #
 # Replace the first three cells by your own: one model, and one data set per behaviour.

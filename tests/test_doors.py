@@ -238,7 +238,7 @@ def test_what_is_no_loss_is_refused_where_one_is_expected(name: str, argument: s
         assert remedy == ('Name them: {"train": loss, "test": other}.' if LOSSES[argument] else "Pass one loss.")
 
 
-# The decorator ----------------------------------------------------------------------------------------------------
+# The decorator --------------------------------------------------------------------------------------------------------
 
 
 @door

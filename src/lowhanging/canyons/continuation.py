@@ -187,7 +187,7 @@ def trace_canyon(
         rtol: as in `find_canyons`.
         max_gradients: number of gradients after which no new step begins; no limit by default.
         resume: npz file that keeps the path so far, written for no more than a tenth of the time: the same call
-            continues from it, to the same bits.
+            continues from it, bit for bit.
         progress: a bar; by default one appears when it takes more than two seconds.
 
     Returns:

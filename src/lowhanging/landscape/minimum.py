@@ -139,7 +139,7 @@ def polish(
         max_products: number of Hessian products after which no Newton step begins.
         max_drift: how far it may go, as a share of |theta0| (any distance if theta0 = 0).
         resume: npz file of every gradient and product so far: the same call, also with another `gtol` or other limits,
-            goes on from it, to the same bits (on the same device, with as many threads). The file of another loss,
+            goes on from it, bit for bit (on the same device, with as many threads). The file of another loss,
             theta0 or anchor is refused; that of a finished call stays.
         progress: a bar; by default one appears when it takes more than two seconds.
 

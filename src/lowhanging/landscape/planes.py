@@ -177,7 +177,7 @@ def plane_slice(
         names: what u and v are called, for axes and `repr`.
         seed: of random directions; without effect on given ones.
         engine: as in `line_slice`.
-        resume: npz file written as points are finished: the same call continues from it, to the same bits.
+        resume: npz file written as points are finished: the same call continues from it, bit for bit.
         progress: a bar; by default one appears when it takes more than two seconds.
 
     Returns:

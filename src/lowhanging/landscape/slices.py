@@ -123,7 +123,7 @@ def line_slice(
         seed: of a random direction; without effect on a given one.
         engine: "point by point" lets each loss run its micro-batches; "vmap" takes several points at once; "auto"
             measures which is quicker. They agree to rounding.
-        resume: npz file written as points are finished: the same call continues from it, to the same bits.
+        resume: npz file written as points are finished: the same call continues from it, bit for bit.
         progress: a bar; by default one appears when it takes more than two seconds.
 
     Returns:

@@ -389,7 +389,7 @@ def phase_diagram(
         seeds: of every cell, all different, not negative.
         together: the experiment takes all seeds of a cell at once, as a list, and returns for each name a sequence of
             numbers in their order; for experiments on `lh.train_stack`.
-        resume: npz file that holds the finished runs: the same call continues from it, to the same bits. After an error
+        resume: npz file that holds the finished runs: the same call continues from it, bit for bit. After an error
             of the experiment too, which is raised as it is with a note that says where. An experiment is told from
             others by its name, and by the arguments of a `functools.partial`, not by its code.
         progress: a bar; by default one appears when it takes more than two seconds.

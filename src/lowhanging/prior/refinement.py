@@ -212,7 +212,7 @@ def refinement(
         optimizer: "adam", "sgd", or a callable `parameters -> Optimizer`.
         loss_fn: as in `lh.train`; None is cross-entropy of integer classes.
         threshold: score from which a cue counts as learned; 1 nat of evidence by default.
-        resume: npz file that holds the finished seeds: the same call continues from it, to the same bits. A task is
+        resume: npz file that holds the finished seeds: the same call continues from it, bit for bit. A task is
             told from others by its name, not by its code.
         progress: a bar; by default one appears when it takes more than two seconds.
 

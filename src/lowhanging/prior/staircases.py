@@ -264,7 +264,7 @@ def staircase_exponent(
         threshold: share of the target's variance.
         log_every: steps between the first logs.
         confidence: of the intervals.
-        resume: npz file that holds the finished dimensions: the same call continues from it, to the same bits.
+        resume: npz file that holds the finished dimensions: the same call continues from it, bit for bit.
         progress: a bar; by default one appears when it takes more than two seconds.
 
     Returns:

@@ -182,7 +182,7 @@ def train_stack(
         snapshots: names of parameters (or patterns such as "embed*") to keep at every row of the history.
         log_every: steps between rows; rows stand at 0, log_every, ..., and at the last step.
         device: where to train; by default where the models are.
-        resume: npz file written at every row: the same call continues from it, to the same bits.
+        resume: npz file written at every row: the same call continues from it, bit for bit.
         progress: a bar; by default one appears when it takes more than two seconds.
 
     Returns:

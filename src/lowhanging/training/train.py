@@ -2,7 +2,7 @@
 
 `train` is the only function that writes to the user's model. A run with `resume=` keeps what the next step depends on
 at the end of an epoch (weights, buffers, the optimizer's state, every random generator, the history), so that the same
-call after an interruption goes on to the same bits.
+call after an interruption goes on bit for bit.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def train(
             included), or after these epochs.
         seed: Of the shuffling and of whatever else is random while training; not of the initial weights.
         device: Where to train; the model goes back afterwards. None: where the model is.
-        resume: npz file that is written after an epoch: the same call continues from it, to the same bits (on the same
+        resume: npz file that is written after an epoch: the same call continues from it, bit for bit (on the same
             device, with as many threads). The model may be as it was before that training, or as that training left
             it; other weights are refused, and so is the file of a call with other arguments. The finished run's file
             stays, and the same call reads the run from it. An optimizer of your own gets its state back, and so does a
