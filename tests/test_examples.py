@@ -273,10 +273,8 @@ def test_the_cells_of_a_notebook_run_in_order(without_settings: Path) -> None:
         run_notebook(converter().notebook(SMALL + "\n# %%\n1 / 0\n"))
 
 
-@pytest.mark.parametrize(
-    "script",
-    [pytest.param(path, marks=[] if path.stem == "distributed" else pytest.mark.slow) for path in EXAMPLES],
-    ids=lambda path: path.name,
-)
+# One of them: what runs as a script runs as a notebook, whose code is the same.
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [path for path in EXAMPLES if path.stem == "curvature"], ids=lambda path: path.name)
 def test_notebook_of_an_example_runs(script: Path, without_settings: Path) -> None:
     run_notebook(converter().notebook(script.read_text()))
