@@ -241,7 +241,7 @@ def test_a_notebook_has_the_cells_of_its_script(script: Path) -> None:
 
 
 def run_notebook(text: str) -> None:
-    """Run a notebook in the working folder: by nbclient in a kernel of its own, without it cell by cell in one namespace."""
+    """Run a notebook in the working folder: by nbclient in a kernel of its own, or cell by cell in one namespace."""
     if importlib.util.find_spec("nbclient") is None:
         namespace: dict[str, object] = {"__name__": "__main__"}
         for cell in json.loads(text)["cells"]:
