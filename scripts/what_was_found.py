@@ -22,16 +22,18 @@ KEYS = ("number", "name", "post", "measured", "null", "rule", "verdict")
 
 
 def section(claims: list[dict[str, Any]], command: str = "") -> str:
-    """The command that repeats the numbers, a table of verdicts, then every claim in lists, its rule folded."""
+    """The command that repeats the numbers, a table of verdicts, then every claim, with what was measured folded."""
     lines = [f"From `{command}`:", ""] if command else []
     lines += ["| | claim | verdict |", "|---|---|---|"]
     lines += [f"| {label(c)} | {cell(c['name'])} | **{cell(c['verdict'])}** |" for c in claims]
     for c in claims:
         lines += ["", f"### {label(c)}. {plain(c['name'])}: {plain(c['verdict'])}", ""]
+        lines += ['<details markdown="1">']
+        lines += ["<summary>What was measured, what it was held against, and the rule</summary>", ""]
         lines += [f"*The write-up:* {plain(c['post'])}", ""]
         for word, text in (("Measured", c["measured"]), ("Held against", c["null"])):
             lines += [f"*{word}:*", "", *bullets(text), ""]
-        lines += ['<details markdown="1">', f"<summary>The rule behind “{plain(c['verdict'])}”</summary>", ""]
+        lines += [f"*The rule behind “{plain(c['verdict'])}”:*", ""]
         lines += [*bullets(c["rule"]), "", "</details>"]
     return "\n".join(lines)
 
