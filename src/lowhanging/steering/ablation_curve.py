@@ -309,7 +309,7 @@ def _reported(loss: Loss, report: Any, conflict: Any) -> dict[str, Loss]:
     for name, other in losses.items():
         common_center({"loss": loss, f"report[{name!r}]": other})
     if conflict is not None:
-        remedy = "Pass lh.ConflictControl(loss, views.conflict.inputs, views.conflict.answers)."
+        remedy = 'Pass lh.ConflictControl(loss, inputs, {"one cue": labels, "other cue": labels}).'
         if not isinstance(conflict, ConflictControl):
             raise TypeError(argument_message("conflict", f"is {a_type(conflict)}", "a ConflictControl", remedy))
         if conflict.num_params != loss.num_params:

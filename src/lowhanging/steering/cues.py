@@ -188,7 +188,7 @@ class ConflictControl:
     def _check_outputs(self, labels: Tensor) -> None:
         """One micro-batch at theta0: does the model take the inputs, and are the labels classes of it?"""
         inputs = next(iter(self._batches))[0]
-        remedy = "Pass one tensor that the loss's model takes, such as views.conflict.inputs."
+        remedy = "Pass one tensor that the loss's model takes."
         try:
             outputs = self._outputs(self.loss.model_at(self.loss.theta0), inputs)
         except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
@@ -218,7 +218,7 @@ def _with_model(loss: Any) -> Loss:
 
 def _checked_inputs(inputs: Any) -> Tensor:
     if not isinstance(inputs, Tensor | np.ndarray):
-        remedy = "Pass one tensor, such as views.conflict.inputs."
+        remedy = "Pass one tensor, an input of each example."
         raise TypeError(argument_message("inputs", f"is {a_type(inputs)}", "a tensor of shape (n, ...)", remedy))
     tensor = inputs if isinstance(inputs, Tensor) else torch.from_numpy(np.array(inputs))
     if not tensor.ndim or len(tensor) < 2:
@@ -230,7 +230,7 @@ def _checked_inputs(inputs: Any) -> Tensor:
 
 def _checked_labels(targets: Any, num: int) -> Tensor:
     """The labels of all cues, (n, cues) int64, if they are different on every example."""
-    remedy = 'Pass {"number": (n,) labels, "pattern": (n,) labels}, such as views.conflict.answers.'
+    remedy = 'Pass {"one cue": (n,) labels, "other cue": (n,) labels}, what each cue says of each input.'
     if not isinstance(targets, Mapping):
         raise TypeError(argument_message("targets", f"is {a_type(targets)}", "a mapping cue -> labels", remedy))
     names = check_names("targets", targets, remedy=remedy)
@@ -321,7 +321,7 @@ def attribute_circuit(
         cf. Geirhos et al. (2019), "ImageNet-trained CNNs are biased towards texture", for images whose cues conflict.
     """
     if not isinstance(control, ConflictControl):
-        remedy = "Make one: lh.ConflictControl(loss, views.conflict.inputs, views.conflict.answers)."
+        remedy = 'Make one: lh.ConflictControl(loss, inputs, {"one cue": labels, "other cue": labels}).'
         raise TypeError(argument_message("control", f"is {a_type(control)}", "a ConflictControl", remedy))
     a, b = _checked_cues(control, cues)
     asymmetry = _asymmetry("losses", losses, a, b)

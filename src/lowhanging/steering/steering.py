@@ -360,7 +360,7 @@ def steering_report(
 
 def _checked_step(conflict: ConflictControl | None, step: float | None, center: Tensor) -> float | None:
     """Where cue shares are compared: None without a control."""
-    remedy = "Pass lh.ConflictControl(loss, views.conflict.inputs, views.conflict.answers)."
+    remedy = 'Pass lh.ConflictControl(loss, inputs, {"one cue": labels, "other cue": labels}).'
     if conflict is None:
         if step is None:
             return None
