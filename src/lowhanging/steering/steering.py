@@ -315,7 +315,7 @@ def steering_report(
         name: _pairs(losses[name], len(given.values), given, f"pairs[{name!r}]", tol, progress)
         for name, given in known.items()
     }
-    quotients, tols = ({name: math.nan for name in losses} for _ in range(2))
+    quotients, tols = (dict.fromkeys(losses, math.nan) for _ in range(2))
     positions = dict.fromkeys(losses, 0)
     eigenvalues, overlaps = ({name: torch.full((k,), math.nan).double() for name in losses} for _ in range(2))
     failures: dict[str, str] = {}
