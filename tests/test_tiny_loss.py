@@ -243,3 +243,42 @@ def test_what_float32_does_not_resolve_at_all_is_told_to_use_float64() -> None:
     ):
         lh.top_hessian_eigs(loss, k=K)
     assert lh.top_hessian_eigs(loss.double(), k=K).is_converged.all()
+
+
+def confident(gap: float) -> lh.FunctionObjective:
+    """Cross-entropy of logits of which the right one leads by about `gap`."""
+    targets = torch.arange(4) % 3
+
+    def function(theta: Tensor) -> Tensor:
+        leads = torch.full((4,), gap, dtype=theta.dtype)
+        logits = torch.zeros(4, 3, dtype=theta.dtype).index_put((torch.arange(4), targets), leads)
+        return F.cross_entropy(logits + torch.tanh(theta).reshape(4, 3) * theta.sum().cos(), targets)
+
+    return lh.FunctionObjective(function, torch.linspace(-0.5, 0.5, 12))
+
+
+def test_products_that_are_mostly_rounding_are_refused_for_what_they_are() -> None:
+    rounded, fine = confident(17.0), confident(3.0)
+    expected = r"^the loss has products that float32 rounds by \d+% of their size at this theta, expected at most 30%\."
+    with pytest.raises(ValueError, match=expected) as error:
+        lh.top_hessian_eigs(rounded, k=3)
+    assert "objective.double()" in str(error.value)
+    assert lh.top_hessian_eigs(rounded.double(), k=3).is_converged.all()
+    u = torch.linspace(-1, 1, 12)
+    with pytest.raises(
+        lh.NotConvergedError, match=r"^losses\['rounded'\]: the loss has products that float32"
+    ) as missed:
+        lh.steering_report(u, {"fine": fine, "rounded": rounded}, k=3)
+    assert math.isnan(missed.value.result.quotients["rounded"])
+    assert missed.value.result.eigenvalues["fine"].isfinite().all()
+    with pytest.raises(ValueError, match=r"^ablate: the loss has products that float32"):
+        lh.steering_direction(preserve=fine, ablate=rounded, k=3)
+
+
+def test_known_pairs_need_no_k() -> None:
+    fine = confident(3.0)
+    pairs = lh.top_hessian_eigs(fine, k=3)
+    report = lh.steering_report(torch.ones(12), fine, pairs={"loss": pairs})  # k is 50, of 12
+    assert len(report.eigenvalues["loss"]) == 3
+    with pytest.raises(ValueError, match="k is 50, expected an integer from 1 to 12"):
+        lh.steering_report(torch.ones(12), fine)

@@ -37,9 +37,7 @@ from lowhanging.io import Saved
 from lowhanging.objective.distributed import is_silent
 from lowhanging.objective.random_state import private_generator
 
-_PATIENCE = (
-    15  # steps of a float32 search in which the worst residual must halve, or it is asked whether it is rounding
-)
+_PATIENCE = 15  # steps of a float32 search in which the worst residual must halve, or is held against rounding
 _SHARE = 10.0  # of the products' errors that a residual may be and still be theirs
 _MAX_ROWS = 160  # of the basis, three vectors of p numbers each, before it is shrunk
 

@@ -321,28 +321,26 @@ def steering_report(
     if conflict is not None:
         check_same_buffers({**losses, "the conflict control": conflict.loss})
     check_choice("on_failure", on_failure, ("raise", "warn"))
-    k = check_count("k", k, maximum=center.numel(), remedy=f"The losses have {center.numel()} eigenpairs.")
+    if set(losses) - set(known):
+        check_count("k", k, maximum=center.numel(), remedy=f"The losses have {center.numel()} eigenpairs.")
     found = {
         name: _pairs(losses[name], len(given.values), given, f"pairs[{name!r}]", tol, progress)
         for name, given in known.items()
     }
-    quotients, positions, tols = (
-        dict.fromkeys(losses, math.nan),
-        dict.fromkeys(losses, 0),
-        dict.fromkeys(losses, math.nan),
-    )
+    quotients, tols = (dict.fromkeys(losses, math.nan) for _ in range(2))
+    positions = dict.fromkeys(losses, 0)
     eigenvalues, overlaps = ({name: torch.full((k,), math.nan).double() for name in losses} for _ in range(2))
     failures: dict[str, str] = {}
     for name, loss in losses.items():
         try:
             quotients[name] = float(u @ (hessian(loss) @ u.to(center)).cpu().double())
-            pairs_here = found.get(name) or top_eigs(hessian(loss), k=k, tol=tol, progress=progress)
+            top = found[name] if name in found else top_eigs(hessian(loss), k=k, tol=tol, progress=progress)
         except (NotConvergedError, ValueError, FloatingPointError) as error:
             failures[name] = str(error)
             continue
-        eigenvalues[name], tols[name] = pairs_here.values.double(), pairs_here.tol
+        eigenvalues[name], tols[name] = top.values.double(), top.tol
         positions[name] = 1 + int((eigenvalues[name] > quotients[name]).sum())
-        overlaps[name] = (pairs_here.vectors.double() @ u).square()
+        overlaps[name] = (top.vectors.double() @ u).square()
     cue_shares = {}
     if conflict is not None and step is not None:
         cue_shares = {"before": conflict(center), "after": conflict(center + step * u.to(center))}
@@ -351,7 +349,7 @@ def steering_report(
     )
     if failures:
         message = "\n".join(f"losses[{name!r}]: {reason}" for name, reason in failures.items())
-        message += f"\nThe report of the other {len(losses) - len(failures)} is in error.result."
+        message += "\nThe other losses are reported: in error.result, or with on_failure='warn'."
         if on_failure == "raise":
             raise NotConvergedError(message, result)
         warn(message, RuntimeWarning)
