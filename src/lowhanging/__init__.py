@@ -2,7 +2,7 @@
 
 The names that most scripts need are here; result classes, data sets in parts and nulls are in the modules:
 `datasets` and `models`, `objective` (losses as functions of the weights), `training`, `curvature` (eigenpairs,
-spectra), `landscape` (minima, directions, slices), `steering`, `canyons`, `circuits`, `planted` (networks whose
+spectra), `landscape` (minima, directions, slices, records of a training), `steering`, `canyons`, `circuits`, `planted` (networks whose
 circuits are known), `prior` (what is found at all), `toys`, `plots` and `testing`.
 """
 
@@ -38,6 +38,7 @@ from lowhanging.datasets import mnist, modular_addition, paired_mnist, parity_ru
 from lowhanging.errors import DamagedFileError, NotConvergedError, NotSmoothWarning
 from lowhanging.io import load
 from lowhanging.landscape import (
+    Recorder,
     difference_direction,
     gram_schmidt,
     line_slice,
@@ -70,6 +71,7 @@ __all__ = [
     "NotConvergedError",
     "NotSmoothWarning",
     "Objective",
+    "Recorder",
     "SigmoidCNN",
     "Subspace",
     "__version__",

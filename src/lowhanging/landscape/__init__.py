@@ -1,6 +1,6 @@
-"""Minima of a loss, directions in weight space, and slices of the loss along them.
+"""Minima of a loss, directions in weight space, slices of the loss along them, and records of a training.
 
-Inside, downwards: directions, minimum, evaluate, slices, planes.
+Inside, downwards: directions, minimum, recorder, evaluate, slices, planes.
 """
 
 from lowhanging.landscape.directions import (
@@ -13,6 +13,7 @@ from lowhanging.landscape.directions import (
 )
 from lowhanging.landscape.minimum import Minimum, polish
 from lowhanging.landscape.planes import Plane, PlaneSlice, PlaneTrajectory, plane_slice, plane_through, plane_trajectory
+from lowhanging.landscape.recorder import Recorder, TrainingRecord
 from lowhanging.landscape.slices import LineSlice, PathSlice, line_slice, path_slice
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "PlaneSlice",
     "PlaneTrajectory",
     "PrincipalDirections",
+    "Recorder",
+    "TrainingRecord",
     "difference_direction",
     "gram_schmidt",
     "line_slice",
