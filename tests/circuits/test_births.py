@@ -14,6 +14,7 @@ import pytest
 import torch
 from scipy import stats
 
+import lowhanging as lh
 from lowhanging import circuits
 from lowhanging.circuits.permutation import shuffles, slots_of
 
@@ -635,3 +636,66 @@ def test_shapes_of_other_things_are_met_with_their_own_remedy():
     found = circuits.circle_score(torch.randn(2, 9, 7, 4, generator=torch.Generator().manual_seed(0)))
     expected = circuits.births(found.score, torch.arange(9))
     assert torch.equal(circuits.births(found, torch.arange(9)).step, expected.step)
+
+
+# births from checkpoints
+
+
+def winding(num_logs=12, p=31, *, rotation=None):
+    """Networks whose embedding is noise, and from log 4 on two circles in its first and third plane, f = 3 and 5."""
+    generator = torch.Generator().manual_seed(0)
+    angles = 2 * math.pi * torch.arange(p)[:, None] / p * torch.tensor([3.0, 5.0])
+    found = []
+    for i in range(num_logs):
+        embedding = 0.05 * torch.randn(p, 6, generator=generator)
+        if i >= 4:
+            embedding[:, 0:2] += torch.stack([angles[:, 0].cos(), angles[:, 0].sin()], 1)
+        if i >= 6:
+            embedding[:, 4:6] += torch.stack([angles[:, 1].cos(), angles[:, 1].sin()], 1)
+        model = torch.nn.Sequential(torch.nn.Embedding(p, 6), torch.nn.Linear(6, p))
+        with torch.no_grad():
+            model[0].weight.copy_(embedding if rotation is None else embedding @ rotation)
+        found.append(model)
+    return found
+
+
+def test_births_of_checkpoints_in_any_form_are_those_of_their_scores(tmp_path):
+    models, steps = winding(), 10 * torch.arange(12)
+    states = [model.state_dict() for model in models]
+    files = []
+    for i, state in enumerate(states):
+        files.append(tmp_path / f"{i}.pt")
+        torch.save({"step": i, "model_state_dict": state}, files[-1])
+    embeddings = torch.stack([model[0].weight.detach() for model in models])
+    expected = circuits.births(circuits.circle_score(embeddings)[None], steps)
+    assert expected.step.tolist() == [[40.0, math.inf, 60.0]] and expected.frequency.tolist() == [[3, -1, 5]]
+    for run in (models, states, files, iter(files), list(embeddings)):
+        found = circuits.births(run, steps, embedding="0.weight")
+        assert torch.equal(found.step, expected.step) and torch.equal(found.frequency, expected.frequency)
+    both = circuits.births([models, files], steps, embedding="0.weight", sustain=3)
+    assert torch.equal(both.step, expected.step.expand(2, 3)) and both.sustain == 3
+    with pytest.raises(ValueError, match="steps is missing, expected the step of each checkpoint"):
+        circuits.births(models, embedding="0.weight")
+    with pytest.raises(ValueError, match="planes is 'frequencies' beside scores"):
+        circuits.births(circuits.circle_score(embeddings)[None], steps, planes="frequencies")
+    with pytest.raises(ValueError, match="runs hold embeddings of shapes"):
+        circuits.births([models, models[:-1]], steps, embedding="0.weight")
+    with pytest.raises(ValueError, match=r"holds no tensor 'embedding', expected one of \['0.weight', '1.weight'\]"):
+        circuits.births(models, steps, embedding="embedding")
+
+
+def test_births_in_planes_of_frequencies_and_from_a_record():
+    rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1))).Q
+    models = winding(rotation=rotation)
+    recorder, own = lh.Recorder(models[0], every=10), models[0]
+    for other in models[1:]:
+        own.load_state_dict(other.state_dict())
+        for _ in range(10):
+            recorder.step()
+    record = recorder.record()
+    found = circuits.births(record, embedding="0.weight", planes="frequencies")
+    assert found.step[0, 2] == 40 and found.step[0, 4] == 60 and int(found.is_formed.sum()) == 2
+    assert torch.equal(found.steps, record.steps.double())
+    both = circuits.births([record, record], embedding="0.weight", planes="frequencies")
+    assert torch.equal(both.step, found.step.expand(2, -1))
+    assert torch.equal(circuits.logged_embeddings(record, "0.weight")[-1], models[-1][0].weight.detach())

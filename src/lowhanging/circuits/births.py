@@ -8,16 +8,18 @@ a time that looks finer than the logs would promise what was not measured.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lowhanging.circuits.fourier import CIRCLE, CircleScores
+from lowhanging.circuits.fourier import CIRCLE, CircleScores, circle_score, logged_embeddings
 from lowhanging.errors import a_type, argument_message, check_count, check_finite, check_real
 from lowhanging.io import Saved
+from lowhanging.landscape.recorder import TrainingRecord
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,7 +74,14 @@ class Births(Saved):
 
 
 def births(
-    scores: Any, steps: Any, *, threshold: float | None = None, sustain: int = 5, frequency: Any | None = None
+    scores: Any,
+    steps: Any = None,
+    *,
+    threshold: float | None = None,
+    sustain: int = 5,
+    frequency: Any | None = None,
+    embedding: str | None = None,
+    planes: Literal["columns", "frequencies"] = "columns",
 ) -> Births:
     r"""Times at which circuits formed, from the logs of many runs.
 
@@ -92,11 +101,16 @@ def births(
 
     Args:
         scores: (seeds, logs, blocks), such as circle scores of logged embeddings; tensor, array or `CircleScores`. A
-            block is a plane of two columns, or a frequency.
-        steps: (logs,) training step of each log, strictly ascending.
+            block is a plane of two columns, or a frequency. With `embedding=`, the checkpoints of one run, in any form
+            that `logged_embeddings` takes (a `TrainingRecord`, modules, state_dicts, files), or a list of several runs.
+        steps: (logs,) training step of each log, strictly ascending; by default those of the records.
         threshold: positive; by default what `CircleScores` call a circle, for other scores 0.75.
         sustain: logs in a row that make a crossing (or a fall) a sustained one; 1 takes the first log.
         frequency: (seeds, logs, blocks) integers, the frequency of each block at each log; `CircleScores` bring theirs.
+        embedding: name of the parameter that embeds the numbers 0 ... p - 1, a row each, such as "embed.weight". Where
+            it has other rows too, pass `circle_score(logged_embeddings(checkpoints, name), order=...)[None]`.
+        planes: of the embedding in checkpoints, as in `circle_score`: "columns" for a `ModularMLP` in blocks,
+            "frequencies" for any other network.
 
     Returns:
         Births: `step`, `death`, `rise_time`, `survived`, `is_left_censored`, `frequency`, each (seeds, blocks).
@@ -105,8 +119,13 @@ def births(
         ValueError, TypeError: wrong shapes, NaN scores, steps that don't ascend, more logs to sustain than there are.
 
     Cost:
-        O(seeds x logs x blocks).
+        O(seeds x logs x blocks); of checkpoints, that of `circle_score`.
     """
+    if embedding is not None:
+        scores, steps = _scores_of_checkpoints(scores, steps, embedding, planes)
+    elif planes != "columns":
+        received, expected = f"is {planes!r} beside scores", "checkpoints, and embedding= the name in them"
+        raise ValueError(argument_message("planes", received, expected, "Pass circle_score(embeddings, planes=...)."))
     circles = scores if isinstance(scores, CircleScores) else None
     scores = scores if circles is None else circles.score
     values = _numbers("scores", scores, 3, "(seeds, logs, blocks)", remedy="Leave out seeds that diverged.")
@@ -148,6 +167,26 @@ def births(
         is_left_censored=torch.from_numpy(is_left_censored), frequency=found, steps=torch.from_numpy(times),
         threshold=threshold, sustain=sustain,
     )  # fmt: skip
+
+
+def _scores_of_checkpoints(runs: Any, steps: Any, name: str, planes: Any) -> tuple[CircleScores, Any]:
+    """Scores (seeds, logs, blocks) of the embedding in the checkpoints of one run or of several, and the steps."""
+    each: list[Any] = list(runs) if isinstance(runs, Iterable) and not isinstance(runs, str | Mapping) else [runs]
+    if not each or not all(isinstance(run, list | tuple | TrainingRecord) for run in each):
+        each = [each]  # one run
+    own = [run.steps for run in each if isinstance(run, TrainingRecord)]
+    if steps is None and len(own) == len(each) and all(torch.equal(own[0], other) for other in own):
+        steps = own[0]
+    if steps is None:
+        received, expected = "is missing", "the step of each checkpoint"
+        remedy = "Pass steps=, or records that were made at the same steps."
+        raise ValueError(argument_message("steps", received, expected, remedy))
+    embeddings = [logged_embeddings(run, name) for run in each]
+    shapes = {tuple(logs.shape) for logs in embeddings}
+    if len(shapes) > 1:
+        received, remedy = f"hold embeddings of shapes {sorted(shapes)}", "Pass as many checkpoints of every run."
+        raise ValueError(argument_message("runs", received, "one shape (logs, p, d)", remedy))
+    return circle_score(torch.stack(embeddings), planes=planes), steps
 
 
 def check_births(found: Any) -> Births:

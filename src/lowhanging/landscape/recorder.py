@@ -9,11 +9,11 @@ because hours of training are worth more than one number.
 from __future__ import annotations
 
 import math
-import numbers
 import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -28,12 +28,11 @@ from lowhanging.errors import (
     check_choice,
     check_count,
     check_real,
-    first_line,
 )
 from lowhanging.io import Saved
 from lowhanging.objective.checkpoints import Checkpoint, checkpoint_of_row, same_values, tracked_buffers
 from lowhanging.objective.parameters import ParameterSpace
-from lowhanging.objective.protocol import Loss, as_losses
+from lowhanging.objective.protocol import Loss, as_losses, check_loss
 from lowhanging.objective.random_state import untouched_random_state
 
 
@@ -103,7 +102,7 @@ class TrainingRecord(Saved):
             i: row of `thetas`; negative ones from the end.
         """
         point = self.checkpoint(i)
-        parts = point.theta.split([math.prod(shape) for shape in self.parameters.values()])
+        parts = torch.split(point.theta, [math.prod(shape) for shape in self.parameters.values()])
         named = zip(self.parameters.items(), parts, strict=True)
         return {name: part.view(shape) for (name, shape), part in named} | point.buffers
 
@@ -140,7 +139,8 @@ class Recorder:
         num_steps: steps so far.
 
     Raises:
-        ValueError, TypeError: an argument is out of range, a loss is of another model, a name is none of the losses'.
+        ValueError, TypeError: an argument is out of range, a loss is of another model, a name is none of the losses';
+            at a record, a parameter that was frozen when the recorder was made no longer is.
 
     Warns:
         RuntimeWarning: a search missed its tolerance, or a later record could not be measured (the loss is infinite,
@@ -260,7 +260,7 @@ class Recorder:
     def _add(self, numbers: Mapping[str, Any]) -> None:
         """One row more; what could not be measured is warned of when the row stands."""
         started, failures = time.perf_counter(), list[str]()
-        losses, accuracies, pairs = {name: math.nan for name in self._losses}, dict[str, float](), None
+        losses, accuracies, pairs = dict.fromkeys(self._losses, math.nan), dict[str, float](), None
         with torch.inference_mode(False), plain_arithmetic(), untouched_random_state():
             self._check_parameters()
             theta = self._space.flatten(self.model).cpu()
@@ -270,7 +270,7 @@ class Recorder:
                     value, accuracy = here.evaluate(here.theta0)
                     losses[name], accuracies = float(value), accuracies | _named(name, accuracy)
                     if name == self.eigenpairs:
-                        pairs = self._eigenpairs(here)
+                        pairs = self._eigenpairs(here, failures)
                 except Exception as error:
                     if not self._rows:
                         error.add_note(f"This is about losses[{name!r}].")
@@ -279,22 +279,21 @@ class Recorder:
             self._rows.append(
                 _Row(
                     self.num_steps, theta if self._keeps_weights else None, self._buffers(), losses, accuracies,
-                    {name: float(value) for name, value in numbers.items()}, pairs,
+                    {name: float(torch.as_tensor(value).detach()) for name, value in numbers.items()}, pairs,
                 )
             )  # fmt: skip
-        if pairs is not None and not bool(pairs.is_converged.all()):
-            num, k = int(pairs.is_converged.sum()), len(pairs)
-            failures.append(f"{num} of {k} eigenvalues converged in {pairs.num_products} products; the others are NaN")
         self._seconds += time.perf_counter() - started
         for failure in failures:
             warnings.warn(f"Recorder at step {self.num_steps}: {failure}", RuntimeWarning, stacklevel=3)
 
-    def _eigenpairs(self, loss: Loss) -> Eigenpairs:
+    def _eigenpairs(self, loss: Loss, failures: list[str]) -> Eigenpairs:
         """The top pairs, as many of them converged as there are; those of the last search to start from."""
         try:
             pairs = top_eigs(hessian(loss), self.k, warm_start=self._known, **self._search)
         except NotConvergedError as error:
             pairs = error.result
+            num = int(pairs.is_converged.sum())
+            failures.append(f"{num} of {self.k} eigenvalues converged, the others are NaN: {error}")
         if bool(torch.isfinite(pairs.vectors).all()):
             self._known = pairs.vectors
         return pairs
@@ -327,7 +326,7 @@ def _checked_losses(losses: Any, space: ParameterSpace) -> dict[str, Loss]:
     """Name -> loss, each of as many parameters as the model has."""
     found = as_losses(losses)
     for name, loss in found.items():
-        as_losses(loss, argument=f"losses[{name!r}]")
+        check_loss(f"losses[{name!r}]", loss)
         if loss.num_params != space.num_params:
             received = f"has {loss.num_params} parameters"
             expected = f"a loss of the model, which has {space.num_params}"
@@ -338,7 +337,7 @@ def _checked_losses(losses: Any, space: ParameterSpace) -> dict[str, Loss]:
 
 def _check_number(name: str, value: Any) -> None:
     is_one = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
-    if not is_one and not isinstance(value, numbers.Real):
+    if not is_one and not isinstance(value, Real):
         shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else a_type(value)
         remedy = "Pass a mean or another summary of it, such as loss=loss.item()."
         raise TypeError(argument_message(name, f"is {shape}", "a number, or a tensor of one", remedy))

@@ -224,9 +224,13 @@ def opened(argument: str, value: Any) -> tuple[str, Any]:
 
 def _is_state(value: Any) -> bool:
     """Whether it is a state_dict: names and tensors, and whatever modules keep as their extra state."""
-    return isinstance(value, Mapping) and bool(value) and all(
-        isinstance(name, str) and (isinstance(entry, Tensor | np.ndarray) or name.endswith("_extra_state"))
-        for name, entry in value.items()
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(
+            isinstance(name, str) and (isinstance(entry, Tensor | np.ndarray) or name.endswith("_extra_state"))
+            for name, entry in value.items()
+        )
     )
 
 
@@ -247,7 +251,9 @@ def _read_file(argument: str, path: Path) -> Any:
         raise
     except Exception as error:  # such a file fails in a dozen ways, as zipfile, pickle and torch please
         received = f"is {str(path)!r}, which is cut short or changed, or holds more than tensors and plain values"
-        remedy = "Save weights with torch.save(model.state_dict(), path). Of a whole module, or of another kind of file "
+        remedy = (
+            "Save weights with torch.save(model.state_dict(), path). Of a whole module, or of another kind of file "
+        )
         remedy += "(safetensors), pass the state_dict that you read from it."
         raise DamagedFileError(argument_message(argument, received, expected, remedy)) from error
 

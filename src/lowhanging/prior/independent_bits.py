@@ -310,8 +310,8 @@ def independent_bits(
     _check_views(views)
     remedy = "Pass a run of lh.train(..., checkpoints=1), or a list of modules, state_dicts, files or checkpoints."
     points = listed_points("checkpoints", checkpoints, remedy=remedy)
-    own = getattr(checkpoints, "steps", getattr(checkpoints, "checkpoint_epochs", range(len(points))))
-    given = own if steps is None else steps
+    counted = getattr(checkpoints, "steps", getattr(checkpoints, "checkpoint_epochs", range(len(points))))
+    given = counted if steps is None else steps
     numbers = torch.as_tensor(list(given), dtype=torch.int64)
     if tuple(numbers.shape) != (len(points),):
         received, expected = f"has shape {tuple(numbers.shape)}", f"({len(points)},), one for each checkpoint"
