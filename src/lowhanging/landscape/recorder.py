@@ -73,7 +73,9 @@ class TrainingRecord(Saved):
         shape = [math.prod(size) for size in self.parameters.values()]
         t = len(self.steps)
         parts = [f"{t} record{'s' * (t != 1)} of {sum(shape):,} parameters, step {self.steps[0]} to {self.steps[-1]}"]
-        parts += [f"{name} {row[0]:.3g} to {row[-1]:.3g}" for name, row in {**self.losses, **self.numbers}.items()]
+        for name, row in {**self.losses, **self.numbers}.items():
+            known = row[~row.isnan()]
+            parts += [f"{name} {known[0]:.3g} to {known[-1]:.3g}"] if len(known) else []
         if self.eigenpairs:
             top = self.eigenvalues[:, 0]
             missed = int((~self.is_converged).any(1).sum())
@@ -155,14 +157,18 @@ class Recorder:
         little. Each loss holds a copy of the model on its device.
 
     Example:
-        >>> recorder = Recorder(model, every=2, losses={"all": objective}, eigenpairs="all", k=2)
+        >>> model, (inputs, targets) = nn.Linear(4, 3), (torch.randn(20, 4), torch.arange(20) % 3)
+        >>> loss_of_all = Objective(model, (inputs, targets))
+        >>> recorder = Recorder(model, every=2, losses={"all": loss_of_all}, eigenpairs="all", k=1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> for _ in range(4):
         ...     loss = nn.functional.cross_entropy(model(inputs), targets)
-        ...     optimizer.zero_grad(); loss.backward(); optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step()
         ...     recorder.step(loss=loss)
         >>> recorder.record().eigenvalues.shape
-        torch.Size([3, 2])
+        torch.Size([3, 1])
     """
 
     def __init__(
