@@ -851,6 +851,8 @@ def test_one_file_is_no_list_and_files_are_no_directions(norms: tuple[nn.Module,
     for one in (path, str(path)):
         with pytest.raises(TypeError, match=r"points is a (\w*Path|str), expected"):
             lh.path_slice({"loss": loss}, one)
+    with pytest.raises(TypeError, match="points is a list with a NoneType in it"):
+        lh.path_slice({"loss": loss}, [path, None])
     with pytest.raises(TypeError, match="directions is a list with a str in it"):
         lh.plane_slice({"loss": loss}, [str(path), "filter"])
     with pytest.raises(TypeError, match="directions is a list with a"):

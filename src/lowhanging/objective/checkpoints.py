@@ -251,9 +251,7 @@ def _read_file(argument: str, path: Path) -> Any:
         raise
     except Exception as error:  # such a file fails in a dozen ways, as zipfile, pickle and torch please
         received = f"is {str(path)!r}, which is cut short or changed, or holds more than tensors and plain values"
-        remedy = (
-            "Save weights with torch.save(model.state_dict(), path). Of a whole module, or of another kind of file "
-        )
+        remedy = "Save weights with torch.save(model.state_dict(), path). Of a whole module, or a file of another kind "
         remedy += "(safetensors), pass the state_dict that you read from it."
         raise DamagedFileError(argument_message(argument, received, expected, remedy)) from error
 
@@ -332,12 +330,12 @@ def listed_points(
     one: Any = str | Path | Mapping | Tensor | np.ndarray | nn.Module
     is_list = isinstance(points, Iterable) and not isinstance(points, one)
     found = list(points) if is_matrix or is_list else []
-    strange = next((point for point in found if not _is_point(point, with_files)), None)
-    if not found or strange is not None:
+    strangers = [point for point in found if not _is_point(point, with_files)]
+    if not found or strangers:
         has_shape = isinstance(points, Tensor | np.ndarray)
         kind = f"a tensor of shape {tuple(points.shape)}" if has_shape else a_type(points)
         received = f"is {kind}" + " of length 0" * (is_list and not found)
-        received += "" if strange is None else f" with {a_type(strange)} in it"
+        received += f" with {a_type(strangers[0])} in it" if strangers else ""
         raise TypeError(argument_message(argument, received, expected, remedy))
     return found
 
