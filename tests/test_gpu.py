@@ -172,3 +172,29 @@ def test_a_transformer_takes_products() -> None:
     ]
     a, b = (lh.top_hessian_eigs(loss, k=3, tol=1e-4).values for loss in losses)
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_a_recorder_watches_a_training_on_the_device() -> None:
+    def trained(watch: bool) -> tuple[Tensor, lh.landscape.TrainingRecord | None]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, 4)).double().cuda()
+        losses = {"here": lh.Objective(model, (X, Y)), "on the CPU": lh.Objective(model, (X, Y), device="cpu")}
+        recorder = lh.Recorder(model, every=2, losses=losses, eigenpairs="here", k=2) if watch else None
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(4):
+            loss = nn.functional.cross_entropy(model(X.cuda()), Y.cuda())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if recorder is not None:
+                recorder.step(loss=loss)
+        record = None if recorder is None else recorder.record()
+        return nn.utils.parameters_to_vector(model.parameters()).detach(), record
+
+    alone, _ = trained(False)
+    watched, record = trained(True)
+    assert torch.equal(alone, watched) and record is not None
+    assert record.thetas.device.type == "cpu" and torch.equal(record.thetas[-1], watched.cpu())
+    assert {values.device.type for values in record.buffers.values()} == {"cpu"}
+    torch.testing.assert_close(record.losses["here"], record.losses["on the CPU"])
+    assert bool(record.is_converged.all())

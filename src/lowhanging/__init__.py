@@ -2,8 +2,8 @@
 
 The names that most scripts need are here; result classes, data sets in parts and nulls are in the modules:
 `datasets` and `models`, `objective` (losses as functions of the weights), `training`, `curvature` (eigenpairs,
-spectra), `landscape` (minima, directions, slices), `steering`, `canyons`, `circuits`, `planted` (networks whose
-circuits are known), `prior` (what is found at all), `toys`, `plots` and `testing`.
+spectra), `landscape` (minima, directions, slices, records of a training), `steering`, `canyons`, `circuits`, `planted`
+(networks whose circuits are known), `prior` (what is found at all), `toys`, `plots` and `testing`.
 """
 
 from lowhanging import (

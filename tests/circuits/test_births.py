@@ -14,6 +14,7 @@ import pytest
 import torch
 from scipy import stats
 
+import lowhanging as lh
 from lowhanging import circuits
 from lowhanging.circuits.permutation import shuffles, slots_of
 
@@ -673,6 +674,8 @@ def test_births_of_checkpoints_in_any_form_are_those_of_their_scores(tmp_path):
         assert torch.equal(found.step, expected.step) and torch.equal(found.frequency, expected.frequency)
     both = circuits.births([models, files], steps, embedding="0.weight", sustain=3)
     assert torch.equal(both.step, expected.step.expand(2, 3)) and both.sustain == 3
+    with pytest.raises(ValueError, match="steps is missing, expected the step of each checkpoint"):
+        circuits.births(models, embedding="0.weight")
     with pytest.raises(ValueError, match="planes is 'frequencies' beside scores"):
         circuits.births(circuits.circle_score(embeddings)[None], steps, planes="frequencies")
     with pytest.raises(ValueError, match="runs hold embeddings of shapes"):
@@ -681,9 +684,18 @@ def test_births_of_checkpoints_in_any_form_are_those_of_their_scores(tmp_path):
         circuits.births(models, steps, embedding="embedding")
 
 
-def test_births_of_checkpoints_in_planes_of_frequencies():
+def test_births_in_planes_of_frequencies_and_from_a_record():
     rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1))).Q
-    found = circuits.births(
-        winding(rotation=rotation), 10 * torch.arange(12), embedding="0.weight", planes="frequencies"
-    )
+    models = winding(rotation=rotation)
+    recorder, own = lh.Recorder(models[0], every=10), models[0]
+    for other in models[1:]:
+        own.load_state_dict(other.state_dict())
+        for _ in range(10):
+            recorder.step()
+    record = recorder.record()
+    found = circuits.births(record, embedding="0.weight", planes="frequencies")
     assert found.step[0, 2] == 40 and found.step[0, 4] == 60 and int(found.is_formed.sum()) == 2
+    assert torch.equal(found.steps, record.steps.double())
+    both = circuits.births([record, record], embedding="0.weight", planes="frequencies")
+    assert torch.equal(both.step, found.step.expand(2, -1))
+    assert torch.equal(circuits.logged_embeddings(record, "0.weight")[-1], models[-1][0].weight.detach())

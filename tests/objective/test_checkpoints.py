@@ -728,3 +728,132 @@ def test_ranks_that_share_the_data_name_what_to_recalibrate_on(norms: tuple[nn.M
     there = loss.at(b, buffers="recalibrate", recalibrate_on=LOADER)
     found = dict(there.model_at(there.theta0).named_buffers())["1.running_mean"]
     torch.testing.assert_close(found, plain_recalibration(b, LOADER)[1].running_mean)
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def written(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+FORMS: dict[str, Any] = {
+    "state_dict": lambda state: state,
+    "model_state_dict": lambda state: {
+        "epoch": 3,
+        "model_state_dict": state,
+        "optimizer": {"param_groups": [], "state": {}},
+    },
+    "state_dict of Lightning": lambda state: {"state_dict": state, "epoch": 3, "callbacks": {}},
+    "model beside another one": lambda state: {
+        "model": state,
+        "ema": {name: 0 * value for name, value in state.items()},
+    },
+    "the only one": lambda state: {"net": state, "step": 7},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_is_the_network_in_it(form: str, norms: tuple[nn.Module, nn.Module], tmp_path: Path) -> None:
+    a, b = norms
+    content = FORMS[form](b.state_dict())
+    path, loss = written(tmp_path / "b.pt", content), lh.Objective(a, DATA)
+    for point in (path, str(path), content):
+        there = loss.at(point)
+        assert float(there(there.theta0)) == pytest.approx(own(b), rel=1e-6) and there.buffers == "own"
+    v = torch.ones(loss.num_params)
+    torch.testing.assert_close(lh.hessian(loss, path) @ v, lh.hessian(lh.Objective(b, DATA)) @ v)
+
+
+def test_every_tool_takes_files(norms: tuple[nn.Module, nn.Module], tmp_path: Path) -> None:
+    a, b = norms
+    middle, loss = trained(copy.deepcopy(a), epochs=1), lh.Objective(normed(), DATA)
+    models = [a, middle, b]
+    files: list[Any] = [written(tmp_path / f"{i}.pt", {"model": model.state_dict()}) for i, model in enumerate(models)]
+    files[1] = str(files[1])
+    curve = [own(model) for model in models]
+    path = lh.path_slice({"all": loss}, files, num=5, buffers="interpolate")
+    knots = [int((path.positions - knot).abs().argmin()) for knot in path.knots]
+    assert path.losses["all"][knots].tolist() == pytest.approx(curve, rel=1e-6)
+    principal = lh.principal_directions(files, model=a)
+    assert torch.equal(principal.directions, lh.principal_directions(models).directions)
+    assert torch.equal(principal.directions, lh.principal_directions([a, *files[1:]]).directions)
+    assert torch.equal(lh.difference_direction(*files[:2], model=loss), lh.difference_direction(*models[:2]))
+    assert torch.equal(lh.plane_through(*files, model=a).directions, lh.plane_through(*models).directions)
+    plane = lh.plane_slice({"all": loss.at(b)}, principal, extent=1.0, num=3)
+    assert lh.plane_trajectory(plane, files, losses={"all": loss}).losses["all"].tolist() == pytest.approx(
+        curve, rel=1e-6
+    )
+    line = lh.line_slice({"all": loss}, torch.ones(loss.num_params), extent=0.1, num=3, center=files[2])
+    assert float(line.losses["all"][1]) == pytest.approx(curve[2], rel=1e-6)
+    with pytest.raises(
+        ValueError, match=r"checkpoints\[0\] \('.*0\.pt'\) is a state_dict, in which weights and buffers"
+    ):
+        lh.principal_directions(files)
+
+
+def test_files_of_vectors_and_saved_checkpoints(norms: tuple[nn.Module, nn.Module], tmp_path: Path) -> None:
+    a, b = norms
+    loss, theta = lh.Objective(a, DATA), lh.Objective(b, DATA).theta0
+    with pytest.raises(ValueError, match=r"theta .*is weights alone"):
+        loss.at(written(tmp_path / "theta.pt", theta))
+    assert torch.equal(loss.at(tmp_path / "theta.pt", buffers="fixed").theta0, theta)
+    there = loss.at(lh.Objective(b, DATA).checkpoint.save(tmp_path / "b.npz"))
+    assert float(there(there.theta0)) == pytest.approx(own(b), rel=1e-6)
+    bowl = lh.FunctionObjective(lambda x: x.square().sum(), theta)
+    assert torch.equal(bowl.at(written(tmp_path / "other.pt", 2 * theta)).theta0, 2 * theta)
+    assert torch.equal(lh.principal_directions([tmp_path / "theta.pt", tmp_path / "other.pt"], k=1).center, 2 * theta)
+
+
+def test_files_of_another_kind_are_refused_by_their_name(norms: tuple[nn.Module, nn.Module], tmp_path: Path) -> None:
+    a, b = norms
+    loss = lh.Objective(a, DATA)
+    good = written(tmp_path / "good.pt", b.state_dict())
+    (tmp_path / "cut.pt").write_bytes(good.read_bytes()[:-100])
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "text.pt").write_text("hello\n")
+    written(tmp_path / "module.pt", b)
+    for name in ("cut", "empty", "text", "module"):
+        path = str(tmp_path / f"{name}.pt")
+        with pytest.raises(lh.DamagedFileError, match=r"points\[1\] is ") as error:
+            lh.path_slice({"loss": loss}, [good, path])
+        for part in (
+            repr(path),
+            "expected a file that torch.save wrote of a state_dict",
+            "\nSave weights with torch.save",
+        ):
+            assert part in str(error.value)
+    for content, message in [
+        (nn.Linear(3, 4).state_dict(), r"theta \('.*x\.pt'\) lacks \['0.weight'"),
+        ({"epoch": 3}, r"theta \('.*x\.pt'\) holds an int under 'epoch', expected a state_dict"),
+        ({"one": b.state_dict(), "two": b.state_dict()}, r"theta \('.*x\.pt'\) holds an? \w+ under 'one'"),
+        ([1, 2], r"theta \('.*x\.pt'\) is a list, expected a tensor of shape"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=message):
+            loss.at(written(tmp_path / "x.pt", content))
+    lh.top_hessian_eigs(loss, k=1).save(tmp_path / "pairs.npz")
+    with pytest.raises(TypeError, match=r"theta \('.*pairs\.npz'\) is an Eigenpairs"):
+        loss.at(tmp_path / "pairs.npz")
+    with pytest.raises(
+        FileNotFoundError, match=r"theta is '.*none\.pt' \(No such file.*\), expected .*\nCheck the name"
+    ):
+        loss.at(tmp_path / "none.pt")
+    with pytest.raises(IsADirectoryError, match="theta is"):
+        loss.at(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"none\.npz"):
+        loss.at(tmp_path / "none.npz")
+
+
+def test_one_file_is_no_list_and_files_are_no_directions(norms: tuple[nn.Module, nn.Module], tmp_path: Path) -> None:
+    loss = lh.Objective(norms[0], DATA)
+    path = written(tmp_path / "a.pt", norms[0].state_dict())
+    for one in (path, str(path)):
+        with pytest.raises(TypeError, match=r"points is a (\w*Path|str), expected"):
+            lh.path_slice({"loss": loss}, one)
+    with pytest.raises(TypeError, match="points is a list with a NoneType in it"):
+        lh.path_slice({"loss": loss}, [path, None])
+    with pytest.raises(TypeError, match="directions is a list with a str in it"):
+        lh.plane_slice({"loss": loss}, [str(path), "filter"])
+    with pytest.raises(TypeError, match="directions is a list with a"):
+        lh.gram_schmidt([path, path])

@@ -19,6 +19,7 @@ from torch import Tensor
 from lowhanging.circuits.fourier import CIRCLE, CircleScores, circle_score, logged_embeddings
 from lowhanging.errors import a_type, argument_message, check_count, check_finite, check_real
 from lowhanging.io import Saved
+from lowhanging.landscape.recorder import TrainingRecord
 from lowhanging.tables import Columns, Tabular
 
 
@@ -83,7 +84,7 @@ class Births(Saved, Tabular):
 
 def births(
     scores: Any,
-    steps: Any,
+    steps: Any = None,
     *,
     threshold: float | None = None,
     sustain: int = 5,
@@ -110,8 +111,8 @@ def births(
     Args:
         scores: (seeds, logs, blocks), such as circle scores of logged embeddings; tensor, array or `CircleScores`. A
             block is a plane of two columns, or a frequency. With `embedding=`, the checkpoints of one run, in any form
-            that `logged_embeddings` takes (modules, state_dicts, files), or a list of several runs.
-        steps: (logs,) training step of each log, strictly ascending.
+            that `logged_embeddings` takes (a `TrainingRecord`, modules, state_dicts, files), or a list of several runs.
+        steps: (logs,) training step of each log, strictly ascending; by default those of the records.
         threshold: positive; by default what `CircleScores` call a circle, for other scores 0.75.
         sustain: logs in a row that make a crossing (or a fall) a sustained one; 1 takes the first log.
         frequency: (seeds, logs, blocks) integers, the frequency of each block at each log; `CircleScores` bring theirs.
@@ -130,7 +131,7 @@ def births(
         O(seeds x logs x blocks); of checkpoints, that of `circle_score`.
     """
     if embedding is not None:
-        scores = _scores_of_checkpoints(scores, embedding, planes)
+        scores, steps = _scores_of_checkpoints(scores, steps, embedding, planes)
     elif planes != "columns":
         received, expected = f"is {planes!r} beside scores", "checkpoints, and embedding= the name in them"
         raise ValueError(argument_message("planes", received, expected, "Pass circle_score(embeddings, planes=...)."))
@@ -177,17 +178,24 @@ def births(
     )  # fmt: skip
 
 
-def _scores_of_checkpoints(runs: Any, name: str, planes: Any) -> CircleScores:
-    """Scores (seeds, logs, blocks) of the embedding in the checkpoints of one run or of several."""
+def _scores_of_checkpoints(runs: Any, steps: Any, name: str, planes: Any) -> tuple[CircleScores, Any]:
+    """Scores (seeds, logs, blocks) of the embedding in the checkpoints of one run or of several, and the steps."""
     each: list[Any] = list(runs) if isinstance(runs, Iterable) and not isinstance(runs, str | Mapping) else [runs]
-    if not each or not all(isinstance(run, list | tuple) for run in each):
+    if not each or not all(isinstance(run, list | tuple | TrainingRecord) for run in each):
         each = [each]  # one run
+    own = [run.steps for run in each if isinstance(run, TrainingRecord)]
+    if steps is None and len(own) == len(each) and all(torch.equal(own[0], other) for other in own):
+        steps = own[0]
+    if steps is None:
+        received, expected = "is missing", "the step of each checkpoint"
+        remedy = "Pass steps=, or records that were made at the same steps."
+        raise ValueError(argument_message("steps", received, expected, remedy))
     embeddings = [logged_embeddings(run, name) for run in each]
     shapes = {tuple(logs.shape) for logs in embeddings}
     if len(shapes) > 1:
         received, remedy = f"hold embeddings of shapes {sorted(shapes)}", "Pass as many checkpoints of every run."
         raise ValueError(argument_message("runs", received, "one shape (logs, p, d)", remedy))
-    return circle_score(torch.stack(embeddings), planes=planes)
+    return circle_score(torch.stack(embeddings), planes=planes), steps
 
 
 def check_births(found: Any) -> Births:

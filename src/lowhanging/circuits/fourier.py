@@ -28,7 +28,8 @@ from lowhanging.errors import (
     warn,
 )
 from lowhanging.io import Saved
-from lowhanging.objective.checkpoints import state_in_file
+from lowhanging.landscape.recorder import TrainingRecord
+from lowhanging.objective.checkpoints import opened
 
 CIRCLE = (
     0.75  # circle score from which on a plane counts as a circle: an ellipse of axis ratio 0.27, or 3 / 4 of its power
@@ -404,13 +405,13 @@ def frequency_planes(embedding: Tensor, frequencies: Iterable[int]) -> Tensor:
     return axes
 
 
-def logged_embeddings(checkpoints: Iterable[Any], name: str = "embedding") -> Tensor:
+def logged_embeddings(checkpoints: Iterable[Any] | TrainingRecord, name: str = "embedding") -> Tensor:
     """The embeddings of a training of one's own, from whatever was kept of it.
 
     Args:
-        checkpoints: one per log, in their order, each an embedding (rows, d), a `state_dict`, a module, or a file that
-            `torch.save` wrote of one of these tensors or state dicts (also a dict that holds one state dict among
-            other things, such as the step).
+        checkpoints: a `TrainingRecord`, or one per log, in their order: each an embedding (rows, d), a `state_dict`, a
+            module, or a file that `torch.save` wrote of one of these tensors or state dicts. A dict may hold the state
+            dict among other things, such as the step.
         name: of the embedding in state dicts and modules, such as "embed.weight".
 
     Returns:
@@ -418,12 +419,15 @@ def logged_embeddings(checkpoints: Iterable[Any], name: str = "embedding") -> Te
 
     Raises:
         ValueError, TypeError: nothing of that name (the message lists the names), shapes that differ, no checkpoint.
+        DamagedFileError: a file that is cut short, changed, or of another kind.
         FileNotFoundError: of a file that isn't there.
 
     Cost:
         reads one file at a time; files are loaded with `weights_only=True`.
     """
     remedy = 'Pass a list of tensors, state dicts, modules or files: logged_embeddings(paths, "embed.weight").'
+    if isinstance(checkpoints, TrainingRecord):
+        checkpoints = map(checkpoints.state_dict, range(checkpoints.num_checkpoints))
     if isinstance(checkpoints, str | Path | Mapping) or not isinstance(checkpoints, Iterable):
         raise TypeError(argument_message("checkpoints", f"is {a_type(checkpoints)}", "several checkpoints", remedy))
     found = [_embedding_in(each, name, i) for i, each in enumerate(checkpoints)]
@@ -436,15 +440,10 @@ def logged_embeddings(checkpoints: Iterable[Any], name: str = "embedding") -> Te
 
 def _embedding_in(checkpoint: Any, name: str, i: int) -> Tensor:
     """One embedding, a copy."""
-    label = f"checkpoints[{i}]"
-    if isinstance(checkpoint, str | Path):
-        label, checkpoint = f"{label} ({checkpoint})", state_in_file(label, checkpoint, (name,))
+    label, checkpoint = opened(f"checkpoints[{i}]", checkpoint)
     if isinstance(checkpoint, nn.Module):
         checkpoint = dict(checkpoint.named_parameters(remove_duplicate=False)) | dict(checkpoint.named_buffers())
     if isinstance(checkpoint, Mapping):
-        nested = [value for value in checkpoint.values() if isinstance(value, Mapping) and name in value]
-        if name not in checkpoint and len(nested) == 1:
-            checkpoint = nested[0]
         if not isinstance(checkpoint.get(name), Tensor):
             matrices = [key for key, value in checkpoint.items() if isinstance(value, Tensor) and value.ndim == 2]
             names = matrices or [key for key, value in checkpoint.items() if isinstance(value, Mapping)]

@@ -418,7 +418,7 @@ def hessian(
 
     Args:
         loss: any objective.
-        theta: (p,) where; or a module, a state_dict, a checkpoint, whose buffers come along, as in `Objective.at`.
+        theta: (p,) where; or a module, a state_dict, a file, a checkpoint, whose buffers come along (`Objective.at`).
         parameters: only the block of these: a glob on their names such as "conv1.*", a list of globs, or a test
             `name -> bool`. The map is then (q, q), and `.embed` takes its vectors to (p,).
         block: how H @ V multiplies columns V (p, b): "loop" one by one, "vmap" at once, "auto" what is quicker; that is
@@ -454,7 +454,7 @@ def gauss_newton(
     Args:
         loss: an `Objective`, or an `AnchoredObjective` of one, which adds epsilon I. A `batch_loss` is cut where it
             calls the model: the outputs are what that call returns (its logits, where it has them).
-        theta: (p,) where; or a module, a state_dict, a checkpoint, whose buffers come along, as in `Objective.at`.
+        theta: (p,) where; or a module, a state_dict, a file, a checkpoint, whose buffers come along (`Objective.at`).
         parameters: only the block of these, as in `hessian`.
         block: how G @ V multiplies columns, as in `hessian`.
 

@@ -1,6 +1,6 @@
-"""Minima of a loss, directions in weight space, and slices of the loss along them.
+"""Minima of a loss, directions in weight space, slices of the loss along them, and records of a training.
 
-Inside, downwards: directions, minimum, evaluate, slices, planes; recorder stands on evaluate.
+Inside, downwards: directions, minimum, recorder, evaluate, slices, planes.
 """
 
 from lowhanging.landscape.directions import (

@@ -146,9 +146,9 @@ def difference_direction(start: Point, end: Point, *, model: Any = None) -> Tens
     To see the loss between the two themselves, use `path_slice(losses, (start, end))`.
 
     Args:
-        start: (p,) theta, or a module, a state_dict, a checkpoint: the weights alone count.
+        start: (p,) theta, or a module, a state_dict, a file of one, a checkpoint: the weights alone count.
         end: as start.
-        model: module or loss that tells weights from buffers, where only state_dicts are given.
+        model: module or loss that tells weights from buffers, where only state_dicts or files are given.
 
     Returns:
         (p,) unit vector on the device and in the dtype of start.
@@ -182,11 +182,11 @@ def principal_directions(
     first two components, and draws a smooth curve with them, half a period of a cosine against a whole one.
 
     Args:
-        checkpoints: a training run, (t, p), or t points: vectors (p,), modules, state_dicts, checkpoints; t >= 2. The
-            weights alone count.
+        checkpoints: a training run or record, (t, p), or t points: vectors (p,), modules, state_dicts, checkpoints, or
+            files as in `Objective.as_checkpoint`; t >= 2. The weights alone count.
         k: how many directions, at most the dimension of what the checkpoints span.
         around: "last" or "mean".
-        model: module or loss that tells weights from buffers, where only state_dicts are given.
+        model: module or loss that tells weights from buffers, where only state_dicts or files are given.
 
     Returns:
         PrincipalDirections: `directions` (k, p) orthonormal, on the device and in the dtype of the checkpoints, signed
@@ -250,7 +250,8 @@ def gram_schmidt(directions: Tensor | Sequence[Tensor]) -> OrthogonalDirections:
         ValueError, TypeError: zero, not finite, or one that lies in the span of those before it (to a sine of 1e-6).
     """
     remedy = "Pass a tensor (k, p) or a list of vectors (p,)."
-    given = _stacked("directions", listed_points("directions", directions, remedy=remedy, expected="vectors (p,)"))
+    listed = listed_points("directions", directions, remedy=remedy, expected="vectors (p,)", with_files=False)
+    given = _stacked("directions", listed)
     exact = given.double()
     lengths = exact.norm(dim=1)
     if bool((lengths == 0).any()):

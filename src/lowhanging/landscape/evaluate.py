@@ -30,6 +30,7 @@ from lowhanging.objective.checkpoints import (
     CalibrationData,
     Checkpoint,
     interpolated,
+    opened,
     refuse_plain,
     same_values,
     with_buffers,
@@ -204,6 +205,7 @@ def buffers_text(word: str) -> str:
 
 
 def _read(argument: str, value: Any, losses: Losses, like: Tensor, remedy: str) -> Checkpoint:
+    argument, value = opened(argument, value)
     reader, checkpoint = _reader(losses), with_buffers(value)
     if reader is not None and (isinstance(value, nn.Module | Mapping | str | Path) or checkpoint is not None):
         found = reader.as_checkpoint(value, argument=argument)

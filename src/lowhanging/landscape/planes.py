@@ -271,11 +271,11 @@ def plane_through(
     distances on the plane are distances in weight space. Pass it on: `plane_slice(losses, plane)`.
 
     Args:
-        theta_a: (p,), or a module, a state_dict, a checkpoint, a minimum: the weights alone count.
+        theta_a: (p,), or a module, a state_dict, a file of one, a checkpoint, a minimum: the weights alone count.
         theta_b: as theta_a.
         theta_c: as theta_a.
         names: of the three points, for pictures.
-        model: module or loss that tells weights from buffers, where only state_dicts are given.
+        model: module or loss that tells weights from buffers, where only state_dicts or files are given.
 
     Returns:
         Plane: `center` (p,), `directions` (2, p) orthonormal, `marks` (the points' coordinates); on the device and in
@@ -334,8 +334,8 @@ def plane_trajectory(
 
     Args:
         plane: what `plane_slice` returned.
-        checkpoints: a training run, or a sequence of checkpoints, modules, state_dicts, which bring their buffers
-            (BatchNorm's statistics) and are evaluated with them; vectors (p,), or a matrix (t, p) such as
+        checkpoints: a training run or record, or a sequence of checkpoints, modules, state_dicts, files, which bring
+            their buffers (BatchNorm's statistics) and are evaluated with them; vectors (p,), or a matrix (t, p) such as
             `run.checkpoints`, which bring none.
         losses: name -> loss, or one loss, to be evaluated at the checkpoints and on the plane.
         buffers: at vectors, where training moves buffers: "fixed", those of the losses, or "recalibrate". There is no
@@ -391,7 +391,8 @@ def _two(directions: Any) -> list[tuple[str, Any]]:
     if isinstance(directions, Subspace):
         directions = directions.basis
     remedy = "Pass (u, v), a tensor (2, p) such as pairs.vectors[:2], a Plane, or the name of a random kind: 'filter'."
-    found = listed_points("directions", directions, remedy=remedy, expected="two directions, each (p,)")
+    expected = "two directions, each (p,)"
+    found = listed_points("directions", directions, remedy=remedy, expected=expected, with_files=False)
     if len(found) != 2:
         raise ValueError(argument_message("directions", f"are {len(found)}", "two directions, each (p,)", remedy))
     return [(f"directions[{i}]", direction) for i, direction in enumerate(found)]

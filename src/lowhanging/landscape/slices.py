@@ -113,8 +113,8 @@ def line_slice(
         extent: (first, last) alpha, or a number a for (-a, a).
         num: steps, evenly spaced, both ends included. Where 0 falls on a step, the value there is the loss's at the
             center, bit for bit.
-        center: another center than theta0: (p,), or a module, a state_dict, a checkpoint, a minimum, whose buffers
-            (BatchNorm's statistics) come along.
+        center: another center than theta0: (p,), or a module, a state_dict, a file, a checkpoint, a minimum, whose
+            buffers (BatchNorm's statistics) come along.
         buffers: those that training moves, along the line. By default they stay what they are at the center; a center
             (p,) from elsewhere brings none, and then the word is asked for: "fixed", those of the losses, or
             "recalibrate", recomputed at each point (values only; it takes a pass over the data at each).
@@ -193,7 +193,7 @@ def path_slice(
 
     Args:
         losses: name -> loss, all of the same length p, or one loss; their theta0 is not used.
-        points: m >= 2 points: a training run with its checkpoints, or modules, state_dicts, checkpoints, minima, which
+        points: m >= 2 points: a training run or record, or modules, state_dicts, files, checkpoints, minima, which
             bring their buffers (BatchNorm's statistics) and are evaluated with them exactly; or vectors (p,), or a
             matrix (m, p) such as `run.checkpoints`, which bring none.
         num: points evaluated, at least m.

@@ -1,16 +1,16 @@
 """Points of weight space with the buffers that training moves, and what those buffers are at another point.
 
 BatchNorm's running statistics belong to a network as much as its weights, but theta does not hold them. A buffer moves
-if a forward pass in training mode writes it. A module, a `state_dict` or a `Checkpoint` brings its buffers; a plain
-vector brings none, and then the caller says which are meant: fixed, recomputed from data, or interpolated.
+if a forward pass in training mode writes it. A module, a `state_dict`, a file of one or a `Checkpoint` brings its
+buffers; a plain vector brings none, and then the caller says which are meant: fixed, recomputed from data, or
+interpolated.
 """
 
 from __future__ import annotations
 
 import contextlib
-import pickle
-import zipfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, IterableDataset
 
-from lowhanging.errors import a_type, argument_message, check_vector, first_line
-from lowhanging.io import Saved, digest
+from lowhanging.errors import DamagedFileError, a_type, argument_message, check_count, check_vector, first_line
+from lowhanging.io import Saved, digest, load
 from lowhanging.objective.batches import Batches, cloned, num_examples
 from lowhanging.objective.parameters import ParameterSpace
 from lowhanging.objective.private_copy import copied
@@ -32,6 +32,7 @@ BufferChoice = Literal["fixed", "recalibrate", "interpolate"]
 Run = Callable[[nn.Module, Any], Any]  # (model, batch): one forward pass
 
 _COUNTER = "num_batches_tracked"  # of torch's normalization layers: decides nothing in eval mode
+_STATES = ("model_state_dict", "state_dict", "model")  # where a dict of a training's state keeps the weights
 
 
 def tracking_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -187,10 +188,72 @@ class Checkpoint(Saved):
         return f"Checkpoint({self.theta.numel():,} parameters{kept})"
 
 
-# Theta alone, or with its buffers; a path is that of a state_dict in a file of torch.save.
-Point = Tensor | nn.Module | Mapping[str, Tensor] | Checkpoint | str | Path
+def checkpoint_of_row(i: int, rows: Tensor, buffers: Mapping[str, Tensor], *, remedy: str) -> Checkpoint:
+    """Row i of thetas (t, p), and of buffers name -> (t, ...): copies; negative ones from the end."""
+    row = check_count("i", i, minimum=-len(rows), maximum=len(rows) - 1, remedy=remedy)
+    return Checkpoint(rows[row].clone(), {name: values[row].clone() for name, values in buffers.items()})
 
-_REMEDY = "Pass a theta of the model, the module itself, its state_dict(), or a Checkpoint such as run.checkpoint(-1)."
+
+Point = Tensor | nn.Module | Mapping[str, Any] | Checkpoint | str | Path  # theta alone, or with its buffers
+
+_REMEDY = (
+    "Pass a theta of the model, the module itself, its state_dict(), a file that torch.save wrote of one, "
+    "or a Checkpoint such as run.checkpoint(-1)."
+)
+
+
+def opened(argument: str, value: Any) -> tuple[str, Any]:
+    """What a file holds, and the argument with the file's name; the state_dict in a dict of a training's state.
+
+    Files are those of `torch.save` (read with `weights_only=True`, to the CPU) and results that save themselves (.npz).
+    In a dict, the weights are under "model_state_dict", "state_dict" or "model", or the only state_dict there is.
+    Anything else is returned as it is.
+
+    Raises:
+        OSError: the file does not exist, or can't be opened.
+        DamagedFileError: it is cut short, or holds more than tensors and plain values.
+    """
+    if isinstance(value, str | Path):
+        argument, value = f"{argument} ({str(value)!r})", _read_file(argument, Path(value))
+    if isinstance(value, Mapping) and not _is_state(value):
+        named = [value[key] for key in _STATES if _is_state(value.get(key))]
+        states = named[:1] or [each for each in value.values() if _is_state(each)]
+        value = states[0] if len(states) == 1 else value
+    return argument, value
+
+
+def _is_state(value: Any) -> bool:
+    """Whether it is a state_dict: names and tensors, and whatever modules keep as their extra state."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(
+            isinstance(name, str) and (isinstance(entry, Tensor | np.ndarray) or name.endswith("_extra_state"))
+            for name, entry in value.items()
+        )
+    )
+
+
+def _read_file(argument: str, path: Path) -> Any:
+    if path.suffix == ".npz":
+        return load(path)
+    expected = "a file that torch.save wrote of a state_dict"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about archives of other kinds: what matters is raised
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        received = f"is {str(path)!r} ({error.strerror or first_line(error)})"
+        failure = type(error)(argument_message(argument, received, expected, "Check the name and the folder."))
+        failure.errno = error.errno
+        raise failure from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # such a file fails in a dozen ways, as zipfile, pickle and torch please
+        received = f"is {str(path)!r}, which is cut short or changed, or holds more than tensors and plain values"
+        remedy = "Save weights with torch.save(model.state_dict(), path). Of a whole module, or a file of another kind "
+        remedy += "(safetensors), pass the state_dict that you read from it."
+        raise DamagedFileError(argument_message(argument, received, expected, remedy)) from error
 
 
 def with_buffers(value: Any) -> Checkpoint | None:
@@ -204,7 +267,7 @@ def read_point(argument: str, value: Any, model: nn.Module, space: ParameterSpac
 
     A frozen parameter must be the model's: it is a constant of the loss.
     """
-    value = state_in_file(argument, value, space.names) if isinstance(value, str | Path) else value
+    argument, value = opened(argument, value)
     checkpoint = with_buffers(value)
     if checkpoint is not None:
         theta, entries = checkpoint.theta, dict(checkpoint.buffers)
@@ -222,7 +285,7 @@ def read_point(argument: str, value: Any, model: nn.Module, space: ParameterSpac
 
 
 def thetas_of(argument: str, values: Iterable[Any], model: Any = None) -> list[Any]:
-    """The vector of each point, where no loss is asked: a state_dict is read by a module's names (one of the points').
+    """The vector of each point, where no loss is asked: a state_dict or a file is read by a module's names (a point's).
 
     What is no point at all is returned as it is, for `check_vector`; `model` is a module or an objective.
     """
@@ -236,9 +299,8 @@ def thetas_of(argument: str, values: Iterable[Any], model: Any = None) -> list[A
     module = next((value for value in listed if isinstance(value, nn.Module)), None) if model is None else model
     space = None if module is None else ParameterSpace(module)
     found = []
-    for name, given in zip(names, listed, strict=False):
-        wanted = () if space is None else space.names
-        value = state_in_file(name, given, wanted) if isinstance(given, str | Path) else given
+    for given, each in zip(names, listed, strict=False):
+        name, value = opened(given, each)
         checkpoint = with_buffers(value)
         if checkpoint is not None:
             found.append(checkpoint.theta)
@@ -254,64 +316,33 @@ def thetas_of(argument: str, values: Iterable[Any], model: Any = None) -> list[A
     return found
 
 
-def listed_points(argument: str, points: Any, *, remedy: str, expected: str = "at least one point") -> list[Any]:
-    """The points of a training run, the rows of a matrix (n, p), or those of any iterable; each still to be read."""
-    if hasattr(points, "checkpoint_buffers"):
-        found = [points.checkpoint(i) for i in range(len(points.checkpoints))]
-        if not found:
-            remedy = "Train with checkpoints=1, or name other points."
-            raise ValueError(argument_message(argument, "is a run without checkpoints", expected, remedy))
-        return found
+def listed_points(
+    argument: str, points: Any, *, remedy: str, expected: str = "at least one point", with_files: bool = True
+) -> list[Any]:
+    """The points of a training, the rows of a matrix (n, p), or those of any iterable; each still to be read."""
+    num = getattr(points, "num_checkpoints", None)  # of a TrainingRun or a TrainingRecord
+    if num is not None:
+        if num:
+            return [points.checkpoint(i) for i in range(num)]
+        remedy = "Train with checkpoints=1, or name other points."
+        raise ValueError(argument_message(argument, "is a run without checkpoints", expected, remedy))
     is_matrix = isinstance(points, Tensor | np.ndarray) and points.ndim == 2
     one: Any = str | Path | Mapping | Tensor | np.ndarray | nn.Module
     is_list = isinstance(points, Iterable) and not isinstance(points, one)
     found = list(points) if is_matrix or is_list else []
-    if not found or not all(_is_point(point) for point in found):
+    strangers = [point for point in found if not _is_point(point, with_files)]
+    if not found or strangers:
         has_shape = isinstance(points, Tensor | np.ndarray)
         kind = f"a tensor of shape {tuple(points.shape)}" if has_shape else a_type(points)
-        strange = next((point for point in found if not _is_point(point)), None)
         received = f"is {kind}" + " of length 0" * (is_list and not found)
-        received += "" if strange is None else f" with {a_type(strange)} in it"
+        received += f" with {a_type(strangers[0])} in it" if strangers else ""
         raise TypeError(argument_message(argument, received, expected, remedy))
     return found
 
 
-def _is_point(value: Any) -> bool:
-    kinds: Any = Tensor | np.ndarray | nn.Module | Mapping | str | Path
-    return isinstance(value, kinds) or with_buffers(value) is not None
-
-
-def state_in_file(argument: str, path: str | Path, wanted: Collection[str] = ()) -> Any:
-    """What a file of `torch.save` holds: a tensor, or a state_dict, which may lie in a dict beside other things.
-
-    Args:
-        argument: for messages.
-        path: as the user wrote it.
-        wanted: names of parameters that the state_dict should have, where they are known.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no file of tensors, or holds no state_dict or several.
-    """
-    label, expected = f"{argument} ({str(path)!r})", "a file that torch.save wrote of a state_dict"
-    remedy = "Save it with torch.save(model.state_dict(), path)."
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(argument_message(label, "does not exist", expected, "Check the name.")) from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, zipfile.BadZipFile) as error:
-        received = f"can't be read ({first_line(error)[:120]})"
-        raise ValueError(argument_message(label, received, expected, remedy)) from error
-    if not isinstance(found, Mapping) or any(name in found for name in wanted):
-        return found
-    inside = [value for value in found.values() if isinstance(value, Mapping) and any(name in value for name in wanted)]
-    tensors = [value for value in found.values() if isinstance(value, Tensor)]
-    if len(inside) == 1:
-        return inside[0]
-    if wanted and not tensors:
-        received = f"holds {len(inside)} state_dicts with such names, under the keys {list(found)[:8]}"
-        raise ValueError(argument_message(label, received, f"one, with parameters such as {list(wanted)[:2]}", remedy))
-    return found
+def _is_point(value: Any, with_files: bool) -> bool:
+    is_file = with_files and isinstance(value, str | Path)
+    return is_file or isinstance(value, Tensor | np.ndarray | nn.Module | Mapping) or with_buffers(value) is not None
 
 
 def _entries(argument: str, value: nn.Module | Mapping[str, Any]) -> dict[str, Tensor]:

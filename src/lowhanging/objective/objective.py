@@ -29,7 +29,7 @@ from lowhanging.errors import (
 )
 from lowhanging.io import digest
 from lowhanging.objective.batches import MAX_BATCHES, Batches
-from lowhanging.objective.checkpoints import Checkpoint, Point, read_point, refuse_plain, with_buffers
+from lowhanging.objective.checkpoints import Checkpoint, Point, opened, read_point, refuse_plain, with_buffers
 from lowhanging.objective.checks import check_derivative, findings
 from lowhanging.objective.cost import machine_memory
 from lowhanging.objective.distributed import SHARDS, Ranks, Shards, check_shards, find_ranks
@@ -161,10 +161,14 @@ class _Loss(ABC):
     def as_checkpoint(self, point: Point, *, argument: str = "point") -> Checkpoint:
         """A module, a state_dict, a checkpoint, a minimum or a vector as theta (p,) and the buffers that it brings.
 
+        Or the path of a file that `torch.save` wrote of a state_dict, alone or in a dict ("model_state_dict",
+        "state_dict", "model"), which is read with `weights_only=True`; or of a saved `Checkpoint`.
+
         Raises:
             ValueError, TypeError: names, shapes or tied weights are not those of this model, or a frozen parameter,
                 which is a constant of the loss, has another value; only some of the buffers that training moves.
         """
+        argument, point = opened(argument, point)
         checkpoint = with_buffers(point)
         return Checkpoint(self._checked(point if checkpoint is None else checkpoint.theta, argument))
 
@@ -376,8 +380,8 @@ class Objective(_Loss):
         belong to the point as much as the weights, so a vector from elsewhere needs a word on which are meant.
 
         Args:
-            theta: a module, its state_dict, a checkpoint, or a minimum, whose buffers come along: to values, products,
-                `model_at`, `double`, `restricted`. Or a vector (p,).
+            theta: a module, its state_dict, a checkpoint, a minimum, or a file of one, whose buffers come along: to
+                values, products, `model_at`, `double`, `restricted`. Or a vector (p,).
             buffers: "fixed" keeps those that the loss has now; "recalibrate" recomputes them at the point, once.
             recalibrate_on: the data for that, in any form that `Objective` takes, or an objective; by default the
                 loss's own batches. The mean over the batches of each batch's statistics, dropout off.

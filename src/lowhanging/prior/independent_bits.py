@@ -291,9 +291,9 @@ def independent_bits(
 
     Args:
         loss: of the model, such as the one it was trained on; it says how the model is evaluated.
-        checkpoints: a `TrainingRun` with checkpoints, rows of theta, or modules, state_dicts, checkpoints.
+        checkpoints: a training run or record, rows of theta, or modules, state_dicts, files, checkpoints.
         views: the examples, by `cue_views`, `paired_digits_views` or by hand; held-out ones.
-        steps: of the checkpoints, for axes; by default the run's epochs, or 0, 1, ...
+        steps: of the checkpoints, for axes; by default the run's epochs, the record's steps, or 0, 1, ...
         progress: a bar; by default one appears when it takes more than two seconds.
 
     Returns:
@@ -315,9 +315,10 @@ def independent_bits(
         remedy = "Make one: lh.Objective(model, data)."
         raise TypeError(argument_message("loss", f"is {a_type(loss)}", "a loss of a model", remedy))
     _check_views(views)
-    remedy = "Pass a run of lh.train(..., checkpoints=1), or a list of modules, state_dicts or checkpoints."
+    remedy = "Pass a run of lh.train(..., checkpoints=1), or a list of modules, state_dicts, files or checkpoints."
     points = listed_points("checkpoints", checkpoints, remedy=remedy)
-    given = getattr(checkpoints, "checkpoint_epochs", range(len(points))) if steps is None else steps
+    counted = getattr(checkpoints, "steps", getattr(checkpoints, "checkpoint_epochs", range(len(points))))
+    given = counted if steps is None else steps
     numbers = torch.as_tensor(list(given), dtype=torch.int64)
     if tuple(numbers.shape) != (len(points),):
         received, expected = f"has shape {tuple(numbers.shape)}", f"({len(points)},), one for each checkpoint"

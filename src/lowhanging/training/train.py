@@ -29,7 +29,7 @@ from lowhanging.errors import (
 )
 from lowhanging.io import ResumeFile, Saved
 from lowhanging.objective.batches import ShuffledBatches, Tally, as_pytree
-from lowhanging.objective.checkpoints import Checkpoint
+from lowhanging.objective.checkpoints import Checkpoint, checkpoint_of_row
 from lowhanging.objective.model_loss import BatchLoss, BatchMean, LossFn
 from lowhanging.objective.parameters import ParameterSpace
 from lowhanging.objective.random_state import (
@@ -82,18 +82,19 @@ class TrainingRun(Saved, Tabular):
         kept = f"; {len(self.checkpoints)} checkpoints" if len(self.checkpoints) else ""
         return f"TrainingRun({int(self.epochs[-1])} epochs in {self.seconds:.1f} s; {final}{kept})"
 
+    @property
+    def num_checkpoints(self) -> int:
+        """Rows of `checkpoints`."""
+        return len(self.checkpoints)
+
     def checkpoint(self, i: int = -1) -> Checkpoint:
         """Row i of the checkpoints with its buffers: a point for `loss.at`, `path_slice`, `principal_directions` ...
 
         Args:
             i: row of `checkpoints`, of the network after `checkpoint_epochs[i]` epochs; negative ones from the end.
         """
-        num = len(self.checkpoints)
-        remedy = "See run.checkpoint_epochs." if num else "Train with checkpoints=1 to keep them."
-        row = check_count("i", i, minimum=-num, maximum=num - 1, remedy=remedy)
-        return Checkpoint(
-            self.checkpoints[row].clone(), {name: rows[row].clone() for name, rows in self.checkpoint_buffers.items()}
-        )
+        remedy = "See run.checkpoint_epochs." if self.num_checkpoints else "Train with checkpoints=1 to keep them."
+        return checkpoint_of_row(i, self.checkpoints, self.checkpoint_buffers, remedy=remedy)
 
 
 @door
