@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lowhanging as lh
+from lowhanging.plots.style import blank_figure
 
 K = 8
 GENERATOR = torch.Generator().manual_seed(1)
@@ -146,7 +147,7 @@ def test_the_report_names_the_loss_that_failed_and_holds_the_others() -> None:
     assert report.position_text("second") == "?"
     assert math.isfinite(report.quotients["second"])  # it takes no eigenpairs
     assert "second: tol is 0.0001" in str(report)
-    lh.plots.overlaps(report)
+    lh.plots.overlaps(report, blank_figure(4, 3, dpi=60).subplots())
     with pytest.warns(RuntimeWarning, match=r"losses\['second'\]: tol") as caught:
         warned = lh.steering_report(u, mixed, k=K, tol=1e-4, on_failure="warn")
     assert [each.filename for each in caught] == [__file__]
