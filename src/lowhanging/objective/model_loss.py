@@ -491,13 +491,24 @@ class ModelLoss:
         for batch in batches:
             with self.context(), torch.no_grad():
                 outputs = attempt(functools.partial(self.outputs, theta, batch), batch)
-            pair = outputs, split_batch(batch)[2]
+            targets = split_batch(batch)[2]
+            pair = self._what_is_cut(outputs, targets), targets
             if not checks.check_terms(pair, self._sum_of_outputs) and not checks.is_single(pair):
                 continue
             if first is None:
                 first = pair
             else:
                 checks.check_together(first, pair, self._sum_of_outputs)
+
+    def _what_is_cut(self, outputs: Any, targets: Any) -> Any:
+        """The logits alone of an output object that holds more (a cache, which can't be cut), if loss_fn takes that."""
+        if isinstance(outputs, Mapping) and len(outputs) > 1 and isinstance(logits_of(outputs), Tensor):
+            with contextlib.suppress(Exception):
+                kind: Any = type(outputs)
+                alone = kind(logits=logits_of(outputs))
+                self._sum_of_outputs(alone, targets)
+                return alone
+        return outputs
 
     def _sum_of_outputs(self, outputs: Any, targets: Any) -> Tensor:
         with self.context():
