@@ -54,13 +54,13 @@ class CueViews:
     alone: Mapping[str, Sequence[Tensor]]
 
 
-def cue_views(data: Any, cues: Mapping[str, Replace], *, num_resamples: int = 8, seed: int = 0) -> CueViews:
+def cue_views(data: Any, cues: Mapping[str, Replace], *, num_resamples: int = 64, seed: int = 0) -> CueViews:
     """Views of examples whose two cues lie in different parts of the inputs.
 
     Args:
         data: (inputs, targets), or a data set with both.
         cues: name -> where the cue is, as in `lh.datasets.resample`: columns, a mask, or a function.
-        num_resamples: other examples whose cue is shown instead.
+        num_resamples: other examples whose cue is shown instead; few make a cue tell too little, and add too much.
         seed: of the permutations.
 
     Raises:
@@ -70,7 +70,7 @@ def cue_views(data: Any, cues: Mapping[str, Replace], *, num_resamples: int = 8,
     names = check_names("cues", cues, remedy=remedy)
     if len(names) != 2:
         raise ValueError(argument_message("cues", f"are {names}", "two cues", remedy))
-    num_resamples = check_count("num_resamples", num_resamples, remedy="Pass a positive number, such as 8.")
+    num_resamples = check_count("num_resamples", num_resamples, remedy="Pass a positive number, such as 64.")
     pair = (data.inputs, data.targets) if hasattr(data, "inputs") and hasattr(data, "targets") else data
     alone = {
         name: [resample(data, cues[other], seed=seed + k).inputs for k in range(num_resamples)]
@@ -79,7 +79,7 @@ def cue_views(data: Any, cues: Mapping[str, Replace], *, num_resamples: int = 8,
     return CueViews(pair[0], pair[1], alone)
 
 
-def paired_digits_views(views: PairedMNIST, *, num_resamples: int = 8, seed: int = 0) -> CueViews:
+def paired_digits_views(views: PairedMNIST, *, num_resamples: int = 64, seed: int = 0) -> CueViews:
     """Views of the test images of paired digits, with the cues "number" and "pattern".
 
     Args:
@@ -89,7 +89,7 @@ def paired_digits_views(views: PairedMNIST, *, num_resamples: int = 8, seed: int
     """
     number, pattern = views.number.test, views.pattern.test
     rng = np.random.default_rng(check_count("seed", seed, minimum=0, remedy="Pass 0."))
-    count = check_count("num_resamples", num_resamples, remedy="Pass a positive number, such as 8.")
+    count = check_count("num_resamples", num_resamples, remedy="Pass a positive number, such as 64.")
     orders = [derangement(len(number), rng) for _ in range(count)]
     alone = {
         "number": [number.inputs + pattern.inputs[order] for order in orders],
